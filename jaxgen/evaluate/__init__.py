@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""How good a model is: likelihoods and sample statistics. Pure."""

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""The words that every room shares: array aliases, the two contracts, and the training state."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key made by jax.random.key
+Params = Any  # a pytree of float32 arrays, as linen's init returns
+Metrics = dict[str, Array]  # flat, scalar, lower-case names with known units
+Example = dict[str, Any]  # one example: {"image": [H, W, C], "label": [], "step": [], ...}
+Batch = Any  # the same with a leading batch axis on every leaf
+
+
+class LossFn(Protocol):
+    """The objective for ONE example and ONE key; the gradient step averages it over the batch."""
+
+    def __call__(self, params: Params, example: Example, key: Key) -> tuple[Array, Metrics]: ...
+
+
+class Step(Protocol):
+    """One pure update, all that the loop, `scan_steps` and `parallelize` know of a model.
+
+    `axis` names the mapped device axis when the step runs inside pmap or shard_map on one shard of
+    the batch, and is None when it sees the global batch.
+    """
+
+    def __call__(
+        self, state: Any, batch: Batch, key: Key, axis: str | None = None
+    ) -> tuple[Any, Metrics]: ...
+
+
+class TrainState(NamedTuple):
+    """Everything that one optimiser changes. It never holds a key: noise is a function of `step`."""
+
+    step: Array  # int32 [], number of updates so far
+    params: Params
+    opt_state: Any
