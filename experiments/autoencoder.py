@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""Trains an autoencoder; draws its reconstructions; measures their error.
+
+python experiments/autoencoder.py                            # handwritten digits, a minute
+python experiments/autoencoder.py --latent-dim 2             # with a map of its latent space
+python experiments/autoencoder.py --noise 0.5                # denoising
+python experiments/autoencoder.py --preset mnist --network conv
+python experiments/autoencoder.py --run-dir runs/autoencoder-digits --action evaluate
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from PIL import Image
+
+from jaxgen import cli, gallery, run
+from jaxgen.evaluate import likelihood
+from jaxgen.io import images
+from jaxgen.nn import autoencoder, functional
+from jaxgen.train import augment, losses, step
+from jaxgen.types import Array, Key, Params
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the autoencoder."""
+
+    action: Literal["train", "sample", "evaluate"] = "train"  # what to do
+    preset: Literal["digits", "mnist", "cifar10"] = "digits"  # defaults for this data set
+    network: Literal["dense", "conv"] = "dense"  # kind of encoder and decoder
+    latent_dim: int = 16  # entries of the latent vector
+    hidden: tuple[int, ...] = (500,)  # dense: units of the encoder's layers; the decoder mirrors it
+    width: int = 32  # conv: features of the first stage; they double with every stage
+    norm: Literal["none", "group", "layer"] = "none"  # conv: normalisation
+    reconstruction: Literal["mse", "bernoulli"] = "mse"  # what is minimised
+    noise: float = 0.0  # standard deviation added to the encoder's input (images span -1 to 1)
+    num_samples: int = 64  # sample: how many images
+    output: str | None = None  # sample: the PNG to write; in the run's folder by default
+    run: Annotated[cli.RunOptions, tyro.conf.arg(name="")] = field(default_factory=cli.RunOptions)
+
+
+PRESETS = {
+    "digits": Config(run=cli.RunOptions(steps=3000, draw_every=300)),
+    "mnist": Config(
+        preset="mnist", latent_dim=32,
+        run=cli.RunOptions(data="mnist", epochs=20, draw_every=1000, checkpoint_every=2000),
+    ),
+    "cifar10": Config(
+        preset="cifar10", network="conv", latent_dim=256, width=64,
+        run=cli.RunOptions(
+            data="cifar10", epochs=50, augment="flip", draw_every=2000, checkpoint_every=2000
+        ),
+    ),
+}  # fmt: skip
+
+
+def networks(config: Config, examples: run.Examples) -> tuple[Any, Any]:
+    """Encoder [H, W, C] -> [D] and decoder [D] -> [H, W, C], as linen modules."""
+    if config.latent_dim < 1:
+        raise ValueError(f"--latent-dim is {config.latent_dim}; use 1 or more")
+    return autoencoder.encoder_and_decoder(
+        config.network,
+        config.latent_dim,
+        examples.image_shape,
+        hidden=config.hidden,
+        width=config.width,
+        norm=config.norm,
+        dtype=cli.network_dtype(config.run),
+    )
+
+
+def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
+    """The autoencoder as the run wants it: first state, one step, pictures."""
+    encoder, decoder = networks(config, examples)
+    encode, decode = functional.apply(encoder), functional.apply(decoder)
+    loss = losses.autoencoder_loss(encode, decode, config.reconstruction, config.noise)
+    options = config.run
+    tx = run.optimizer_of(options, num_steps)
+
+    def init(key: Key) -> Any:
+        encoder_key, decoder_key = jax.random.split(key)
+        params = {
+            "encoder": functional.init(encoder, encoder_key, jnp.zeros(examples.image_shape)),
+            "decoder": functional.init(decoder, decoder_key, jnp.zeros(config.latent_dim)),
+        }
+        return step.init_state(params, tx)
+
+    return run.System(
+        init=init,
+        step=step.gradient_step(
+            augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
+        ),
+        draw=partial(draw, config, encode, decode),
+        images_per_step=options.batch_size,
+        shown=("loss", "mse"),
+        convolutional=config.network == "conv",
+    )
+
+
+def shown_as(config: Config, output: Array) -> Array:
+    """The decoder's output as an image in [-1, 1]."""
+    return 2 * jax.nn.sigmoid(output) - 1 if config.reconstruction == "bernoulli" else output
+
+
+def draw(
+    config: Config, encode: Any, decode: Any, state: Any, examples: run.Examples, key: Key
+) -> dict[str, Image.Image]:
+    """Reconstructions beside their inputs, interpolation, traversal, and a map of two latents."""
+    x = augment.to_unit_range(jnp.asarray(examples.images))
+    seen = x + config.noise * jax.random.normal(key, x.shape)
+    z = jax.jit(encode)(state.params["encoder"], seen)
+
+    def show(z: Array) -> Array:
+        return shown_as(config, jax.jit(decode)(state.params["decoder"], z))
+
+    pictures = {
+        "reconstructions": images.beside(images.to_uint8(seen), images.to_uint8(show(z))),
+        "interpolation": gallery.interpolation(show, z[:8], z[8:16], straight=True),
+        "traversal": gallery.traversal(show, z[0], jnp.std(z, axis=0)),
+    }
+    if config.latent_dim == 2:
+        pictures["manifold"] = gallery.manifold(show, jnp.mean(z, axis=0), jnp.std(z, axis=0))
+    return pictures
+
+
+def sample(config: Config) -> None:
+    """Decodes draws from a Gaussian fitted to the test set's codes: an autoencoder has no prior."""
+    state, done, examples = run.restore(config, build)
+    encoder, decoder = networks(config, examples)
+    params = run.model(state, config.run).params
+    test = run.load_split(config.run, "test")
+    encode = jax.jit(functional.apply(encoder))
+    codes = np.concatenate([
+        np.asarray(encode(params["encoder"], augment.to_unit_range(jnp.asarray(part))))
+        for part in np.array_split(test.images, max(1, len(test.images) // 1000))
+    ])  # fmt: skip
+    z = fitted_gaussian(run.sample_key(config.run), codes, config.num_samples)
+    output = shown_as(config, jax.jit(functional.apply(decoder))(params["decoder"], z))
+
+    path = Path(config.output or Path(config.run.run_dir) / "samples-drawn.png")
+    images.save(path, images.grid(images.to_uint8(output)))
+    print(f"{config.num_samples} samples of a Gaussian over the codes, step {done}: {path}")
+
+
+def fitted_gaussian(key: Key, codes: np.ndarray, count: int) -> Array:
+    """Draws [count, D] from the normal distribution with the codes' mean and covariance."""
+    covariance = np.cov(codes, rowvar=False).reshape(codes.shape[1], codes.shape[1])
+    root = np.linalg.cholesky(covariance + 1e-6 * np.eye(codes.shape[1]))
+    eps = gallery.normal(key, count, codes.shape[1])
+    return jnp.asarray(codes.mean(axis=0)) + eps @ jnp.asarray(root.T, jnp.float32)
+
+
+def evaluate(config: Config) -> None:
+    """Prints the error of clean reconstructions on the test set, with its standard error."""
+    state, done, examples = run.restore(config, build)
+    encoder, decoder = networks(config, examples)
+    loss = losses.autoencoder_loss(
+        functional.apply(encoder), functional.apply(decoder), config.reconstruction
+    )
+    test = run.load_split(config.run, "test")
+    for i in range(config.run.num_models):
+        params: Params = run.model(state, config.run, i).params
+        terms = likelihood.mean_terms(
+            augment.on_uint8(loss), params, test._asdict(), run.sample_key(config.run)
+        )
+        mse, error = terms["mse"]
+        # pixels span 2 in [-1, 1]: a quarter of the error on the scale of [0, 1]
+        print(
+            f"model {i}, step {done}, {len(test.images)} test images: mse {mse:.5f} +- {error:.5f} "
+            f"on [-1, 1], {mse / 4:.5f} on [0, 1], PSNR {-10 * np.log10(mse / 4):.2f} dB"
+        )
+
+
+def main() -> None:
+    config = cli.parse("autoencoder", PRESETS, __doc__)
+    cli.set_up(config.run)
+    match config.action:
+        case "train":
+            run.train("autoencoder", config, build)
+        case "sample":
+            sample(config)
+        case "evaluate":
+            evaluate(config)
+
+
+if __name__ == "__main__":
+    cli.main(main)

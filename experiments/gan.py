@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: MIT
+"""Trains a generative adversarial network; draws samples; has a classifier judge them.
+
+python experiments/gan.py                                    # handwritten digits, a minute
+python experiments/gan.py --objective minimax                # Goodfellow 2014, eq. 1
+python experiments/gan.py --objective wasserstein --gradient-penalty 10 --discriminator-steps 5
+python experiments/gan.py --preset mnist --conditional
+python experiments/gan.py --run-dir runs/gan-digits --action evaluate
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from PIL import Image
+
+from jaxgen import cli, gallery, judge, run
+from jaxgen.evaluate import classes
+from jaxgen.io import images
+from jaxgen.nn import functional, gan
+from jaxgen.train import adversarial, augment, step
+from jaxgen.types import Array, Key, Params
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the GAN."""
+
+    action: Literal["train", "sample", "evaluate"] = "train"  # what to do
+    preset: Literal["digits", "mnist", "cifar10"] = "digits"  # defaults for this data set
+    network: Literal["dense", "conv"] = "dense"  # kind of generator and discriminator
+    latent_dim: int = 64  # entries of z
+    hidden: tuple[int, ...] = (512, 512)  # dense: units of the generator's layers
+    width: int = 64  # conv: features at the image's own size
+    norm: Literal["none", "group", "layer", "batch"] = "group"  # conv: in the generator
+    spectral: bool = False  # spectral normalisation of the discriminator
+    conditional: bool = False  # condition both players on the class label
+    objective: Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"] = (
+        "non_saturating"  # the game
+    )
+    discriminator_steps: int = 1  # per generator step, each on a batch of its own
+    gradient_penalty: float = 0.0  # weight of (|grad D| - 1)^2 between real and fake (usually 10)
+    r1: float = 0.0  # weight of |grad D|^2 / 2 at real images
+    r2: float = 0.0  # weight of |grad D|^2 / 2 at generated images
+    diff_augment: bool = False  # differentiable augmentation of all that the discriminator sees
+    discriminator_rate: float | None = None  # its learning rate; the generator's by default
+    b1: float = 0.5  # Adam's momentum
+    ema_decay: float = 0.999  # of the generator's moving average, which samples are drawn with
+    num_samples: int = 64  # sample: how many images
+    output: str | None = None  # sample: the PNG to write; in the run's folder by default
+    run: Annotated[cli.RunOptions, tyro.conf.arg(name="")] = field(default_factory=cli.RunOptions)
+
+
+PRESETS = {
+    "digits": Config(
+        r1=1.0, run=cli.RunOptions(steps=6000, learning_rate=3e-4, batch_size=64, draw_every=600)
+    ),
+    "mnist": Config(
+        preset="mnist", network="conv", width=32, r1=1.0,
+        run=cli.RunOptions(
+            data="mnist", epochs=10, batch_size=64, learning_rate=2e-4, draw_every=1000,
+            checkpoint_every=2000,
+        ),
+    ),
+    "cifar10": Config(
+        preset="cifar10", network="conv", latent_dim=128, objective="hinge", spectral=True,
+        discriminator_steps=5, b1=0.0,
+        run=cli.RunOptions(
+            data="cifar10", steps=100_000, batch_size=64, learning_rate=2e-4, augment="flip",
+            schedule="linear", draw_every=2000, checkpoint_every=5000,
+        ),
+    ),
+}  # fmt: skip
+
+
+def players(config: Config, examples: run.Examples) -> tuple[Any, Any]:
+    """Generator [D] -> [H, W, C] and discriminator [H, W, C] -> logit, as linen modules."""
+    if config.latent_dim < 1:
+        raise ValueError(f"--latent-dim is {config.latent_dim}; use 1 or more")
+    common = {
+        "num_classes": run.num_classes(examples, config.conditional),
+        "dtype": cli.network_dtype(config.run),
+    }
+    if config.network == "dense":
+        return (
+            gan.DenseGenerator(examples.image_shape, config.hidden, **common),
+            gan.DenseDiscriminator(spectral=config.spectral, **common),
+        )
+    return (
+        gan.ConvGenerator(examples.image_shape, config.width, config.norm, **common),
+        gan.ConvDiscriminator(config.width, spectral=config.spectral, **common),
+    )
+
+
+def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
+    """The GAN as the run wants it: first state, one step of both players, pictures."""
+    generator, discriminator = players(config, examples)
+    generate, judge_image = functional.apply(generator), functional.apply(discriminator)
+    options = config.run
+    game = adversarial.objective(config.objective)
+    penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
+    seen = augment.differentiable if config.diff_augment else adversarial.identity
+    d_loss = augment.on_uint8(
+        adversarial.discriminator_loss(
+            generate, judge_image, game, config.latent_dim, penalties, seen
+        ),
+        augment.by_name(options.augment),
+    )
+    g_loss = adversarial.generator_loss(generate, judge_image, game, config.latent_dim, seen)
+    g_tx = run.optimizer_of(options, num_steps, config.b1)
+    d_options = options
+    if config.discriminator_rate is not None:
+        d_options = replace(options, learning_rate=config.discriminator_rate)
+    d_tx = run.optimizer_of(d_options, num_steps * config.discriminator_steps, config.b1)
+
+    def init(key: Key) -> step.GanState:
+        g_key, d_key = jax.random.split(key)
+        label = jnp.int32(0)
+        g = functional.init(generator, g_key, jnp.zeros(config.latent_dim), label)
+        d = functional.init(discriminator, d_key, jnp.zeros(examples.image_shape), label)
+        average = jax.tree.map(jnp.array, g)
+        return step.GanState(step.init_state(g, g_tx), step.init_state(d, d_tx), average)
+
+    return run.System(
+        init=init,
+        step=step.gan_step(
+            d_loss, g_loss, d_tx, g_tx, config.discriminator_steps, config.ema_decay,
+            options.accumulate,
+        ),
+        draw=partial(draw, config, generator),
+        images_per_step=options.batch_size * config.discriminator_steps,
+        shown=("d_loss", "g_loss", "d_real", "d_fake"),
+        convolutional=config.network == "conv",
+    )  # fmt: skip
+
+
+def sampler(config: Config, generator: Any, params: Params, key: Key) -> Any:
+    """(z [N, D], labels [N]) -> images [N, H, W, C].
+
+    Batch normalisation gets statistics of 1,000 draws first, so that every image is then a
+    function of its own z alone.
+    """
+    variables = {"params": params}
+    if config.norm == "batch" and config.network == "conv":
+        z = gallery.normal(key, 1000, config.latent_dim)
+        labels = jnp.arange(1000) % max(generator.num_classes, 1)
+        _, standing = generator.apply(variables, z, labels, mutable="batch_stats")
+        variables = variables | standing
+    return partial(jax.jit(generator.apply), variables)
+
+
+def draw(
+    config: Config, generator: Any, state: Any, examples: run.Examples, key: Key
+) -> dict[str, Image.Image]:
+    """Samples of the moving average for fixed z, rows of classes if conditional; interpolation."""
+    z_key, ends_key, standing_key = jax.random.split(key, 3)
+    make = sampler(config, generator, state.ema, standing_key)
+    columns = len(examples.class_names) if config.conditional else 10
+
+    def show(z: Array) -> Array:
+        return make(z, jnp.arange(len(z), dtype=jnp.int32) % columns)
+
+    def show_first_class(z: Array) -> Array:
+        return make(z, jnp.zeros(len(z), jnp.int32))
+
+    ends = gallery.normal(ends_key, 16, config.latent_dim)
+    return {
+        "samples": gallery.samples(show, gallery.normal(z_key, 100, config.latent_dim), columns),
+        "interpolation": gallery.interpolation(show_first_class, ends[:8], ends[8:]),
+    }
+
+
+def draws(config: Config, count: int, model: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
+    """Samples uint8 [count, H, W, C] of a finished run, their labels [count], and its step."""
+    state, done, examples = run.restore(config, build)
+    generator, _ = players(config, examples)
+    z_key, standing_key = jax.random.split(run.sample_key(config.run))
+    make = sampler(config, generator, run.model(state, config.run, model).ema, standing_key)
+    z = gallery.normal(z_key, count, config.latent_dim)
+    labels = np.arange(count, dtype=np.int32) % max(len(examples.class_names), 1)
+    parts = [make(z[i : i + 500], labels[i : i + 500]) for i in range(0, count, 500)]
+    return images.to_uint8(np.concatenate(parts)), labels, done
+
+
+def sample(config: Config) -> None:
+    """Draws from the moving average and writes one grid."""
+    drawn, _, done = draws(config, config.num_samples)
+    path = Path(config.output or Path(config.run.run_dir) / "samples-drawn.png")
+    images.save(path, images.grid(drawn))
+    print(f"{config.num_samples} samples after step {done}: {path}")
+
+
+def evaluate(config: Config) -> None:
+    """Trains a classifier on the real images and prints what it says of 10,000 samples."""
+    classify, accuracy, names = judge.train(config.run)
+    print(f"classifier: {accuracy:.4f} of the real test images right")
+    for i in range(config.run.num_models):
+        drawn, labels, done = draws(config, 10_000, i)
+        probabilities = classify(drawn)
+        found = classes.report(probabilities)
+        print(f"model {i}, step {done}, 10000 samples:")
+        print(f"  confidence       {found.confidence:.4f}")
+        print(f"  class entropy    {found.entropy_nats:.4f} of {np.log(len(names)):.4f} nats")
+        shares = "  ".join(f"{n} {h:.3f}" for n, h in zip(names, found.histogram, strict=True))
+        print(f"  class shares     {shares}")
+        missing = ", ".join(names[c] for c in found.missing) or "none"
+        print(f"  missing classes  {missing}")
+        if config.conditional:
+            print(f"  as asked         {classes.agreement(probabilities, labels):.4f}")
+
+
+def main() -> None:
+    config = cli.parse("gan", PRESETS, __doc__)
+    cli.set_up(config.run)
+    match config.action:
+        case "train":
+            run.train("gan", config, build)
+        case "sample":
+            sample(config)
+        case "evaluate":
+            evaluate(config)
+
+
+if __name__ == "__main__":
+    cli.main(main)

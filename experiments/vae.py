@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""Trains a variational autoencoder; draws samples from it; measures its likelihood.
+
+python experiments/vae.py                                    # handwritten digits, a minute
+python experiments/vae.py --preset mnist --network conv      # MNIST through TFDS
+python experiments/vae.py --data path/to/images --image-size 32
+python experiments/vae.py --run-dir runs/vae-digits --resume --steps 8000
+python experiments/vae.py --run-dir runs/vae-digits --action evaluate
+python experiments/vae.py --run-dir runs/vae-digits --action sample --num-samples 100
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from PIL import Image
+
+from jaxgen import cli, gallery, run
+from jaxgen.evaluate import likelihood
+from jaxgen.io import images
+from jaxgen.nn import autoencoder, functional
+from jaxgen.train import augment, losses, step
+from jaxgen.types import Array, Key, Params
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the VAE."""
+
+    action: Literal["train", "sample", "evaluate"] = "train"  # what to do
+    preset: Literal["digits", "mnist", "cifar10"] = "digits"  # defaults for this data set
+    network: Literal["dense", "conv"] = "dense"  # kind of encoder and decoder
+    latent_dim: int = 20  # entries of z
+    hidden: tuple[int, ...] = (500,)  # dense: units of the encoder's layers; the decoder mirrors it
+    width: int = 32  # conv: features of the first stage; they double with every stage
+    norm: Literal["none", "group", "layer"] = "none"  # conv: normalisation
+    conditional: bool = False  # condition both networks on the class label
+    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"  # p(x | z)
+    binarize: bool = True  # bernoulli: draw every pixel as 0 or 1 anew each time it is seen
+    beta: float = 1.0  # weight of the KL term at the end of its warm-up
+    kl_warmup_steps: int = 0  # steps over which that weight rises from 0
+    nll_samples: int = 0  # evaluate: importance samples per image for log p(x); 0 leaves it out
+    num_samples: int = 64  # sample: how many images
+    output: str | None = None  # sample: the PNG to write; in the run's folder by default
+    run: Annotated[cli.RunOptions, tyro.conf.arg(name="")] = field(default_factory=cli.RunOptions)
+
+
+PRESETS = {
+    "digits": Config(run=cli.RunOptions(steps=3000, draw_every=300)),
+    "mnist": Config(
+        preset="mnist",
+        run=cli.RunOptions(data="mnist", epochs=20, draw_every=1000, checkpoint_every=2000),
+    ),
+    "cifar10": Config(
+        preset="cifar10", network="conv", latent_dim=128, width=64, likelihood="logistic",
+        binarize=False, kl_warmup_steps=2000,
+        run=cli.RunOptions(
+            data="cifar10", epochs=50, augment="flip", clip_norm=100.0, draw_every=2000,
+            checkpoint_every=2000,
+        ),
+    ),
+}  # fmt: skip
+
+
+def networks(config: Config, examples: run.Examples) -> tuple[Any, Any]:
+    """Encoder [H, W, C] -> [2 D] and decoder [D] -> [H, W, C], as linen modules."""
+    if config.latent_dim < 1:
+        raise ValueError(f"--latent-dim is {config.latent_dim}; use 1 or more")
+    return autoencoder.encoder_and_decoder(
+        config.network,
+        2 * config.latent_dim,
+        examples.image_shape,
+        hidden=config.hidden,
+        width=config.width,
+        norm=config.norm,
+        num_classes=run.num_classes(examples, config.conditional),
+        dtype=cli.network_dtype(config.run),
+    )
+
+
+def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
+    """The VAE as the run wants it: first state, one step, pictures."""
+    encoder, decoder = networks(config, examples)
+    encode, decode = functional.apply(encoder), functional.apply(decoder)
+    if config.beta < 0:
+        raise ValueError(f"--beta is {config.beta}; use 0 or more")
+
+    loss = losses.vae_loss(
+        encode,
+        decode,
+        losses.likelihood(config.likelihood),
+        losses.linear_warmup(config.kl_warmup_steps, config.beta),
+        binary(config),
+    )
+    options = config.run
+    tx = run.optimizer_of(options, num_steps)
+
+    def init(key: Key) -> Any:
+        encoder_key, decoder_key = jax.random.split(key)
+        label = jnp.int32(0)
+        params = {
+            "encoder": functional.init(
+                encoder, encoder_key, jnp.zeros(examples.image_shape), label
+            ),
+            "decoder": functional.init(decoder, decoder_key, jnp.zeros(config.latent_dim), label),
+        }
+        if config.likelihood != "bernoulli":
+            params["log_scale"] = jnp.full((examples.image_shape[-1],), -1.0)
+        return step.init_state(params, tx)
+
+    return run.System(
+        init=init,
+        step=step.gradient_step(
+            augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
+        ),
+        draw=partial(draw, config, encode, decode),
+        images_per_step=options.batch_size,
+        shown=("neg_elbo_nats", "recon_nats", "kl_nats"),
+        convolutional=config.network == "conv",
+    )
+
+
+def binary(config: Config) -> bool:
+    return config.likelihood == "bernoulli" and config.binarize
+
+
+def shown_as(config: Config, output: Array) -> Array:
+    """The decoder's output as an image in [-1, 1]: the mean of p(x | z)."""
+    return 2 * jax.nn.sigmoid(output) - 1 if config.likelihood == "bernoulli" else output
+
+
+def draw(
+    config: Config, encode: Any, decode: Any, state: Any, examples: run.Examples, key: Key
+) -> dict[str, Image.Image]:
+    """Reconstructions, samples, interpolation, traversal and, for two latents, the manifold."""
+    sample_key, binarize_key = jax.random.split(key)
+    x, label = augment.to_unit_range(jnp.asarray(examples.images)), jnp.asarray(examples.labels)
+    if binary(config):
+        x = losses.binarize(binarize_key, x)
+    mean = jnp.split(jax.jit(encode)(state.params["encoder"], x, label), 2, axis=-1)[0]
+
+    def show(labels: Array, z: Array) -> Array:
+        labels = jnp.resize(labels, z.shape[:1])
+        return shown_as(config, jax.jit(decode)(state.params["decoder"], z, labels))
+
+    zeros = jnp.zeros(1, jnp.int32)
+    classes = jnp.arange(len(examples.class_names)) if config.conditional else zeros
+    pictures = {
+        "reconstructions": images.beside(images.to_uint8(x), images.to_uint8(show(label, mean))),
+        "samples": gallery.samples(
+            partial(show, classes),
+            gallery.normal(sample_key, 100, config.latent_dim),
+            len(classes) if config.conditional else 10,
+        ),
+        "interpolation": gallery.interpolation(partial(show, zeros), mean[:8], mean[8:16]),
+        "traversal": gallery.traversal(partial(show, zeros), mean[0], jnp.std(mean, axis=0)),
+    }
+    if config.latent_dim == 2:
+        pictures["manifold"] = gallery.manifold(partial(show, zeros), jnp.zeros(2), jnp.ones(2))
+    return pictures
+
+
+def sample(config: Config) -> None:
+    """Draws from the prior and writes one grid."""
+    state, done, examples = run.restore(config, build)
+    _, decoder = networks(config, examples)
+    params = run.model(state, config.run).params["decoder"]
+    z = gallery.normal(run.sample_key(config.run), config.num_samples, config.latent_dim)
+    labels = jnp.arange(config.num_samples, dtype=jnp.int32) % max(len(examples.class_names), 1)
+    output = shown_as(config, jax.jit(functional.apply(decoder))(params, z, labels))
+
+    path = Path(config.output or Path(config.run.run_dir) / "samples-drawn.png")
+    images.save(path, images.grid(images.to_uint8(output)))
+    print(f"{config.num_samples} samples after step {done}: {path}")
+
+
+def evaluate(config: Config) -> None:
+    """Prints the terms of the bound on the test set, in nats per image, with standard errors."""
+    state, done, examples = run.restore(config, build)
+    encoder, decoder = networks(config, examples)
+    encode, decode = functional.apply(encoder), functional.apply(decoder)
+    log_likelihood = losses.likelihood(config.likelihood)
+    loss = losses.vae_loss(encode, decode, log_likelihood, losses.linear_warmup(0), binary(config))
+    test = run.load_split(config.run, "test")
+    bound_key, weight_key = jax.random.split(run.sample_key(config.run))
+    size = math.prod(examples.image_shape)
+
+    for i in range(config.run.num_models):
+        params = run.model(state, config.run, i).params
+        terms = likelihood.mean_terms(augment.on_uint8(loss), params, test._asdict(), bound_key)
+        print(f"model {i}, step {done}, {len(test.images)} test images:")
+        for name in ("neg_elbo_nats", "recon_nats", "kl_nats"):
+            mean, error = terms[name]
+            print(f"  {name:16s} {mean:9.3f} +- {error:.3f}")
+        if config.likelihood == "logistic":
+            print(f"  bits per dim     {terms['neg_elbo_nats'][0] / size / math.log(2):9.4f}")
+        if config.nll_samples:
+            weight = losses.log_weight(encode, decode, log_likelihood)
+            nll = likelihood.importance_nll(
+                partial(weigh, config, weight), params, test._asdict(), weight_key,
+                config.nll_samples,
+            )  # fmt: skip
+            print(f"  nll_nats         {nll[0]:9.3f} +- {nll[1]:.3f}  (k = {config.nll_samples})")
+
+
+def weigh(config: Config, weight: Any, params: Params, example: Any, key: Key, weight_key: Key):
+    """The log weight of one test image; `key` binarizes it, `weight_key` draws z."""
+    x = augment.to_unit_range(example["image"])
+    x = losses.binarize(key, x) if binary(config) else x
+    return weight(params, x, example["label"], weight_key)
+
+
+def main() -> None:
+    config = cli.parse("vae", PRESETS, __doc__)
+    cli.set_up(config.run)
+    match config.action:
+        case "train":
+            run.train("vae", config, build)
+        case "sample":
+            sample(config)
+        case "evaluate":
+            evaluate(config)
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""Command lines of the training scripts: common options, presets, resuming, one-line errors."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from jaxgen.io import run_folder
+from jaxgen.train import loop
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options that every training script has."""
+
+    data: str = "digits"  # digits, a TFDS name (mnist, ...), or a folder or .npz file
+    image_size: int | None = None  # pixels; resize the shorter side to this and crop the middle
+    channels: Literal[1, 3] | None = None  # grey or colour; as stored by default
+    data_dir: str | None = None  # where prepared TFDS sets lie; ~/tensorflow_datasets by default
+    data_on: Literal["auto", "device", "host"] = "auto"  # keep all on the device, or stream
+    augment: Literal["none", "flip", "shift"] = "none"  # of the training images, on the device
+    steps: int = 2000  # optimiser steps (a GAN's: generator steps)
+    epochs: float | None = None  # passes over the data; replaces --steps
+    batch_size: int = 128  # examples per update, over all devices
+    accumulate: int = 1  # microbatches per update
+    seed: int = 0  # of everything random: parameters, noise, order of the data
+    num_models: int = 1  # train so many models at once, with seeds seed, seed + 1, ...
+    learning_rate: float = 1e-3  # of Adam
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate
+    warmup_steps: int = 0  # of the learning rate
+    clip_norm: float = 0.0  # largest global gradient norm; 0 does not clip
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the networks' arithmetic
+    parallel: Literal["jit", "pmap", "shard_map"] = "jit"  # how a step spreads over devices
+    num_devices: int | None = None  # all by default
+    distributed: bool = False  # several hosts: call jax.distributed.initialize first
+    scan_steps: int | None = None  # steps per dispatch; chosen by backend and network by default
+    run_dir: str | None = None  # where the run lives; runs/NAME, runs/NAME-2, ... by default
+    resume: bool = False  # go on from the newest valid checkpoint in --run-dir
+    overwrite: bool = False  # replace the run in --run-dir
+    checkpoint_every: int = 1000  # steps; 0 saves at the end only
+    draw_every: int = 500  # steps between pictures; 0 draws at the end only
+    log_every: int = 50  # steps between rows of metrics.jsonl
+    tensorboard: bool = False  # log there too (extra: log)
+    wandb: str | None = None  # a Weights & Biases project to log to as well (extra: log)
+
+
+# What may differ between a run and its continuation: it changes no number of the run.
+FREE = {
+    "action", "preset", "steps", "epochs", "data_dir", "data_on", "parallel", "num_devices",
+    "distributed", "scan_steps", "run_dir", "resume", "overwrite", "checkpoint_every",
+    "draw_every", "log_every", "tensorboard", "wandb", "num_samples", "output", "nll_samples",
+}  # fmt: skip
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop, and has saved."""
+
+
+def parse(
+    name: str, presets: dict[str, Config], description: str, argv: list[str] | None = None
+) -> Config:
+    """The configuration of a script from its command line.
+
+    presets: complete configurations, "digits" the default; `--preset` picks one and further flags
+    change it. With `--resume`, or an `--action` on a finished run, the run's own configuration is
+    the default instead, and a flag that would make it another run is an error naming the field.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="digits")
+    first.add_argument("--run-dir", "--run_dir", default=None)
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--action", default="train")
+    known, _ = first.parse_known_args(argv)
+
+    if known.preset not in presets:
+        raise ValueError(f"unknown preset {known.preset!r}; use one of {', '.join(presets)}")
+    default = presets[known.preset]
+    stored = None
+    if known.resume or known.action != "train":
+        if known.run_dir is None:
+            raise ValueError("say which run with --run-dir")
+        stored = from_dict(type(default), run_folder.read_config(Path(known.run_dir), name))
+        default = stored
+    config = tyro.cli(type(default), default=default, args=argv, description=description)
+    if stored is not None:
+        _check_same(stored, config, known.run_dir)
+    return config
+
+
+def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    """The dataclass with these values, as `asdict` and JSON left them.
+
+    Raises ValueError naming fields that the dataclass does not have.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(values.keys() - fields.keys())
+    if unknown:
+        raise ValueError(f"unknown fields {', '.join(unknown)}; the run is of another version")
+    ready = {}
+    for name, value in values.items():
+        if name == "run":
+            value = from_dict(RunOptions, value)
+        ready[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**ready)
+
+
+def _check_same(stored: Any, config: Any, run_dir: str) -> None:
+    """Raises ValueError naming every field in which a run and its continuation differ."""
+    old, new = _flat(stored), _flat(config)
+    changed = [name for name in old if name not in FREE and old[name] != new[name]]
+    if changed:
+        what = "; ".join(f"{name} is {old[name]}, not {new[name]}" for name in changed)
+        raise ValueError(
+            f"{run_dir} is another run: {what}. Leave the flag out, or train into a new --run-dir"
+        )
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    values = asdict(config)
+    return values.pop("run") | values
+
+
+def main(start: Callable[[], None]) -> None:
+    """Runs a script's body; errors of use become one line, an interrupted run its exit code."""
+    try:
+        start()
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(143)
+    except (ValueError, OSError, ImportError, loop.NonFiniteError) as error:
+        if os.environ.get("JAXGEN_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def set_up(options: RunOptions) -> None:
+    """What comes before the first array: hosts, and the cache of compiled programs."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxgen" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if options.distributed:
+        jax.distributed.initialize()
+
+
+def network_dtype(options: RunOptions) -> Any:
+    """The compute type of the networks; parameters, statistics and losses stay float32."""
+    return jnp.dtype(options.dtype)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""Pictures of latent spaces, from functions that encode and decode batches.
+
+decode: z [N, D] -> images float [N, H, W, C] in [-1, 1].
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxgen.io import images
+from jaxgen.types import Array, Key
+
+Decode = Callable[[Array], Array]
+
+
+def samples(decode: Decode, z: Array, columns: int | None = None) -> Image.Image:
+    """A grid of decoded latents [N, D]."""
+    return images.grid(images.to_uint8(decode(z)), columns)
+
+
+def interpolation(
+    decode: Decode, start: Array, end: Array, num_steps: int = 10, straight: bool = False
+) -> Image.Image:
+    """Rows that go from one latent to another: start, end [R, D] -> R rows.
+
+    Along the great circle (White 2016, arXiv:1609.04468): between draws of N(0, I) a straight
+    line passes through the middle, where no draw ever lies. `straight` for codes without a prior.
+    """
+    weights = jnp.linspace(0.0, 1.0, num_steps)
+    between = (lambda a, b, w: (1 - w) * a + w * b) if straight else slerp
+    rows = jax.vmap(lambda a, b: jax.vmap(lambda w: between(a, b, w))(weights))(start, end)
+    return samples(decode, rows.reshape(-1, start.shape[-1]), num_steps)
+
+
+def slerp(start: Array, end: Array, weight: Array) -> Array:
+    """Spherical interpolation of two vectors [D]; linear where they are parallel."""
+    norms = jnp.linalg.norm(start) * jnp.linalg.norm(end)
+    angle = jnp.arccos(jnp.clip(jnp.sum(start * end) / jnp.maximum(norms, 1e-12), -1.0, 1.0))
+    straight = (1 - weight) * start + weight * end
+    curved = jnp.sin((1 - weight) * angle) * start + jnp.sin(weight * angle) * end
+    return jnp.where(angle < 1e-3, straight, curved / jnp.maximum(jnp.sin(angle), 1e-6))
+
+
+def traversal(
+    decode: Decode, z: Array, scale: Array, max_rows: int = 10, num_steps: int = 9
+) -> Image.Image:
+    """One row per latent dimension, the widest first: z [D] with that entry at -2.5 .. 2.5 scales.
+
+    scale: [D], how far each dimension reaches (for a VAE, the spread of its posterior means).
+    """
+    dims = np.argsort(-np.asarray(scale))[:max_rows]
+    offsets = jnp.linspace(-2.5, 2.5, num_steps)
+    rows = [jnp.tile(z[None], (num_steps, 1)).at[:, d].add(offsets * scale[d]) for d in dims]
+    return samples(decode, jnp.concatenate(rows), num_steps)
+
+
+def manifold(decode: Decode, mean: Array, scale: Array, side: int = 20) -> Image.Image:
+    """The whole of a 2-D latent space: a square of Gaussian quantiles around mean [2].
+
+    Kingma & Welling 2014 (arXiv:1312.6114), figure 4.
+    """
+    quantiles = jax.scipy.stats.norm.ppf(jnp.linspace(0.5 / side, 1 - 0.5 / side, side))
+    rows, columns = jnp.meshgrid(-quantiles, quantiles, indexing="ij")
+    z = jnp.stack([columns.ravel(), rows.ravel()], axis=-1) * scale[None] + mean[None]
+    return samples(decode, z, side)
+
+
+def class_rows(num_classes: int, per_class: int) -> np.ndarray:
+    """Labels for a grid whose rows are classes: int32 [num_classes * per_class]."""
+    return np.repeat(np.arange(num_classes, dtype=np.int32), per_class)
+
+
+def normal(key: Key, count: int, latent_dim: int) -> Array:
+    """count draws from N(0, I), a key per image, so that a longer grid begins like a short one."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    return jax.vmap(lambda k: jax.random.normal(k, (latent_dim,)))(keys)

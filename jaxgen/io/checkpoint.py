@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints of any training state: atomic, asynchronous, and verified when they are read.
+
+Orbax writes them. It does not notice a flipped bit in an array, so every checkpoint also carries
+one number per leaf, computed on the devices from the bits of the leaf and independent of how it is
+sharded; a checkpoint whose numbers differ after reading is skipped for the one before it.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from jaxgen.types import Array
+
+
+def open_manager(folder: Path, keep: int = 3) -> ocp.CheckpointManager:
+    """The checkpoints under `folder`, created if need be; the newest `keep` of them stay."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+    )
+    handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(Path(folder).resolve(), options=options, item_handlers=handlers)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+    """Starts writing the state after `step` steps; returns once it is copied off the devices."""
+    if step in manager.all_steps():
+        return
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests(state))
+        ),
+    )
+
+
+def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
+    """The newest state that can be read and whose digests agree, and its step.
+
+    like: a state of the expected structure, arrays or ShapeDtypeStructs with shardings. Warns of
+    each checkpoint passed over. Raises FileNotFoundError if there is none at all, ValueError if
+    the stored leaves have other shapes (naming them) or none can be trusted.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    if not steps:
+        raise FileNotFoundError(
+            f"no checkpoint in {manager.directory}; train without --resume first"
+        )
+    faults = []
+    for step in steps:
+        try:
+            state = _read(manager, step, like)
+        except ShapeError:
+            raise
+        except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
+            faults.append(f"step {step}: {_first_line(error)}")
+        else:
+            for fault in faults:
+                warnings.warn(
+                    f"checkpoint skipped, {fault}; going back to step {step}", stacklevel=2
+                )
+            return state, step
+    raise ValueError(f"no readable checkpoint in {manager.directory}: " + "; ".join(faults))
+
+
+class ShapeError(ValueError):
+    """A checkpoint of another network than the one asked for."""
+
+
+def digests(state: Any) -> dict[str, int]:
+    """One 32-bit number per leaf, by path; any single flipped bit changes it.
+
+    sum_i bits_i * (2 i' + 1) mod 2^32: odd weights, so that no difference of a power of two
+    vanishes. Integer sums do not depend on their order, so neither on the sharding.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    numbers = jax.device_get(_digest_all([leaf for _, leaf in leaves]))
+    paths = [jax.tree_util.keystr(path) for path, _ in leaves]
+    return {path: int(n) for path, n in zip(paths, numbers, strict=True)}
+
+
+@jax.jit
+def _digest_all(leaves: list[Array]) -> list[Array]:
+    return [_digest(x) for x in leaves]
+
+
+def _digest(x: Array) -> Array:
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}.get(x.dtype.itemsize, jnp.uint32)
+    bits = x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, width)
+    bits = bits.reshape(-1).astype(jnp.uint32)
+    index = jax.lax.iota(jnp.uint32, bits.size)
+    weights = 2 * (index * jnp.uint32(2654435761)) + 1
+    return jnp.sum(bits * weights, dtype=jnp.uint32)
+
+
+def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
+    _check_shapes(manager, step, like)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like), digests=ocp.args.JsonRestore())
+    stored = manager.restore(step, args=args)
+    found = digests(stored.state)
+    damaged = [path for path, n in found.items() if stored.digests.get(path) != n]
+    if damaged:
+        raise ValueError(f"{len(damaged)} damaged leaves, first {damaged[0]}")
+    return stored.state
+
+
+def _check_shapes(manager: ocp.CheckpointManager, step: int, like: Any) -> None:
+    """Raises ShapeError listing the leaves whose stored shape is not the expected one."""
+    metadata = manager.item_metadata(step)["state"]
+    stored = {
+        _path(p): tuple(m.shape) for p, m in jax.tree_util.tree_leaves_with_path(metadata.tree)
+    }
+    expected = {_path(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(like)}
+    wrong = [
+        f"{path}: stored {stored.get(path, 'absent')}, expected {expected.get(path, 'absent')}"
+        for path in sorted(stored.keys() | expected.keys())
+        if stored.get(path) != expected.get(path)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ShapeError(
+            f"the checkpoint of step {step} is of another network: {'; '.join(wrong[:3])}{more}"
+        )
+
+
+def _path(path: tuple) -> str:
+    """A path without the difference between a NamedTuple's field and a dict's key."""
+    names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
+    return "/".join(str(name) for name in names)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

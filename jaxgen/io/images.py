@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Pictures of a run: image grids, animations, loss curves. Files are written whole or not at all."""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+TILE = 56  # images are shown at this many pixels or more, so that 8x8 digits can be seen
+GAP = 2
+BACKGROUND = 255
+
+
+def to_uint8(x: Any) -> np.ndarray:
+    """float [-1, 1] -> uint8 [0, 255], rounded and clipped."""
+    return np.clip(np.rint((np.asarray(x, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
+    """Images uint8 [N, H, W, C] as one picture, row by row, small ones enlarged without blur.
+
+    C is 1 or 3; `columns` defaults to the nearest square.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"a grid takes uint8 images [N, H, W, 1 or 3], got {images.dtype} {images.shape}"
+        )
+    count, height, width, channels = images.shape
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    scale = max(1, TILE // max(height, width))
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    h, w = height * scale + GAP, width * scale + GAP
+
+    canvas = np.full((rows * h + GAP, columns * w + GAP, channels), BACKGROUND, np.uint8)
+    for i, image in enumerate(images):
+        top, left = GAP + i // columns * h, GAP + i % columns * w
+        canvas[top : top + h - GAP, left : left + w - GAP] = image
+    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def beside(first: np.ndarray, second: np.ndarray, columns: int = 10) -> Image.Image:
+    """Pairs of uint8 images [N, H, W, C]: rows alternate first, second; N cut to whole rows."""
+    count = max(len(first) // columns, 1) * columns
+    rows = []
+    for start in range(0, min(count, len(first)), columns):
+        rows += [first[start : start + columns], second[start : start + columns]]
+    return grid(np.concatenate(rows), columns=min(columns, len(first)))
+
+
+def labelled(picture: Image.Image, text: str) -> Image.Image:
+    """The picture with one line of text above it."""
+    font = ImageFont.load_default(size=14)
+    width = max(picture.width, int(font.getlength(text)) + 8)
+    result = Image.new("RGB", (width, picture.height + 22), "white")
+    result.paste(picture, (0, 22))
+    ImageDraw.Draw(result).text((4, 3), text, fill="black", font=font)
+    return result
+
+
+def save(path: Path, picture: Image.Image) -> None:
+    """Writes a PNG, making the folder if need be."""
+    with _whole(path) as file:
+        picture.save(file, format="PNG", optimize=True)
+
+
+def save_gif(path: Path, pictures: Sequence[Image.Image], seconds: float = 0.3) -> None:
+    """Writes a looping animation that rests on its last picture."""
+    frames = [picture.convert("RGB") for picture in pictures]
+    times = [int(1000 * seconds)] * (len(frames) - 1) + [2000]
+    with _whole(path) as file:
+        frames[0].save(
+            file, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
+        )
+
+
+def save_curves(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """One panel per metric over the steps; a thick line for the running mean of a noisy one."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in rows[0] if name != "step"] if rows else []
+    if not names:
+        return
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.8 * lines), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
+    steps = np.array([row["step"] for row in rows])
+    for panel, name in zip(panels, names, strict=False):
+        values = np.array([np.mean(row[name]) for row in rows], np.float64)
+        panel.plot(steps, values, linewidth=0.6, alpha=0.45, color="tab:blue")
+        panel.plot(*_smooth(steps, values), linewidth=1.8, color="tab:blue")
+        panel.set_title(name, fontsize=10)
+        panel.set_ylim(*_range(values))
+        panel.grid(alpha=0.25)
+        panel.set_xlabel("step", fontsize=8)
+        panel.tick_params(labelsize=8)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    with _whole(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Running mean over a twentieth of the rows, placed at the middle of each window."""
+    window = max(len(values) // 20, 1)
+    kernel = np.ones(window) / window
+    means = np.convolve(values, kernel, mode="valid")
+    offset = (window - 1) // 2
+    return steps[offset : offset + len(means)], means
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """Limits that the first wild steps do not dictate: the 1st to 98th percentile, widened."""
+    low, high = np.percentile(values, [0.5, 98])
+    low, high = min(low, values[-1]), max(high, values[-1])
+    margin = 0.08 * (high - low) or max(abs(high), 1e-3) * 0.1
+    return float(low - margin), float(high + margin)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[io.BytesIO]:
+    """A buffer whose bytes become the file in one rename."""
+    buffer = io.BytesIO()
+    yield buffer
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)

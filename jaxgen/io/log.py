@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""Metrics out of a run: JSON lines always, TensorBoard and W&B on request, and a progress line."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Record = Callable[[int, dict[str, Any]], None]
+
+
+def plain(value: Any) -> Any:
+    """A metric as JSON keeps it: the shortest decimal that reads back as the same float32."""
+    array = np.asarray(value, np.float32)
+    if array.ndim:
+        return [plain(x) for x in array]
+    return float(str(np.float32(array)))
+
+
+def keep(path: Path, wanted: Callable[[int], bool]) -> None:
+    """Drops the rows whose step is not wanted, and a last line that a kill cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if wanted(row["step"]):
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics file, each with `step` and `loss`."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@contextmanager
+def json_lines(path: Path) -> Iterator[tuple[Record, Callable[[], None]]]:
+    """Appends one object per step; yields (record, flush), the latter down to the disk.
+
+    The file holds no times, so that a resumed run's file equals an uninterrupted one's.
+    """
+    with path.open("a") as file:
+
+        def record(step: int, metrics: dict[str, Any]) -> None:
+            row = {"step": step} | {name: plain(x) for name, x in metrics.items()}
+            file.write(json.dumps(row) + "\n")
+
+        def flush() -> None:
+            file.flush()
+            os.fsync(file.fileno())
+
+        try:
+            yield record, flush
+        finally:
+            flush()
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Record]:
+    """Writes scalars for TensorBoard (extra: log)."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError('TensorBoard logs need: pip install "jaxgen[log]"') from error
+    writer = SummaryWriter(str(folder))
+
+    def record(step: int, metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(name, float(np.mean(value)), step)
+
+    try:
+        yield record
+    finally:
+        writer.close()
+
+
+@contextmanager
+def wandb(folder: Path, project: str, config: dict[str, Any]) -> Iterator[Record]:
+    """Sends scalars to Weights & Biases (extra: log)."""
+    try:
+        import wandb as client
+    except ImportError as error:
+        raise ImportError('W&B logs need: pip install "jaxgen[log]"') from error
+    run = client.init(project=project, name=folder.name, dir=str(folder), config=config)
+
+    def record(step: int, metrics: dict[str, Any]) -> None:
+        run.log({name: float(np.mean(value)) for name, value in metrics.items()}, step=step)
+
+    try:
+        yield record
+    finally:
+        run.finish()
+
+
+@contextmanager
+def progress(
+    title: str, start: int, stop: int, batch_size: int, names: tuple[str, ...]
+) -> Iterator[Record]:
+    """Shows steps, images/s, time left and the named metrics.
+
+    A bar on a terminal; elsewhere a plain line now and then (at most one in ten seconds).
+    """
+    if sys.stderr.isatty():
+        with _bar(title, start, stop, batch_size, names) as record:
+            yield record
+    else:
+        yield _lines(title, start, stop, batch_size, names)
+
+
+@contextmanager
+def _bar(
+    title: str, start: int, stop: int, batch_size: int, names: tuple[str, ...]
+) -> Iterator[Record]:
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[rate]}"),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[metrics]}"),
+    )
+    rate = _rate(start, batch_size)
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=stop, completed=start, rate="", metrics="")
+
+        def record(step: int, metrics: dict[str, Any]) -> None:
+            bar.update(task, completed=step, rate=rate(step), metrics=_shown(metrics, names))
+
+        yield record
+
+
+def _lines(title: str, start: int, stop: int, batch_size: int, names: tuple[str, ...]) -> Record:
+    rate = _rate(start, batch_size)
+    began = last = time.monotonic()
+
+    def record(step: int, metrics: dict[str, Any]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 10 and step not in (start + 1, stop):
+            return
+        last = now
+        left = (now - began) / max(step - start - 1, 1) * (stop - step)
+        pace = f"{rate(step)}  {left:.0f} s left" if step > start + 1 else "compiled"
+        print(
+            f"{title} {step}/{stop}  {pace}  {_shown(metrics, names)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return record
+
+
+def _rate(start: int, batch_size: int) -> Callable[[int], str]:
+    """images/s since the first report, which carries the compilation."""
+    first: list[tuple[int, float]] = []
+
+    def rate(step: int) -> str:
+        now = time.monotonic()
+        if not first:
+            first.append((step, now))
+        done, seconds = step - first[0][0], now - first[0][1]
+        return f"{done * batch_size / seconds:,.0f} images/s" if done and seconds > 0 else ""
+
+    return rate
+
+
+def _shown(metrics: dict[str, Any], names: tuple[str, ...]) -> str:
+    return "  ".join(f"{name} {float(np.mean(metrics[name])):.4g}" for name in names)

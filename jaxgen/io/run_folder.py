@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""One folder per run: config.json, metrics.jsonl, checkpoints/, pictures/, curves.png."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxgen
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def choose(name: str) -> Path:
+    """The first of runs/NAME, runs/NAME-2, runs/NAME-3, ... that does not exist."""
+    number = 1
+    while True:
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not path.exists():
+            return path
+        number += 1
+
+
+def create(path: Path, overwrite: bool) -> None:
+    """Makes an empty folder. Raises FileExistsError if it holds something and may not be replaced."""
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        if not overwrite:
+            raise FileExistsError(
+                f"{path} already holds a run; pass --resume to continue it, --overwrite to replace "
+                f"it, or another --run-dir"
+            )
+        if not (path / "config.json").exists():
+            raise FileExistsError(
+                f"{path} is not a run folder (it has no config.json), so --overwrite will not "
+                f"delete it; use another --run-dir"
+            )
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
+    """config.json: the resolved configuration, and the versions and devices it ran with."""
+    content = {
+        "system": system,
+        "config": config,
+        "versions": {"jaxgen": jaxgen.__version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES},
+        "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "command": sys.argv,
+    }
+    write_json(path / "config.json", content)
+
+
+def read_config(path: Path, system: str) -> dict[str, Any]:
+    """The configuration of a run of this system, as `write_config` got it."""
+    file = path / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{path} is no run folder: it has no config.json; check --run-dir")
+    try:
+        content = json.loads(file.read_text())
+        found, config = content["system"], content["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error!r}") from error
+    if found != system:
+        raise ValueError(f"{path} is a run of {found}, not of {system}; use experiments/{found}.py")
+    return config
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object in one rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

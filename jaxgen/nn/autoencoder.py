@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""Encoder and mirrored decoder, dense and convolutional, shared by the autoencoder and the VAE."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxgen.nn import blocks
+from jaxgen.nn.norm import Norm
+from jaxgen.types import Array
+
+
+def with_label(h: Array, label: Array | None, num_classes: int) -> Array:
+    """Features [..., D] with the one-hot label appended, [..., D + num_classes].
+
+    num_classes = 0 is the unconditional network: h as it is.
+    Raises ValueError when a conditional network gets no label.
+    """
+    if num_classes == 0:
+        return h
+    if label is None:
+        raise ValueError(f"a network conditioned on {num_classes} classes needs a label")
+    one_hot = jax.nn.one_hot(label, num_classes, dtype=h.dtype)
+    return jnp.concatenate([h, jnp.broadcast_to(one_hot, (*h.shape[:-1], num_classes))], axis=-1)
+
+
+class DenseEncoder(nn.Module):
+    """Fully connected encoder: [..., H, W, C] -> [..., outputs].
+
+    `outputs` is the latent size for an autoencoder and twice that (mean, log-variance) for a VAE.
+    Kingma & Welling 2014 (arXiv:1312.6114), appendix C.2; there with one hidden layer of 500.
+    """
+
+    outputs: int
+    hidden: Sequence[int] = (500,)
+    num_classes: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, label: Array | None = None) -> Array:
+        h = x.reshape(*x.shape[:-3], -1).astype(self.dtype)
+        h = with_label(h, label, self.num_classes)
+        for features in self.hidden:
+            h = nn.relu(nn.Dense(features, dtype=self.dtype)(h))
+        return nn.Dense(self.outputs, dtype=self.dtype, name="head")(h).astype(jnp.float32)
+
+
+class DenseDecoder(nn.Module):
+    """The mirror of `DenseEncoder`: z [..., D] -> [..., H, W, C], unbounded (means or logits).
+
+    `hidden` is given in the encoder's order and walked backwards.
+    """
+
+    image_shape: tuple[int, int, int]
+    hidden: Sequence[int] = (500,)
+    num_classes: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, label: Array | None = None) -> Array:
+        height, width, channels = self.image_shape
+        h = with_label(z.astype(self.dtype), label, self.num_classes)
+        for features in reversed(self.hidden):
+            h = nn.relu(nn.Dense(features, dtype=self.dtype)(h))
+        x = nn.Dense(height * width * channels, dtype=self.dtype, name="head")(h)
+        return x.reshape(*z.shape[:-1], *self.image_shape).astype(jnp.float32)
+
+
+class ConvEncoder(nn.Module):
+    """Convolutional encoder: [..., H, W, C] -> [..., outputs].
+
+    Every stage is a 3x3 convolution with stride 2; widths double from `width`; the number of
+    stages follows from the image size (`blocks.num_stages`). Raises ValueError for images that
+    cannot be halved.
+    """
+
+    outputs: int
+    width: int = 32
+    hidden: int = 256
+    norm: str = "group"
+    num_classes: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, label: Array | None = None) -> Array:
+        h = x.astype(self.dtype)
+        for stage in range(blocks.num_stages(*x.shape[-3:-1])):
+            h = nn.Conv(self.width * 2**stage, (3, 3), strides=2, dtype=self.dtype)(h)
+            h = nn.silu(Norm(self.norm, dtype=self.dtype)(h))
+        h = with_label(h.reshape(*x.shape[:-3], -1), label, self.num_classes)
+        h = nn.silu(nn.Dense(self.hidden, dtype=self.dtype)(h))
+        return nn.Dense(self.outputs, dtype=self.dtype, name="head")(h).astype(jnp.float32)
+
+
+class ConvDecoder(nn.Module):
+    """The mirror of `ConvEncoder`: z [..., D] -> [..., H, W, C], unbounded (means or logits)."""
+
+    image_shape: tuple[int, int, int]
+    width: int = 32
+    hidden: int = 256
+    norm: str = "group"
+    num_classes: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, label: Array | None = None) -> Array:
+        height, width, channels = self.image_shape
+        stages = blocks.num_stages(height, width)
+        base = (height // 2**stages, width // 2**stages, self.width * 2 ** (stages - 1))
+
+        h = with_label(z.astype(self.dtype), label, self.num_classes)
+        h = nn.silu(nn.Dense(self.hidden, dtype=self.dtype)(h))
+        h = nn.silu(nn.Dense(base[0] * base[1] * base[2], dtype=self.dtype)(h))
+        h = h.reshape(*z.shape[:-1], *base)
+        for stage in reversed(range(1, stages)):
+            h = blocks.Upsample(self.width * 2 ** (stage - 1), dtype=self.dtype)(h)
+            h = nn.silu(Norm(self.norm, dtype=self.dtype)(h))
+        return blocks.Upsample(channels, dtype=self.dtype, name="head")(h).astype(jnp.float32)
+
+
+def encoder_and_decoder(
+    kind: str,
+    outputs: int,
+    image_shape: tuple[int, int, int],
+    *,
+    hidden: Sequence[int] = (500,),
+    width: int = 32,
+    norm: str = "none",
+    num_classes: int = 0,
+    dtype: Any = jnp.float32,
+) -> tuple[nn.Module, nn.Module]:
+    """The mirrored pair, "dense" (uses `hidden`) or "conv" (uses `width` and `norm`)."""
+    common = {"num_classes": num_classes, "dtype": dtype}
+    if kind == "dense":
+        return (
+            DenseEncoder(outputs, hidden, **common),
+            DenseDecoder(image_shape, hidden, **common),
+        )
+    if kind == "conv":
+        return (
+            ConvEncoder(outputs, width, norm=norm, **common),
+            ConvDecoder(image_shape, width, norm=norm, **common),
+        )
+    raise ValueError(f"unknown network {kind!r}; use dense or conv")

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""A small image classifier: the judge of conditional samples and of missing classes."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxgen.nn import blocks
+from jaxgen.nn.norm import Norm
+from jaxgen.types import Array
+
+
+class Classifier(nn.Module):
+    """Convolutional classifier: [..., H, W, C] -> logits [..., num_classes]."""
+
+    num_classes: int
+    width: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = nn.relu(nn.Conv(self.width, (3, 3), dtype=self.dtype)(x.astype(self.dtype)))
+        for stage in range(blocks.num_stages(*x.shape[-3:-1])):
+            features = self.width * 2 ** (stage + 1)
+            h = nn.Conv(features, (3, 3), strides=2, dtype=self.dtype)(h)
+            h = nn.relu(Norm("group", dtype=self.dtype)(h))
+        h = nn.relu(nn.Dense(128, dtype=self.dtype)(h.reshape(*x.shape[:-3], -1)))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(h).astype(jnp.float32)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""Normalisation layers, chosen by name; none but BatchNorm looks at other examples."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxgen.types import Array
+
+NORMS = ("none", "group", "layer", "batch")
+
+
+@jax.custom_batching.custom_vmap
+def mean_over_examples(v: Array) -> Array:
+    """The mean over the examples of an enclosing vmap; v itself where there is none.
+
+    A vmap rule, and no named axis: inside shard_map, jax 0.10 and 0.11 reject collectives over
+    the axis of a vmap. Only the innermost vmap, the one over examples, is averaged.
+    """
+    return v
+
+
+@mean_over_examples.def_vmap
+def _(axis_size: int, in_batched: list[bool], v: Array) -> tuple[Array, bool]:
+    return (jnp.mean(v, axis=0) if in_batched[0] else v), False
+
+
+def mean_over_devices(v: Array) -> Array:
+    """The mean over the device axis "data" where it is bound, as in pmap and shard_map.
+
+    A module need not be told how its step is run; under jit with shardings the batch is global
+    already.
+    """
+    try:
+        jax.lax.axis_size("data")
+    except NameError:
+        return v
+    return jax.lax.pmean(v, "data")
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation, Ioffe & Szegedy 2015 (arXiv:1502.03167), without running averages.
+
+    x: [..., C] -> [..., C]. Statistics are those of the whole global batch: over all leading axes,
+    over the examples of an enclosing vmap, and over the devices of a pmap or shard_map. When a
+    collection `batch_stats` is passed to `apply` it is used instead, so that one example can be
+    evaluated alone; `apply(..., mutable="batch_stats")` on a large batch makes that collection
+    (the standing statistics of Brock et al. 2019, arXiv:1809.11096, section 4.1). Nothing is
+    carried from step to step, so a step stays a function of parameters, batch and key.
+    """
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        features = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+
+        if self.has_variable("batch_stats", "mean"):
+            mean = self.get_variable("batch_stats", "mean")
+            var = self.get_variable("batch_stats", "var")
+        else:
+            mean, var = _moments(x.astype(jnp.float32))
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                self.put_variable("batch_stats", "mean", mean)
+                self.put_variable("batch_stats", "var", var)
+
+        y = (x - _like(mean, x)) * _like(jax.lax.rsqrt(var + self.epsilon) * scale, x)
+        return (y + _like(bias, x)).astype(self.dtype)
+
+
+class Norm(nn.Module):
+    """One of `NORMS` over the features of x: [..., H, W, C] or [..., D]; statistics in float32.
+
+    "group" is GroupNorm with 8 groups (Wu & He 2018, arXiv:1803.08494), "layer" LayerNorm over the
+    features, "batch" the BatchNorm above.
+    """
+
+    kind: str = "group"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        match self.kind:
+            case "none":
+                return x
+            case "group":
+                groups = math.gcd(8, x.shape[-1])
+                # Reduce over space and the group's channels only: never over a batch axis.
+                axes = (-3, -2, -1) if x.ndim >= 3 else (-1,)
+                norm = nn.GroupNorm(
+                    num_groups=groups, epsilon=1e-5, dtype=self.dtype, reduction_axes=axes
+                )
+                return norm(x)
+            case "layer":
+                return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
+            case "batch":
+                return BatchNorm(dtype=self.dtype)(x)
+        raise ValueError(f"unknown norm {self.kind!r}; use one of {', '.join(NORMS)}")
+
+
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Mean and variance [C] over every axis but the last, over examples and over devices."""
+    axes = tuple(range(x.ndim - 1))
+    mean = mean_over_devices(mean_over_examples(jnp.mean(x, axis=axes)))
+    var = jnp.mean(jnp.square(x - _like(mean, x)), axis=axes)
+    return mean, mean_over_devices(mean_over_examples(var))
+
+
+def _like(v: Array, x: Array) -> Array:
+    return v.reshape((1,) * (x.ndim - 1) + v.shape)

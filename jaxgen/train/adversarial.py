@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""Objectives of the GAN's two players, each for ONE example and ONE key.
+
+The generator maximises what the discriminator minimises, or a successor of that game. Each
+player's batch carries the other's parameters: the discriminator's example has "generator", the
+generator's example has "discriminator". D(x) below is a logit.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
+
+Generate = Callable[..., Array]  # (params, z, label) -> image in [-1, 1]
+Judge = Callable[..., Array]  # (params, image, label) -> logit []
+Augment = Callable[[Key, Array], Array]  # differentiable, one image
+
+
+class Objective(NamedTuple):
+    """A game: the discriminator's loss of (real, fake) logits, the generator's of the fake one."""
+
+    discriminator: Callable[[Array, Array], Array]
+    generator: Callable[[Array], Array]
+
+
+class Penalties(NamedTuple):
+    """Weights of the discriminator's gradient penalties; 0 leaves a term out."""
+
+    gradient: float = 0.0  # (|grad D(x_between)| - 1)^2, Gulrajani et al. 2017, usual weight 10
+    r1: float = 0.0  # |grad D(x_real)|^2 / 2, Mescheder et al. 2018
+    r2: float = 0.0  # |grad D(x_fake)|^2 / 2, Mescheder et al. 2018
+
+
+# log(1 - sigmoid(f)) = -softplus(f) and log sigmoid(r) = -softplus(-r): exact and never -inf.
+OBJECTIVES = {
+    # Goodfellow et al. 2014 (arXiv:1406.2661), eq. 1: min_G max_D E log D(x) + E log(1 - D(G(z))).
+    "minimax": Objective(
+        lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
+        lambda fake: -jax.nn.softplus(fake),
+    ),
+    # Goodfellow et al. 2014, section 3: the generator maximises log D(G(z)) instead.
+    "non_saturating": Objective(
+        lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
+        lambda fake: jax.nn.softplus(-fake),
+    ),
+    # Mao et al. 2017 (arXiv:1611.04076), eq. 9: targets 1 for real, 0 for fake, 1 for the generator.
+    "least_squares": Objective(
+        lambda real, fake: 0.5 * ((real - 1) ** 2 + fake**2),
+        lambda fake: 0.5 * (fake - 1) ** 2,
+    ),
+    # Arjovsky et al. 2017 (arXiv:1701.07875), eq. 2; the critic needs a penalty or spectral norm.
+    "wasserstein": Objective(lambda real, fake: fake - real, lambda fake: -fake),
+    # Lim & Ye 2017 (arXiv:1705.02894), Miyato et al. 2018 (arXiv:1802.05957), eq. 16 and 17.
+    "hinge": Objective(
+        lambda real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake),
+        lambda fake: -fake,
+    ),
+}
+
+
+def objective(name: str) -> Objective:
+    """The game of that name, one of `OBJECTIVES`."""
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown GAN objective {name!r}; use one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def identity(key: Key, x: Array) -> Array:
+    """No augmentation."""
+    return x
+
+
+def discriminator_loss(
+    generate: Generate,
+    judge: Judge,
+    game: Objective,
+    latent_dim: int,
+    penalties: Penalties = Penalties(),
+    augment: Augment = identity,
+) -> LossFn:
+    """The discriminator's loss for one real image and one generated from a fresh z.
+
+    `augment` is applied to what the discriminator sees, real and fake, with draws of their own
+    (Zhao et al. 2020, arXiv:2006.10738).
+    """
+
+    def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
+        z_key, real_key, fake_key, between_key = jax.random.split(key, 4)
+        label = example.get("label")
+        z = jax.random.normal(z_key, (latent_dim,))
+        real = augment(real_key, example["image"])
+        fake = augment(fake_key, generate(example["generator"], z, label))
+
+        real_logit = judge(params, real, label)
+        fake_logit = judge(params, fake, label)
+        value = game.discriminator(real_logit, fake_logit)
+        penalty = _penalty(judge, params, real, fake, label, between_key, penalties)
+        terms = {"d_real": jax.nn.sigmoid(real_logit), "d_fake": jax.nn.sigmoid(fake_logit)}
+        return value + penalty, {"loss": value + penalty, "penalty": penalty, **terms}
+
+    return loss
+
+
+def generator_loss(
+    generate: Generate,
+    judge: Judge,
+    game: Objective,
+    latent_dim: int,
+    augment: Augment = identity,
+) -> LossFn:
+    """The generator's loss for one fresh z; the example gives the label and "discriminator"."""
+
+    def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
+        z_key, augment_key = jax.random.split(key)
+        label = example.get("label")
+        fake = generate(params, jax.random.normal(z_key, (latent_dim,)), label)
+        fake_logit = judge(example["discriminator"], augment(augment_key, fake), label)
+        value = game.generator(fake_logit)
+        return value, {"loss": value}
+
+    return loss
+
+
+def _penalty(
+    judge: Judge,
+    params: Params,
+    real: Array,
+    fake: Array,
+    label: Array | None,
+    key: Key,
+    weights: Penalties,
+) -> Array:
+    """The weighted sum of the gradient penalties at one pair of images."""
+
+    def slope(x: Array) -> Array:  # grad of the logit with respect to the image
+        return jax.grad(lambda image: judge(params, image, label))(x)
+
+    total = jnp.float32(0)
+    if weights.gradient:
+        # Gulrajani et al. 2017 (arXiv:1704.00028), eq. 3: ONE alpha per pair, uniform in [0, 1].
+        alpha = jax.random.uniform(key)
+        norm = jnp.sqrt(jnp.sum(slope(alpha * real + (1 - alpha) * fake) ** 2) + 1e-12)
+        total += weights.gradient * (norm - 1) ** 2
+    if weights.r1:  # Mescheder et al. 2018 (arXiv:1801.04406), eq. 9
+        total += weights.r1 / 2 * jnp.sum(slope(real) ** 2)
+    if weights.r2:  # eq. 10
+        total += weights.r2 / 2 * jnp.sum(slope(fake) ** 2)
+    return total

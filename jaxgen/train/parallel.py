@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""One signature, three ways to spread a step over devices: jit, pmap, shard_map."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxgen.types import Batch, Key, Metrics, Step
+
+MODES = ("jit", "pmap", "shard_map")
+EXAMPLES = P("data")  # a batch: leaves [B, ...]
+SCANNED = (P(), P(None, "data"))  # (dataset on every device, indices [n, B])
+
+Run = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
+
+
+def data_mesh(num_devices: int | None = None) -> Mesh:
+    """A mesh of one axis "data" over the first `num_devices` devices, all of them by default."""
+    available = jax.device_count()
+    size = available if num_devices is None else num_devices
+    if not 1 <= size <= available:
+        raise ValueError(f"{size} devices asked for; this process sees {available}")
+    devices = jax.devices()[:size]
+    return jax.make_mesh((size,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def parallelize(step: Step, mesh: Mesh, how: str = "jit", batch_spec: Any = EXAMPLES) -> Run:
+    """The step as a compiled function (state, global batch, key) -> (state, metrics).
+
+    The state is replicated, never grows a device axis, and is donated: the caller's copy is gone
+    after the call. `batch_spec` says how the batch lies on the mesh: `EXAMPLES` or `SCANNED`.
+    All modes give the same run up to the order of float sums.
+    Raises ValueError for an unknown mode, and for a batch that the devices cannot share.
+    """
+    match how:
+        case "jit":
+            run = _jit(step, mesh, batch_spec)
+        case "shard_map":
+            run = _jit(_shard_map(step, mesh, batch_spec), mesh, batch_spec)
+        case "pmap":
+            run = _pmap(step, mesh, batch_spec)
+        case _:
+            raise ValueError(f"unknown parallel mode {how!r}; use one of {', '.join(MODES)}")
+
+    def checked(state: Any, batch: Batch, key: Key) -> tuple[Any, Metrics]:
+        check_divisible(batch, batch_spec, mesh)
+        return run(state, batch, key)
+
+    return checked
+
+
+def put(tree: Any, mesh: Mesh, spec: Any = P()) -> Any:
+    """Host arrays as global device arrays on the mesh; every process passes its own share.
+
+    With the default spec every device gets a copy. With a "data" axis, a process passes the rows
+    of its own devices.
+    """
+
+    def place(spec: P, x: Any) -> jax.Array:
+        sharding = NamedSharding(mesh, spec)
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = jax.make_array_from_process_local_data(
+                sharding, np.asarray(jax.random.key_data(x))
+            )
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return jax.tree.map(
+        lambda s, part: jax.tree.map(partial(place, s), part),
+        spec,
+        tree,
+        is_leaf=lambda s: isinstance(s, P),
+    )
+
+
+def check_divisible(batch: Batch, batch_spec: Any, mesh: Mesh) -> None:
+    """Raises ValueError unless every device gets the same number of examples."""
+    devices = mesh.size
+
+    def check(spec: P, part: Any) -> None:
+        if "data" in spec:
+            for leaf in jax.tree.leaves(part):
+                size = leaf.shape[spec.index("data")]
+                if size % devices:
+                    raise ValueError(
+                        f"batch of {size} cannot be divided over {devices} devices; "
+                        f"use a multiple of {devices}"
+                    )
+
+    jax.tree.map(check, batch_spec, batch, is_leaf=lambda s: isinstance(s, P))
+
+
+def _jit(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
+    everywhere = NamedSharding(mesh, P())
+    batch = jax.tree.map(
+        lambda s: NamedSharding(mesh, s), batch_spec, is_leaf=lambda s: isinstance(s, P)
+    )
+    return jax.jit(
+        lambda state, batch, key: step(state, batch, key),
+        in_shardings=(everywhere, batch, everywhere),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    )
+
+
+def _shard_map(step: Step, mesh: Mesh, batch_spec: Any) -> Step:
+    return jax.shard_map(
+        partial(step, axis="data"),
+        mesh=mesh,
+        in_specs=(P(), batch_spec, P()),
+        out_specs=(P(), P()),
+    )
+
+
+def _pmap(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
+    """pmap maps the batch only, so states and metrics have no device axis to strip."""
+    devices = mesh.size
+
+    def axis_of(spec: P) -> int | None:
+        return spec.index("data") if "data" in spec else None
+
+    def split(spec: P, part: Any) -> Any:
+        axis = axis_of(spec)
+        if axis is None:
+            return part
+        return jax.tree.map(
+            lambda x: x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :]), part
+        )
+
+    is_spec = lambda s: isinstance(s, P)  # noqa: E731
+    in_axes = jax.tree.map(axis_of, batch_spec, is_leaf=is_spec)
+    mapped = jax.pmap(
+        partial(step, axis="data"),
+        axis_name="data",
+        in_axes=(None, in_axes, None),
+        out_axes=(None, None),
+        devices=list(mesh.devices.flat),
+        donate_argnums=0,
+    )
+    return lambda state, batch, key: mapped(
+        state, jax.tree.map(split, batch_spec, batch, is_leaf=is_spec), key
+    )

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: MIT
+"""Names and paths resolve to the arrays that were stored, or to one clear error."""
+
+import gzip
+import io
+import pathlib
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from jaxgen.io import data, source
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (40, 5, 6), np.uint8)
+LABELS = (np.arange(40) % 4).astype(np.uint8)
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_mnist(folder: pathlib.Path, *, packed: bool, splits=("train", "t10k")) -> pathlib.Path:
+    folder.mkdir(exist_ok=True)
+    for split in splits:
+        n = 40 if split == "train" else 10
+        for kind, array in (("images-idx3", IMAGES[:n]), ("labels-idx1", LABELS[:n])):
+            content = idx_bytes(array)
+            name = f"{split}-{kind}-ubyte" + (".gz" if packed else "")
+            (folder / name).write_bytes(gzip.compress(content) if packed else content)
+    return folder
+
+
+# digits
+
+
+def test_digits_are_scikit_learns_digits_on_the_full_byte_scale():
+    train, test = data.load("digits"), data.load("digits", "test")
+    stored = sklearn.datasets.load_digits()
+
+    assert train.images.shape[1:] == (8, 8, 1)
+    assert train.images.dtype == np.uint8
+    assert train.labels.dtype == np.int32
+    assert train.images.max() == 255
+    assert train.class_names == tuple("0123456789")
+    both = np.concatenate([train.images, test.images])[..., 0].reshape(-1, 64)
+    ours = sorted(np.rint(both * (16 / 255)).astype(int).tolist())
+    assert ours == sorted(stored.data.astype(int).tolist())  # every digit once, none twice
+
+
+def test_digits_splits_keep_the_share_of_every_class():
+    train, test = data.load("digits"), data.load("digits", "test")
+    share = np.bincount(test.labels) / (np.bincount(test.labels) + np.bincount(train.labels))
+    np.testing.assert_allclose(share, 1 / 6, atol=0.006)  # 1 example of about 180
+
+
+def test_digits_are_enlarged_only_when_asked():
+    small, large = data.load("digits", "test"), data.load("digits", "test", image_size=32)
+    assert large.images.shape == (len(small.images), 32, 32, 1)
+    blocks = large.images.reshape(-1, 8, 4, 8, 4).mean((2, 4))
+    assert np.corrcoef(blocks.ravel(), small.images.ravel())[0, 1] > 0.97  # the same pictures
+
+
+# holding out
+
+
+def test_held_out_splits_never_overlap_and_cover_the_set():
+    labels = RNG.integers(0, 3, 200)
+    train, test = source.holdout(labels, "train"), source.holdout(labels, "test")
+    assert sorted([*train, *test]) == list(range(200))
+    assert np.bincount(labels[test]).tolist() == (np.bincount(labels) // 10).tolist()
+
+
+def test_a_set_too_small_to_hold_out_of_says_so(tmp_path):
+    np.savez(tmp_path / "small.npz", images=IMAGES[:5])
+    with pytest.raises(ValueError, match="no test split"):
+        data.load(str(tmp_path / "small.npz"), "test")
+    assert len(data.load(str(tmp_path / "small.npz")).images) == 5
+
+
+# IDX
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_read_back_as_written(tmp_path, packed):
+    folder = write_mnist(tmp_path / "mnist", packed=packed)
+    train, test = data.load(str(folder)), data.load(str(folder), "test")
+    np.testing.assert_array_equal(train.images[..., 0], IMAGES)
+    np.testing.assert_array_equal(train.labels, LABELS)
+    np.testing.assert_array_equal(test.images[..., 0], IMAGES[:10])
+    assert train.class_names == test.class_names == tuple("0123")
+
+
+def test_idx_without_test_files_is_held_out_of(tmp_path):
+    folder = write_mnist(tmp_path, packed=False, splits=("train",))
+    train, test = data.load(str(folder)), data.load(str(folder), "test")
+    assert (len(train.images), len(test.images)) == (36, 4)
+    assert np.bincount(test.labels).tolist() == [1, 1, 1, 1]
+
+
+def cut(content: bytes) -> bytes:
+    return content[:-10]
+
+
+def corrupt_gzip(content: bytes) -> bytes:
+    packed = bytearray(gzip.compress(content))
+    packed[len(packed) // 2] ^= 0xFF
+    return bytes(packed)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut, "declares 1,200 values but holds only 1,190"),
+        (lambda content: content + b"x", "holds more"),
+        (lambda content: cut(gzip.compress(content)), "cannot be read"),
+        (corrupt_gzip, "cannot be read|holds only|not an IDX"),
+        (lambda content: b"", "not an IDX file"),
+        (lambda content: b"\x89PNG" + content, "not an IDX file"),
+        (lambda content: content[:6], "ends inside its header"),
+        (lambda content: b"\0\0\x0d\3" + content[4:], "IDX type 0x0d"),
+        (lambda content: content[:4] + b"\xff" * 12 + content[16:], "more than the limit"),
+        (lambda content: b"\0\0\x08\1" + struct.pack(">I", 3) + b"abc", "expected 3"),
+    ],
+)
+def test_damaged_idx_is_one_error_that_names_the_file(tmp_path, damage, words):
+    folder = write_mnist(tmp_path, packed=False)
+    path = folder / "train-images-idx3-ubyte"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=words) as caught:
+        data.load(str(folder))
+    assert "train-images-idx3-ubyte" in str(caught.value)
+
+
+def test_idx_with_another_number_of_labels_is_refused(tmp_path):
+    folder = write_mnist(tmp_path, packed=False)
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS[:39]))
+    with pytest.raises(ValueError, match=r"40 images but .* 39 labels"):
+        data.load(str(folder))
+
+
+def test_idx_without_labels_is_refused(tmp_path):
+    folder = write_mnist(tmp_path, packed=False)
+    (folder / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(ValueError, match="has no labels beside it"):
+        data.load(str(folder))
+
+
+# npz
+
+
+def test_npz_in_splits_reads_back_as_written(tmp_path):
+    path = str(tmp_path / "set.npz")
+    np.savez(path, x_train=IMAGES, y_train=LABELS, x_test=IMAGES[:7], y_test=LABELS[:7] * 0)
+    train, test = data.load(path), data.load(path, "test")
+    np.testing.assert_array_equal(train.images[..., 0], IMAGES)
+    np.testing.assert_array_equal(train.labels, LABELS)
+    np.testing.assert_array_equal(test.images[..., 0], IMAGES[:7])
+    assert test.class_names == tuple("0123")  # the classes of the set, not of the split
+
+
+@pytest.mark.parametrize(
+    "names", [("images", "labels"), ("image", "label"), ("x_train", "y_train")]
+)
+def test_npz_in_one_piece_is_held_out_of(tmp_path, names):
+    path = str(tmp_path / "set.npz")
+    np.savez_compressed(path, **{names[0]: IMAGES, names[1]: LABELS[:, None].astype(np.int64)})
+    train, test = data.load(path), data.load(path, "test")
+    both = np.concatenate([train.images, test.images])[..., 0]
+    assert sorted(both.reshape(40, -1).tolist()) == sorted(IMAGES.reshape(40, -1).tolist())
+    assert len(test.images) == 4
+
+
+def test_npz_without_labels_has_zeros_and_no_names(tmp_path):
+    np.savez(tmp_path / "set.npz", images=IMAGES)
+    loaded = data.load(str(tmp_path / "set.npz"))
+    assert loaded.class_names == ()
+    assert not loaded.labels.any()
+
+
+def test_npz_floats_in_the_unit_interval_become_bytes(tmp_path):
+    np.savez(tmp_path / "set.npz", images=(IMAGES / 255).astype(np.float32))
+    loaded = data.load(str(tmp_path / "set.npz"))
+    np.testing.assert_array_equal(
+        loaded.images[..., 0], IMAGES[source.holdout(0 * LABELS, "train")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": IMAGES.astype(np.float32)}, r"expected \[0, 1\]"),
+        ({"images": np.full((3, 4, 4), np.nan)}, r"expected \[0, 1\]"),
+        ({"images": IMAGES.astype(np.int64)}, "is int64"),
+        ({"images": IMAGES.reshape(40, 30)}, r"shape \(40, 30\)"),
+        ({"images": IMAGES.reshape(8, 5, 5, 6)}, "C = 1 or 3"),
+        ({"images": IMAGES[:0]}, r"shape \(0, 5, 6, 1\)"),
+        ({"images": IMAGES, "labels": LABELS[:9]}, r"40 images .* 9 labels"),
+        ({"images": IMAGES, "labels": LABELS / 2}, "expected integers"),
+        ({"images": IMAGES, "labels": LABELS.astype(int) - 1}, "runs from -1 to 2"),
+        ({"images": IMAGES, "labels": LABELS.astype(int) * 10**6}, "class numbers from 0"),
+        ({"pictures": IMAGES}, r"holds \['pictures'\]; expected"),
+        ({"x_test": IMAGES}, r"holds \['x_test'\]; expected"),
+        ({"images": np.array([{}, {}], object)}, "Python objects"),
+    ],
+)
+def test_unusable_npz_is_one_error_that_says_what_was_expected(tmp_path, arrays, words):
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(ValueError, match=words) as caught:
+        data.load(str(tmp_path / "set.npz"))
+    assert "set.npz" in str(caught.value)
+
+
+def npy_bytes(shape: tuple[int, ...], values: bytes) -> bytes:
+    buffer = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue() + values
+
+
+def test_npz_that_unpacks_beyond_the_limit_is_refused_unread(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", npy_bytes((100, 1000, 1000), bytes(10**8)))
+    assert (tmp_path / "bomb.npz").stat().st_size < 10**6
+    with pytest.raises(ValueError, match=r"100,000,\d+ bytes, more than the limit"):
+        data.load(str(tmp_path / "bomb.npz"), max_bytes=10**7)
+
+
+def test_npz_whose_header_promises_more_than_the_file_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "liar.npz", "w") as archive:
+        archive.writestr("images.npy", npy_bytes((10**6, 10**5, 10**5), bytes(100)))
+    with pytest.raises(ValueError, match="bytes of values but holds 100"):
+        data.load(str(tmp_path / "liar.npz"))
+
+
+@pytest.mark.parametrize("damage", [cut, lambda content: b"", lambda content: b"PK" * 100])
+def test_damaged_npz_is_one_error_that_names_the_file(tmp_path, damage):
+    path = tmp_path / "set.npz"
+    np.savez(path, images=IMAGES)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"set.npz cannot be read as .npz"):
+        data.load(str(path))
+
+
+def test_npz_with_a_flipped_bit_is_refused(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez(path, images=IMAGES)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="CRC"):
+        data.load(str(path))
+
+
+# resolution
+
+
+def test_shapes_and_sizes_are_known_before_reading(tmp_path):
+    np.savez(tmp_path / "set.npz", images=IMAGES)
+    opened = data.open_source(str(tmp_path / "set.npz"), image_size=12, channels=3)
+    assert (opened.num_examples, opened.image_shape) == (36, (12, 12, 3))
+    assert data.size_in_bytes(opened) == 36 * 12 * 12 * 3
+    assert data.load(str(tmp_path / "set.npz"), image_size=12, channels=3).images.nbytes == 15552
+
+
+def test_a_set_over_the_memory_limit_is_refused_before_it_is_read():
+    with pytest.raises(ValueError, match="stream it or use smaller images"):
+        data.load("digits", image_size=1024, max_bytes=10**8)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("digits", {"split": "val"}, "expected one of train, test"),
+        ("digits", {"image_size": 0}, "at least 1 pixel"),
+        ("digits", {"channels": 4}, "expected 1"),
+        ("./nowhere", {}, "no file or folder nowhere"),
+        ("/nowhere/set.npz", {}, "no file or folder /nowhere/set.npz"),
+    ],
+)
+def test_wrong_arguments_are_named(name, options, words):
+    with pytest.raises(ValueError, match=words):
+        data.load(name, **options)
