@@ -192,8 +192,8 @@ def _plan(config: Any, build: Build, examples: Examples) -> tuple[int, System]:
         raise ValueError(f"--epochs is {options.epochs}; use a positive number")
     if options.batch_size % options.accumulate:
         raise ValueError(
-            f"batch of {options.batch_size} cannot be dealt into {options.accumulate} microbatches; "
-            f"use a multiple of {options.accumulate}"
+            f"batch of {options.batch_size} cannot be dealt into {options.accumulate} "
+            f"microbatches; use a multiple of {options.accumulate}"
         )
     per_step = options.batch_size * getattr(config, "discriminator_steps", 1)
     count = num_steps(options, examples, per_step)

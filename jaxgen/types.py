@@ -32,7 +32,7 @@ class Step(Protocol):
 
 
 class TrainState(NamedTuple):
-    """Everything that one optimiser changes. It never holds a key: noise is a function of `step`."""
+    """Everything that one optimiser changes. It holds no key: noise is a function of `step`."""
 
     step: Array  # int32 [], number of updates so far
     params: Params

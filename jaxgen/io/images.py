@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of a run: image grids, animations, loss curves. Files are written whole or not at all."""
+"""Pictures of a run: image grids, animations, loss curves. Files appear whole or not at all."""
 
 import io
 import os

@@ -28,7 +28,7 @@ def choose(name: str) -> Path:
 
 
 def create(path: Path, overwrite: bool) -> None:
-    """Makes an empty folder. Raises FileExistsError if it holds something and may not be replaced."""
+    """Makes an empty folder. Raises FileExistsError if a run is there and may not be replaced."""
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
         if not overwrite:
             raise FileExistsError(

@@ -34,6 +34,8 @@ class Penalties(NamedTuple):
     r2: float = 0.0  # |grad D(x_fake)|^2 / 2, Mescheder et al. 2018
 
 
+NO_PENALTIES = Penalties()
+
 # log(1 - sigmoid(f)) = -softplus(f) and log sigmoid(r) = -softplus(-r): exact and never -inf.
 OBJECTIVES = {
     # Goodfellow et al. 2014 (arXiv:1406.2661), eq. 1: min_G max_D E log D(x) + E log(1 - D(G(z))).
@@ -46,7 +48,7 @@ OBJECTIVES = {
         lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
         lambda fake: jax.nn.softplus(-fake),
     ),
-    # Mao et al. 2017 (arXiv:1611.04076), eq. 9: targets 1 for real, 0 for fake, 1 for the generator.
+    # Mao et al. 2017 (arXiv:1611.04076), eq. 9: targets 1 for real, 0 for fake, 1 for G.
     "least_squares": Objective(
         lambda real, fake: 0.5 * ((real - 1) ** 2 + fake**2),
         lambda fake: 0.5 * (fake - 1) ** 2,
@@ -78,7 +80,7 @@ def discriminator_loss(
     judge: Judge,
     game: Objective,
     latent_dim: int,
-    penalties: Penalties = Penalties(),
+    penalties: Penalties = NO_PENALTIES,
     augment: Augment = identity,
 ) -> LossFn:
     """The discriminator's loss for one real image and one generated from a fresh z.

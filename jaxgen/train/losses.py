@@ -153,16 +153,18 @@ def vae_loss(
     encode: Apply,
     decode: Apply,
     log_likelihood: Likelihood,
-    beta: Callable[[Array], Array] = linear_warmup(0),
+    beta: Callable[[Array], Array] | None = None,
     dynamic_binarization: bool = False,
 ) -> LossFn:
     """Negative ELBO of one image, in nats, with one sample of z and the analytic KL.
 
         loss = -log p(x | z) + beta KL(q(z | x) || N(0, I)),   z = mean + exp(logvar / 2) eps
 
-    Kingma & Welling 2014 (arXiv:1312.6114), eq. 7 and 10; beta(step) = 1 is the bound itself,
-    another constant is the beta-VAE (Higgins et al. 2017). encode returns [2 D]: mean, logvar.
+    Kingma & Welling 2014 (arXiv:1312.6114), eq. 7 and 10; beta(step) = 1, the default, is the
+    bound itself; another constant is the beta-VAE (Higgins et al. 2017). encode returns [2 D],
+    mean and logvar.
     """
+    beta = linear_warmup(0) if beta is None else beta
 
     def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
         binarize_key, eps_key = jax.random.split(key)

@@ -30,7 +30,7 @@ def resident_batches(dataset: Any, batch_size: int, key: Key, mesh: Mesh) -> Bat
     per_epoch = num_examples // batch_size
     if per_epoch == 0:
         raise ValueError(
-            f"batch of {batch_size} is larger than the data set of {num_examples}; use a smaller one"
+            f"batch of {batch_size} is larger than the set of {num_examples}; use a smaller one"
         )
     everywhere = NamedSharding(mesh, jax.sharding.PartitionSpec())
     indices = NamedSharding(mesh, parallel.SCANNED[1])
