@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxgen import cli, gallery, run
+from jaxgen import cli, gallery, plan, run
 from jaxgen.evaluate import likelihood
 from jaxgen.io import images
 from jaxgen.nn import autoencoder, functional
@@ -60,7 +60,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def networks(config: Config, examples: run.Examples) -> tuple[Any, Any]:
+def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
     """Encoder [H, W, C] -> [D] and decoder [D] -> [H, W, C], as linen modules."""
     if config.latent_dim < 1:
         raise ValueError(f"--latent-dim is {config.latent_dim}; use 1 or more")
@@ -75,13 +75,13 @@ def networks(config: Config, examples: run.Examples) -> tuple[Any, Any]:
     )
 
 
-def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
+def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
     """The autoencoder as the run wants it: first state, one step, pictures."""
     encoder, decoder = networks(config, examples)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
     loss = losses.autoencoder_loss(encode, decode, config.reconstruction, config.noise)
     options = config.run
-    tx = run.optimizer_of(options, num_steps)
+    tx = plan.optimizer_of(options, num_steps)
 
     def init(key: Key) -> Any:
         encoder_key, decoder_key = jax.random.split(key)
@@ -91,7 +91,7 @@ def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
         }
         return step.init_state(params, tx)
 
-    return run.System(
+    return plan.System(
         init=init,
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
@@ -109,7 +109,7 @@ def shown_as(config: Config, output: Array) -> Array:
 
 
 def draw(
-    config: Config, encode: Any, decode: Any, state: Any, examples: run.Examples, key: Key
+    config: Config, encode: Any, decode: Any, state: Any, examples: plan.Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Reconstructions beside their inputs, interpolation, traversal, and a map of two latents."""
     x = augment.to_unit_range(jnp.asarray(examples.images))
@@ -133,14 +133,14 @@ def sample(config: Config) -> None:
     """Decodes draws from a Gaussian fitted to the test set's codes: an autoencoder has no prior."""
     state, done, examples = run.restore(config, build)
     encoder, decoder = networks(config, examples)
-    params = run.model(state, config.run).params
+    params = plan.model(state, config.run).params
     test = run.load_split(config.run, "test")
     encode = jax.jit(functional.apply(encoder))
     codes = np.concatenate([
         np.asarray(encode(params["encoder"], augment.to_unit_range(jnp.asarray(part))))
         for part in np.array_split(test.images, max(1, len(test.images) // 1000))
     ])  # fmt: skip
-    z = fitted_gaussian(run.sample_key(config.run), codes, config.num_samples)
+    z = fitted_gaussian(plan.sample_key(config.run), codes, config.num_samples)
     output = shown_as(config, jax.jit(functional.apply(decoder))(params["decoder"], z))
 
     path = Path(config.output or Path(config.run.run_dir) / "samples-drawn.png")
@@ -165,9 +165,9 @@ def evaluate(config: Config) -> None:
     )
     test = run.load_split(config.run, "test")
     for i in range(config.run.num_models):
-        params: Params = run.model(state, config.run, i).params
+        params: Params = plan.model(state, config.run, i).params
         terms = likelihood.mean_terms(
-            augment.on_uint8(loss), params, test._asdict(), run.sample_key(config.run)
+            augment.on_uint8(loss), params, test._asdict(), plan.sample_key(config.run)
         )
         mse, error = terms["mse"]
         # pixels span 2 in [-1, 1]: a quarter of the error on the scale of [0, 1]

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxgen import cli, gallery, judge, run
+from jaxgen import cli, gallery, judge, plan, run
 from jaxgen.evaluate import classes
 from jaxgen.io import images
 from jaxgen.nn import functional, gan
@@ -78,12 +78,12 @@ PRESETS = {
 }  # fmt: skip
 
 
-def players(config: Config, examples: run.Examples) -> tuple[Any, Any]:
+def players(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
     """Generator [D] -> [H, W, C] and discriminator [H, W, C] -> logit, as linen modules."""
     if config.latent_dim < 1:
         raise ValueError(f"--latent-dim is {config.latent_dim}; use 1 or more")
     common = {
-        "num_classes": run.num_classes(examples, config.conditional),
+        "num_classes": plan.num_classes(examples, config.conditional),
         "dtype": cli.network_dtype(config.run),
     }
     if config.network == "dense":
@@ -97,7 +97,7 @@ def players(config: Config, examples: run.Examples) -> tuple[Any, Any]:
     )
 
 
-def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
+def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
     """The GAN as the run wants it: first state, one step of both players, pictures."""
     generator, discriminator = players(config, examples)
     generate, judge_image = functional.apply(generator), functional.apply(discriminator)
@@ -112,11 +112,11 @@ def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
         augment.by_name(options.augment),
     )
     g_loss = adversarial.generator_loss(generate, judge_image, game, config.latent_dim, seen)
-    g_tx = run.optimizer_of(options, num_steps, config.b1)
+    g_tx = plan.optimizer_of(options, num_steps, config.b1)
     d_options = options
     if config.discriminator_rate is not None:
         d_options = replace(options, learning_rate=config.discriminator_rate)
-    d_tx = run.optimizer_of(d_options, num_steps * config.discriminator_steps, config.b1)
+    d_tx = plan.optimizer_of(d_options, num_steps * config.discriminator_steps, config.b1)
 
     def init(key: Key) -> step.GanState:
         g_key, d_key = jax.random.split(key)
@@ -126,7 +126,7 @@ def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
         average = jax.tree.map(jnp.array, g)
         return step.GanState(step.init_state(g, g_tx), step.init_state(d, d_tx), average)
 
-    return run.System(
+    return plan.System(
         init=init,
         step=step.gan_step(
             d_loss, g_loss, d_tx, g_tx, config.discriminator_steps, config.ema_decay,
@@ -155,7 +155,7 @@ def sampler(config: Config, generator: Any, params: Params, key: Key) -> Any:
 
 
 def draw(
-    config: Config, generator: Any, state: Any, examples: run.Examples, key: Key
+    config: Config, generator: Any, state: Any, examples: plan.Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Samples of the moving average for fixed z, rows of classes if conditional; interpolation."""
     z_key, ends_key, standing_key = jax.random.split(key, 3)
@@ -179,8 +179,8 @@ def draws(config: Config, count: int, model: int = 0) -> tuple[np.ndarray, np.nd
     """Samples uint8 [count, H, W, C] of a finished run, their labels [count], and its step."""
     state, done, examples = run.restore(config, build)
     generator, _ = players(config, examples)
-    z_key, standing_key = jax.random.split(run.sample_key(config.run))
-    make = sampler(config, generator, run.model(state, config.run, model).ema, standing_key)
+    z_key, standing_key = jax.random.split(plan.sample_key(config.run))
+    make = sampler(config, generator, plan.model(state, config.run, model).ema, standing_key)
     z = gallery.normal(z_key, count, config.latent_dim)
     labels = np.arange(count, dtype=np.int32) % max(len(examples.class_names), 1)
     parts = [make(z[i : i + 500], labels[i : i + 500]) for i in range(0, count, 500)]

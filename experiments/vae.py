@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import tyro
 from PIL import Image
 
-from jaxgen import cli, gallery, run
+from jaxgen import cli, gallery, plan, run
 from jaxgen.evaluate import likelihood
 from jaxgen.io import images
 from jaxgen.nn import autoencoder, functional
@@ -67,7 +67,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def networks(config: Config, examples: run.Examples) -> tuple[Any, Any]:
+def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
     """Encoder [H, W, C] -> [2 D] and decoder [D] -> [H, W, C], as linen modules."""
     if config.latent_dim < 1:
         raise ValueError(f"--latent-dim is {config.latent_dim}; use 1 or more")
@@ -78,12 +78,12 @@ def networks(config: Config, examples: run.Examples) -> tuple[Any, Any]:
         hidden=config.hidden,
         width=config.width,
         norm=config.norm,
-        num_classes=run.num_classes(examples, config.conditional),
+        num_classes=plan.num_classes(examples, config.conditional),
         dtype=cli.network_dtype(config.run),
     )
 
 
-def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
+def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
     """The VAE as the run wants it: first state, one step, pictures."""
     encoder, decoder = networks(config, examples)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
@@ -98,7 +98,7 @@ def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
         binary(config),
     )
     options = config.run
-    tx = run.optimizer_of(options, num_steps)
+    tx = plan.optimizer_of(options, num_steps)
 
     def init(key: Key) -> Any:
         encoder_key, decoder_key = jax.random.split(key)
@@ -113,7 +113,7 @@ def build(config: Config, examples: run.Examples, num_steps: int) -> run.System:
             params["log_scale"] = jnp.full((examples.image_shape[-1],), -1.0)
         return step.init_state(params, tx)
 
-    return run.System(
+    return plan.System(
         init=init,
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
@@ -135,7 +135,7 @@ def shown_as(config: Config, output: Array) -> Array:
 
 
 def draw(
-    config: Config, encode: Any, decode: Any, state: Any, examples: run.Examples, key: Key
+    config: Config, encode: Any, decode: Any, state: Any, examples: plan.Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Reconstructions, samples, interpolation, traversal and, for two latents, the manifold."""
     sample_key, binarize_key = jax.random.split(key)
@@ -169,8 +169,8 @@ def sample(config: Config) -> None:
     """Draws from the prior and writes one grid."""
     state, done, examples = run.restore(config, build)
     _, decoder = networks(config, examples)
-    params = run.model(state, config.run).params["decoder"]
-    z = gallery.normal(run.sample_key(config.run), config.num_samples, config.latent_dim)
+    params = plan.model(state, config.run).params["decoder"]
+    z = gallery.normal(plan.sample_key(config.run), config.num_samples, config.latent_dim)
     labels = jnp.arange(config.num_samples, dtype=jnp.int32) % max(len(examples.class_names), 1)
     output = shown_as(config, jax.jit(functional.apply(decoder))(params, z, labels))
 
@@ -187,11 +187,11 @@ def evaluate(config: Config) -> None:
     log_likelihood = losses.likelihood(config.likelihood)
     loss = losses.vae_loss(encode, decode, log_likelihood, losses.linear_warmup(0), binary(config))
     test = run.load_split(config.run, "test")
-    bound_key, weight_key = jax.random.split(run.sample_key(config.run))
+    bound_key, weight_key = jax.random.split(plan.sample_key(config.run))
     size = math.prod(examples.image_shape)
 
     for i in range(config.run.num_models):
-        params = run.model(state, config.run, i).params
+        params = plan.model(state, config.run, i).params
         terms = likelihood.mean_terms(augment.on_uint8(loss), params, test._asdict(), bound_key)
         print(f"model {i}, step {done}, {len(test.images)} test images:")
         for name in ("neg_elbo_nats", "recon_nats", "kl_nats"):

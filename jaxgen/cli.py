@@ -64,7 +64,13 @@ FREE = {
 
 
 class Interrupted(Exception):
-    """A run that was asked to stop, and has saved."""
+    """A run that was asked to stop by a signal, and has saved."""
+
+    def __init__(self, folder: Path, done: int, num_steps: int, signal: int) -> None:
+        self.exit_code = 128 + signal  # as a shell reports it
+        super().__init__(
+            f"saved at step {done} of {num_steps}; go on with --run-dir {folder} --resume"
+        )
 
 
 def parse(
@@ -138,7 +144,7 @@ def main(start: Callable[[], None]) -> None:
         start()
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(143)
+        sys.exit(stopped.exit_code)
     except (ValueError, OSError, ImportError, loop.NonFiniteError) as error:
         if os.environ.get("JAXGEN_TRACEBACK"):
             raise

@@ -64,6 +64,17 @@ def labelled(picture: Image.Image, text: str) -> Image.Image:
     return result
 
 
+def side_by_side(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
+    """Pictures in a row, tops aligned, on white."""
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    result = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        result.paste(picture, (left, 0))
+        left += picture.width + gap
+    return result
+
+
 def save(path: Path, picture: Image.Image) -> None:
     """Writes a PNG, making the folder if need be."""
     with _whole(path) as file:

@@ -27,21 +27,27 @@ def choose(name: str) -> Path:
         number += 1
 
 
-def create(path: Path, overwrite: bool) -> None:
-    """Makes an empty folder. Raises FileExistsError if a run is there and may not be replaced."""
-    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-        if not overwrite:
-            raise FileExistsError(
-                f"{path} already holds a run; pass --resume to continue it, --overwrite to replace "
-                f"it, or another --run-dir"
-            )
-        if not (path / "config.json").exists():
-            raise FileExistsError(
-                f"{path} is not a run folder (it has no config.json), so --overwrite will not "
-                f"delete it; use another --run-dir"
-            )
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raises FileExistsError if something is at `path` that may not be replaced."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{path} already holds a run; pass --resume to continue it, --overwrite to replace it, "
+            f"or another --run-dir"
+        )
+    if not (path / "config.json").exists():
+        raise FileExistsError(
+            f"{path} is not a run folder (it has no config.json), so --overwrite will not delete "
+            f"it; use another --run-dir"
+        )
+
+
+def clear(path: Path) -> None:
+    """Makes an empty folder of a path that `check_free` passed."""
+    if path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True)
 
 
 def write_config(path: Path, system: str, config: dict[str, Any]) -> None:

@@ -67,10 +67,10 @@ def differentiable(key: Key, x: Array) -> Array:
 def _cutout(key: Key, x: Array) -> Array:
     height, width, _ = x.shape
     row_key, column_key = jax.random.split(key)
-    row = jax.random.randint(row_key, (), 0, height)  # centre of the square
-    column = jax.random.randint(column_key, (), 0, width)
-    inside_rows = jnp.abs(jnp.arange(height) - row) <= height // 4
-    inside_columns = jnp.abs(jnp.arange(width) - column) <= width // 4
+    row = jax.random.randint(row_key, (), 0, height + 1)  # centre of the square, between pixels
+    column = jax.random.randint(column_key, (), 0, width + 1)
+    inside_rows = jnp.abs(jnp.arange(height) + 0.5 - row) < height // 4
+    inside_columns = jnp.abs(jnp.arange(width) + 0.5 - column) < width // 4
     hole = inside_rows[:, None, None] & inside_columns[None, :, None]
     return jnp.where(hole, 0.0, x)
 

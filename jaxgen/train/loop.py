@@ -52,9 +52,10 @@ def train(
 ) -> tuple[Any, int]:
     """The state after step `stop`, or earlier if interrupted, and the number of steps done.
 
-    One call of `run` does `chunk` steps (the last one fewer, if need be). The host never waits for
-    the newest steps: metrics are read once `MAX_IN_FLIGHT` further chunks are under way, and all
-    of them before a state is saved, so that no state after a non-finite step reaches the disk.
+    One call of `run` does `chunk` steps (the last one fewer, if need be); its metrics are [chunk].
+    The host does not wait for the newest steps: metrics are read when they are ready, or once
+    `MAX_IN_FLIGHT` further chunks are under way; and all of them before a state is saved, so that
+    no state after a non-finite step reaches the disk.
     Raises NonFiniteError naming the first such step.
     """
     pending: deque = deque()
@@ -86,12 +87,17 @@ def _passes(before: int, after: int, every: int) -> bool:
 
 
 def _drain(pending: deque, record: Callable[[int, dict], None], keep: int) -> None:
-    while len(pending) > keep:
+    """Records the oldest chunks: all that are ready, and waits for those beyond `keep`."""
+    while pending and (len(pending) > keep or _is_ready(pending[0][1])):
         first, metrics = pending.popleft()
-        values = {name: np.atleast_1d(x) for name, x in jax.device_get(metrics).items()}
+        values = jax.device_get(metrics)
         for i in range(len(values["loss"])):
             row = {name: x[i] for name, x in values.items()}
             bad = [name for name, x in row.items() if not np.all(np.isfinite(x))]
             if bad:
                 raise NonFiniteError(first + i + 1, bad)
             record(first + i + 1, row)
+
+
+def _is_ready(metrics: Metrics) -> bool:
+    return all(x.is_ready() for x in metrics.values())

@@ -89,7 +89,8 @@ def gaussian(params: Params, mean: Array, x: Array) -> Array:
 
     params["log_scale"]: [C], one learned scale per channel (Rybkin et al. 2021, arXiv:2006.13202).
     """
-    return gaussian_log_density(x, mean, 2 * params["log_scale"]).sum()
+    log_scale = jnp.broadcast_to(params["log_scale"], x.shape)
+    return gaussian_log_density(x, mean, 2 * log_scale).sum()
 
 
 def logistic(params: Params, mean: Array, x: Array) -> Array:
@@ -99,7 +100,7 @@ def logistic(params: Params, mean: Array, x: Array) -> Array:
     ends -1 and 1 taking the tails. Kingma et al. 2016 (arXiv:1606.04934), eq. 14; a likelihood of
     the 8-bit image, so bits per dimension = nats / (H W C log 2).  params["log_scale"]: [C].
     """
-    inverse = jnp.exp(-params["log_scale"])
+    inverse = jnp.exp(-jnp.broadcast_to(params["log_scale"], x.shape))
     above = (x + 1 / 255 - mean) * inverse
     below = (x - 1 / 255 - mean) * inverse
     # log(sigmoid(a) - sigmoid(b)) = log_sigmoid(a) + log_sigmoid(-b) + log(1 - exp(b - a)):

@@ -13,7 +13,7 @@ def schedule(
 
     Raises ValueError for a learning rate or warm-up that is out of range, and an unknown kind.
     """
-    if learning_rate <= 0:
+    if not learning_rate > 0:  # not `<= 0`: nan is refused too
         raise ValueError(f"learning rate {learning_rate}; use a positive number")
     if not 0 <= warmup_steps <= num_steps:
         raise ValueError(

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""Trains an autoencoder, a VAE and a GAN on handwritten digits, offline, in about two minutes.
+
+    python experiments/demo.py
+    python experiments/demo.py --quick     # a look in seconds
+
+Leaves one folder per system under runs/demo: pictures, curves, an animation, checkpoints.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import autoencoder
+import gan
+import tyro
+import vae
+from PIL import Image
+
+from jaxgen import cli, run
+from jaxgen.io import images, run_folder
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the demonstration."""
+
+    run_dir: str | None = None  # where the three runs go; runs/demo, runs/demo-2, ... by default
+    quick: bool = False  # a tenth of the steps: a look at what happens, not at good pictures
+    seed: int = 0  # of everything random
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    root = Path(config.run_dir) if config.run_dir else run_folder.choose("demo")
+    run_folder.check_free(root, overwrite=False)
+    began = time.monotonic()
+    for name, script in (("autoencoder", autoencoder), ("vae", vae), ("gan", gan)):
+        train_one(config, name, script, root / name)
+
+    overview(root)
+    print(f"\n{time.monotonic() - began:.0f} s. Look at {root / 'overview.png'}, and in {root}/*:")
+    print("  samples.png reconstructions.png interpolation.png curves.png progress.gif")
+
+
+def train_one(config: Config, name: str, script, folder: Path) -> None:
+    """One system on its digits preset."""
+    preset = script.PRESETS["digits"]
+    steps = preset.run.steps // 10 if config.quick else preset.run.steps
+    options = dataclasses.replace(
+        preset.run, steps=steps, draw_every=max(steps // 10, 1), seed=config.seed,
+        run_dir=str(folder),
+    )  # fmt: skip
+    cli.set_up(options)
+    run.train(name, dataclasses.replace(preset, run=options), script.build)
+
+
+def overview(root: Path) -> None:
+    """One picture of all three: what they reconstruct and what they draw."""
+    parts = [
+        ("autoencoder: digits, reconstructions below", "autoencoder/reconstructions"),
+        ("VAE: binarized digits, reconstructions below", "vae/reconstructions"),
+        ("VAE: samples", "vae/samples"),
+        ("GAN: samples", "gan/samples"),
+    ]
+    panels = [images.labelled(Image.open(root / f"{path}.png"), text) for text, path in parts]
+    images.save(root / "overview.png", images.side_by_side(panels))
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""What a run is going to do, worked out and checked before anything is compiled or written."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from PIL import Image
+
+from jaxgen.cli import RunOptions
+from jaxgen.io import data
+from jaxgen.train import optimizer, parallel
+from jaxgen.types import Key, Step
+
+
+class Examples(NamedTuple):
+    """What a network needs to know of its data, and a few held-out examples to draw."""
+
+    num_examples: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    images: np.ndarray  # uint8 [K, H, W, C], from the test split
+    labels: np.ndarray  # int32 [K]
+
+
+class System(NamedTuple):
+    """What an experiment builds: the state at step 0, one step, and its pictures."""
+
+    init: Callable[[Key], Any]
+    step: Step
+    draw: Callable[[Any, Examples, Key], dict[str, Image.Image]]  # of one model's state
+    images_per_step: int
+    shown: tuple[str, ...]  # metrics beside the progress
+    convolutional: bool
+
+
+Build = Callable[[Any, Examples, int], System]  # (config, examples, number of steps)
+
+
+def model(state: Any, options: RunOptions, i: int = 0) -> Any:
+    """The state of model i, as it would be in a run of its own."""
+    return state if options.num_models == 1 else jax.tree.map(lambda x: x[i], state)
+
+
+def num_steps(options: RunOptions, examples: Examples, images_per_step: int) -> int:
+    """Steps of the whole run: --steps, or as many as cover --epochs."""
+    if options.epochs is None:
+        return options.steps
+    return max(1, round(options.epochs * examples.num_examples / images_per_step))
+
+
+def num_classes(examples: Examples, conditional: bool) -> int:
+    """How many classes the networks are conditioned on; 0 for none.
+
+    Raises ValueError when that is asked for and the data has no labels.
+    """
+    if conditional and not examples.class_names:
+        raise ValueError("--conditional needs labels, and this data has none")
+    return len(examples.class_names) if conditional else 0
+
+
+def optimizer_of(
+    options: RunOptions, num_steps: int, b1: float = 0.9, b2: float = 0.999
+) -> optax.GradientTransformation:
+    """Adam with the schedule and the clipping that the options ask for."""
+    rate = optimizer.schedule(
+        options.learning_rate, num_steps, options.schedule, options.warmup_steps
+    )
+    return optimizer.adam(rate, b1, b2, options.clip_norm)
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def open_split(options: RunOptions, split: str) -> data.Source:
+    return data.open_source(
+        options.data, split, image_size=options.image_size, channels=options.channels,
+        data_dir=options.data_dir,
+    )  # fmt: skip
+
+
+def read_examples(options: RunOptions, source: data.Source, count: int = 64) -> Examples:
+    """The training set's numbers and `count` test examples, spread over the split."""
+    test = open_split(options, "test")
+    chosen = np.linspace(0, test.num_examples - 1, min(count, test.num_examples)).astype(int)
+    chosen_images, chosen_labels = test.read(chosen.tolist())
+    return Examples(
+        source.num_examples,
+        source.image_shape,
+        source.class_names,
+        chosen_images,
+        chosen_labels,
+    )
+
+
+# --- checks ------------------------------------------------------------------------------------
+
+
+def make(config: Any, build: Build, examples: Examples) -> tuple[int, System]:
+    """The number of steps and the system; every wrong option is found here, before any compile."""
+    options: RunOptions = config.run
+    for name in ("steps", "batch_size", "accumulate", "num_models", "log_every"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is {getattr(options, name)}; use 1 or more")
+    if options.epochs is not None and options.epochs <= 0:
+        raise ValueError(f"--epochs is {options.epochs}; use a positive number")
+    if options.batch_size % options.accumulate:
+        raise ValueError(
+            f"batch of {options.batch_size} cannot be dealt into {options.accumulate} "
+            f"microbatches; use a multiple of {options.accumulate}"
+        )
+    per_step = options.batch_size * getattr(config, "discriminator_steps", 1)
+    count = num_steps(options, examples, per_step)
+    system = build(config, examples, count)
+    jax.eval_shape(system.init, jax.random.key(0))
+    return count, system
+
+
+def fits_on_device(options: RunOptions, source: data.Source) -> bool:
+    """Whether the set is kept on the devices: if it takes at most a quarter of their memory."""
+    if options.data_on != "auto":
+        return options.data_on == "device"
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return data.size_in_bytes(source) <= stats.get("bytes_limit", 8 * 2**30) / 4
+
+
+def scan_steps(options: RunOptions, system: System, resident: bool) -> int:
+    if not resident:
+        if (options.scan_steps or 1) > 1:
+            raise ValueError(
+                f"--scan-steps {options.scan_steps} needs the data on the device; this set streams "
+                f"from the host: use --scan-steps 1, or --data-on device if it fits"
+            )
+        return 1
+    if options.scan_steps is not None:
+        if options.scan_steps < 1:
+            raise ValueError(f"--scan-steps is {options.scan_steps}; use 1 or more")
+        return options.scan_steps
+    # XLA's CPU convolutions lose their threads inside loops: 7 to 30 times slower
+    return 1 if system.convolutional and jax.default_backend() == "cpu" else 50
+
+
+def check_batch(system: System, mesh: Mesh, examples: Examples) -> None:
+    size = system.images_per_step
+    if size > examples.num_examples:
+        raise ValueError(
+            f"a step takes {size} images and the training set has {examples.num_examples}; "
+            f"use a smaller --batch-size"
+        )
+    parallel.check_divisible(np.empty(size), parallel.EXAMPLES, mesh)
+
+
+# --- keys --------------------------------------------------------------------------------------
+
+
+def streams(seed: int) -> Key:
+    """The four streams of a run [4]: parameters, training noise, order of the data, pictures."""
+    return jax.random.split(jax.random.key(seed), 4)
+
+
+def init_keys(options: RunOptions) -> Key:
+    """The key of the initial parameters, [S] of them for S models."""
+    return _of_models(options, 0)
+
+
+def train_keys(options: RunOptions) -> Key:
+    """The key of the training noise, [S] of them for S models."""
+    return _of_models(options, 1)
+
+
+def data_key(options: RunOptions) -> Key:
+    """The key of the order of the data, which all models of a run share."""
+    return streams(options.seed)[2]
+
+
+def sample_key(options: RunOptions) -> Key:
+    """The key of pictures and samples: the same noise at every step of a run."""
+    return streams(options.seed)[3]
+
+
+def _of_models(options: RunOptions, stream: int) -> Key:
+    """Model i gets what a run of its own with seed + i would get."""
+    if options.num_models == 1:
+        return streams(options.seed)[stream]
+    seeds = options.seed + jnp.arange(options.num_models)
+    return jax.vmap(streams)(seeds)[:, stream]

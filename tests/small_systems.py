@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""Tiny AE, VAE and GAN on 8x8 images with SGD: Adam would forgive a gradient N times too large."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgen.nn import autoencoder, functional, gan
+from jaxgen.train import adversarial, augment, losses, parallel, step
+
+SHAPE = (8, 8, 1)
+NAMES = ("autoencoder", "vae", "gan")
+
+
+def dataset(size: int = 64) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {
+        "image": generator.integers(0, 256, (size, *SHAPE), dtype=np.uint8),
+        "label": generator.integers(0, 10, size).astype(np.int32),
+    }
+
+
+def _pair(network: str, outputs: int, norm: str) -> tuple[Any, Any]:
+    return autoencoder.encoder_and_decoder(
+        network, outputs, SHAPE, hidden=(16,), width=8, norm=norm, num_classes=10
+    )
+
+
+@cache
+def make(name: str, network: str = "dense", norm: str = "group", accumulate: int = 1):
+    """(init(key) -> state, step) of a system; equal arguments give the same step function."""
+    tx = optax.sgd(1e-3)
+    if name == "gan":
+        return _gan(network, norm, tx, accumulate)
+
+    encoder, decoder = _pair(network, 4 if name == "autoencoder" else 8, norm)
+    encode, decode = functional.apply(encoder), functional.apply(decoder)
+    if name == "autoencoder":
+        loss = losses.autoencoder_loss(encode, decode, noise=0.3)
+    else:
+        likelihood = losses.likelihood("bernoulli")
+        loss = losses.vae_loss(encode, decode, likelihood, dynamic_binarization=True)
+
+    def init(key):
+        encoder_key, decoder_key = jax.random.split(key)
+        params = {
+            "encoder": functional.init(encoder, encoder_key, jnp.zeros(SHAPE), jnp.int32(0)),
+            "decoder": functional.init(decoder, decoder_key, jnp.zeros(4), jnp.int32(0)),
+        }
+        return step.init_state(params, tx)
+
+    return init, step.gradient_step(augment.on_uint8(loss, augment.shift), tx, accumulate)
+
+
+def _gan(network: str, norm: str, tx, accumulate: int):
+    if network == "dense":
+        g = gan.DenseGenerator(SHAPE, (16,), num_classes=10)
+        d = gan.DenseDiscriminator((8,), num_classes=10)
+    else:
+        g = gan.ConvGenerator(SHAPE, 4, norm, num_classes=10)
+        d = gan.ConvDiscriminator(4, num_classes=10)
+    generate, judge = functional.apply(g), functional.apply(d)
+    game = adversarial.objective("non_saturating")
+    weights = adversarial.Penalties(gradient=0.1, r1=0.1, r2=0.1)
+    d_loss = adversarial.discriminator_loss(generate, judge, game, 4, weights)
+    g_loss = adversarial.generator_loss(generate, judge, game, 4)
+
+    def init(key):
+        g_key, d_key = jax.random.split(key)
+        g_params = functional.init(g, g_key, jnp.zeros(4), jnp.int32(0))
+        d_params = functional.init(d, d_key, jnp.zeros(SHAPE), jnp.int32(0))
+        average = jax.tree.map(jnp.array, g_params)
+        return step.GanState(step.init_state(g_params, tx), step.init_state(d_params, tx), average)
+
+    one = step.gan_step(augment.on_uint8(d_loss), g_loss, tx, tx, 2, 0.9, accumulate)
+    return init, one
+
+
+@cache  # several tests compare with the same run
+def run(
+    name: str,
+    how: str = "jit",
+    devices: int = 1,
+    chunks: tuple[int, ...] = (4,),
+    batch_size: int = 32,
+    **options: Any,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """State and metrics [steps] after scanned chunks of steps on that many devices."""
+    init, one = make(name, **options)
+    mesh = parallel.data_mesh(devices)
+    state = parallel.put(init(jax.random.key(0)), mesh)
+    data = parallel.put(dataset(), mesh)
+    key = parallel.put(jax.random.key(1), mesh)
+    go = parallel.parallelize(step.scan_steps(one), mesh, how, parallel.SCANNED)
+
+    first, parts = 0, []
+    for count in chunks:
+        indices = (np.arange(first, first + count * batch_size) * 7 % 64).astype(np.int32)
+        rows = parallel.put(indices.reshape(count, batch_size), mesh, parallel.SCANNED[1])
+        state, metrics = go(state, (data, rows), key)
+        parts.append(jax.device_get(metrics))
+        first += count * batch_size
+    joined = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+    return jax.device_get(state), joined
+
+
+def largest_difference(a: Any, b: Any) -> float:
+    """Largest absolute difference over all leaves of two trees of one structure."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    differences = jax.tree.map(lambda x, y: np.max(np.abs(np.asarray(x) - np.asarray(y))), a, b)
+    return float(max(jax.tree.leaves(differences)))
+
+
+def identical(a: Any, b: Any) -> bool:
+    """Whether two trees are equal bit for bit."""
+    same = jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(jax.tree.leaves(same))

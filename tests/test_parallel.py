@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""Every parallel mode on every number of devices gives the same run, noise included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small_systems
+from jax.sharding import PartitionSpec as P
+
+from jaxgen.train import parallel, step
+
+# 4 SGD steps in float32; the only difference is the order of sums over the batch.
+TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("how", parallel.MODES)
+@pytest.mark.parametrize("name", small_systems.NAMES)
+def test_eight_devices_train_like_one(name, how):
+    expected, metrics = small_systems.run(name, "jit", 1)
+
+    state, spread = small_systems.run(name, how, 8)
+
+    assert small_systems.largest_difference(state, expected) < TOLERANCE
+    for term in metrics:
+        np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_other_numbers_of_devices_train_like_one(devices):
+    expected, _ = small_systems.run("vae", "jit", 1)
+
+    state, _ = small_systems.run("vae", "shard_map", devices)
+
+    assert small_systems.largest_difference(state, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("how", parallel.MODES)
+@pytest.mark.parametrize("name", ["vae", "gan"])
+def test_batch_norm_uses_the_global_batch_in_every_mode(name, how):
+    expected, _ = small_systems.run(name, "jit", 1, (2,), network="conv", norm="batch")
+
+    state, _ = small_systems.run(name, how, 8, (2,), network="conv", norm="batch")
+
+    assert small_systems.largest_difference(state, expected) < TOLERANCE
+
+
+def test_the_noise_of_an_example_does_not_depend_on_the_division_of_the_batch():
+    """With no data to tell examples apart, the drawn noise alone decides the loss."""
+
+    def noise(params, example, key):
+        value = jax.random.normal(key) * params
+        return value, {"loss": value, "first": jnp.where(example["image"] == 5, value, 0.0)}
+
+    one = step.gradient_step(noise, optax.sgd(1.0))
+    results = []
+    for how, devices in (("jit", 1), ("pmap", 8), ("shard_map", 8)):
+        mesh = parallel.data_mesh(devices)
+        go = parallel.parallelize(one, mesh, how)
+        state = parallel.put(step.init_state(jnp.float32(1.0), optax.sgd(1.0)), mesh)
+        batch = parallel.put({"image": np.arange(16)}, mesh, parallel.EXAMPLES)
+        _, metrics = go(state, batch, parallel.put(jax.random.key(3), mesh))
+        results.append(float(metrics["first"]))
+
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    assert results[0] == pytest.approx(results[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("how", parallel.MODES)
+def test_the_state_never_grows_a_device_axis_and_is_donated(how):
+    init, one = small_systems.make("vae")
+    mesh = parallel.data_mesh(8)
+    state = parallel.put(init(jax.random.key(0)), mesh)
+    shapes = jax.tree.map(jnp.shape, state)
+    batch = {"image": small_systems.dataset(16)["image"], "label": np.zeros(16, np.int32)}
+    go = parallel.parallelize(one, mesh, how)
+
+    after, _ = go(state, parallel.put(batch, mesh, parallel.EXAMPLES), jax.random.key(1))
+
+    assert jax.tree.map(jnp.shape, after) == shapes
+    if how != "pmap":  # pmap decides by itself whether a broadcast argument can be donated
+        assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+
+
+def test_a_batch_that_devices_cannot_share_names_the_multiple():
+    _, one = small_systems.make("vae")
+    go = parallel.parallelize(one, parallel.data_mesh(8), "jit")
+
+    with pytest.raises(
+        ValueError, match="batch of 12 cannot be divided over 8 devices; use a multiple of 8"
+    ):
+        go(None, {"image": np.zeros((12, 8, 8, 1), np.uint8)}, jax.random.key(0))
+
+
+def test_unknown_modes_and_too_many_devices_are_named():
+    _, one = small_systems.make("vae")
+
+    with pytest.raises(ValueError, match="unknown parallel mode 'mpi'; use one of jit, pmap"):
+        parallel.parallelize(one, parallel.data_mesh(1), "mpi")
+    with pytest.raises(ValueError, match="9 devices asked for; this process sees 8"):
+        parallel.data_mesh(9)
+
+
+def test_put_replicates_or_divides_as_asked():
+    mesh = parallel.data_mesh(8)
+    x = np.arange(16.0, dtype=np.float32)
+
+    whole, parts = parallel.put((x, x), mesh, (P(), P("data")))
+
+    assert whole.addressable_shards[0].data.shape == (16,)
+    assert parts.addressable_shards[3].data.tolist() == [6.0, 7.0]
