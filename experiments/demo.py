@@ -16,8 +16,6 @@ import autoencoder
 import gan
 import tyro
 import vae
-from PIL import Image
-
 from jaxgen import cli, run
 from jaxgen.io import images, run_folder
 
@@ -64,7 +62,7 @@ def overview(root: Path) -> None:
         ("VAE: samples", "vae/samples"),
         ("GAN: samples", "gan/samples"),
     ]
-    panels = [images.labelled(Image.open(root / f"{path}.png"), text) for text, path in parts]
+    panels = [images.labelled(images.read(root / f"{path}.png"), text) for text, path in parts]
     images.save(root / "overview.png", images.side_by_side(panels))
 
 

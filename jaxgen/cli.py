@@ -43,7 +43,9 @@ class RunOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the networks' arithmetic
     parallel: Literal["jit", "pmap", "shard_map"] = "jit"  # how a step spreads over devices
     num_devices: int | None = None  # all by default
-    distributed: bool = False  # several hosts: call jax.distributed.initialize first
+    # several hosts, found by the cluster manager, or by the environment's JAX_COORDINATOR_ADDRESS
+    # (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    distributed: bool = False
     scan_steps: int | None = None  # steps per dispatch; chosen by backend and network by default
     run_dir: str | None = None  # where the run lives; runs/NAME, runs/NAME-2, ... by default
     resume: bool = False  # go on from the newest valid checkpoint in --run-dir
@@ -98,7 +100,11 @@ def parse(
         if known.run_dir is None:
             raise ValueError("say which run with --run-dir")
         stored = from_dict(type(default), run_folder.read_config(Path(known.run_dir), name))
-        default = stored
+        # how the machine is used is said anew each time
+        here = dataclasses.replace(
+            stored.run, distributed=False, num_devices=None, resume=False, overwrite=False
+        )
+        default = dataclasses.replace(stored, run=here)
     config = tyro.cli(type(default), default=default, args=argv, description=description)
     if stored is not None:
         _check_same(stored, config, known.run_dir)
@@ -158,7 +164,17 @@ def set_up(options: RunOptions) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if options.distributed:
-        jax.distributed.initialize()
+        _join_hosts()
+
+
+def _join_hosts() -> None:
+    """Finds the other processes: through the cluster manager, or as the environment says."""
+    given = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
+    count, index = (None if value is None else int(value) for value in given)
+    # a dead peer is noticed after this long instead of 100 s, and ends the others
+    jax.distributed.initialize(
+        num_processes=count, process_id=index, heartbeat_timeout_seconds=30
+    )
 
 
 def network_dtype(options: RunOptions) -> Any:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from PIL import Image
 
 from jaxgen import plan
 from jaxgen.cli import RunOptions
@@ -149,11 +148,11 @@ def _close_pictures(folder: Path) -> None:
     for path in sorted((folder / "pictures").glob("*-*.png")):
         series.setdefault(path.stem.rsplit("-", 1)[0], []).append(path)
     for name, paths in series.items():
-        images.save(folder / f"{name}.png", Image.open(paths[-1]))
+        images.save(folder / f"{name}.png", images.read(paths[-1]))
     moving = series.get("samples") or series.get("reconstructions")
     if moving:
         frames = [
-            images.labelled(Image.open(path), f"step {int(path.stem.rsplit('-', 1)[1])}")
+            images.labelled(images.read(path), f"step {int(path.stem.rsplit('-', 1)[1])}")
             for path in moving
         ]
         images.save_gif(folder / "progress.gif", frames)

@@ -75,6 +75,12 @@ def side_by_side(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
     return result
 
 
+def read(path: Path) -> Image.Image:
+    """A picture of ours, whole in memory and its file closed."""
+    with Image.open(path) as picture:
+        return picture.copy()
+
+
 def save(path: Path, picture: Image.Image) -> None:
     """Writes a PNG, making the folder if need be."""
     with _whole(path) as file:

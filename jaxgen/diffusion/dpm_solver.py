@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: MIT
+"""DPM-Solver and DPM-Solver++: exponential integrators in lambda = log(alpha / sigma).
+
+Lu et al. 2022 (arXiv:2206.00927; noise prediction, "dpmsolver") and 2022 (arXiv:2211.01095; data
+prediction, "dpmsolver++", with its SDE forms). A step needs
+the model's value and its derivatives in lambda, which come from older evaluations ("multistep")
+or from evaluations inside the step ("singlestep").
+
+Third-order sde-dpmsolver++ is kept as diffusers has it, with a sign in its last term that keeps it
+from converging (test_samplers.py); choose order 2.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxgen.diffusion import exponential, prediction, sigmas, table
+from jaxgen.diffusion.exponential import log_snr
+from jaxgen.diffusion.schedule import Schedule
+from jaxgen.diffusion.table import LATENT, MEMORY, Row, Table
+
+
+def dpmpp_2m(
+    model: Schedule,
+    num_steps: int,
+    *,
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    respacing: str | None = None,
+    final_sigma: str = "zero",
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+    start_step: int = 0,
+) -> Table:
+    """DPM-Solver++(2M), the second-order multistep form (arXiv:2211.01095, alg. 2)."""
+    return dpm_multistep(
+        model, num_steps, order=2, spacing=spacing, steps_offset=steps_offset, respacing=respacing,
+        final_sigma=final_sigma, solver_type=solver_type, lower_order_final=lower_order_final,
+        euler_at_final=euler_at_final, start_step=start_step,
+    )  # fmt: skip
+
+
+def dpmpp_2m_sde(
+    model: Schedule,
+    num_steps: int,
+    *,
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    respacing: str | None = None,
+    final_sigma: str = "zero",
+    solver_type: str = "midpoint",
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+    start_step: int = 0,
+) -> Table:
+    """SDE-DPM-Solver++(2M): as `dpmpp_2m`, with fresh noise in every step (arXiv:2211.01095)."""
+    return dpm_multistep(
+        model, num_steps, order=2, algorithm="sde-dpmsolver++", spacing=spacing,
+        steps_offset=steps_offset, respacing=respacing, final_sigma=final_sigma,
+        solver_type=solver_type, lower_order_final=lower_order_final,
+        euler_at_final=euler_at_final, start_step=start_step,
+    )  # fmt: skip
+
+
+def dpmpp_3m(
+    model: Schedule,
+    num_steps: int,
+    *,
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    respacing: str | None = None,
+    final_sigma: str = "zero",
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+    start_step: int = 0,
+) -> Table:
+    """DPM-Solver++(3M), the third-order multistep form."""
+    return dpm_multistep(
+        model, num_steps, order=3, spacing=spacing, steps_offset=steps_offset, respacing=respacing,
+        final_sigma=final_sigma, lower_order_final=lower_order_final,
+        euler_at_final=euler_at_final, start_step=start_step,
+    )  # fmt: skip
+
+
+def dpm_multistep(
+    model: Schedule,
+    num_steps: int,
+    *,
+    order: int = 2,
+    algorithm: str = "dpmsolver++",
+    solver_type: str = "midpoint",
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    respacing: str | None = None,
+    final_sigma: str = "zero",
+    lower_order_final: bool = True,
+    euler_at_final: bool = False,
+    start_step: int = 0,
+) -> Table:
+    """Every multistep form of order 1 to 3. Mirrors DPMSolverMultistepScheduler.
+
+    solver_type: "midpoint" or "heun", of second order. lower_order_final: below 15 steps the last
+    two fall to orders 2 and 1. euler_at_final: the last is of order 1, as with final_sigma "zero".
+    """
+    _check(order, algorithm, solver_type, final_sigma)
+    grid = sigmas.solver_grid(
+        model, num_steps, spacing, steps_offset, respacing, final_sigma=final_sigma,
+        integer_karras=model.beta_schedule != "squaredcos_cap_v2",
+    )  # fmt: skip
+    euler_last = euler_at_final or final_sigma == "zero"
+    rows = []
+    for i in table.steps_from(start_step, num_steps):
+        now = min(order, i - start_step + 1)
+        now = min(now, _order_limit(num_steps, i, lower_order_final, euler_last))
+        alpha, sigma, x0, eps = prediction.at_unit_variance(model.prediction_type, grid.sigma[i])
+        values = [x0 if "++" in algorithm else eps, *MEMORY[:2]]
+        lambdas = [log_snr(level) for level in grid.sigma[i - np.arange(-1, now)]]
+        derivatives = _multistep_derivatives(values[:now], lambdas)
+        latent = exponential.step(
+            algorithm, LATENT, grid.sigma[i], grid.sigma[i + 1], derivatives,
+            midpoint=solver_type == "midpoint" and now == 2,
+        )  # fmt: skip
+        rows.append(Row(grid.t[i], 1.0, (alpha, sigma), x0, latent, values[:2]))
+    return table.assemble("dpm_multistep", rows, start_step)
+
+
+def dpmpp_2s(
+    model: Schedule,
+    num_steps: int,
+    *,
+    order: int = 2,
+    algorithm: str = "dpmsolver++",
+    solver_type: str = "midpoint",
+    respacing: str | None = None,
+    final_sigma: str = "zero",
+    lower_order_final: bool = False,
+    start_step: int = 0,
+) -> Table:
+    """DPM-Solver++(2S), singlestep, in orders 1 to 3. Mirrors DPMSolverSinglestepScheduler.
+
+    num_steps counts evaluations: groups of `order` rows make one step, each row restarting from
+    the latent that the group began with. Always spaced as "linspace".
+    """
+    _check(order, algorithm, solver_type, final_sigma)
+    if algorithm == "sde-dpmsolver":
+        raise ValueError("sde-dpmsolver has no singlestep form; use sde-dpmsolver++")
+    grid = sigmas.solver_grid(model, num_steps, "linspace", 0, respacing, final_sigma=final_sigma)
+    orders = _singlestep_orders(num_steps, order, final_sigma, lower_order_final)
+    saved = MEMORY[2]
+    rows = []
+    for i in table.steps_from(start_step, num_steps):
+        now = min(orders[i], i - start_step + 1)  # a run may begin inside a group
+        alpha, sigma, x0, eps = prediction.at_unit_variance(model.prediction_type, grid.sigma[i])
+        value = x0 if "++" in algorithm else eps
+        base = LATENT if now == 1 else saved
+        values = [value, *MEMORY[:2]]
+        lambdas = [log_snr(level) for level in grid.sigma[i - np.arange(-1, now)]]
+        derivatives = _singlestep_derivatives(values[:now], lambdas, solver_type)
+        latent = exponential.step(
+            algorithm, base, grid.sigma[i + 1 - now], grid.sigma[i + 1], derivatives,
+            midpoint=solver_type == "midpoint" and now == 2,
+        )  # fmt: skip
+        rows.append(Row(grid.t[i], 1.0, (alpha, sigma), x0, latent, [*values[:2], base]))
+    return table.assemble("dpmpp_2s", rows, start_step)
+
+
+def _check(order: int, algorithm: str, solver_type: str, final_sigma: str) -> None:
+    if order not in (1, 2, 3):
+        raise ValueError(f"order is {order}; known are 1, 2 and 3")
+    if algorithm not in exponential.ALGORITHMS:
+        known = ", ".join(exponential.ALGORITHMS)
+        raise ValueError(f"algorithm is {algorithm!r}; known are {known}")
+    if algorithm == "sde-dpmsolver" and order == 3:
+        raise ValueError("sde-dpmsolver has no third order; use sde-dpmsolver++ or order 2")
+    if solver_type not in ("midpoint", "heun"):
+        raise ValueError(f"solver_type is {solver_type!r}; known are midpoint and heun")
+    if final_sigma == "zero" and "++" not in algorithm:
+        raise ValueError(
+            f"{algorithm} cannot step to sigma 0, where eps has no meaning; use "
+            'final_sigma="sigma_min" or the ++ form'
+        )
+
+
+def _order_limit(num_steps: int, i: int, lower_order_final: bool, euler_at_final: bool) -> int:
+    few = lower_order_final and num_steps < 15
+    if i == num_steps - 1 and (few or euler_at_final):
+        return 1
+    return 2 if i == num_steps - 2 and few else 3
+
+
+def _multistep_derivatives(
+    values: Sequence[np.ndarray], lambdas: Sequence[float]
+) -> list[np.ndarray]:
+    """[D0, D1, D2] up to the number of values, times 1, h and h^2.
+
+    values: newest first. lambdas: target of the step, then one per value.
+    """
+    gaps = -np.diff(lambdas)  # h, then the older steps
+    if len(values) == 1:
+        return list(values)
+    first = gaps[0] / gaps[1] * (values[0] - values[1])
+    if len(values) == 2:
+        return [values[0], first]
+    older = gaps[0] / gaps[2] * (values[1] - values[2])
+    span = gaps[1] + gaps[2]
+    first_derivative = first + gaps[1] / span * (first - older)
+    return [values[0], first_derivative, gaps[0] / span * (first - older)]
+
+
+def _singlestep_derivatives(
+    values: Sequence[np.ndarray], lambdas: Sequence[float], solver_type: str
+) -> list[np.ndarray]:
+    """As `_multistep_derivatives`, but at the start of the step, which the oldest value marks."""
+    start = lambdas[-1]
+    h = lambdas[0] - start
+    if len(values) == 1:
+        return list(values)
+    newest = lambdas[1] - start
+    by_newest = h / newest * (values[0] - values[-1])
+    if len(values) == 2 or solver_type == "midpoint":
+        return [values[-1], by_newest]
+    inner = lambdas[2] - start
+    by_inner = h / inner * (values[1] - values[-1])
+    first_derivative = (newest * by_inner - inner * by_newest) / (newest - inner)
+    return [values[-1], first_derivative, 2 * h * (by_newest - by_inner) / (newest - inner)]
+
+
+def _singlestep_orders(
+    num_steps: int, order: int, final_sigma: str, lower_order_final: bool
+) -> list[int]:
+    """Order of each row: groups 1, 2, ..., order, with smaller groups where they do not fit."""
+    group = list(range(1, order + 1))
+    groups, rest = divmod(num_steps, order)
+    if final_sigma == "sigma_min" and rest == 0 and not lower_order_final:
+        return group * groups
+    if order == 1:
+        return [1] * num_steps
+    # a last group that fits is divided: 1, 2, 1 for order 3 and 1, 1 for order 2
+    last = group[:rest] if rest else [*group[:-1], 1]
+    orders = group * (groups if rest else groups - 1) + last
+    if final_sigma == "zero":
+        orders[-1] = 1
+    return orders

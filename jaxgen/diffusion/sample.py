@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""The one loop that runs any table, and guidance as a wrapper around the model.
+
+Latents are float32 [B, H, W, C] whatever the model computes in. Every image owns its keys, and the
+noise of image j in row i depends on that image's key and on i alone: not on the batch it is in.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.diffusion.table import NUM_MEMORIES, Table
+from jaxgen.types import Array, Key
+
+Denoise = Callable[[Array, Array], Array]  # (x [N, H, W, C], t []) -> model output [N, H, W, C]
+OnStep = Callable[[Any, Any, Any], None]  # (row [], latent, x_0 estimate), on the host
+
+
+class NoiseKeys(NamedTuple):
+    """The three independent streams of one image; each field [B]."""
+
+    posterior: Key  # drawing the latent of a given image from its encoder's posterior
+    initial: Key  # the noise a run starts from
+    steps: Key  # fresh noise inside stochastic samplers
+
+
+class Inpainting(NamedTuple):
+    """What masked sampling keeps: outside the mask, the given image at the row's noise level."""
+
+    mask: Array  # [B, H, W, 1] in latent resolution, 1 where the picture is made anew
+    clean: Array  # [B, H, W, C] latent of the given image
+    noise: Array  # [B, H, W, C] the unit noise that the run started from
+
+
+def noise_keys(keys: Key) -> NoiseKeys:
+    """The streams of every image from one key per image, [B]."""
+    split = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    return NoiseKeys(split[:, 0], split[:, 1], split[:, 2])
+
+
+def initial_noise(keys: Key, shape: tuple[int, ...]) -> Array:
+    """Unit noise [B, *shape], each image from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+def scaled_noise(table: Table, noise: Array) -> Array:
+    """The latent that a run from row 0 starts from, [B, H, W, C], from unit noise."""
+    return noise * jnp.asarray(table.init_noise_sigma, jnp.float32)
+
+
+def noised(table: Table, clean: Array, noise: Array) -> Array:
+    """The latent that a run from start_row starts from, for an image-to-image run, [B, H, W, C].
+
+    Unit noise in, scaled once; not to be combined with `scaled_noise`.
+    """
+    signal, amount = jnp.asarray(table.noising, jnp.float32)[table.start_row]
+    return signal * clean + amount * noise
+
+
+def guide(denoise: Denoise, guidance_scale: Array, guidance_rescale: Array) -> Denoise:
+    """Classifier-free guidance with one doubled batch, Ho & Salimans 2022 (arXiv:2207.12598) eq. 6.
+
+    guidance_scale, guidance_rescale: [B], per image; scale s gives out_neg + s (out_pos - out_neg).
+    `denoise` receives 2 B latents in pairs, [image 0 negative, image 0 positive, image 1 negative,
+    ...], so a batch sharded over devices stays where it is; its conditions must be ordered alike.
+    Where no image is guided (scale 1 for all) leave the wrapper out: half the work.
+
+    guidance_rescale: Lin et al. 2023 (arXiv:2305.08891) eq. 15 and 16, 0 is off.
+    """
+
+    def guided(x: Array, t: Array) -> Array:
+        b = x.shape[0]
+        pairs = jnp.stack([x, x], axis=1).reshape(2 * b, *x.shape[1:])
+        out = denoise(pairs, t).astype(jnp.float32).reshape(b, 2, *x.shape[1:])
+        negative, positive = out[:, 0], out[:, 1]
+        combined = negative + _per_image(guidance_scale) * (positive - negative)
+        rescale = _per_image(guidance_rescale)
+        return (rescale * _contrast(positive, combined) + (1 - rescale)) * combined
+
+    return guided
+
+
+def sample(
+    denoise: Denoise,
+    table: Table,
+    x: Array,
+    keys: Key | None = None,
+    *,
+    noise: Array | None = None,
+    inpainting: Inpainting | None = None,
+    on_step: OnStep | None = None,
+) -> Array:
+    """The latent after rows [start_row, num_rows) of the table, [B, H, W, C].
+
+    x: the latent that start_row receives, from `scaled_noise` or `noised`. keys: [B], the `steps`
+    stream; or noise: [N, B, H, W, C] given for every row of a run, which then draws nothing.
+    on_step: called on the host after every row, in order; on one device only (see `steps`), and a
+    new function is a new program.
+    Everything but `denoise` and the presence of the optional arguments is data: one compilation
+    serves all samplers, numbers of steps and strengths.
+    """
+    _check_noise(keys, noise)
+
+    def body(i: Array, state: Array) -> Array:
+        state, x0 = step(denoise, table, i, state, keys, noise=noise, inpainting=inpainting)
+        if on_step is not None:
+            jax.debug.callback(on_step, i, state[0], x0, ordered=True)
+        return state
+
+    start, end = jnp.asarray(table.start_row), jnp.asarray(table.num_rows)
+    return jax.lax.fori_loop(start, end, body, first_state(x))[0]
+
+
+def steps(
+    one_step: Callable[[Any, Array], tuple[Array, Array]], table: Table, x: Array
+) -> Iterator[tuple[int, Array, Array]]:
+    """The same run driven from Python: yields (row, latent, x_0 estimate) after every row.
+
+    one_step(i, state) is `step` with its other arguments bound, jitted by the caller.
+    """
+    state = first_state(x)
+    for i in range(int(table.start_row), int(table.num_rows)):
+        state, x0 = one_step(np.int32(i), state)
+        yield i, state[0], x0
+
+
+def step(
+    denoise: Denoise,
+    table: Table,
+    i: Array,
+    state: Array,
+    keys: Key | None = None,
+    *,
+    noise: Array | None = None,
+    inpainting: Inpainting | None = None,
+) -> tuple[Array, Array]:
+    """One row: the next state [1 + NUM_MEMORIES, B, H, W, C] and the estimate of x_0 [B, H, W, C].
+
+    state[0] is the latent, the rest are the memories; the arguments are those of `sample`.
+    """
+    _check_noise(keys, noise)
+    row = jax.tree.map(lambda column: jnp.asarray(column, jnp.float32)[i], _columns(table))
+    x = state[0]
+    out = denoise(row["scale"] * x, row["t"]).astype(jnp.float32)
+    fresh = _fresh_noise(keys, i, x.shape[1:]) if noise is None else noise[i]
+    # scaled and added one by one: accelerators round matrix products to half precision, and XLA's
+    # CPU code for a sum over an axis takes 150 times as long
+    inputs = [*state, out, fresh.astype(jnp.float32)]
+    weights = row["update"].reshape(*row["update"].shape, *(1,) * x.ndim)
+    state = sum(weights[:, k] * inputs[k][None] for k in range(len(inputs)))
+    x0 = row["denoised"][0] * x + row["denoised"][1] * out
+    if inpainting is not None:
+        signal, amount = jnp.asarray(table.noising, jnp.float32)[i + 1]
+        kept = signal * inpainting.clean + amount * inpainting.noise
+        state = state.at[0].set((1 - inpainting.mask) * kept + inpainting.mask * state[0])
+    return state, x0
+
+
+def first_state(x: Array) -> Array:
+    """The state that start_row receives: the latent, and empty memories."""
+    x = jnp.asarray(x, jnp.float32)
+    return jnp.concatenate([x[None], jnp.zeros((NUM_MEMORIES, *x.shape), jnp.float32)])
+
+
+def _columns(table: Table) -> dict[str, Array]:
+    return {
+        "t": table.t,
+        "scale": table.scale,
+        "update": table.update,
+        "denoised": table.denoised,
+    }
+
+
+def _check_noise(keys: Key | None, noise: Array | None) -> None:
+    if (keys is None) == (noise is None):
+        raise ValueError("give either keys (one per image) or noise (one array per row), not both")
+
+
+def _fresh_noise(keys: Key, i: Array, shape: tuple[int, ...]) -> Array:
+    def draw(key: Key) -> Array:
+        return jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32)
+
+    return jax.vmap(draw)(keys)
+
+
+def _per_image(value: Array) -> Array:
+    return jnp.asarray(value, jnp.float32).reshape(-1, 1, 1, 1)
+
+
+def _contrast(positive: Array, combined: Array) -> Array:
+    """How much guidance changed the spread of each image's output: std ratio, [B, 1, 1, 1]."""
+    axes = tuple(range(1, positive.ndim))
+    wanted = jnp.std(positive, axis=axes, keepdims=True)
+    found = jnp.std(combined, axis=axes, keepdims=True)
+    constant = found == 0  # nothing to rescale, and no 0 / 0 where rescale is off
+    return jnp.where(constant, 1.0, wanted / jnp.where(constant, 1.0, found))

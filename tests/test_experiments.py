@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: MIT
+"""The scripts as a user runs them: files they leave, exact resuming, signals, hosts, bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = ["--batch-size", "32", "--log-every", "1", "--draw-every", "0", "--seed", "3"]
+
+
+def command(script: str, *flags: str) -> list[str]:
+    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *map(str, flags)]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def execute(script: str, *flags: str, devices: int = 1, ok: bool = True) -> tuple[str, str]:
+    done = subprocess.run(
+        command(script, *flags), env=environment(devices), capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def rows(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def newest_state(folder: pathlib.Path) -> dict[str, int]:
+    """The digests of the newest checkpoint: equal numbers are equal bits."""
+    newest = max(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    return json.loads((folder / "checkpoints" / str(newest) / "digests" / "metadata").read_text())
+
+
+def width_of(path: pathlib.Path) -> int:
+    with Image.open(path) as picture:
+        return picture.width
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> pathlib.Path:
+    """An uninterrupted VAE of 60 steps; other tests compare with it."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    execute("vae", *TINY, "--steps", "60", "--draw-every", "30", "--run-dir", folder)
+    return folder
+
+
+def test_a_run_leaves_config_metrics_checkpoints_pictures_and_curves(straight):
+    config = json.loads((straight / "config.json").read_text())
+
+    assert config["config"]["run"]["steps"] == 60
+    assert config["versions"].keys() >= {"jax", "flax", "optax", "jaxgen"}
+    assert [row["step"] for row in rows(straight)] == list(range(1, 61))
+    assert rows(straight)[0].keys() >= {"step", "loss", "recon_nats", "kl_nats", "neg_elbo_nats"}
+    for name in ("samples", "reconstructions", "interpolation", "traversal", "curves"):
+        assert width_of(straight / f"{name}.png") > 100
+    with Image.open(straight / "progress.gif") as animation:
+        assert animation.n_frames == 2
+    assert json.loads((straight / "summary.json").read_text())["steps"] == 60
+
+
+@pytest.mark.parametrize("script", ["autoencoder", "gan"])
+def test_the_other_systems_train_sample_and_evaluate(script, tmp_path):
+    folder = tmp_path / "run"
+    execute(script, *TINY, "--steps", "20", "--run-dir", folder)
+    drawn, _ = execute(script, "--run-dir", folder, "--action", "sample", "--num-samples", "9")
+
+    assert "9 samples" in drawn
+    assert width_of(folder / "samples-drawn.png") > 100
+    assert all(np.isfinite(row["loss"]) for row in rows(folder))
+
+
+def test_a_finished_vae_can_be_evaluated(straight):
+    out, _ = execute("vae", "--run-dir", straight, "--action", "evaluate", "--nll-samples", "10")
+
+    nats = {line.split()[0]: float(line.split()[1]) for line in out.splitlines() if "+-" in line}
+    assert nats["neg_elbo_nats"] == pytest.approx(nats["recon_nats"] + nats["kl_nats"], abs=2e-3)
+    assert nats["nll_nats"] < nats["neg_elbo_nats"]
+
+
+def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(straight, tmp_path):
+    folder = tmp_path / "killed"
+    flags = [*TINY, "--steps", "60", "--checkpoint-every", "5", "--scan-steps", "5"]
+    flags += ["--run-dir", folder]
+    process = subprocess.Popen(
+        command("vae", *flags),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_checkpoint(folder, process)
+    time.sleep(float(np.random.default_rng().uniform(0, 0.1)))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    if process.returncode != 0:  # otherwise it was faster than the kill
+        execute("vae", *flags, "--resume")
+
+    assert newest_state(folder) == newest_state(straight)
+    assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_resumed_twice_on_other_devices_equals_a_straight_one(straight, tmp_path):
+    folder = tmp_path / "elastic"
+    execute("vae", *TINY, "--steps", "20", "--run-dir", folder, devices=8)
+    execute("vae", "--steps", "40", "--run-dir", folder, "--resume")
+    execute("vae", "--steps", "60", "--run-dir", folder, "--resume", "--parallel", "shard_map",
+            devices=4)  # fmt: skip
+
+    expected = [row["loss"] for row in rows(straight)]
+    np.testing.assert_allclose([row["loss"] for row in rows(folder)], expected, rtol=2e-4)
+
+
+def wait_for_checkpoint(folder: pathlib.Path, process: subprocess.Popen) -> None:
+    while process.poll() is None:
+        if any(p.name.isdigit() for p in folder.glob("checkpoints/*")):
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_last_finished_step_and_exits_with_its_code(number, code, tmp_path):
+    folder = tmp_path / "stopped"
+    flags = [*TINY, "--steps", "1000000", "--checkpoint-every", "100", "--run-dir", folder]
+    process = subprocess.Popen(
+        command("vae", *flags), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    wait_for_checkpoint(folder, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == code
+    assert f"--run-dir {folder} --resume" in errors
+    saved = max(int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit())
+    assert f"saved at step {saved} of 1000000" in errors
+    assert rows(folder)[-1]["step"] == saved
+
+
+def test_several_models_are_trained_at_once(straight, tmp_path):
+    folder = tmp_path / "models"
+    execute("vae", *TINY, "--steps", "60", "--num-models", "3", "--run-dir", folder)
+
+    losses = np.array([row["loss"] for row in rows(folder)])
+    assert losses.shape == (60, 3)
+    expected = [row["loss"] for row in rows(straight)]
+    np.testing.assert_allclose(losses[:, 0], expected, rtol=2e-4)  # model 0 has the run's seed
+
+
+def test_two_processes_train_and_checkpoint_together(straight, tmp_path):
+    folder = tmp_path / "hosts"
+    processes = start_hosts(2, [*TINY, "--steps", "60", "--run-dir", folder, "--distributed"])
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    expected = [row["loss"] for row in rows(straight)]
+    np.testing.assert_allclose([row["loss"] for row in rows(folder)], expected, rtol=2e-4)
+    out, _ = execute("vae", "--run-dir", folder, "--action", "evaluate")
+    assert "step 60" in out
+
+
+def start_hosts(count: int, flags: list) -> list[subprocess.Popen]:
+    """So many processes of one run over loopback, two devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        subprocess.Popen(
+            command("vae", *flags),
+            env=environment(2)
+            | {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(i),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def test_streamed_data_trains_and_resumes_to_the_same_bits(tmp_path):
+    pytest.importorskip("grain")
+    flags = [*TINY, "--data-on", "host", "--checkpoint-every", "8"]
+    execute("autoencoder", *flags, "--steps", "16", "--run-dir", tmp_path / "whole")
+    execute("autoencoder", *flags, "--steps", "8", "--run-dir", tmp_path / "parts")
+    execute("autoencoder", "--steps", "16", "--run-dir", tmp_path / "parts", "--resume")
+
+    assert newest_state(tmp_path / "parts") == newest_state(tmp_path / "whole")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_an_existing_run_is_neither_overwritten_nor_continued_as_another(straight):
+    before = (straight / "metrics.jsonl").read_bytes()
+
+    _, taken = execute("vae", *TINY, "--run-dir", straight, ok=False)
+    _, other = execute("vae", "--run-dir", straight, "--resume", "--latent-dim", "8", ok=False)
+    _, script = execute("gan", "--run-dir", straight, "--resume", ok=False)
+
+    assert "already holds a run; pass --resume" in taken
+    assert "latent_dim is 20, not 8" in other
+    assert "is a run of vae, not of gan" in script
+    assert (straight / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        ("vae", ["--data", "mnits"], "mnist"),
+        ("vae", ["--data", "./nowhere"], "nowhere"),
+        ("vae", ["--latent-dim", "0"], "--latent-dim is 0; use 1 or more"),
+        ("vae", ["--learning-rate", "-1"], "learning rate -1"),
+        ("vae", ["--batch-size", "4000"], "the training set has 1501"),
+        ("vae", ["--batch-size", "0"], "--batch-size is 0"),
+        ("vae", ["--network", "conv", "--image-size", "9"], "9x9 cannot be halved"),
+        ("vae", ["--resume"], "say which run with --run-dir"),
+        ("vae", ["--preset", "imagenet"], "unknown preset 'imagenet'"),
+        ("gan", ["--discriminator-steps", "0"], "0 discriminator steps"),
+        ("autoencoder", ["--data-on", "host", "--scan-steps", "4"], "needs the data on the device"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(script, flags, words, tmp_path):
+    folder = tmp_path / "run"
+    where = [] if "--resume" in flags else ["--run-dir", str(folder)]
+
+    _, errors = execute(script, *flags, *where, ok=False)
+
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert words in errors
+    assert "Traceback" not in errors
+    assert not folder.exists()
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_before_any_work(tmp_path):
+    _, errors = execute("vae", "--batch-size", "100", "--run-dir", tmp_path / "run", devices=8,
+                        ok=False)  # fmt: skip
+
+    assert "batch of 100 cannot be divided over 8 devices; use a multiple of 8" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    _, errors = execute(
+        "autoencoder", *TINY, "--steps", "400", "--learning-rate", "1e18",
+        "--checkpoint-every", "1", "--scan-steps", "1", "--run-dir", folder, ok=False,
+    )  # fmt: skip
+
+    assert "not finite; the run stops" in errors
+    step = int(errors.split("error: step ")[1].split(":")[0])
+    saved = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()]
+    assert all(s < step for s in saved)
+
+
+@pytest.mark.parametrize("script", ["autoencoder", "vae", "gan"])
+def test_help_shows_the_common_flags(script):
+    out, _ = execute(script, "--help")
+
+    for flag in ("--data", "--steps", "--epochs", "--batch-size", "--seed", "--parallel",
+                 "--scan-steps", "--run-dir", "--resume", "--checkpoint-every", "--log-every",
+                 "--dtype", "--preset"):  # fmt: skip
+        assert flag in out
+
+
+def test_the_demo_leaves_one_picture_of_all_three_systems(tmp_path):
+    out, _ = execute("demo", "--quick", "--run-dir", tmp_path / "demo")
+
+    assert str(tmp_path / "demo" / "overview.png") in out
+    assert width_of(tmp_path / "demo" / "overview.png") > 1000

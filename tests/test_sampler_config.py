@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""From scheduler_config.json to a sampler: defaults, refusals, and messages that name the cause."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxgen.diffusion import config, samplers, schedule
+from jaxgen.diffusion.scheduler_classes import CLASSES
+
+# the files of the published checkpoints, as they are
+STABLE_DIFFUSION_15 = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+STABLE_DIFFUSION_21 = {
+    **STABLE_DIFFUSION_15,
+    "_class_name": "DDIMScheduler",
+    "prediction_type": "v_prediction",
+}
+STABLE_DIFFUSION_XL = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.19.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+PUBLISHED = (STABLE_DIFFUSION_15, STABLE_DIFFUSION_21, STABLE_DIFFUSION_XL)
+
+
+def assert_same_table(found, expected):
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_published_configs_give_their_own_samplers():
+    model = schedule.noise_schedule()
+    found = config.from_config(STABLE_DIFFUSION_15)(20)
+    assert_same_table(found, samplers.pndm(model, 20, steps_offset=1, skip_prk_steps=True))
+    assert found.num_rows == 21
+
+    v_model = schedule.noise_schedule(prediction_type="v_prediction")
+    found = config.from_config(STABLE_DIFFUSION_21)(20)
+    expected = samplers.ddim(v_model, 20, steps_offset=1, set_alpha_to_one=False)
+    assert_same_table(found, expected)
+
+    found = config.from_config(STABLE_DIFFUSION_XL)(20)
+    assert_same_table(found, samplers.euler(model, 20, spacing="leading", steps_offset=1))
+
+
+@pytest.mark.parametrize("name", config.SAMPLERS)
+def test_every_sampler_runs_from_every_published_config(name):
+    for published in PUBLISHED:
+        table = config.from_config(published, name)(12, start_step=5)
+        assert table.num_rows > table.start_row
+
+
+def test_an_absent_spacing_means_the_default_of_the_class():
+    leading = config.from_config(STABLE_DIFFUSION_15, "ddim")(10)
+    linspace = config.from_config(STABLE_DIFFUSION_15, "euler")(10)
+    assert leading.t[0] == 901
+    assert linspace.t[0] == 999
+
+
+def test_absent_betas_mean_the_default_of_the_class():
+    # Euler's own betas are linear from 1e-4 to 0.02, those of Heun from 8.5e-4 to 0.012
+    euler = config.from_config({"_class_name": "EulerDiscreteScheduler"})(10)
+    heun = config.from_config({"_class_name": "HeunDiscreteScheduler"})(10)
+    assert euler.init_noise_sigma == pytest.approx(157.4, abs=0.1)
+    product = np.prod(1 - np.linspace(0.00085, 0.012, 1000))
+    assert heun.init_noise_sigma == pytest.approx(np.sqrt(1 / product - 1), rel=1e-4)
+
+
+def test_values_that_were_only_defaults_do_not_reach_another_class():
+    given = {**STABLE_DIFFUSION_XL, "_use_default_values": ["timestep_spacing", "steps_offset"]}
+    assert config.from_config(given)(10).t[0] == 999  # Euler's own default, linspace
+    assert config.from_config(given, "ddim")(10).t[0] == 900
+
+
+def test_a_name_fixes_order_and_algorithm():
+    given = {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "algorithm_type": "sde-dpmsolver++",
+        "solver_order": 3,
+        "solver_type": "heun",
+    }
+    model = schedule.noise_schedule(1000, 0.0001, 0.02, "linear")
+    found = config.from_config(given, "dpmpp_2m")(8)
+    assert_same_table(found, samplers.dpmpp_2m(model, 8, solver_type="heun"))
+    found = config.from_config(given)(8)
+    expected = samplers.dpm_multistep(
+        model, 8, order=3, algorithm="sde-dpmsolver++", solver_type="heun"
+    )
+    assert_same_table(found, expected)
+
+
+def test_solver_families_take_each_others_words():
+    given = {"_class_name": "DEISMultistepScheduler", "solver_type": "logrho"}
+    given["algorithm_type"] = "deis"
+    for name in ("dpmpp_2m", "dpmpp_2s", "unipc"):
+        assert config.from_config(given, name)(5).num_rows == 5
+
+
+def test_eta_reaches_ddim_and_tcd():
+    for name in ("ddim", "tcd"):
+        quiet = config.from_config(STABLE_DIFFUSION_15, name, eta=0.0)(5)
+        noisy = config.from_config(STABLE_DIFFUSION_15, name, eta=0.9)(5)
+        assert np.abs(quiet.update[:, 0, -1]).max() == 0
+        assert np.abs(noisy.update[:, 0, -1]).max() > 0.1
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match="unknown sampler 'eular'; known are ddim, ddpm, pndm"):
+        config.from_config(STABLE_DIFFUSION_15, "eular")
+    with pytest.raises(ValueError, match="'EDMEulerScheduler' is not implemented; known are DDIM"):
+        config.from_config({"_class_name": "EDMEulerScheduler"})
+    with pytest.raises(ValueError, match="scheduler class None is not implemented"):
+        config.from_config({})
+    with pytest.raises(ValueError, match="a mapping of keys to values"):
+        config.from_config(["PNDMScheduler"])
+
+
+@pytest.mark.parametrize(
+    ("class_name", "key", "value"),
+    [
+        ("DDIMScheduler", "clip_sample", True),
+        ("DDIMScheduler", "thresholding", True),
+        ("DDPMScheduler", "variance_type", "learned_range"),
+        ("DDPMScheduler", "beta_schedule", "sigmoid"),
+        ("PNDMScheduler", "prediction_type", "flow_prediction"),
+        ("PNDMScheduler", "timestep_spacing", "even"),
+        ("HeunDiscreteScheduler", "clip_sample", True),
+        ("DPMSolverMultistepScheduler", "use_lu_lambdas", True),
+        ("DPMSolverMultistepScheduler", "lambda_min_clipped", -5.1),
+        ("DPMSolverMultistepScheduler", "variance_type", "learned"),
+        ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
+        ("DPMSolverMultistepScheduler", "solver_order", 4),
+        ("DPMSolverMultistepScheduler", "algorithm_type", "ode"),
+        ("UniPCMultistepScheduler", "use_dynamic_shifting", True),
+        ("UniPCMultistepScheduler", "solver_p", {"_class_name": "DDIMScheduler"}),
+        ("UniPCMultistepScheduler", "final_sigmas_type", "one"),
+        ("EulerDiscreteScheduler", "interpolation_type", "cubic"),
+        ("EulerDiscreteScheduler", "sigma_min", -1.0),
+        ("EulerDiscreteScheduler", "shift", 3.0),
+        ("LCMScheduler", "thresholding", True),
+    ],
+)
+def test_values_that_are_not_implemented_are_named(class_name, key, value):
+    given = {"_class_name": class_name, "clip_sample": False, key: value}
+    with pytest.raises(ValueError, match=f"^{key}=") as raised:
+        config.from_config(given)
+    assert repr(value) in str(raised.value)
+
+
+def test_an_absent_clip_sample_is_the_default_of_the_class_and_refused():
+    with pytest.raises(ValueError, match=r"clip_sample=True \(the default of DDIMScheduler\)"):
+        config.from_config({"_class_name": "DDIMScheduler"})
+    # asked for by name on a latent model, whose own class has no such key: nothing is clipped
+    config.from_config({"_class_name": "PNDMScheduler"}, "ddim")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_train_timesteps", 10**12, "an integer from 1 to 100000"),
+        ("num_train_timesteps", "1000", "an integer from 1 to 100000"),
+        ("num_train_timesteps", True, "an integer from 1 to 100000"),
+        ("beta_start", "0.1", "a finite number"),
+        ("beta_end", float("nan"), "a finite number"),
+        ("steps_offset", 10**9, "a small integer"),
+        ("trained_betas", "many", "a list of num_train_timesteps numbers"),
+        ("trained_betas", [[0.1]] * 1000, "a list of num_train_timesteps numbers"),
+        ("trained_betas", [2.0] * 1000, "above 0 and at most 1"),
+        ("beta_start", -1.0, "must lie between 0 and 1"),
+        ("beta_schedule", "x" * 10**6, "^beta_schedule=.{80} "),
+        ("skip_prk_steps", "yes", "true or false"),
+        ("timestep_spacing", ["leading"], "implemented: 'leading'"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        config.from_config({**STABLE_DIFFUSION_15, key: value})
+
+
+def test_respacings_exclude_each_other():
+    given = {**STABLE_DIFFUSION_XL, "use_karras_sigmas": True, "use_beta_sigmas": True}
+    with pytest.raises(ValueError, match="exclude each other"):
+        config.from_config(given)
+
+
+def test_keys_of_other_classes_and_null_flags_are_passed_over():
+    given = {
+        **STABLE_DIFFUSION_XL,
+        "use_karras_sigmas": None,
+        "solver_order": 3,
+        "clip_sample": True,
+    }
+    assert_same_table(config.from_config(given)(5), config.from_config(STABLE_DIFFUSION_XL)(5))
+
+
+def test_configs_survive_json():
+    for class_name, known in CLASSES.items():
+        given = {**known.defaults, "_class_name": class_name, "clip_sample": False}
+        read = json.loads(json.dumps(given))
+        assert config.from_config(read)(8).num_rows >= 8
+
+
+def test_start_step_is_checked():
+    with pytest.raises(ValueError, match="start_step is 9; it must lie between 0 and 8"):
+        config.from_config(STABLE_DIFFUSION_15)(8, start_step=9)
