@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""A model's name -> files on this machine: a folder, a single file, or an id of the Hub.
+
+checkpoint = hub.open_checkpoint("a/folder, a file or an id")
+component = checkpoint.components["unet"]
+module = UNet2DConditionModel(**diffusers.fields(component))
+abstract = jax.eval_shape(module.init, key, ...)["params"]
+params = weights.load(component.tensors, abstract, dtype)
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from jaxgen.io import diffusers, single_file, weight_files
+from jaxgen.io.diffusers import Checkpoint
+
+SECONDS = 5.0  # to wait for the first answer of the Hub
+
+
+def open_checkpoint(
+    path_or_id: str | Path,
+    variant: str | None = None,
+    tokenizer: str | Path | None = None,
+    prediction_type: str | None = None,
+) -> Checkpoint:
+    """The pipeline in a diffusers folder, a single-file checkpoint, or a Hub repository.
+
+    For single files only: tokenizer, a folder with vocab.json and merges.txt (or with subfolders
+    tokenizer and tokenizer_2) as a path or a Hub id, and prediction_type as in `single_file.read`.
+    """
+    path = resolve(path_or_id, variant)
+    if path.is_dir():
+        return diffusers.read(path, variant)
+    return single_file.read(path, resolve_tokenizer(tokenizer), prediction_type)
+
+
+def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
+    """The local folder or file of a model, fetched from the Hub into its cache when it is an id.
+
+    Only what `diffusers.read` opens is fetched. HF_HUB_OFFLINE and HF_HOME are honoured. Raises
+    ValueError when there is no such path, or when the id can neither be reached nor is cached.
+    """
+    path = _existing(path_or_id)
+    if path is not None and path.suffix in weight_files.UNSAFE:
+        raise ValueError(f"{path} is not safetensors. {weight_files.CONVERT}")
+    if path is not None:
+        return path
+
+    def wanted(names: list[str]) -> list[str]:
+        return diffusers.wanted_files(names, variant, str(path_or_id))
+
+    return _fetch(str(path_or_id), wanted)
+
+
+def resolve_tokenizer(path_or_id: str | Path | None) -> Path | None:
+    """The local folder of a tokenizer, from a path or a Hub id; None stays None."""
+    if path_or_id is None:
+        return None
+    path = _existing(path_or_id)
+    return path if path is not None else _fetch(str(path_or_id), _tokenizer_files)
+
+
+def _tokenizer_files(names: list[str]) -> list[str]:
+    pattern = r"(tokenizer(_2)?/)?(vocab|tokenizer|tokenizer_config|special_tokens_map)\.json"
+    merges = r"(tokenizer(_2)?/)?merges\.txt"
+    return [name for name in names if re.fullmatch(f"{pattern}|{merges}", name)]
+
+
+def _existing(path_or_id: str | Path) -> Path | None:
+    """The path if there is one, None for what may be a Hub id, else ValueError."""
+    path, text = Path(path_or_id).expanduser(), str(path_or_id)
+    if text and path.exists():
+        return path
+    is_id = isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
+    if not is_id or text.endswith((".safetensors", *weight_files.UNSAFE)):
+        raise ValueError(
+            f"no such file or folder: {text!r}. Expected a diffusers folder, a .safetensors file, "
+            "or a Hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+        )
+    return None
+
+
+def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
+    """The cached folder of a repository with the wanted of its files in it."""
+    try:
+        info = huggingface_hub.HfApi().repo_info(repo, timeout=SECONDS)
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
+        raise ValueError(
+            f"there is no folder {repo}, and the Hub does not give out a model of that name: check "
+            "the spelling, accept its terms on huggingface.co, or set HF_TOKEN "
+            f"({_first_line(error)})"
+        ) from None
+    except (OSError, errors.HTTPError) as error:
+        return _cached(repo, error)
+    files = wanted([file.rfilename for file in info.siblings or []])
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=files))
+    except (OSError, errors.HTTPError) as error:
+        raise ValueError(
+            f"fetching {repo} from the Hub failed ({_first_line(error)}); what arrived is kept, so "
+            "run the same again"
+        ) from None
+
+
+def _cached(repo: str, reason: Exception) -> Path:
+    """What an earlier run left in the cache, for when the Hub cannot be asked."""
+    try:
+        # An empty list of patterns: the cache lacks what nobody wanted, and `read` misses the rest.
+        return Path(
+            huggingface_hub.snapshot_download(repo, local_files_only=True, allow_patterns=[])
+        )
+    except OSError:
+        raise ValueError(
+            f"{repo} is neither a folder here nor in the Hub's cache, and the Hub cannot be "
+            f"reached ({_first_line(reason)}). Give a local folder, or run once online; HF_HOME "
+            "says where the cache is, and HF_HUB_OFFLINE=1 forbids asking the Hub"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""JSON from strangers: a config folder is read with limits, and every fault is one ValueError."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+CONFIG_BYTES = 2**20  # configs of real checkpoints have a few KiB
+INDEX_BYTES = 2**24  # lists of tensors, vocabularies and safetensors headers
+MAX_DEPTH = 64
+
+
+def read_object(path: Path, max_bytes: int = CONFIG_BYTES) -> dict[str, Any]:
+    """The JSON object in a file of at most `max_bytes` bytes."""
+    return parse_object(read_bytes(path, max_bytes), str(path))
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file, which is refused unread when it is larger than `max_bytes`."""
+    data = read_bytes_at(path, 0, max_bytes + 1)  # never trusts the size that is reported
+    if len(data) > max_bytes:
+        raise ValueError(f"{path} is larger than {max_bytes} bytes, the limit for its kind of file")
+    return data
+
+
+def read_bytes_at(path: Path, offset: int, count: int) -> bytes:
+    """At most `count` bytes of a regular file, from `offset` on."""
+    if not path.is_file():
+        raise ValueError(f"no file {path}; is the folder complete?")
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(count)
+
+
+def parse_object(data: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in `data`; `name` says in errors where it came from.
+
+    Raises ValueError for anything but one object of finite numbers, without repeated keys and at
+    most 64 levels deep.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_reject_constant,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError(f"{name} is nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON: {_shorten(error)}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds a JSON {type(value).__name__}; expected an object")
+    _check_depth(value, name)
+    return value
+
+
+def dumps(value: Any) -> str:
+    """JSON text as diffusers writes it: sorted keys, two spaces, one final newline."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"the key {twice[:80]!r} is given twice")
+    return result
+
+
+def _reject_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
+
+
+def _check_depth(value: Any, name: str) -> None:
+    level = [value]  # breadth first, so that depth costs no recursion here either
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return
+    raise ValueError(f"{name} is nested deeper than {MAX_DEPTH} levels")
+
+
+def _children(node: Any) -> list[Any]:
+    if isinstance(node, dict):
+        return list(node.values())
+    return node if isinstance(node, list) else []
+
+
+def _shorten(error: Exception) -> str:
+    return str(error)[:300]

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""What diffusers would write into the configs of a single-file checkpoint, from kind and shapes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxgen.io.tensors import Tensor
+
+SHAPES = Mapping[str, Tensor]
+
+CLASSES = {
+    "v1": {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+    },
+    "v2": {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+    },
+    "xl": {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    },
+}
+INDEX = {
+    "v1": {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False},
+    "v2": {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False},
+    "xl": {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True},
+}
+PADDING = {
+    "v1": {"tokenizer": "<|endoftext|>"},
+    "v2": {"tokenizer": "!"},
+    "xl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"},
+}
+SAMPLE_SIZE = {"v1": 64, "v2": 96, "xl": 128}
+BETAS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "trained_betas": None,
+}
+
+
+def infer(class_name: str, tensors: SHAPES, kind: str) -> dict[str, Any]:
+    """The config.json of a component. Raises ValueError when the shapes fit no such network."""
+    makers: dict[str, Callable[[SHAPES, str], dict]] = {
+        "UNet2DConditionModel": _unet,
+        "AutoencoderKL": _autoencoder_kl,
+        "CLIPTextModel": _clip_text,
+        "CLIPTextModelWithProjection": _clip_text,
+    }
+    try:
+        config = makers[class_name](tensors, kind)
+    except KeyError as error:
+        raise ValueError(f"the checkpoint's {class_name} lacks {error}; it is incomplete") from None
+    except IndexError:
+        raise ValueError(f"the checkpoint's {class_name} has tensors of the wrong rank") from None
+    return config if class_name.startswith("CLIPText") else {"_class_name": class_name, **config}
+
+
+def scheduler(
+    kind: str, stored: Mapping[str, Tensor], prediction_type: str | None
+) -> dict[str, Any]:
+    """The scheduler_config.json that the published model of this kind has.
+
+    Files made for v prediction can say so by an empty tensor `v_pred`, and for betas rescaled to
+    zero terminal SNR by one called `ztsnr`.
+    """
+    if prediction_type is None:
+        prediction_type = _prediction_type(kind, stored)
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"prediction_type is {prediction_type!r}; use 'epsilon' or 'v_prediction'")
+    config = {**BETAS, "prediction_type": prediction_type}
+    if kind == "v1":
+        return {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **config}
+    if kind == "v2":
+        return {"_class_name": "DDIMScheduler", **config}
+    spacing = {"timestep_spacing": "leading", "interpolation_type": "linear"}
+    config = {"_class_name": "EulerDiscreteScheduler", **config, **spacing}
+    return {**config, "rescale_betas_zero_snr": True} if "ztsnr" in stored else config
+
+
+def _prediction_type(kind: str, stored: Mapping[str, Tensor]) -> str:
+    if kind == "v2":  # diffusers' rule: only 2.0-base tells itself apart, by its training step
+        step = stored.get("global_step")
+        known = step is not None and int(step.read().reshape(-1)[0]) == 875000
+        return "epsilon" if known else "v_prediction"
+    return "v_prediction" if "v_pred" in stored else "epsilon"
+
+
+def _unet(tensors: SHAPES, kind: str) -> dict[str, Any]:
+    levels = _count(tensors, "down_blocks.{}.")
+    channels = [tensors[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in range(levels)]
+    attends = [f"down_blocks.{i}.attentions.0.norm.weight" in tensors for i in range(levels)]
+    depths = [
+        _count(tensors, f"down_blocks.{i}.attentions.0.transformer_blocks.{{}}.") or 1
+        for i in range(levels)
+    ]
+    mid = "mid_block.attentions.0."
+    depths[-1] = _count(tensors, mid + "transformer_blocks.{}.")
+    config = {
+        "sample_size": SAMPLE_SIZE[kind],
+        "in_channels": tensors["conv_in.weight"].shape[1],
+        "out_channels": tensors["conv_out.weight"].shape[0],
+        "block_out_channels": channels,
+        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
+        "layers_per_block": _count(tensors, "down_blocks.0.resnets.{}."),
+        "transformer_layers_per_block": depths if len(set(depths)) > 1 else depths[0],
+        "cross_attention_dim": tensors[mid + "transformer_blocks.0.attn2.to_k.weight"].shape[1],
+        "use_linear_projection": len(tensors[mid + "proj_in.weight"].shape) == 2,
+        # SD 1 has 8 heads at every level, its successors heads of 64 channels.
+        "attention_head_dim": 8 if kind == "v1" else [max(1, c // 64) for c in channels],
+        "norm_num_groups": 32,
+    }
+    if "add_embedding.linear_1.weight" in tensors:
+        if kind != "xl":
+            raise ValueError("this UNet takes image embeddings (unCLIP), which is not implemented")
+        config["addition_embed_type"] = "text_time"
+        config["addition_time_embed_dim"] = 256
+        size = tensors["add_embedding.linear_1.weight"].shape[1]
+        config["projection_class_embeddings_input_dim"] = size
+    return config
+
+
+def _autoencoder_kl(tensors: SHAPES, kind: str) -> dict[str, Any]:
+    levels = _count(tensors, "encoder.down_blocks.{}.")
+    return {
+        "sample_size": 8 * SAMPLE_SIZE[kind],
+        "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+        "out_channels": tensors["decoder.conv_out.weight"].shape[0],
+        "latent_channels": tensors["post_quant_conv.weight"].shape[0],
+        "block_out_channels": [
+            tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"].shape[0]
+            for i in range(levels)
+        ],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": _count(tensors, "encoder.down_blocks.0.resnets.{}."),
+        "norm_num_groups": 32,
+        "scaling_factor": 0.13025 if kind == "xl" else 0.18215,
+        "force_upcast": kind == "xl",
+    }
+
+
+def _clip_text(tensors: SHAPES, kind: str) -> dict[str, Any]:
+    embedding = tensors["text_model.embeddings.token_embedding.weight"]
+    vocab_size, hidden = embedding.shape[0], embedding.shape[1]
+    projection = tensors.get("text_projection.weight")
+    is_clip_l = kind == "v1" or (kind == "xl" and projection is None)
+    return {
+        "architectures": ["CLIPTextModel" if projection is None else "CLIPTextModelWithProjection"],
+        "model_type": "clip_text_model",
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": tensors["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": _count(tensors, "text_model.encoder.layers.{}."),
+        "num_attention_heads": max(1, hidden // 64),
+        "max_position_embeddings": tensors["text_model.embeddings.position_embedding.weight"].shape[
+            0
+        ],
+        "hidden_act": "quick_gelu" if is_clip_l else "gelu",
+        "layer_norm_eps": 1e-5,
+        "projection_dim": hidden if projection is None else projection.shape[0],
+        "bos_token_id": vocab_size - 2,
+        "eos_token_id": vocab_size - 1,
+        "pad_token_id": 1,
+    }
+
+
+def _count(tensors: SHAPES, prefix: str) -> int:
+    """How many consecutive numbers from 0 on fill the {} of a name's beginning."""
+    count = 0
+    while any(name.startswith(prefix.format(count)) for name in tensors):
+        count += 1
+    return count

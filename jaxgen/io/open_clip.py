@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""OpenCLIP's text encoder in SD 2.x and XL single files -> names of transformers' CLIPTextModel.
+
+Mirrors diffusers' convert_open_clip_checkpoint; names from open_clip.transformer.TextTransformer.
+"""
+
+import re
+from collections.abc import Mapping
+
+from jaxgen.io import tensors
+from jaxgen.io.tensors import Tensor
+
+LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+ENDS = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+
+
+def convert(stored: Mapping[str, Tensor], projected: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors in the names of CLIPTextModel, and the names that were not understood.
+
+    `projected` keeps the last layer and the projection (XL); without, both are left out: SD 2
+    reads the last but one layer, and its diffusers config counts one layer less.
+    """
+    layer_of = {n: re.match(r"transformer\.resblocks\.(\d{1,4})\.(.+)", n) for n in stored}
+    last = max((int(m[1]) for m in layer_of.values() if m), default=-1)
+    result: dict[str, Tensor] = {}
+    unknown = []
+    for name, tensor in stored.items():
+        match = layer_of[name]
+        if match and (projected or int(match[1]) < last):
+            found = _layer(f"text_model.encoder.layers.{match[1]}", match[2], tensor)
+        elif match or (name == "text_projection" and not projected):
+            continue
+        elif name == "text_projection":
+            found = {"text_projection.weight": tensors.transposed(tensor)}
+        else:
+            found = {ENDS[name]: tensor} if name in ENDS else {}
+        result.update(found)
+        unknown += [] if found else [name]
+    return result, unknown
+
+
+def _layer(layer: str, inner: str, tensor: Tensor) -> dict[str, Tensor]:
+    """One tensor of a block; the fused projection [3 D, ...] gives queries, keys and values."""
+    if inner in ("attn.in_proj_weight", "attn.in_proj_bias") and tensor.shape:
+        leaf, width = inner.rpartition("_")[2], tensor.shape[0] // 3
+        return {
+            f"{layer}.self_attn.{part}_proj.{leaf}": tensors.rows(
+                tensor, i * width, (i + 1) * width
+            )
+            for i, part in enumerate("qkv")
+        }
+    module, _, leaf = inner.rpartition(".")
+    return {f"{layer}.{LAYER[module]}.{leaf}": tensor} if module in LAYER else {}

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""Tensors that stay on disk until they are asked for, and the safetensors files they live in.
+
+A checkpoint is a dict of name -> Tensor. Nothing is read before `tensor.read()`, and nothing is
+kept after it, so moving a model to its devices holds one tensor at a time in host memory.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from jaxgen.io import json_file
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+class Tensor(NamedTuple):
+    """A tensor's shape and type, and the function that fetches its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+def from_array(array: np.ndarray) -> Tensor:
+    """An array in memory as a Tensor."""
+    return Tensor(tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
+
+
+def rows(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Rows start to stop of the first axis, [O, ...] -> [stop - start, ...]."""
+    shape = (stop - start, *tensor.shape[1:])
+    return Tensor(shape, tensor.dtype, lambda: tensor.read()[start:stop])
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """[A, B] -> [B, A]."""
+    return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
+
+
+def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The same values in another shape."""
+    return Tensor(shape, tensor.dtype, lambda: tensor.read().reshape(shape))
+
+
+def open_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, none of them read yet.
+
+    Raises ValueError when the file is truncated, corrupt or not safetensors at all.
+    """
+    start, header = _checked_header(path)
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise ValueError(
+                f"{path}: {name[:200]} has type {entry['dtype']}; jaxgen reads "
+                f"{', '.join(DTYPES)}. Convert the file to one of these types first"
+            )
+        shape = tuple(entry["shape"])
+        tensors[name] = Tensor(
+            shape, dtype, _reader(path, start + entry["data_offsets"][0], dtype, shape)
+        )
+    return tensors
+
+
+def open_files(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors of several files; a name in two of them is an error."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        more = open_file(path)
+        twice = sorted(tensors.keys() & more.keys())
+        if twice:
+            raise ValueError(
+                f"{path}: {twice[0][:200]} is also in an earlier file of this checkpoint"
+            )
+        tensors.update(more)
+    return tensors
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], dtype: np.dtype | None = None) -> None:
+    """Write tensors as one safetensors file, one at a time; floats are cast to `dtype` if given.
+
+    The file appears under its name only when it is complete.
+    """
+    codes = {name: CODES[stored_dtype(tensor, dtype)] for name, tensor in tensors.items()}
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        end = offset + stored_bytes(tensor, dtype)
+        header[name] = {
+            "dtype": codes[name],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin aligned, as the format asks
+
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors.items():
+            values = np.ascontiguousarray(tensor.read(), DTYPES[codes[name]])
+            file.write(values.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def stored_dtype(tensor: Tensor, dtype: np.dtype | None) -> np.dtype:
+    """The type that `write_file` gives a tensor: `dtype` for floats, its own for the rest."""
+    floating = tensor.dtype.kind == "f" or tensor.dtype == DTYPES["BF16"]
+    return np.dtype(dtype) if dtype is not None and floating else tensor.dtype
+
+
+def stored_bytes(tensor: Tensor, dtype: np.dtype | None = None) -> int:
+    """The size of a tensor's values in the file that `write_file` makes."""
+    return int(np.prod(tensor.shape, dtype=np.int64)) * stored_dtype(tensor, dtype).itemsize
+
+
+def _checked_header(path: Path) -> tuple[int, dict]:
+    """Where the data begin, and the header, both proved consistent with the file's size."""
+    prefix = json_file.read_bytes_at(path, 0, 8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 2 <= length <= min(json_file.INDEX_BYTES, path.stat().st_size - 8):
+        raise ValueError(
+            f"{path} is not a complete safetensors file: its header claims {length} bytes of a "
+            f"file of {path.stat().st_size}. Fetch the file again"
+        )
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass  # opening proves types, shapes and offsets, and that they fill the file exactly
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or corrupt: {str(error)[:300]}. Fetch the file again"
+        ) from None
+    text = json_file.read_bytes_at(path, 8, length)
+    return 8 + length, json_file.parse_object(text, f"the header of {path}")
+
+
+def _reader(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> Callable:
+    # A plain read, not a memory map: mapped pages would count as this process's memory for as
+    # long as the map lives, and with them the whole file.
+    def read() -> np.ndarray:
+        count = int(np.prod(shape, dtype=np.int64))
+        values = np.fromfile(path, dtype, count, offset=offset)
+        if values.size != count:
+            raise ValueError(f"{path} ended early; it changed while it was being read")
+        return values.reshape(shape)
+
+    return read

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: MIT
+"""CLIP's byte-pair encoding, from `vocab.json` and `merges.txt`: text -> token ids.
+
+Sennrich et al. 2016 (arXiv:1508.07909) as CLIP uses it (arXiv:2103.00020, section 2.4): text in
+lower case is split into words, and each word's bytes are merged pair by pair. Ids equal those of
+transformers' CLIPTokenizer.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from jaxgen.io import json_file
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")  # in the order they are registered
+MAX_TOKENS = 2**20
+
+
+class Tokenizer(NamedTuple):
+    """A vocabulary, its merges, and what a folder says of special tokens and lengths."""
+
+    vocab: dict[str, int]
+    merges: list[tuple[str, str]]
+    special: dict[str, dict[str, Any]]  # "pad_token" -> {"content": "!", "normalized": False, ...}
+    max_length: int  # with the first and last token; 77 in every Stable Diffusion
+    encoder: tokenizers.Tokenizer
+
+    @property
+    def bos_id(self) -> int:
+        return self.vocab[self.special["bos_token"]["content"]]
+
+    @property
+    def eos_id(self) -> int:
+        return self.vocab[self.special["eos_token"]["content"]]
+
+    @property
+    def pad_id(self) -> int:
+        return self.vocab[self.special["pad_token"]["content"]]
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text of any length, without first, last and padding tokens."""
+    # Half of a surrogate pair is not text; UTF-8 cannot carry it to the encoder.
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return tokenizer.encoder.encode(text, add_special_tokens=False).ids
+
+
+def pad(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """First token, ids, last token, then padding up to max_length; ids that do not fit are cut."""
+    kept = list(ids[: tokenizer.max_length - 2])
+    row = [tokenizer.bos_id, *kept, tokenizer.eos_id]
+    return row + [tokenizer.pad_id] * (tokenizer.max_length - len(row))
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """Texts as a text encoder takes them, cut or padded: [B] -> int32 [B, max_length]."""
+    rows = [pad(tokenizer, encode(tokenizer, text)) for text in texts]
+    return np.asarray(rows, np.int32).reshape(len(rows), tokenizer.max_length)
+
+
+def build(
+    vocab: dict[str, int],
+    merges: Sequence[tuple[str, str]],
+    special: dict[str, str | dict[str, Any]] | None = None,
+    max_length: int = 77,
+) -> Tokenizer:
+    """A tokenizer from its parts; `special` overrides CLIP's tokens by role, e.g. pad_token="!".
+
+    Raises ValueError when the parts do not belong together.
+    """
+    defaults = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+    tokens = {role: _token(value, role) for role, value in {**defaults, **(special or {})}.items()}
+    missing = sorted({t["content"] for t in tokens.values()} - vocab.keys())
+    if missing:
+        raise ValueError(f"the vocabulary lacks the special tokens {', '.join(missing)}")
+    if not 2 <= max_length <= MAX_TOKENS:
+        raise ValueError(f"model_max_length is {max_length}; expected 2 to {MAX_TOKENS}")
+    encoder = _encoder(vocab, merges, tokens)
+    return Tokenizer(dict(vocab), list(merges), tokens, max_length, encoder)
+
+
+def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
+    """The tokenizer in a folder: vocab.json and merges.txt, or only tokenizer.json.
+
+    `special` overrides the folder's special tokens. Raises ValueError when files are missing,
+    malformed, too large or do not belong together.
+    """
+    folder = Path(folder)
+    combined = _optional(folder / "tokenizer.json", json_file.INDEX_BYTES)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        vocab = json_file.read_object(folder / "vocab.json", json_file.INDEX_BYTES)
+        merges = _read_merges(folder / "merges.txt")
+    elif combined:
+        vocab, merges = _model(combined, folder / "tokenizer.json")
+    else:
+        raise ValueError(
+            f"no tokenizer in {folder}: expected vocab.json and merges.txt, or tokenizer.json"
+        )
+    _check_vocab(vocab, folder)
+    config = _optional(folder / "tokenizer_config.json")
+    roles = {**_special_tokens(folder, config, combined), **(special or {})}
+    max_length = config.get("model_max_length", 77)
+    if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:
+        max_length = 77  # "no limit" is written as 1e30; the text encoders have 77 positions
+    try:
+        return build(vocab, merges, roles, max_length)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def write(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write the four files that diffusers folders hold, into an existing folder."""
+    merges = "".join(f"{a} {b}\n" for a, b in tokenizer.merges)
+    config = {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": tokenizer.max_length,
+        "tokenizer_class": "CLIPTokenizer",
+        **{role: token["content"] for role, token in tokenizer.special.items()},
+    }
+    vocab = json.dumps(tokenizer.vocab, ensure_ascii=False)
+    (folder / "vocab.json").write_text(vocab, encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json_file.dumps(config), encoding="utf-8")
+    special = json_file.dumps(tokenizer.special)
+    (folder / "special_tokens_map.json").write_text(special, encoding="utf-8")
+
+
+def _encoder(
+    vocab: dict[str, int], merges: Sequence[tuple[str, str]], special: dict[str, dict]
+) -> tokenizers.Tokenizer:
+    unk = special["unk_token"]["content"]
+    try:
+        model = models.BPE(vocab, list(merges), unk_token=unk, end_of_word_suffix="</w>")
+    except Exception as error:  # the library has no narrower type
+        raise ValueError(f"vocabulary and merges do not fit: {str(error)[:200]}") from None
+    encoder = tokenizers.Tokenizer(model)
+    encoder.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
+    )
+    words = pre_tokenizers.Split(tokenizers.Regex(WORDS), behavior="removed", invert=True)
+    encoder.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    # A special token is found in the text before it is split into words. So where "!" is the
+    # padding, an exclamation mark becomes padding too: as transformers has it, and SD 2 was used.
+    added = [tokenizers.AddedToken(**token, special=True) for token in special.values()]
+    encoder.add_special_tokens(added)
+    return encoder
+
+
+def _token(value: Any, role: str) -> dict[str, Any]:
+    """A special token as AddedToken's arguments, from a string or from such a dict."""
+    if isinstance(value, str):
+        value = {"content": value, "normalized": False}
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        raise ValueError(f"{role} is {str(value)[:80]}; expected a token's text")
+    flags = ("lstrip", "normalized", "rstrip", "single_word")
+    return {"content": value["content"], **{name: value.get(name) is True for name in flags}}
+
+
+def _special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any]:
+    """Role -> token. special_tokens_map.json overrides tokenizer_config.json, unless the latter
+    has the newer `added_tokens_decoder`; so reads transformers, and SD 2's "!" hangs on it."""
+    tokens = {role: config[role] for role in SPECIAL if config.get(role) is not None}
+    decoder = config.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        added = list(decoder.values())
+    else:
+        given = _optional(folder / "special_tokens_map.json")
+        tokens.update({role: given[role] for role in SPECIAL if given.get(role) is not None})
+        added = combined.get("added_tokens")
+    entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+    known = {t["content"]: t for t in entries if isinstance(t.get("content"), str)}
+    texts = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
+    more = [*known, *_optional(folder / "added_tokens.json")]
+    unknown = sorted(set(more) - {BOS, EOS, *map(str, texts.values())})
+    if unknown:
+        raise ValueError(
+            f"{folder} adds the tokens {', '.join(unknown)[:200]}, which jaxgen does not support; "
+            "take a tokenizer without added tokens"
+        )
+    return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    data = json_file.read_bytes(path, json_file.INDEX_BYTES)
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    first = 1 if lines[0].startswith("#version") else 0
+    return [_pair(line.rstrip("\r"), path) for line in lines[first:] if line.strip("\r")]
+
+
+def _pair(line: Any, path: Path) -> tuple[str, str]:
+    parts = line.split(" ") if isinstance(line, str) else line
+    good = (
+        isinstance(parts, list) and len(parts) == 2 and all(isinstance(p, str) and p for p in parts)
+    )
+    if not good:
+        raise ValueError(f"{path}: {str(line)[:80]!r} is not a merge of two tokens")
+    return (parts[0], parts[1])
+
+
+def _model(combined: dict[str, Any], path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges out of tokenizer.json, all that newer transformers writes."""
+    model = combined.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise ValueError(f"{path} holds no byte-pair encoding; CLIP's tokenizer is one")
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
+        raise ValueError(f"{path} lacks the model's vocab or merges")
+    return vocab, [_pair(merge, path) for merge in merges]
+
+
+def _check_vocab(vocab: dict[str, Any], folder: Path) -> None:
+    ids = list(vocab.values())
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < MAX_TOKENS for i in ids):
+        raise ValueError(f"{folder}: token ids must be integers from 0 to {MAX_TOKENS - 1}")
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"{folder}: two tokens of the vocabulary have the same id")
+
+
+def _optional(path: Path, max_bytes: int = json_file.CONFIG_BYTES) -> dict[str, Any]:
+    return json_file.read_object(path, max_bytes) if path.is_file() else {}

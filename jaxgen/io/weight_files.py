@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""Which files of a component hold its weights: one or many, of which variant; only safetensors."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from jaxgen.io import json_file, tensors
+from jaxgen.io.tensors import Tensor
+
+VARIANTS = ("fp16", "bf16")  # taken in this order where there is no plain file
+UNSAFE = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".pkl")
+CONVERT = """jaxgen opens safetensors only, since the other formats can run code. Convert them once,
+where PyTorch is installed and if you trust their origin:
+    from diffusers import DiffusionPipeline
+    pipe = DiffusionPipeline.from_pretrained("THE_FOLDER", use_safetensors=False)
+    pipe.save_pretrained("NEW_FOLDER", safe_serialization=True)"""
+SHARD_BYTES = 10 * 10**9  # diffusers' own limit of one file
+
+
+def open_component(folder: Path, stem: str, variant: str | None) -> dict[str, Tensor]:
+    """The tensors of a component folder. stem: "diffusion_pytorch_model" or "model".
+
+    variant: "fp16" and the like; None takes the plain files, else the fp16, else the bf16 ones.
+    """
+    chosen = choose([path.name for path in folder.iterdir()], stem, variant, str(folder))
+    if not chosen.endswith(".json"):
+        return tensors.open_file(folder / chosen)
+    shards = _weight_map(folder / chosen)
+    found = tensors.open_files(folder / name for name in sorted(set(shards.values())))
+    if found.keys() != shards.keys():
+        odd = sorted(found.keys() ^ shards.keys())
+        raise ValueError(
+            f"{folder / chosen} and its files disagree on {len(odd)} tensors, first {odd[0][:80]}; "
+            "fetch the folder again"
+        )
+    return found
+
+
+def choose(names: Iterable[str], stem: str, variant: str | None, where: str) -> str:
+    """The name of the weights file, or of the index of a sharded one, out of a folder's names."""
+    names = set(names)
+    for suffix in [variant] if variant else [None, *VARIANTS]:
+        dot = f".{suffix}" if suffix else ""
+        for name in (f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"):
+            if name in names:
+                return name
+    safe = sorted(name for name in names if name.endswith(".safetensors"))
+    unsafe = sorted(name for name in names if name.endswith(UNSAFE))
+    if safe:
+        raise ValueError(
+            f"{where} has no {stem}{'.' + variant if variant else ''}.safetensors, only "
+            f"{', '.join(safe)[:300]}; pass the variant that is there"
+        )
+    if unsafe:
+        raise ValueError(f"{where} has its weights only as {', '.join(unsafe)[:300]}. {CONVERT}")
+    raise ValueError(f"{where} has no {stem}.safetensors; is the folder complete?")
+
+
+def shards_of(names: Iterable[str], index: str) -> list[str]:
+    """The files that belong to an index by their names, for fetching before it can be read."""
+    stem, _, rest = index.partition(".safetensors.index")
+    dot = re.escape(rest.removesuffix(".json"))
+    pattern = rf"{re.escape(stem)}({dot}-\d+-of-\d+|-\d+-of-\d+{dot})\.safetensors"
+    return [name for name in names if re.fullmatch(pattern, name)]
+
+
+def write_component(
+    folder: Path,
+    stem: str,
+    values: Mapping[str, Tensor],
+    dtype: object,
+    max_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write tensors as `stem`.safetensors, or as shards of at most `max_bytes` with an index."""
+    groups: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in values.items():
+        size = tensors.stored_bytes(tensor, dtype)
+        if groups[-1] and filled + size > max_bytes:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = tensor
+        filled += size
+    if len(groups) == 1:
+        return tensors.write_file(folder / f"{stem}.safetensors", groups[0], dtype)
+
+    weight_map, total = {}, 0
+    for i, group in enumerate(groups, 1):
+        file = f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors"
+        tensors.write_file(folder / file, group, dtype)
+        weight_map.update(dict.fromkeys(group, file))
+        total += sum(tensors.stored_bytes(tensor, dtype) for tensor in group.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{stem}.safetensors.index.json").write_text(json_file.dumps(index))
+    return None
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor name -> file name of an index, every file name proved to stay in the folder."""
+    shards = json_file.read_object(path, json_file.INDEX_BYTES).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{path} has no weight_map; expected tensor name -> file name")
+    for file in set(map(str, shards.values())):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors", file):
+            raise ValueError(
+                f"{path} points at {file[:120]!r}; expected the name of a safetensors file in the "
+                "same folder"
+            )
+        if not (path.parent / file).is_file():
+            raise ValueError(f"{path} needs {file}, which is missing; is the folder complete?")
+    return {name: str(file) for name, file in shards.items()}

@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: MIT
+"""Folders in diffusers' layout: what is read, what is written, and what is refused, and how."""
+
+import json
+import random
+import struct
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import small_pipeline
+
+from jaxgen.io import configs, diffusers, json_file, tensors, weight_files, weights
+
+UNET = small_pipeline.CONFIGS["unet"]
+
+
+@pytest.fixture(scope="module")
+def original():
+    return small_pipeline.checkpoint()
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    diffusers.write(tmp_path / "model", original)
+    return tmp_path / "model"
+
+
+def _arrays(checkpoint):
+    return {
+        name: {n: t.read() for n, t in component.tensors.items()}
+        for name, component in checkpoint.components.items()
+    }
+
+
+def _assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def _edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _weights_file(folder):
+    return folder / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+# What is read and written
+
+
+def test_written_pipeline_is_read_equal(original, folder):
+    again = diffusers.read(folder)
+    _assert_equal(_arrays(again), _arrays(original))
+    assert again.scheduler == original.scheduler
+    assert again.index["_class_name"] == "StableDiffusionPipeline"
+    assert again.index["requires_safety_checker"] is False
+    assert again.tokenizers["tokenizer"][:4] == original.tokenizers["tokenizer"][:4]
+    for name, component in again.components.items():
+        assert component.config == original.components[name].config
+        weights.load(component.tensors, small_pipeline.abstract(component))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_half_precision_is_written_when_asked(original, tmp_path, dtype):
+    diffusers.write(tmp_path / "half", original, dtype)
+    cast = jax.tree.map(lambda a: a.astype(dtype), _arrays(original))
+    _assert_equal(_arrays(diffusers.read(tmp_path / "half")), cast)
+
+
+def test_nothing_but_the_folder_is_left_behind(folder):
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_existing_folder_is_never_overwritten(original, folder):
+    with pytest.raises(ValueError, match="exists; choose a new folder"):
+        diffusers.write(folder, original)
+
+
+def test_interrupted_writing_leaves_nothing(original, tmp_path):
+    def explode():
+        raise RuntimeError("the device is gone")
+
+    broken = {"conv_in.weight": tensors.Tensor((3,), np.dtype(np.float32), explode)}
+    unet = original.components["unet"]._replace(tensors=broken)
+    components = {**original.components, "unet": unet}
+    with pytest.raises(RuntimeError, match="gone"):
+        diffusers.write(tmp_path / "model", original._replace(components=components))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sharded_weights_are_written_and_read(original, folder):
+    path = folder / "unet"
+    _weights_file(folder).unlink()
+    stem = "diffusion_pytorch_model"
+    values = original.components["unet"].tensors
+    weight_files.write_component(path, stem, values, None, max_bytes=5000)
+    shards = sorted(path.glob("*-of-*.safetensors"))
+    assert len(shards) > 2
+    # a tensor larger than the limit has a file of its own
+    assert all(s.stat().st_size < 8000 or len(tensors.open_file(s)) == 1 for s in shards)
+    total = json.loads((path / f"{stem}.safetensors.index.json").read_text())["metadata"]
+    assert total["total_size"] == sum(tensors.stored_bytes(t) for t in values.values())
+    _assert_equal(_arrays(diffusers.read(folder)), _arrays(original))
+
+
+def test_variants_are_taken_when_asked_or_alone(original, folder):
+    plain = _weights_file(folder)
+    half = {n: a.astype(np.float16) for n, a in _arrays(original)["unet"].items()}
+    fp16 = plain.with_name("diffusion_pytorch_model.fp16.safetensors")
+    safetensors.numpy.save_file(half, fp16)
+    other = plain.with_name("diffusion_pytorch_model.non_ema.safetensors")
+    other.write_bytes(b"never opened")
+
+    def stored_type():
+        return diffusers.read(folder).components["unet"].tensors["conv_in.bias"].dtype
+
+    assert stored_type() == np.float32
+    plain.unlink()
+    assert stored_type() == np.float16
+    with pytest.raises(
+        ValueError, match=r"vae has no diffusion_pytorch_model\.fp16\.safetensors, only"
+    ):
+        diffusers.read(folder, variant="fp16")
+    stored = weight_files.open_component(folder / "unet", "diffusion_pytorch_model", "fp16")
+    assert stored["conv_in.bias"].dtype == np.float16
+    fp16.unlink()
+    with pytest.raises(ValueError, match=r"only diffusion_pytorch_model\.non_ema\.safetensors"):
+        diffusers.read(folder)
+
+
+def test_text_encoders_without_their_prefix_are_understood(original, folder):
+    path = folder / "text_encoder" / "model.safetensors"
+    arrays = _arrays(original)["text_encoder"]
+    bare = {n.removeprefix("text_model."): a for n, a in arrays.items()}
+    safetensors.numpy.save_file(bare, path)  # as transformers 5.6 and later write it
+    _assert_equal(_arrays(diffusers.read(folder)), _arrays(original))
+
+
+# What a config says
+
+
+def test_absent_keys_take_diffusers_defaults():
+    assert configs.autoencoder_kl_fields({})["scaling_factor"] == 0.18215
+    assert configs.autoencoder_kl_fields({"scaling_factor": 0.13025})["scaling_factor"] == 0.13025
+    fields = configs.unet_fields({"_class_name": "UNet2DConditionModel", "sample_size": 64})
+    assert fields["block_out_channels"] == (320, 640, 1280, 1280)
+    assert fields["use_linear_projection"] is False
+    assert configs.clip_text_fields({})["hidden_act"] == "quick_gelu"
+
+
+def test_published_configs_are_accepted():
+    configs.unet_fields(
+        UNET
+        | {
+            "_diffusers_version": "0.19.0.dev0", "addition_embed_type": "text_time",
+            "addition_embed_type_num_heads": 64, "addition_time_embed_dim": 256,
+            "attention_head_dim": [5, 10, 20], "center_input_sample": False,
+            "class_embeddings_concat": False, "conv_in_kernel": 3, "cross_attention_norm": None,
+            "downsample_padding": 1, "dual_cross_attention": False, "encoder_hid_dim": None,
+            "mid_block_only_cross_attention": None, "mid_block_scale_factor": 1,
+            "only_cross_attention": False, "projection_class_embeddings_input_dim": 2816,
+            "resnet_out_scale_factor": 1.0, "resnet_time_scale_shift": "default",
+            "time_cond_proj_dim": None, "time_embedding_type": "positional",
+            "transformer_layers_per_block": [1, 2, 10], "upcast_attention": None,
+        }
+    )  # fmt: skip
+    configs.clip_text_fields(
+        {
+            "_name_or_path": "openai/clip-vit-large-patch14", "architectures": ["CLIPTextModel"],
+            "attention_dropout": 0.0, "bos_token_id": 0, "dropout": 0.0, "eos_token_id": 2,
+            "hidden_act": "quick_gelu", "hidden_size": 768, "initializer_factor": 1.0,
+            "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+            "max_position_embeddings": 77, "model_type": "clip_text_model",
+            "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
+            "projection_dim": 768, "torch_dtype": "float32", "transformers_version": "4.22.0.dev0",
+            "vocab_size": 49408,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("read", "key", "value"),
+    [
+        (configs.unet_fields, "act_fn", "mish"),
+        (configs.unet_fields, "resnet_time_scale_shift", "scale_shift"),
+        (configs.unet_fields, "class_embed_type", "timestep"),
+        (configs.unet_fields, "dual_cross_attention", True),
+        (configs.unet_fields, "addition_embed_type", "image"),
+        (configs.unet_fields, "mid_block_type", "UNetMidBlock2DSimpleCrossAttn"),
+        (configs.unet_fields, "down_block_types", ["AttnDownBlock2D"]),
+        (configs.unet_fields, "down_block_types", "DownBlock2D"),
+        (configs.unet_fields, "an_option_of_tomorrow", "on"),
+        (configs.unet_fields, "an_option_of_tomorrow", False),
+        (configs.unet_fields, "in_channels", 10**9),
+        (configs.unet_fields, "in_channels", 0),
+        (configs.unet_fields, "in_channels", True),
+        (configs.unet_fields, "in_channels", "4"),
+        (configs.unet_fields, "in_channels", None),
+        (configs.unet_fields, "block_out_channels", [320, 10**9]),
+        (configs.unet_fields, "block_out_channels", [320] * 1000),
+        (configs.unet_fields, "block_out_channels", []),
+        (configs.unet_fields, "transformer_layers_per_block", [[10**6]]),
+        (configs.unet_fields, "layers_per_block", 10**6),
+        (configs.unet_fields, "norm_eps", 0),
+        (configs.unet_fields, "center_input_sample", 0),
+        (configs.autoencoder_kl_fields, "act_fn", "relu"),
+        (configs.autoencoder_kl_fields, "scaling_factor", 0.0),
+        (configs.autoencoder_kl_fields, "scaling_factor", "0.18215"),
+        (configs.autoencoder_kl_fields, "latents_mean", ["a"]),
+        (configs.autoencoder_kl_fields, "latent_channels", -4),
+        (configs.clip_text_fields, "hidden_act", "gelu_new"),
+        (configs.clip_text_fields, "hidden_size", 10**9),
+        (configs.clip_text_fields, "num_hidden_layers", 10**9),
+        (configs.clip_text_fields, "quantization_config", {"load_in_8bit": True}),
+    ],
+)
+def test_what_is_not_implemented_is_named(read, key, value):
+    with pytest.raises(ValueError, match="does not implement") as caught:
+        read({key: value})
+    assert f"{key} = {repr(value)[:80]}" in str(caught.value)
+
+
+def test_unimplemented_config_is_found_before_weights_are_read(folder):
+    _edit(folder / "unet" / "config.json", act_fn="mish")
+    with pytest.raises(ValueError, match=r"unet.config\.json: .*act_fn = 'mish'"):
+        diffusers.read(folder)
+
+
+# What is missing or broken
+
+
+def test_partial_folder_is_one_error_with_all_that_is_missing(folder):
+    (folder / "unet" / "config.json").unlink()
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    _edit(
+        folder / "model_index.json",
+        vae=["diffusers", "AutoencoderTiny"],
+        tokenizer=[None, None],
+        controlnet=["diffusers", "ControlNetModel"],
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+    )
+    with pytest.raises(ValueError, match="cannot be loaded") as caught:
+        diffusers.read(folder)
+    for words in (
+        "unet/config.json is missing",
+        "scheduler/scheduler_config.json is missing",
+        "model_index.json names no tokenizer",
+        "does not know the part controlnet",
+        "vae is a AutoencoderTiny; jaxgen implements AutoencoderKL",
+    ):
+        assert words in str(caught.value)
+    assert "safety_checker" not in str(caught.value)
+
+
+def test_missing_folders_and_files_are_named(folder, tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        diffusers.read(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no model_index\.json.*it holds config\.json"):
+        diffusers.read(folder / "unet")
+    _weights_file(folder).unlink()
+    with pytest.raises(ValueError, match=r"no diffusion_pytorch_model\.safetensors; is the folder"):
+        diffusers.read(folder)
+
+
+@pytest.mark.parametrize("ending", [".bin", ".ckpt", ".msgpack"])
+def test_unsafe_weights_are_refused_with_the_way_to_convert_them(folder, ending):
+    _weights_file(folder).rename(_weights_file(folder).with_suffix(ending))
+    with pytest.raises(ValueError, match=rf"(?s)diffusion_pytorch_model\{ending}.*can run code"):
+        diffusers.read(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
+def test_truncated_weights_are_one_clear_error(folder, keep):
+    path = _weights_file(folder)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors.*Fetch the file"):
+        diffusers.read(folder)
+
+
+HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 2**62) + b"{}",
+        struct.pack("<Q", 2**64 - 1) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 2) + b"\xff\xfe",
+        [{**HEADER, "b": HEADER["a"]}],  # overlap
+        [{"a": {**HEADER["a"], "shape": [2**40, 2**40]}}],
+        [{"a": {**HEADER["a"], "shape": [-2]}}],
+        [{"a": {**HEADER["a"], "dtype": "OBJECT"}}],
+        [{"a": {**HEADER["a"], "data_offsets": [8, 0]}}],
+        [{"a": {**HEADER["a"], "data_offsets": [0, 2**60]}}],
+        [{"a": 3}],
+        [{"a": HEADER}],
+        ['{"a": %s, "a": %s}' % ((json.dumps(HEADER["a"]),) * 2)],
+        ['{"a":' * 20000 + "1" + "}" * 20000],
+        ["[" * 200000],
+    ],
+)
+def test_hostile_headers_are_refused_at_once(tmp_path, content):
+    if isinstance(content, list):
+        text = content[0] if isinstance(content[0], str) else json.dumps(content[0])
+        content = struct.pack("<Q", len(text)) + text.encode() + bytes(8)
+    (tmp_path / "w.safetensors").write_bytes(content)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"w\.safetensors"):
+        tensors.open_file(tmp_path / "w.safetensors")
+    assert time.monotonic() - start < 1
+
+
+def test_file_that_shrinks_while_it_is_read_is_an_error(tmp_path):
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(100, np.float32)}, path)
+    stored = tensors.open_file(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="ended early"):
+        stored["a"].read()
+
+
+def test_types_that_are_no_weights_are_named(tmp_path):
+    text = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(ValueError, match="a has type F8_E4M3; jaxgen reads"):
+        tensors.open_file(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[1]", "expected an object"),
+        ("{", "not valid JSON"),
+        ('{"a": 1, "a": 2}', "'a' is given twice"),
+        ('{"a": {"b": 1, "b": 2}}', "'b' is given twice"),
+        ('{"a": NaN}', "NaN is not"),
+        ('{"a": -Infinity}', "not a JSON number"),
+        ('{"a": 1e999}', "too large"),
+        ('{"a": %s}' % ("9" * 5000), "not valid JSON"),
+        ('{"a": %s1%s}' % ("[" * 65, "]" * 65), "nested deeper"),  # noqa: UP031
+        ("[" * 300000, "nested deeper|not valid"),
+        ('{"a":' * 100000, "nested deeper|not valid"),
+        (" " * (2**20 + 1), "larger than 1048576 bytes"),
+    ],
+)
+def test_hostile_json_is_one_clear_error(folder, text, match):
+    (folder / "unet" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=match):
+        diffusers.read(folder)
+
+
+def _shard(folder, weight_map):
+    """Turn the UNet of a folder into one shard with an index that says `weight_map`."""
+    plain = _weights_file(folder)
+    shard = plain.with_name("diffusion_pytorch_model-00001-of-00001.safetensors")
+    if plain.exists():
+        plain.rename(shard)
+    names = dict.fromkeys(tensors.open_file(shard), shard.name)
+    index = {"metadata": {}, "weight_map": weight_map(names)}
+    (plain.parent / f"{plain.name}.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "match"),
+    [
+        (lambda names: names | {"x": "../secret.safetensors"}, "points at '../secret"),
+        (lambda names: names | {"x": "/etc/passwd"}, "points at '/etc/passwd"),
+        (lambda names: names | {"x": "a/b.safetensors"}, "in the same folder"),
+        (lambda names: names | {"x": "a\x00.safetensors"}, "points at"),
+        (lambda names: names | {"x": "pytorch_model.bin"}, r"points at 'pytorch_model\.bin"),
+        (lambda names: names | {"x": "a" * 999 + ".safetensors"}, "points at"),
+        (lambda names: names | {"x": ["list"]}, "points at"),
+        (lambda names: names | {"x": "other.safetensors"}, r"needs other\.safetensors, which is"),
+        (lambda names: names | {"x": next(iter(names.values()))}, "disagree on 1 tensors"),
+        (lambda names: dict(list(names.items())[1:]), "disagree on 1 tensors"),
+        (lambda names: {}, "no weight_map"),
+        (lambda names: [names], "no weight_map"),
+    ],
+)
+def test_hostile_index_is_one_clear_error(folder, weight_map, match):
+    (folder / "secret.safetensors").write_bytes(b"")
+    _shard(folder, weight_map)
+    with pytest.raises(ValueError, match=match):
+        diffusers.read(folder)
+
+
+def test_tensor_in_two_shards_is_an_error(folder):
+    _shard(folder, lambda names: names)
+    assert diffusers.read(folder)
+    two = folder / "unet" / "two.safetensors"
+    safetensors.numpy.save_file({"conv_in.bias": np.zeros(8, np.float32)}, two)
+    _shard(folder, lambda names: names | {"conv_in.bias": two.name})
+    with pytest.raises(ValueError, match=r"conv_in\.bias is also in an earlier file"):
+        diffusers.read(folder)
+
+
+# Random damage
+
+
+def _damage(data, rng):
+    """Bytes flipped, repeated, dropped or swapped for troublemakers, mostly near the front."""
+    data = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 5, 20])):
+        at = min(int(rng.expovariate(3 / max(1, min(len(data), 4000)))), max(0, len(data) - 1))
+        match rng.randrange(5):
+            case 0 if data:
+                data[at] ^= 1 << rng.randrange(8)
+            case 1:
+                data[at:at] = rng.choice(TROUBLE)
+            case 2:
+                del data[at : at + rng.choice([1, 7, 100])]
+            case 3:
+                data[at : at + 6] = rng.choice(TROUBLE)
+            case _:
+                data[at:at] = data[at : at + rng.choice([1, 20, 300])]
+    return bytes(data)
+
+
+TROUBLE = [
+    b"{", b"}", b"[", b"]", b'"', b",", b":", b"null", b"true", b"-1", b"1e999", b"NaN", b"\x00",
+    b"\xff\xff\xff\xff", b"\\ud800", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"../", b"0", b'""',
+    b"[]", b"{}", b"18446744073709551616", b"\xc3", b"F64", b"BF16", b"__metadata__",
+]  # fmt: skip
+
+FILES = [
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model-00001-of-00001.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/special_tokens_map.json",
+    "scheduler/scheduler_config.json",
+]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_damaged_files_are_read_or_refused_but_never_crash(folder, file):
+    _shard(folder, lambda names: names)
+    path = folder / file
+    whole = path.read_bytes()
+    rng = random.Random(file)
+    refused, longest = 0, 0
+    for _ in range(30):
+        path.write_bytes(_damage(whole, rng))
+        start = time.monotonic()
+        try:
+            _arrays(diffusers.read(folder))
+        except ValueError as error:
+            refused += 1
+            longest = max(longest, len(str(error)))
+        assert time.monotonic() - start < 5
+    assert refused > 5  # the damage is real
+    assert longest < 5000
+
+
+def test_damaged_safetensors_are_refused_or_keep_their_shapes(tmp_path):
+    path = tmp_path / "w.safetensors"
+    rng = random.Random(0)
+    safetensors.numpy.save_file({f"t{i}": np.zeros((i, 3), np.float32) for i in range(9)}, path)
+    whole = path.read_bytes()
+    for _ in range(200):
+        path.write_bytes(_damage(whole, rng))
+        try:
+            stored = tensors.open_file(path)
+        except ValueError:
+            continue
+        assert all(t.read().shape == t.shape for t in stored.values())
+
+
+def test_json_text_is_what_was_written(tmp_path):
+    value = {"b": [1, 2.5, None, True], "a": {"ü": "x"}}
+    (tmp_path / "a.json").write_text(json_file.dumps(value))
+    assert json_file.read_object(tmp_path / "a.json") == value
+
+
+def test_weights_of_a_folder_reach_the_device_as_asked(folder):
+    component = diffusers.read(folder).components["vae"]
+    params = weights.load(component.tensors, small_pipeline.abstract(component), jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}

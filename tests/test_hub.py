@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""Names of models -> local files: paths, Hub ids online (a pretended Hub), offline, and cached."""
+
+import time
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import small_pipeline
+
+from jaxgen.io import diffusers, hub
+
+REPO = "someone/some-model"
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """A Hub that lists the given files; returns what is asked of snapshot_download."""
+    asked = []
+
+    def listing(*names):
+        files = [SimpleNamespace(rfilename=name) for name in names]
+        info = SimpleNamespace(siblings=files)
+        monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: info)
+
+        def download(repo, allow_patterns):
+            asked.extend(allow_patterns)
+            return "/cache"
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        return asked
+
+    return listing
+
+
+def _component(name, stem, *endings):
+    return [f"{name}/config.json", *(f"{name}/{stem}{ending}" for ending in endings)]
+
+
+def _repository(*endings):
+    """The files of a repository as they usually are, with weights of the given endings."""
+    return [
+        "README.md", "model_index.json", "v1-5-pruned.ckpt", "v1-5-pruned.safetensors",
+        "safety_checker/model.safetensors", "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/special_tokens_map.json",
+        *_component("unet", "diffusion_pytorch_model", *endings),
+        *_component("vae", "diffusion_pytorch_model", *endings),
+        *_component("text_encoder", "model", *endings),
+    ]  # fmt: skip
+
+
+NEEDED = {
+    "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json",
+    "tokenizer/merges.txt", "tokenizer/special_tokens_map.json", "unet/config.json",
+    "vae/config.json", "text_encoder/config.json",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("endings", "variant", "chosen"),
+    [
+        (
+            [".safetensors", ".bin", ".fp16.safetensors", ".non_ema.safetensors"],
+            None,
+            ".safetensors",
+        ),
+        ([".safetensors", ".fp16.safetensors", ".fp16.bin"], "fp16", ".fp16.safetensors"),
+        ([".fp16.safetensors", ".fp16.bin"], None, ".fp16.safetensors"),
+    ],
+)
+def test_only_what_is_read_is_fetched(online, endings, variant, chosen):
+    asked = online(*_repository(*endings))
+    hub.resolve(REPO, variant)
+    stems = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+    assert set(asked) == NEEDED | {stem + chosen for stem in stems}
+
+
+@pytest.mark.parametrize("order", ["{}-{}.fp16", "{}.fp16-{}"])
+def test_all_shards_of_a_variant_are_fetched(online, order):
+    stem = "diffusion_pytorch_model"
+    shards = [order.format(stem, f"0000{i}-of-00002") + ".safetensors" for i in (1, 2)]
+    plain = [f"{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = f"{stem}.safetensors.index.fp16.json"
+    unet = [f"unet/{n}" for n in [*shards, *plain, index, f"{stem}.safetensors.index.json"]]
+    names = [n for n in _repository(".fp16.safetensors") if n != f"unet/{stem}.fp16.safetensors"]
+    asked = online(*names, *unet)
+    hub.resolve(REPO, "fp16")
+    fetched = {n for n in asked if n.startswith("unet/")}
+    assert fetched == {"unet/config.json", f"unet/{index}", *(f"unet/{n}" for n in shards)}
+
+
+def test_repository_without_safetensors_is_refused_before_anything_is_fetched(online):
+    asked = online(*_repository(".bin"))
+    with pytest.raises(ValueError, match=r"only as diffusion_pytorch_model\.bin"):
+        hub.resolve(REPO)
+    assert asked == []
+
+
+def test_repository_without_a_pipeline_is_refused(online):
+    online("README.md", "model.safetensors")
+    with pytest.raises(ValueError, match=r"no diffusers pipeline: it has no model_index\.json"):
+        hub.resolve(REPO)
+
+
+def test_tokenizer_repository_gives_its_files_only(online):
+    asked = online("vocab.json", "merges.txt", "tokenizer.json", "config.json", "model.safetensors")
+    hub.resolve_tokenizer(REPO)
+    assert set(asked) == {"vocab.json", "merges.txt", "tokenizer.json"}
+
+
+def test_offline_and_not_cached_is_one_error_within_seconds(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="Give a local folder, or run once online"):
+        hub.resolve(REPO)
+    assert time.monotonic() - start < 5
+
+
+def test_offline_and_cached_is_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cached, commit = tmp_path / "models--someone--some-model", "0" * 40
+    diffusers.write(cached / "snapshots" / commit, small_pipeline.checkpoint())
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    assert hub.open_checkpoint(REPO).components.keys() == {"unet", "vae", "text_encoder"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nothing", "./some/model", "/some/model", "a/b/c", "some/model.safetensors", "../x", ""],
+)
+def test_path_that_is_not_there_is_not_looked_up(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr(huggingface_hub.HfApi, "repo_info")
+    with pytest.raises(ValueError, match="no such file or folder"):
+        hub.resolve(name)
+
+
+def test_existing_paths_are_taken_as_they_are(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    assert hub.resolve(tmp_path) == tmp_path
+    assert hub.resolve(str(tmp_path / "model.safetensors")) == tmp_path / "model.safetensors"
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(ValueError, match="is not safetensors"):
+        hub.resolve(tmp_path / "model.ckpt")
