@@ -50,6 +50,8 @@ class BatchNorm(nn.Module):
     evaluated alone; `apply(..., mutable="batch_stats")` on a large batch makes that collection
     (the standing statistics of Brock et al. 2019, arXiv:1809.11096, section 4.1). Nothing is
     carried from step to step, so a step stays a function of parameters, batch and key.
+    Gradients of batch statistics exist outside the vmap over examples, where a gradient step takes
+    them, and not inside it: no gradient penalty through this layer.
     """
 
     epsilon: float = 1e-5

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""CLIP's text encoders: CLIP-L, OpenCLIP-H and OpenCLIP-bigG."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxgen.nn.attention import attention
+from jaxgen.types import Array
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+LEGACY_EOS = 2  # written into old configs by mistake; it means "the largest id is the end"
+
+
+class TextEncoding(NamedTuple):
+    """What a text encoder says of a batch of B texts of T tokens."""
+
+    context: Array  # [B, T, D], for cross-attention
+    pooled: Array  # [B, D], the final state at the end-of-text token; [B, P] when projected
+    hidden_states: tuple[Array, ...]  # layers + 1 times [B, T, D], before the final norm
+
+
+class CLIPTextModel(nn.Module):
+    """A causal transformer over token ids: [B, T] int32, T <= max_position_embeddings.
+
+    Radford et al. 2021 (arXiv:2103.00020) section 2.4. Mirrors transformers' CLIPTextModel, and
+    with `with_projection` its CLIPTextModelWithProjection: fields and defaults are those of its
+    config.json, submodules carry its names in the files.
+    """
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+    with_projection: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"hidden_act {self.hidden_act!r} is not implemented; use one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        self.text_model = CLIPTextTransformer(
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.max_position_embeddings,
+            self.hidden_act,
+            self.layer_norm_eps,
+            self.dtype,
+        )
+        if self.with_projection:
+            self.text_projection = nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype)
+
+    def __call__(
+        self, input_ids: Array, skip_layers: int = 0, final_norm: bool = True
+    ) -> TextEncoding:
+        """The encoding; `context` is the state `skip_layers` layers before the last.
+
+        Stable Diffusion 1 and 2 norm it, with skip_layers = clip_skip; XL does not, with
+        skip_layers = clip_skip + 1. `pooled` always comes from the last, normed state.
+        """
+        hidden_states = self.text_model(input_ids)
+        if not 0 <= skip_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"skip_layers is {skip_layers}; this text encoder has {self.num_hidden_layers} "
+                f"layers, use 0 to {self.num_hidden_layers}"
+            )
+        context = hidden_states[-1 - skip_layers]
+        if final_norm:
+            context = self.text_model.final_layer_norm(context)
+
+        last = self.text_model.final_layer_norm(hidden_states[-1])
+        end = end_of_text(input_ids, self.eos_token_id)
+        pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
+        if self.with_projection:
+            pooled = self.text_projection(pooled)
+        return TextEncoding(context, pooled, hidden_states)
+
+
+def end_of_text(input_ids: Array, eos_token_id: int) -> Array:
+    """The position of the first end-of-text token in each row: [B, T] -> [B].
+
+    Configs with the legacy id 2 mean the largest id in the row, which goes wrong once tokens are
+    added after 49407; transformers' CLIPTextModel has the same two rules.
+    """
+    if eos_token_id == LEGACY_EOS:
+        return jnp.argmax(input_ids, axis=-1)
+    return jnp.argmax(input_ids == eos_token_id, axis=-1)
+
+
+class CLIPTextTransformer(nn.Module):
+    """Embeddings, encoder and the final norm, which the caller applies: [B, T] -> all states."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    hidden_act: str
+    layer_norm_eps: float
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.embeddings = CLIPTextEmbeddings(
+            self.vocab_size, self.hidden_size, self.max_position_embeddings, self.dtype
+        )
+        self.encoder = CLIPEncoder(
+            self.intermediate_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.hidden_act,
+            self.layer_norm_eps,
+            self.dtype,
+        )
+        self.final_layer_norm = _layer_norm(self.layer_norm_eps, self.dtype)
+
+    def __call__(self, input_ids: Array) -> tuple[Array, ...]:
+        return self.encoder(self.embeddings(input_ids))
+
+
+class CLIPTextEmbeddings(nn.Module):
+    """Token plus position embeddings: [B, T] -> [B, T, D]."""
+
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, input_ids: Array) -> Array:
+        t = input_ids.shape[-1]
+        if t > self.max_position_embeddings:
+            raise ValueError(
+                f"{t} tokens are too many; this text encoder takes {self.max_position_embeddings}, "
+                "encode longer prompts in chunks"
+            )
+        token = nn.Embed(
+            self.vocab_size, self.hidden_size, dtype=self.dtype, name="token_embedding"
+        )
+        position = nn.Embed(
+            self.max_position_embeddings,
+            self.hidden_size,
+            dtype=self.dtype,
+            name="position_embedding",
+        )
+        return token(input_ids) + position(jnp.arange(t))[None]
+
+
+class CLIPEncoder(nn.Module):
+    """The layers: [B, T, D] -> the input and every layer's output, each [B, T, D]."""
+
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, ...]:
+        states = [x]
+        for i in range(self.num_layers):
+            layer = CLIPEncoderLayer(
+                self.intermediate_size,
+                self.num_heads,
+                self.hidden_act,
+                self.layer_norm_eps,
+                self.dtype,
+                name=f"layers_{i}",
+            )
+            states.append(layer(states[-1]))
+        return tuple(states)
+
+
+class CLIPEncoderLayer(nn.Module):
+    """Causal self-attention and MLP, each pre-normed and added: [B, T, D] -> the same."""
+
+    intermediate_size: int
+    num_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = _layer_norm(self.layer_norm_eps, self.dtype, "layer_norm1")(x)
+        x = x + CLIPAttention(self.num_heads, self.dtype, name="self_attn")(h)
+        h = _layer_norm(self.layer_norm_eps, self.dtype, "layer_norm2")(x)
+        return x + CLIPMLP(self.intermediate_size, self.hidden_act, self.dtype, name="mlp")(h)
+
+
+class CLIPAttention(nn.Module):
+    """Causal multi-head self-attention with biases: [B, T, D] -> the same."""
+
+    num_heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        b, t, d = x.shape
+        q, k, v = (
+            nn.Dense(d, dtype=self.dtype, name=name)(x).reshape(b, t, self.num_heads, -1)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        out = attention(q, k, v, causal=True).reshape(b, t, d)
+        return nn.Dense(d, dtype=self.dtype, name="out_proj")(out)
+
+
+class CLIPMLP(nn.Module):
+    """Two dense layers: [B, T, D] -> the same."""
+
+    intermediate_size: int
+    hidden_act: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = nn.Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(x)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(ACTIVATIONS[self.hidden_act](h))
+
+
+def _layer_norm(epsilon: float, dtype: Any, name: str | None = None) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)

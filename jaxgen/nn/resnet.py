@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""Convolutional blocks shared by the UNet and the autoencoder."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxgen.nn.convolution import Conv3x3
+from jaxgen.nn.group_norm import GroupNorm
+from jaxgen.types import Array
+
+
+class ResnetBlock2D(nn.Module):
+    """Two norm-SiLU-convolutions with a shortcut, and time added between them.
+
+    x: [B, H, W, C_in], emb: [B, D] or None -> [B, H, W, channels]. diffusers' class of this name.
+    """
+
+    channels: int
+    norm_num_groups: int
+    norm_eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array | None = None) -> Array:
+        h = self._norm_silu_conv(x, "1")
+        if emb is not None:
+            shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))
+            h = h + shift[:, None, None, :]
+        h = self._norm_silu_conv(h, "2")
+
+        if x.shape[-1] != self.channels:  # a 1x1 convolution is a dense layer over channels
+            x = nn.Dense(self.channels, dtype=self.dtype, name="conv_shortcut")(x)
+        return x + h
+
+    def _norm_silu_conv(self, x: Array, number: str) -> Array:
+        norm = GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype, name="norm" + number)
+        return Conv3x3(self.channels, self.dtype, name="conv" + number)(nn.silu(norm(x)))
+
+
+class Downsample2D(nn.Module):
+    """Halves height and width by a strided convolution: [B, H, W, C] -> [B, ~H/2, ~W/2, C].
+
+    `padding` is ((1, 1), (1, 1)) in the UNet and ((0, 1), (0, 1)) in the autoencoder's encoder.
+    """
+
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.Conv(
+            x.shape[-1], (3, 3), strides=(2, 2), padding=self.padding, dtype=self.dtype, name="conv"
+        )(x)
+
+
+class Upsample2D(nn.Module):
+    """Doubles height and width by repetition, then convolves: [B, H, W, C] -> [B, 2H, 2W, C].
+
+    `size` (height, width) crops an odd last row or column, where the matching level on the way
+    down had one pixel less than twice this one; diffusers reaches the same by `upsample_size`.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        b, h, w, c = x.shape
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+        x = x.reshape(b, 2 * h, 2 * w, c)
+        if size is not None:
+            x = x[:, : size[0], : size[1]]
+        return Conv3x3(c, self.dtype, name="conv")(x)
