@@ -143,7 +143,7 @@ def sample(config: Config) -> None:
     z = fitted_gaussian(plan.sample_key(config.run), codes, config.num_samples)
     output = shown_as(config, jax.jit(functional.apply(decoder))(params["decoder"], z))
 
-    path = Path(config.output or Path(config.run.run_dir) / "samples-drawn.png")
+    path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(images.to_uint8(output)))
     print(f"{config.num_samples} samples of a Gaussian over the codes, step {done}: {path}")
 

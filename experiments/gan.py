@@ -190,7 +190,7 @@ def draws(config: Config, count: int, model: int = 0) -> tuple[np.ndarray, np.nd
 def sample(config: Config) -> None:
     """Draws from the moving average and writes one grid."""
     drawn, _, done = draws(config, config.num_samples)
-    path = Path(config.output or Path(config.run.run_dir) / "samples-drawn.png")
+    path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(drawn))
     print(f"{config.num_samples} samples after step {done}: {path}")
 

@@ -174,7 +174,7 @@ def sample(config: Config) -> None:
     labels = jnp.arange(config.num_samples, dtype=jnp.int32) % max(len(examples.class_names), 1)
     output = shown_as(config, jax.jit(functional.apply(decoder))(params, z, labels))
 
-    path = Path(config.output or Path(config.run.run_dir) / "samples-drawn.png")
+    path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(images.to_uint8(output)))
     print(f"{config.num_samples} samples after step {done}: {path}")
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,14 @@ import tyro
 from jaxgen.io import run_folder
 from jaxgen.train import loop
 
-Config = TypeVar("Config")
+
+class Dataclass(Protocol):
+    """Any dataclass, the only kind of configuration there is."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Config = TypeVar("Config", bound=Dataclass)
 
 
 @dataclass(frozen=True)
@@ -172,9 +179,7 @@ def _join_hosts() -> None:
     given = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
     count, index = (None if value is None else int(value) for value in given)
     # a dead peer is noticed after this long instead of 100 s, and ends the others
-    jax.distributed.initialize(
-        num_processes=count, process_id=index, heartbeat_timeout_seconds=30
-    )
+    jax.distributed.initialize(num_processes=count, process_id=index, heartbeat_timeout_seconds=30)
 
 
 def network_dtype(options: RunOptions) -> Any:

@@ -102,7 +102,7 @@ def _logged(options: RunOptions, done: int) -> bool:
 
 def _optional_logs(folder: Path, config: Any) -> list[AbstractContextManager[log.Record]]:
     options: RunOptions = config.run
-    logs = []
+    logs: list[AbstractContextManager[log.Record]] = []
     if options.tensorboard:
         logs.append(log.tensorboard(folder / "tensorboard"))
     if options.wandb is not None:

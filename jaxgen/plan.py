@@ -14,7 +14,7 @@ from PIL import Image
 from jaxgen.cli import RunOptions
 from jaxgen.io import data
 from jaxgen.train import optimizer, parallel
-from jaxgen.types import Key, Step
+from jaxgen.types import Array, Key, Step
 
 
 class Examples(NamedTuple):
@@ -158,7 +158,7 @@ def check_batch(system: System, mesh: Mesh, examples: Examples) -> None:
 # --- keys --------------------------------------------------------------------------------------
 
 
-def streams(seed: int) -> Key:
+def streams(seed: int | Array) -> Key:
     """The four streams of a run [4]: parameters, training noise, order of the data, pictures."""
     return jax.random.split(jax.random.key(seed), 4)
 

@@ -60,15 +60,22 @@ def restore(config: Any, build: plan.Build) -> tuple[Any, int, plan.Examples]:
     States of several models keep their leading axis; `model(state, options, i)` takes one.
     """
     options: RunOptions = config.run
-    folder = Path(options.run_dir) / "checkpoints"
-    if not folder.is_dir():
+    checkpoints = folder(options) / "checkpoints"
+    if not checkpoints.is_dir():
         raise FileNotFoundError(f"{options.run_dir} has no checkpoints; train first")
     examples = plan.read_examples(options, plan.open_split(options, "train"))
     _, system = plan.make(config, build, examples)
     template = _template(system, options, parallel.data_mesh(1))
-    with contextlib.closing(checkpoint.open_manager(folder)) as manager:
+    with contextlib.closing(checkpoint.open_manager(checkpoints)) as manager:
         state, done = checkpoint.restore(manager, template)
     return state, done, examples
+
+
+def folder(options: RunOptions) -> Path:
+    """The folder of a run that exists already."""
+    if options.run_dir is None:
+        raise ValueError("say which run with --run-dir")
+    return Path(options.run_dir)
 
 
 def load_split(options: RunOptions, split: str) -> data.Dataset:

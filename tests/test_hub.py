@@ -21,7 +21,7 @@ def online(monkeypatch):
     def listing(*names):
         files = [SimpleNamespace(rfilename=name) for name in names]
         info = SimpleNamespace(siblings=files)
-        monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: info)
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: info)
 
         def download(repo, allow_patterns):
             asked.extend(allow_patterns)
@@ -133,7 +133,7 @@ def test_offline_and_cached_is_read(monkeypatch, tmp_path):
 )
 def test_path_that_is_not_there_is_not_looked_up(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delattr(huggingface_hub.HfApi, "repo_info")
+    monkeypatch.delattr(huggingface_hub.HfApi, "model_info")
     with pytest.raises(ValueError, match="no such file or folder"):
         hub.resolve(name)
 

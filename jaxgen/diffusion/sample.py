@@ -102,7 +102,6 @@ def sample(
     Everything but `denoise` and the presence of the optional arguments is data: one compilation
     serves all samplers, numbers of steps and strengths.
     """
-    _check_noise(keys, noise)
 
     def body(i: Array, state: Array) -> Array:
         state, x0 = step(denoise, table, i, state, keys, noise=noise, inpainting=inpainting)
@@ -141,16 +140,15 @@ def step(
 
     state[0] is the latent, the rest are the memories; the arguments are those of `sample`.
     """
-    _check_noise(keys, noise)
     row = jax.tree.map(lambda column: jnp.asarray(column, jnp.float32)[i], _columns(table))
     x = state[0]
     out = denoise(row["scale"] * x, row["t"]).astype(jnp.float32)
-    fresh = _fresh_noise(keys, i, x.shape[1:]) if noise is None else noise[i]
+    fresh = _fresh_noise(keys, noise, i, x.shape[1:])
     # scaled and added one by one: accelerators round matrix products to half precision, and XLA's
     # CPU code for a sum over an axis takes 150 times as long
     inputs = [*state, out, fresh.astype(jnp.float32)]
     weights = row["update"].reshape(*row["update"].shape, *(1,) * x.ndim)
-    state = sum(weights[:, k] * inputs[k][None] for k in range(len(inputs)))
+    state = jnp.asarray(sum(weights[:, k] * inputs[k][None] for k in range(len(inputs))))
     x0 = row["denoised"][0] * x + row["denoised"][1] * out
     if inpainting is not None:
         signal, amount = jnp.asarray(table.noising, jnp.float32)[i + 1]
@@ -165,7 +163,7 @@ def first_state(x: Array) -> Array:
     return jnp.concatenate([x[None], jnp.zeros((NUM_MEMORIES, *x.shape), jnp.float32)])
 
 
-def _columns(table: Table) -> dict[str, Array]:
+def _columns(table: Table) -> dict[str, np.ndarray]:
     return {
         "t": table.t,
         "scale": table.scale,
@@ -174,12 +172,13 @@ def _columns(table: Table) -> dict[str, Array]:
     }
 
 
-def _check_noise(keys: Key | None, noise: Array | None) -> None:
-    if (keys is None) == (noise is None):
+def _fresh_noise(keys: Key | None, noise: Array | None, i: Array, shape: tuple[int, ...]) -> Array:
+    """The noise of row i, [B, *shape]: as given, or drawn from the key of each image."""
+    if noise is not None and keys is None:
+        return noise[i]
+    if keys is None or noise is not None:
         raise ValueError("give either keys (one per image) or noise (one array per row), not both")
 
-
-def _fresh_noise(keys: Key, i: Array, shape: tuple[int, ...]) -> Array:
     def draw(key: Key) -> Array:
         return jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32)
 

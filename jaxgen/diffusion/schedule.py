@@ -152,11 +152,11 @@ def _unknown(name: str, value: object, known: Sequence[str]) -> str:
 
 def _linspace_float32(start: float, stop: float, num: int) -> np.ndarray:
     # PyTorch counts from the nearer end, with one rounding per entry
-    start, stop = np.float32(start), np.float32(stop)
-    stride = np.float64((stop - start) / np.float32(max(num - 1, 1)))
+    first, last = np.float32(start), np.float32(stop)
+    stride = np.float64((last - first) / np.float32(max(num - 1, 1)))
     i = np.arange(num)
-    ascending = (start + stride * i).astype(np.float32)
-    descending = (stop - stride * (num - 1 - i)).astype(np.float32)
+    ascending = (first + stride * i).astype(np.float32)
+    descending = (last - stride * (num - 1 - i)).astype(np.float32)
     return np.where(i < num // 2, ascending, descending)
 
 

@@ -65,7 +65,8 @@ def importance_nll(
 
         def some(i: Array) -> Array:
             keys = jax.random.split(jax.random.fold_in(samples_key, i), chunk)
-            weights = jax.vmap(lambda k: log_weight(params, example, example_key, k))(keys)
+            same_key = jax.random.clone(example_key)  # all samples see one draw of the image
+            weights = jax.vmap(lambda k: log_weight(params, example, same_key, k))(keys)
             return jax.nn.logsumexp(weights)
 
         sums = jax.lax.map(some, jnp.arange(num_samples // chunk))

@@ -101,11 +101,11 @@ def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
     _check_shapes(manager, step, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like), digests=ocp.args.JsonRestore())
     stored = manager.restore(step, args=args)
-    found = digests(stored.state)
-    damaged = [path for path, n in found.items() if stored.digests.get(path) != n]
+    found = digests(stored["state"])
+    damaged = [path for path, n in found.items() if stored["digests"].get(path) != n]
     if damaged:
         raise ValueError(f"{len(damaged)} damaged leaves, first {damaged[0]}")
-    return stored.state
+    return stored["state"]
 
 
 def _check_shapes(manager: ocp.CheckpointManager, step: int, like: Any) -> None:

@@ -17,6 +17,7 @@ Images are uint8 [0, 255] as stored; they become float32 in [-1, 1] on the devic
 import math
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Alpaydin and Kaynak 1998, the test part of the UCI optical digits: values 0 to 16."""
     import sklearn.datasets  # about a second
 
-    digits = sklearn.datasets.load_digits()
+    digits: Any = sklearn.datasets.load_digits()  # a Bunch, or a tuple on request
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
     return images, digits.target.astype(np.int32), tuple(str(name) for name in digits.target_names)
 
@@ -128,12 +129,12 @@ def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 def _open_idx(
     path: pathlib.Path, split: str, image_size: int | None, channels: int | None, limit: int
 ) -> Source:
-    splits = [name for name in source.SPLITS if idx.find(path, name)]
-    names = _number_names(max(idx.num_classes(idx.find(path, name)[1], limit) for name in splits))
-    if "test" in splits:
-        images, labels = idx.read_split(*idx.find(path, split), limit)
+    files = {name: found for name in source.SPLITS if (found := idx.find(path, name))}
+    names = _number_names(max(idx.num_classes(labels, limit) for _, labels in files.values()))
+    if "test" in files:
+        images, labels = idx.read_split(*files[split], limit)
         return source.from_arrays(images, labels, names, image_size=image_size, channels=channels)
-    images, labels = idx.read_split(*idx.find(path, "train"), limit)
+    images, labels = idx.read_split(*files["train"], limit)
     return _from_whole(images, labels, names, split, 10, image_size, channels)
 
 

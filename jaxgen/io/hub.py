@@ -87,7 +87,7 @@ def _existing(path_or_id: str | Path) -> Path | None:
 def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
     """The cached folder of a repository with the wanted of its files in it."""
     try:
-        info = huggingface_hub.HfApi().repo_info(repo, timeout=SECONDS)
+        info = huggingface_hub.HfApi().model_info(repo, timeout=SECONDS)
     except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
         raise ValueError(
             f"there is no folder {repo}, and the Hub does not give out a model of that name: check "

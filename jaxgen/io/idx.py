@@ -6,10 +6,10 @@ the values (yann.lecun.com/exdb/mnist). Only unsigned bytes are read.
 """
 
 import gzip
+import io
 import math
 import pathlib
 import zlib
-from typing import BinaryIO
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def _is_gzip(path: pathlib.Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _read_shape(file: BinaryIO, path: pathlib.Path) -> tuple[int, ...]:
+def _read_shape(file: io.BufferedIOBase, path: pathlib.Path) -> tuple[int, ...]:
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
         raise ValueError(f"{path} is not an IDX file: it starts with {magic!r}, not two zero bytes")

@@ -106,7 +106,7 @@ def _unet(tensors: SHAPES, kind: str) -> dict[str, Any]:
     ]
     mid = "mid_block.attentions.0."
     depths[-1] = _count(tensors, mid + "transformer_blocks.{}.")
-    config = {
+    config: dict[str, Any] = {
         "sample_size": SAMPLE_SIZE[kind],
         "in_channels": tensors["conv_in.weight"].shape[1],
         "out_channels": tensors["conv_out.weight"].shape[0],

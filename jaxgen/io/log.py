@@ -51,7 +51,7 @@ def json_lines(path: Path) -> Iterator[tuple[Record, Callable[[], None]]]:
 
     The file holds no times, so that a resumed run's file equals an uninterrupted one's.
     """
-    with path.open("a") as file:
+    with path.open("a", buffering=1) as file:  # a row is there for readers at once
 
         def record(step: int, metrics: dict[str, Any]) -> None:
             row = {"step": step} | {name: plain(x) for name, x in metrics.items()}
@@ -150,12 +150,12 @@ def _lines(title: str, start: int, stop: int, batch_size: int, names: tuple[str,
 
     def record(step: int, metrics: dict[str, Any]) -> None:
         nonlocal last
-        now = time.monotonic()
+        now, speed = time.monotonic(), rate(step)
         if now - last < 10 and step not in (start + 1, stop):
             return
         last = now
         left = (now - began) / max(step - start - 1, 1) * (stop - step)
-        pace = f"{rate(step)}  {left:.0f} s left" if step > start + 1 else "compiled"
+        pace = f"{speed}  {left:.0f} s left" if step > start + 1 else "compiled"
         print(
             f"{title} {step}/{stop}  {pace}  {_shown(metrics, names)}",
             file=sys.stderr,

@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +104,8 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], dtype: np.dtype | None
     The file appears under its name only when it is complete.
     """
     codes = {name: CODES[stored_dtype(tensor, dtype)] for name, tensor in tensors.items()}
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, tensor in tensors.items():
         end = offset + stored_bytes(tensor, dtype)
         header[name] = {

@@ -125,10 +125,13 @@ def _read_members(archive, prefix: str, names: list[str]) -> list[bytes]:
     contents = {}
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
-            if member.isfile() and member.name.removeprefix(prefix) in names:
-                if member.size > _MAX_BYTES:
-                    raise ValueError(f"{member.name} declares {member.size:,} bytes")
-                contents[member.name.removeprefix(prefix)] = tar.extractfile(member).read()
+            name = member.name.removeprefix(prefix)
+            file = tar.extractfile(member) if member.isfile() and name in names else None
+            if file is None:
+                continue
+            if member.size > _MAX_BYTES:
+                raise ValueError(f"{member.name} declares {member.size:,} bytes")
+            contents[name] = file.read()
     missing = sorted(set(names) - set(contents))
     if missing:
         raise ValueError(f"the archive has no {', '.join(missing)}")

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from jaxgen.io import json_file, tensors
 from jaxgen.io.tensors import Tensor
 
@@ -69,7 +71,7 @@ def write_component(
     folder: Path,
     stem: str,
     values: Mapping[str, Tensor],
-    dtype: object,
+    dtype: np.dtype | None,
     max_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write tensors as `stem`.safetensors, or as shards of at most `max_bytes` with an index."""

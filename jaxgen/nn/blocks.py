@@ -61,9 +61,10 @@ def spectral_norm(kernel: Array, num_iterations: int = 12) -> Array:
     w = kernel.reshape(-1, kernel.shape[-1])
     fixed = jax.lax.stop_gradient(w)
     v = jnp.sin(jnp.arange(1, w.shape[1] + 1, dtype=w.dtype))  # any start not orthogonal to the top
-    for _ in range(num_iterations):
-        u = _unit(fixed @ v)
-        v = _unit(fixed.T @ u)
+    u = _unit(fixed @ v)
+    for _ in range(num_iterations - 1):
+        u = _unit(fixed @ _unit(fixed.T @ u))
+    v = _unit(fixed.T @ u)
     return u @ w @ v
 
 

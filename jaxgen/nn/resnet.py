@@ -65,7 +65,7 @@ class Upsample2D(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+    def __call__(self, x: Array, size: tuple[int, ...] | None = None) -> Array:
         b, h, w, c = x.shape
         x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
         x = x.reshape(b, 2 * h, 2 * w, c)

@@ -108,6 +108,11 @@ class UNet2DConditionModel(nn.Module):
         time_ids: original height and width, crop top and left, target height and width in pixels;
         integers or float32, since bfloat16 would round them (1023 becomes 1024).
         """
+        if self.addition_time_embed_dim is None:
+            raise ValueError(
+                "this UNet's addition_embed_type needs addition_time_embed_dim, which is None; "
+                "it is 256 in Stable Diffusion XL"
+            )
         sizes = self._sinusoid(time_ids, self.addition_time_embed_dim)  # float32 [B, 6, 256]
         sizes = sizes.reshape(sizes.shape[0], -1).astype(self.dtype)
         return self.add_embedding(jnp.concatenate([text_embeds.astype(self.dtype), sizes], -1))
@@ -139,8 +144,10 @@ class UNet2DConditionModel(nn.Module):
             values, dim, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift
         )
 
-    def _blocks(self) -> dict[str, nn.Module]:
-        blocks = {f"down_blocks_{i}": block for i, block in enumerate(self.down_blocks)}
+    def _blocks(self) -> dict[str, DownBlock | MidBlock | UpBlock]:
+        blocks: dict[str, Any] = {
+            f"down_blocks_{i}": block for i, block in enumerate(self.down_blocks)
+        }
         if self.mid_block_type is not None:
             blocks["mid_block"] = self.mid_block
         return blocks | {f"up_blocks_{i}": block for i, block in enumerate(self.up_blocks)}

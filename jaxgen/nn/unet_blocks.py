@@ -118,7 +118,7 @@ class UpBlock(nn.Module):
         skips: tuple[Array, ...],
         emb: Array,
         text_context: TextContext,
-        size: tuple[int, int] | None,
+        size: tuple[int, ...] | None,
     ) -> Array:
         for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             x = resnet(jnp.concatenate([x, skip], axis=-1), emb)

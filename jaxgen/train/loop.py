@@ -100,4 +100,5 @@ def _drain(pending: deque, record: Callable[[int, dict], None], keep: int) -> No
 
 
 def _is_ready(metrics: Metrics) -> bool:
+    # pyrefly: ignore[missing-attribute]  # jax's stub of Array lacks it
     return all(x.is_ready() for x in metrics.values())

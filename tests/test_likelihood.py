@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+"""Bounds of a linear-Gaussian VAE, probabilistic PCA, whose likelihood is known in closed form.
+
+x = W z + b + scale * noise with orthogonal columns in W, so that the posterior of z is diagonal:
+precision M = I + W^T W / scale^2, mean M^-1 W^T (x - b) / scale^2 (Tipping & Bishop 1999).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxgen.evaluate import likelihood
+from jaxgen.train import losses
+
+SHAPE = (3, 2, 1)
+PIXELS, LATENT, SCALE = 6, 2, 0.5
+
+
+def weights():
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.standard_normal((PIXELS, LATENT)))[0]
+    return directions * np.array([1.5, 0.6]), rng.standard_normal(PIXELS)
+
+
+def encode(params, x, label):
+    mean = params["gain"] @ (x.ravel() - params["bias"])
+    return jnp.concatenate([mean, params["logvar"]])
+
+
+def decode(params, z, label):
+    return (params["gain"] @ z + params["bias"]).reshape(SHAPE)
+
+
+def model(worse=0.0):
+    """Parameters with the true posterior, or one whose variance is exp(worse) times it."""
+    w, b = weights()
+    precision = np.diag(np.eye(LATENT) + w.T @ w / SCALE**2)
+    gain = w.T / SCALE**2 / precision[:, None]
+    encoder = {"gain": gain, "bias": b, "logvar": worse - np.log(precision)}
+    params = {"encoder": encoder, "decoder": {"gain": w, "bias": b}, "log_scale": np.log([SCALE])}
+    return jax.tree.map(jnp.float32, params)
+
+
+def drawn(count=40):
+    w, b = weights()
+    rng = np.random.default_rng(1)
+    z, noise = rng.standard_normal((count, LATENT)), rng.standard_normal((count, PIXELS))
+    images = (z @ w.T + b + SCALE * noise).reshape(count, *SHAPE)
+    return {"images": images.astype(np.float32), "labels": np.zeros(count, np.int32)}
+
+
+def exact_nll(test):
+    w, b = weights()
+    marginal = scipy.stats.multivariate_normal(b, w @ w.T + SCALE**2 * np.eye(PIXELS))
+    return -np.atleast_1d(marginal.logpdf(test["images"].reshape(-1, PIXELS)))
+
+
+def log_weight(params, example, key, weight_key):
+    weight = losses.log_weight(encode, decode, losses.gaussian)
+    return weight(params, example["image"], example["label"], weight_key)
+
+
+def nll(params, test, num_samples, seed=0, **options):
+    return likelihood.importance_nll(
+        log_weight, params, test, jax.random.key(seed), num_samples, **options
+    )
+
+
+def terms(params, test, **options):
+    loss = losses.vae_loss(encode, decode, losses.gaussian)
+    return likelihood.mean_terms(loss, params, test, jax.random.key(0), **options)
+
+
+def test_bound_is_the_exact_likelihood_when_the_posterior_is_the_true_one():
+    """In expectation over z: within 4 standard errors of 4,000 draws for one image."""
+    one = drawn(1)
+    many = {name: np.repeat(x, 4000, axis=0) for name, x in one.items()}
+    mean, error = terms(model(), many)["neg_elbo_nats"]
+    assert abs(mean - exact_nll(one)[0]) < 4 * error
+    assert error < 0.05
+
+
+def test_gap_of_the_bound_is_the_divergence_from_the_true_posterior():
+    """For a variance exp(a) times too large it is (exp(a) - 1 - a) / 2 in each dimension."""
+    one = drawn(1)
+    many = {name: np.repeat(x, 4000, axis=0) for name, x in one.items()}
+    mean, error = terms(model(worse=1.0), many)["neg_elbo_nats"]
+    gap = LATENT * (np.e - 2) / 2
+    assert abs(mean - exact_nll(one)[0] - gap) < 4 * error
+    assert gap > 8 * error
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 10])
+def test_importance_sampling_is_exact_with_the_true_posterior(num_samples):
+    """All weights are then p(x) itself, whatever z was drawn."""
+    test = drawn()
+    expected = exact_nll(test)
+    mean, error = nll(model(), test, num_samples)
+    np.testing.assert_allclose(mean, expected.mean(), atol=1e-4)
+    np.testing.assert_allclose(error, scipy.stats.sem(expected), rtol=1e-4)
+
+
+def test_importance_sampling_falls_from_the_bound_to_the_likelihood_as_samples_grow():
+    """Burda et al. 2016, theorem 1; k = 1 is the bound, with its known gap of e^2 - 3 nats."""
+    test = drawn(400)
+    exact = exact_nll(test).mean()
+    gaps = [nll(model(worse=2.0), test, k, seed=k)[0] - exact for k in (1, 3, 10, 1000)]
+    assert gaps[0] == pytest.approx(np.e**2 - 3, abs=1.3)
+    assert gaps[0] > gaps[1] > gaps[2] > 0.05
+    assert abs(gaps[3]) < 0.03
+
+
+def test_samples_taken_in_chunks_are_all_counted_once():
+    """With posteriors of the model, no chunk may be lost or counted double: log k would shift."""
+    test = drawn(5)
+    for chunk in (1, 3, 12):
+        got = nll(model(), test, 12, chunk=chunk)[0]
+        np.testing.assert_allclose(got, exact_nll(test).mean(), atol=1e-4)
+
+
+def test_figures_do_not_depend_on_the_size_of_the_batches():
+    test, params = drawn(10), model(worse=1.0)
+    whole, cut = nll(params, test, 4, batch_size=10), nll(params, test, 4, batch_size=3)
+    np.testing.assert_allclose(whole, cut, rtol=1e-6)
+    whole, cut = terms(params, test, batch_size=10), terms(params, test, batch_size=4)
+    assert set(whole) == {"loss", "recon_nats", "kl_nats", "neg_elbo_nats", "beta"}
+    for name in whole:
+        np.testing.assert_allclose(whole[name], cut[name], rtol=1e-5, atol=1e-6)
+
+
+def test_analytic_term_is_the_mean_over_images_with_its_standard_error():
+    test, params = drawn(10), model()
+    codes = [np.asarray(encode(params["encoder"], x, None), np.float64) for x in test["images"]]
+    mean, logvar = np.split(np.array(codes), 2, axis=1)
+    kl = 0.5 * (np.exp(logvar) + mean**2 - 1 - logvar).sum(axis=1)
+    got = terms(params, test, batch_size=4)["kl_nats"]
+    np.testing.assert_allclose(got, (kl.mean(), scipy.stats.sem(kl)), rtol=1e-5)
+
+
+def test_all_samples_of_an_image_see_the_same_draw_of_the_image():
+    """A weight that binarizes the image: if the samples disagreed, the mean weight would blur.
+
+    With log w = 50 * pixel for a pixel of -1 or 1 the result is -50 or 50 for each image.
+    """
+
+    def weight(params, example, key, weight_key):
+        jitter = 0.0 * jax.random.normal(weight_key)
+        return 50 * losses.binarize(key, example["image"])[0, 0, 0] + jitter
+
+    values = []
+    for i in range(8):
+        test = {"images": np.zeros((1, 1, 1, 1), np.float32), "labels": np.zeros(1, np.int32)}
+        key = jax.random.key(i)
+        values.append(likelihood.importance_nll(weight, (), test, key, 8, chunk=4)[0])
+    np.testing.assert_allclose(sorted(set(np.round(values, 3))), [-50, 50])
+
+
+def test_number_of_samples_must_fill_its_chunks():
+    with pytest.raises(ValueError, match="70 samples are not a multiple of 50"):
+        nll(model(), drawn(2), 70)
+
+
+def test_one_image_has_no_standard_error():
+    mean, error = nll(model(), drawn(1), 2)
+    assert np.isfinite(mean)
+    assert np.isnan(error)

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: MIT
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from jax.flatten_util import ravel_pytree
+
+from jaxgen.train import losses
+
+SHAPE = (3, 2, 2)  # H, W, C
+SIZE = 12
+
+
+def linear(outputs, inputs, seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "w": 0.4 * rng.standard_normal((outputs, inputs)),
+        "b": 0.1 * rng.standard_normal(outputs),
+    }
+
+
+def encode(params, x, label):
+    return jnp.tanh(params["w"] @ x.ravel() + params["b"])
+
+
+def decode(params, z, label):
+    return (params["w"] @ jnp.sin(z) + params["b"]).reshape(SHAPE)
+
+
+def parameters(outputs=4):
+    return {
+        "encoder": linear(outputs, SIZE, 0),
+        "decoder": linear(SIZE, 2, 1),
+        "log_scale": np.array([-1.0, 0.3]),
+    }
+
+
+def image(seed=2):
+    """Levels of an 8-bit image, with both ends among them."""
+    levels = np.random.default_rng(seed).integers(0, 256, SHAPE)
+    levels[0, 0], levels[1, 1] = 0, 255
+    return levels / 127.5 - 1
+
+
+def gradient_error(loss_fn, params, example):
+    """Largest difference between jax.grad and central differences, relative to the largest slope.
+
+    float64, so that differences of step 1e-5 are good to about 1e-9.
+    """
+    with jax.enable_x64(True):
+        example = jax.tree.map(jnp.asarray, example)
+        flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, params))
+        value = lambda flat: loss_fn(unravel(flat), example, jax.random.key(3))[0]  # noqa: E731
+        grad = jax.jit(jax.grad(value))(flat)
+        steps, values = 1e-5 * jnp.eye(len(flat)), jax.jit(jax.vmap(value))
+        ahead, behind = values(flat[None] + steps), values(flat[None] - steps)
+        differences = (ahead - behind) / 2e-5
+        return float(jnp.max(jnp.abs(grad - differences)) / jnp.max(jnp.abs(grad)))
+
+
+# --- parts of the equations -----------------------------------------------------------------
+
+
+def test_reparameterized_draws_have_the_asked_mean_and_variance():
+    mean, logvar = jnp.array([-1.0, 0.5]), jnp.log(jnp.array([0.25, 4.0]))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    z = jax.jit(jax.vmap(lambda k: losses.reparameterize(k, mean, logvar)))(keys)
+
+    std = np.array([0.5, 2.0])
+    # 4 standard errors: std / sqrt(n) of a mean, var * sqrt(2 / n) of a variance
+    assert np.all(abs(np.mean(z, 0) - mean) < 4 * std / 20_000**0.5)
+    assert np.all(abs(np.var(z, 0) - std**2) < 4 * std**2 * (2 / 20_000) ** 0.5)
+    assert scipy.stats.kstest((z[:, 1] - 0.5) / 2, "norm").pvalue > 1e-3
+
+
+def test_gradient_flows_through_the_draw_to_mean_and_logvar():
+    """dz/dmean = 1 and dz/dlogvar = (z - mean) / 2."""
+    mean, logvar = jnp.array([-1.0, 0.5, 2.0]), jnp.array([-2.0, 0.1, 1.0])
+    key = lambda: jax.random.key(1)  # noqa: E731
+    z = losses.reparameterize(key(), mean, logvar)
+    slope = jax.jacobian(lambda m, v: losses.reparameterize(key(), m, v), argnums=(0, 1))
+    by_mean, by_logvar = slope(mean, logvar)
+    np.testing.assert_allclose(by_mean, np.eye(3))
+    np.testing.assert_allclose(by_logvar, np.diag((z - mean) / 2), atol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.5, 0.3), (-2.0, 2.5)])
+def test_kl_equals_the_integral_of_its_definition(mean, std):
+    q, p = scipy.stats.norm(mean, std), scipy.stats.norm()
+    z = np.linspace(mean - 12 * std, mean + 12 * std, 20_001)
+    integral = np.trapezoid(q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), z)
+    kl = losses.kl_divergence(jnp.array([mean]), jnp.array([2 * np.log(std)]))
+    np.testing.assert_allclose(kl, integral, rtol=1e-5, atol=1e-6)
+
+
+def test_kl_is_summed_over_the_last_axis_only():
+    mean, logvar = np.random.default_rng(0).standard_normal((2, 5, 3), np.float32)
+    kl = losses.kl_divergence(mean, logvar)
+    ones = losses.kl_divergence(mean[..., None], logvar[..., None])
+    np.testing.assert_allclose(kl, ones.sum(-1), rtol=1e-5)
+
+
+def test_gaussian_log_density_equals_scipy():
+    x, mean, logvar = np.random.default_rng(0).standard_normal((3, 5, 4), np.float32)
+    expected = scipy.stats.norm.logpdf(x, mean, np.exp(logvar / 2)).sum(-1)
+    np.testing.assert_allclose(losses.gaussian_log_density(x, mean, logvar), expected, rtol=1e-5)
+
+
+def test_binarized_pixels_are_minus_one_or_one_with_the_mean_of_the_pixel():
+    x = jnp.array([-1.0, -0.4, 0.0, 0.8, 1.0])
+    keys = jax.random.split(jax.random.key(0), 10_000)
+    draws = np.asarray(jax.jit(jax.vmap(lambda k: losses.binarize(k, x)))(keys))
+    assert set(np.unique(draws)) == {-1.0, 1.0}
+    np.testing.assert_allclose(draws.mean(0), x, atol=4 / 10_000**0.5)
+    np.testing.assert_array_equal(draws[:, [0, 4]], np.broadcast_to([-1.0, 1.0], (10_000, 2)))
+
+
+def test_warmup_rises_linearly_to_its_final_weight_and_stays():
+    weight = jax.jit(losses.linear_warmup(10, final=4.0))
+    assert [float(weight(jnp.int32(s))) for s in (0, 1, 5, 10, 1000)] == pytest.approx(
+        [0, 0.4, 2, 4, 4]
+    )
+
+
+def test_no_warmup_is_the_final_weight_from_step_0():
+    weight = jax.jit(losses.linear_warmup(0, final=0.5))
+    assert [float(weight(jnp.int32(s))) for s in (0, 1, 7)] == [0.5, 0.5, 0.5]
+    with pytest.raises(ValueError, match="warm-up of -1 steps; use 0"):
+        losses.linear_warmup(-1)
+
+
+# --- likelihoods ----------------------------------------------------------------------------
+
+
+def test_bernoulli_equals_scipy_on_binary_pixels():
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.standard_normal(SHAPE).astype(np.float32)
+    bits = rng.integers(0, 2, SHAPE)
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = scipy.stats.bernoulli.logpmf(bits, probability).sum()
+    got = losses.bernoulli({}, jnp.asarray(logits), jnp.asarray(2.0 * bits - 1, jnp.float32))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_bernoulli_stays_finite_at_extreme_logits():
+    logits, x = jnp.array([200.0, -200.0]), jnp.array([-1.0, 1.0])
+    np.testing.assert_allclose(losses.bernoulli({}, logits, x), -400.0)
+    np.testing.assert_allclose(losses.bernoulli({}, logits, -x), 0.0)
+
+
+def test_gaussian_equals_scipy_with_one_scale_per_channel():
+    rng = np.random.default_rng(0)
+    mean, x = rng.standard_normal((2, *SHAPE)).astype(np.float32)
+    log_scale = np.array([-1.0, 0.5], np.float32)
+    expected = scipy.stats.norm.logpdf(x, mean, np.exp(log_scale)).sum()
+    np.testing.assert_allclose(
+        losses.gaussian({"log_scale": log_scale}, mean, x), expected, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("log_scale", [-7.0, -4.0, -2.0, 0.0])
+@pytest.mark.parametrize("mean", [-1.3, -1.0, 0.013, 0.9])
+def test_logistic_probabilities_of_the_256_levels_sum_to_one(mean, log_scale):
+    levels = np.arange(256, dtype=np.float32) / 127.5 - 1
+    params = {"log_scale": jnp.array([log_scale])}
+    log_p = jax.jit(jax.vmap(lambda x: losses.logistic(params, jnp.full((1,), mean), x)))(
+        levels[:, None]
+    )
+    # float32 logarithms of up to 1e3 nats: relative error of a probability near 1e-4 at worst
+    np.testing.assert_allclose(np.exp(np.asarray(log_p, np.float64)).sum(), 1.0, atol=2e-4)
+
+
+def test_logistic_equals_differences_of_the_distribution_function():
+    levels = np.arange(0, 256, 5, dtype=np.float64) / 127.5 - 1
+    mean, scale = 0.2, np.exp(-2.0)
+    cdf = lambda x: scipy.stats.logistic.cdf(x, mean, scale)  # noqa: E731
+    upper = np.where(levels > 1 - 1e-6, 1.0, cdf(levels + 1 / 255))
+    lower = np.where(levels < -1 + 1e-6, 0.0, cdf(levels - 1 / 255))
+    params = {"log_scale": jnp.array([-2.0])}
+    got = [
+        losses.logistic(params, jnp.array([mean]), jnp.array([x]))
+        for x in levels.astype(np.float32)
+    ]
+    np.testing.assert_allclose(got, np.log(upper - lower), rtol=2e-5, atol=2e-4)
+
+
+def test_logistic_has_finite_slopes_far_from_the_data():
+    """At 2,000 scales from the mean the difference of sigmoids itself is 0 in float32."""
+    x = jnp.array([[-1.0], [0.0], [1.0]])
+    for mean in (-1.0, 1.0):
+        slope = jax.grad(lambda p, m: losses.logistic(p, m, x), argnums=(0, 1))
+        grads = slope({"log_scale": jnp.array([-7.0])}, jnp.full((3, 1), mean))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+        assert np.any(np.abs(grads[1]) > 100)
+
+
+def test_unknown_likelihood_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown likelihood 'poisson'; use one of bernoulli, gau"):
+        losses.likelihood("poisson")
+    assert [losses.likelihood(n).__name__ for n in losses.LIKELIHOODS] == list(losses.LIKELIHOODS)
+
+
+# --- objectives -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reconstruction", ["mse", "bernoulli"])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_autoencoder_gradient_equals_finite_differences(reconstruction, noise):
+    loss = losses.autoencoder_loss(encode, decode, reconstruction, noise)
+    params = parameters(outputs=2)
+    params.pop("log_scale")
+    assert gradient_error(loss, params, {"image": image()}) < 1e-7
+
+
+@pytest.mark.parametrize("name", losses.LIKELIHOODS)
+@pytest.mark.parametrize("binarized", [False, True])
+def test_vae_gradient_equals_finite_differences(name, binarized):
+    loss = losses.vae_loss(
+        encode, decode, losses.likelihood(name), losses.linear_warmup(8, 2.0), binarized
+    )
+    assert gradient_error(loss, parameters(), {"image": image(), "step": 3}) < 1e-7
+
+
+def test_classifier_gradient_equals_finite_differences():
+    loss = losses.classifier_loss(lambda params, x: params["w"] @ x.ravel() + params["b"])
+    assert gradient_error(loss, linear(5, SIZE, 0), {"image": image(), "label": 3}) < 1e-7
+
+
+def test_classifier_loss_of_equal_logits_is_log_of_the_number_of_classes():
+    loss = losses.classifier_loss(lambda params, x: jnp.zeros(10))
+    nats, metrics = loss({}, {"image": jnp.zeros(SHAPE), "label": jnp.int32(4)}, jax.random.key(0))
+    np.testing.assert_allclose(nats, np.log(10), rtol=1e-6)
+    assert float(metrics["accuracy"]) == 0.0  # the first of equals is named
+
+
+def test_mse_of_a_constant_reconstruction_is_the_mean_squared_pixel():
+    x = jnp.asarray(image(), jnp.float32)
+    loss = losses.autoencoder_loss(lambda p, x, y: x, lambda p, z, y: jnp.zeros(SHAPE))
+    value, metrics = loss({"encoder": (), "decoder": ()}, {"image": x}, jax.random.key(0))
+    np.testing.assert_allclose(value, np.mean(np.square(x)), rtol=1e-6)
+    assert metrics["loss"] is metrics["mse"]
+
+
+def test_denoising_corrupts_the_input_and_asks_for_the_clean_image():
+    """With identity networks the error is the noise itself: mean square 0.5^2, fresh per key."""
+    x = jnp.zeros((20, 20, 1))
+    loss = losses.autoencoder_loss(lambda p, x, y: x, lambda p, z, y: z, noise=0.5)
+    keys = jax.random.split(jax.random.key(0), 50)
+    params = {"encoder": (), "decoder": ()}
+    values = jax.jit(jax.vmap(lambda k: loss(params, {"image": x}, k)[0]))(keys)
+    assert np.mean(values) == pytest.approx(0.25, rel=4 * (2 / 20_000) ** 0.5)
+    assert len(np.unique(values)) == 50
+
+
+def test_loss_adds_beta_times_kl_and_the_bound_does_not():
+    loss = jax.jit(
+        losses.vae_loss(encode, decode, losses.bernoulli, losses.linear_warmup(10, final=4.0))
+    )
+    params = jax.tree.map(jnp.float32, parameters())
+    total, terms = loss(
+        params, {"image": jnp.float32(image()), "step": jnp.int32(5)}, jax.random.key(0)
+    )
+    assert float(terms["beta"]) == 2.0
+    np.testing.assert_allclose(total, terms["recon_nats"] + 2 * terms["kl_nats"], rtol=1e-6)
+    np.testing.assert_allclose(
+        terms["neg_elbo_nats"], terms["recon_nats"] + terms["kl_nats"], rtol=1e-6
+    )
+    np.testing.assert_allclose(terms["loss"], total)
+    assert set(terms) == {"loss", "recon_nats", "kl_nats", "neg_elbo_nats", "beta"}
+
+
+def test_all_terms_are_scalars_that_read_only_the_example():
+    """One example and one key in, float32 scalars out: lifted by vmap, it sees no neighbour."""
+    loss = losses.vae_loss(encode, decode, losses.logistic, dynamic_binarization=True)
+    params = jax.tree.map(jnp.float32, parameters())
+    images = jnp.stack([jnp.float32(image(seed)) for seed in range(3)])
+    keys = lambda: jax.random.split(jax.random.key(0), 3)  # noqa: E731
+    steps = jnp.zeros(3, jnp.int32)
+    batch, _ = jax.jit(jax.vmap(loss, (None, 0, 0)))(
+        params, {"image": images, "step": steps}, keys()
+    )
+    assert batch.dtype == jnp.float32
+    for i in range(3):
+        alone, _ = jax.jit(loss)(params, {"image": images[i], "step": steps[i]}, keys()[i])
+        np.testing.assert_allclose(batch[i], alone, rtol=1e-5)
+
+
+def test_log_weight_minus_bound_is_the_gap_between_draw_and_expected_kl():
+    """For one draw: log w = log p(x|z) + log p(z) - log q(z|x), by scipy's densities."""
+    params = jax.tree.map(jnp.float32, parameters())
+    x = jnp.float32(image())
+    weight = losses.log_weight(encode, decode, losses.gaussian)
+    got = jax.jit(weight)(params, x, None, jax.random.key(7))
+
+    mean, logvar = np.split(np.asarray(encode(params["encoder"], x, None), np.float64), 2)
+    z = mean + np.exp(logvar / 2) * np.asarray(jax.random.normal(jax.random.key(7), (2,)))
+    output = np.asarray(decode(params["decoder"], z.astype(np.float32), None))
+    expected = (
+        scipy.stats.norm.logpdf(x, output, np.exp(params["log_scale"])).sum()
+        + scipy.stats.norm.logpdf(z).sum()
+        - scipy.stats.norm.logpdf(z, mean, np.exp(logvar / 2)).sum()
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_objectives_refuse_what_they_do_not_know():
+    with pytest.raises(ValueError, match="unknown reconstruction 'mae'; use mse or bernoulli"):
+        losses.autoencoder_loss(encode, decode, "mae")
+    with pytest.raises(ValueError, match=r"noise of standard deviation -0\.1; use 0"):
+        losses.autoencoder_loss(encode, decode, noise=-0.1)

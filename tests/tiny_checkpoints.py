@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""Tiny checkpoints of each family, their weights a function of their names (for tests).
+
+The same numbers on every machine, so that stored results of PyTorch diffusers stay valid.
+"""
+
+import small_clip
+import tiny_networks
+
+from jaxgen import loading
+from jaxgen.io import diffusers, tokenizer
+
+VOCAB, MERGES = small_clip.small_vocabulary()
+SIZE = 32  # pixels
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+_UNET = {
+    "_class_name": "UNet2DConditionModel", "sample_size": 16, "block_out_channels": [16, 32],
+    "norm_num_groups": 8, "layers_per_block": 1, "attention_head_dim": 2, "cross_attention_dim": 24,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}  # fmt: skip
+_XL = {
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "cross_attention_dim": 40,
+    "transformer_layers_per_block": [1, 2], "attention_head_dim": [2, 4],
+    "use_linear_projection": True, "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 20,
+}  # fmt: skip
+UNETS = {
+    "sd1": _UNET,
+    "sd2": _UNET | {"use_linear_projection": True, "attention_head_dim": [2, 4]},
+    "inpaint": _UNET | {"in_channels": 9},
+    "xl": _UNET | _XL,
+}
+VAE = {
+    "_class_name": "AutoencoderKL", "block_out_channels": [8, 16], "norm_num_groups": 4,
+    "layers_per_block": 1, "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2, "scaling_factor": 0.18215,
+}  # fmt: skip
+_CLIP = {
+    "model_type": "clip_text_model", "hidden_size": 24, "intermediate_size": 48,
+    "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": len(VOCAB),
+    "bos_token_id": len(VOCAB) - 2, "eos_token_id": len(VOCAB) - 1, "hidden_act": "quick_gelu",
+}  # fmt: skip
+SCHEDULERS = {
+    "sd1": {"_class_name": "DDIMScheduler", "steps_offset": 1, "clip_sample": False,
+            "set_alpha_to_one": False, **BETAS},
+    "sd2": {"_class_name": "DDIMScheduler", "steps_offset": 1, "clip_sample": False,
+            "set_alpha_to_one": False, "prediction_type": "v_prediction", **BETAS},
+    "xl": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading",
+           "steps_offset": 1, **BETAS},
+}  # fmt: skip
+CLASSES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "inpaint": "StableDiffusionInpaintPipeline",
+    "xl": "StableDiffusionXLPipeline",
+}
+
+
+def checkpoint(kind):
+    """The whole pipeline of a kind in memory: sd1, sd2 (v-prediction), inpaint (9 channels), xl."""
+    components = {
+        "unet": _component("UNet2DConditionModel", UNETS[kind]),
+        "vae": _component("AutoencoderKL", VAE),
+        "text_encoder": _component("CLIPTextModel", _CLIP),
+    }
+    tokens = {"tokenizer": tokenizer.build(VOCAB, MERGES, _padding("sd2" if kind == "sd2" else ""))}
+    index = {"_class_name": CLASSES[kind], "requires_safety_checker": False}
+    if kind == "xl":
+        small = _CLIP | {"hidden_size": 16, "hidden_act": "quick_gelu"}
+        second = _CLIP | {"hidden_size": 24, "hidden_act": "gelu", "projection_dim": 20}
+        components["text_encoder"] = _component("CLIPTextModel", small)
+        components["text_encoder_2"] = _component("CLIPTextModelWithProjection", second)
+        tokens["tokenizer_2"] = tokenizer.build(VOCAB, MERGES, _padding("xl"))
+        index = {"_class_name": CLASSES[kind], "force_zeros_for_empty_prompt": True}
+    scheduler = SCHEDULERS.get(kind, SCHEDULERS["sd1"])
+    return diffusers.Checkpoint(index, components, tokens, scheduler)
+
+
+def _component(class_name, config):
+    component = diffusers.Component(class_name, config, {})
+    name = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}.get(class_name, "text_encoder")
+    module = loading.MODULES[name](**diffusers.fields(component))
+    params = tiny_networks.weights_by_path(loading.shapes(module))
+    return diffusers.with_params(component, params)
+
+
+def _padding(kind):
+    return {"pad_token": "!"} if kind in ("sd2", "xl") else None
