@@ -16,6 +16,7 @@ import autoencoder
 import gan
 import tyro
 import vae
+
 from jaxgen import cli, run
 from jaxgen.io import images, run_folder
 

@@ -2,7 +2,7 @@
 """What a run is going to do, worked out and checked before anything is compiled or written."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
