@@ -14,7 +14,7 @@ import transformers
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-import small_clip  # noqa: E402
+import small_clip
 
 COUNT = 500
 

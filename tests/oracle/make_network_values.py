@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# ruff: noqa: E402, imports follow sys.path
+
 """Writes tests/data/networks.npz: what PyTorch computes for the tiny networks.
 
 Run from the repository root: python tests/oracle/make_network_values.py
