@@ -58,7 +58,7 @@ class Config:
 
 PRESETS = {
     "digits": Config(
-        r1=1.0, run=cli.RunOptions(steps=6000, learning_rate=3e-4, batch_size=64, draw_every=600)
+        r1=0.1, run=cli.RunOptions(steps=6000, learning_rate=1e-3, batch_size=64, draw_every=600)
     ),
     "mnist": Config(
         preset="mnist", network="conv", width=32, r1=1.0,

@@ -167,11 +167,16 @@ def main(start: Callable[[], None]) -> None:
 
 def set_up(options: RunOptions) -> None:
     """What comes before the first array: hosts, and the cache of compiled programs."""
+    compilation_cache()
+    if options.distributed:
+        _join_hosts()
+
+
+def compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start is warm."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxgen" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if options.distributed:
-        _join_hosts()
 
 
 def _join_hosts() -> None:

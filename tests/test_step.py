@@ -11,6 +11,12 @@ import small_systems
 from jaxgen.train import adversarial, parallel, step
 
 
+@pytest.fixture
+def quick():
+    with small_systems.quick_compilation():
+        yield
+
+
 def quadratic(params, example, key):
     """(w - x)^2 / 2: its gradient w - x can be averaged by hand."""
     value = 0.5 * (params["w"] - example["x"]) ** 2
@@ -43,6 +49,7 @@ def test_clipping_bounds_the_update_and_not_the_reported_norm():
     assert float(metrics["grad_norm"]) == pytest.approx(2.0)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
 @pytest.mark.parametrize("name", small_systems.NAMES)
 def test_accumulated_microbatches_equal_the_whole_batch(name, how):
@@ -91,6 +98,7 @@ def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
     assert small_systems.largest_difference(whole, single) < 1e-6
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("name", ["vae", "gan"])
 def test_models_trained_at_once_equal_models_trained_alone(name):
     init, one = small_systems.make(name)
