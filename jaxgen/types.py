@@ -4,8 +4,10 @@
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 Array = jax.Array
+AnyArray = jax.Array | np.ndarray  # on a device, or still on the host
 Key = jax.Array  # a typed key made by jax.random.key
 Params = Any  # a pytree of float32 arrays, as linen's init returns
 Metrics = dict[str, Array]  # flat, scalar, lower-case names with known units

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.diffusion.table import NUM_MEMORIES, Table
-from jaxgen.types import Array, Key
+from jaxgen.types import AnyArray, Array, Key
 
 Denoise = Callable[[Array, Array], Array]  # (x [N, H, W, C], t []) -> model output [N, H, W, C]
 OnStep = Callable[[Any, Any, Any], None]  # (row [], latent, x_0 estimate), on the host
@@ -30,9 +30,9 @@ class NoiseKeys(NamedTuple):
 class Inpainting(NamedTuple):
     """What masked sampling keeps: outside the mask, the given image at the row's noise level."""
 
-    mask: Array  # [B, H, W, 1] in latent resolution, 1 where the picture is made anew
-    clean: Array  # [B, H, W, C] latent of the given image
-    noise: Array  # [B, H, W, C] the unit noise that the run started from
+    mask: AnyArray  # [B, H, W, 1] in latent resolution, 1 where the picture is made anew
+    clean: AnyArray  # [B, H, W, C] latent of the given image
+    noise: AnyArray  # [B, H, W, C] the unit noise that the run started from
 
 
 def noise_keys(keys: Key) -> NoiseKeys:
@@ -46,12 +46,12 @@ def initial_noise(keys: Key, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
-def scaled_noise(table: Table, noise: Array) -> Array:
+def scaled_noise(table: Table, noise: AnyArray) -> Array:
     """The latent that a run from row 0 starts from, [B, H, W, C], from unit noise."""
-    return noise * jnp.asarray(table.init_noise_sigma, jnp.float32)
+    return jnp.asarray(noise) * jnp.asarray(table.init_noise_sigma, jnp.float32)
 
 
-def noised(table: Table, clean: Array, noise: Array) -> Array:
+def noised(table: Table, clean: AnyArray, noise: AnyArray) -> Array:
     """The latent that a run from start_row starts from, for an image-to-image run, [B, H, W, C].
 
     Unit noise in, scaled once; not to be combined with `scaled_noise`.
@@ -60,7 +60,7 @@ def noised(table: Table, clean: Array, noise: Array) -> Array:
     return signal * clean + amount * noise
 
 
-def guide(denoise: Denoise, guidance_scale: Array, guidance_rescale: Array) -> Denoise:
+def guide(denoise: Denoise, guidance_scale: AnyArray, guidance_rescale: AnyArray) -> Denoise:
     """Classifier-free guidance with one doubled batch, Ho & Salimans 2022 (arXiv:2207.12598) eq. 6.
 
     guidance_scale, guidance_rescale: [B], per image; scale s gives out_neg + s (out_pos - out_neg).
@@ -89,7 +89,7 @@ def sample(
     x: Array,
     keys: Key | None = None,
     *,
-    noise: Array | None = None,
+    noise: AnyArray | None = None,
     inpainting: Inpainting | None = None,
     on_step: OnStep | None = None,
 ) -> Array:
@@ -133,7 +133,7 @@ def step(
     state: Array,
     keys: Key | None = None,
     *,
-    noise: Array | None = None,
+    noise: AnyArray | None = None,
     inpainting: Inpainting | None = None,
 ) -> tuple[Array, Array]:
     """One row: the next state [1 + NUM_MEMORIES, B, H, W, C] and the estimate of x_0 [B, H, W, C].
@@ -157,7 +157,7 @@ def step(
     return state, x0
 
 
-def first_state(x: Array) -> Array:
+def first_state(x: AnyArray) -> Array:
     """The state that start_row receives: the latent, and empty memories."""
     x = jnp.asarray(x, jnp.float32)
     return jnp.concatenate([x[None], jnp.zeros((NUM_MEMORIES, *x.shape), jnp.float32)])
@@ -172,10 +172,12 @@ def _columns(table: Table) -> dict[str, np.ndarray]:
     }
 
 
-def _fresh_noise(keys: Key | None, noise: Array | None, i: Array, shape: tuple[int, ...]) -> Array:
+def _fresh_noise(
+    keys: Key | None, noise: AnyArray | None, i: Array, shape: tuple[int, ...]
+) -> Array:
     """The noise of row i, [B, *shape]: as given, or drawn from the key of each image."""
     if noise is not None and keys is None:
-        return noise[i]
+        return jnp.asarray(noise)[i]
     if keys is None or noise is not None:
         raise ValueError("give either keys (one per image) or noise (one array per row), not both")
 
@@ -185,7 +187,7 @@ def _fresh_noise(keys: Key | None, noise: Array | None, i: Array, shape: tuple[i
     return jax.vmap(draw)(keys)
 
 
-def _per_image(value: Array) -> Array:
+def _per_image(value: AnyArray) -> Array:
     return jnp.asarray(value, jnp.float32).reshape(-1, 1, 1, 1)
 
 

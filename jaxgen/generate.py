@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""The functional core: `generate(params, inputs) -> images`, pure, to be jitted, mapped, exported.
+
+Everything that distinguishes one picture from another is an array in `Inputs`: text, seeds,
+guidance, the sampler with its number of steps, strength. So one compilation serves them all.
+What does not depend on the step (embedded times and sizes, keys and values of the text) is
+computed once, by `begin`; `step` is one evaluation of the UNet, and `latents` all of them in one
+loop.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import decoding
+from jaxgen.diffusion import sample
+from jaxgen.diffusion.table import Table
+from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.embeddings import sinusoid
+from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.types import AnyArray, Array, Params
+
+
+class Inputs(NamedTuple):
+    """All data of a batch of B images; h, w is the latents' size, C their channels.
+
+    G is 2 where a negative and a positive text guide every image, 1 where nothing is guided.
+    Fields that may be None change the program by their presence; all else is data.
+    """
+
+    table: Table  # the sampler, its steps and spacing, and where an image-to-image run begins
+    noise: AnyArray  # [B, h, w, C] unit noise
+    clean: AnyArray  # [B, h, w, C] latent of the given image; not used where from_image is False
+    from_image: AnyArray  # bool []: begin with the noised `clean`, not with pure noise
+    seeds: AnyArray  # uint32 [B], for the noise inside stochastic samplers
+    context: AnyArray  # [B, G, T, E] encoded texts
+    guidance_scale: AnyArray  # [B]
+    guidance_rescale: AnyArray  # [B]
+    pooled: AnyArray | None = None  # [B, G, P] XL: pooled texts
+    time_ids: AnyArray | None = None  # [B, 6] XL: sizes in pixels
+    mask: AnyArray | None = None  # [B, h, w, 1] inpainting by blending: 1 where made anew
+    extra: AnyArray | None = None  # [B, h, w, C + 1] inpainting UNets: mask and masked image
+    step_noise: AnyArray | None = None  # [rows, B, h, w, C] replaces the noise drawn from seeds
+
+
+class Conditions(NamedTuple):
+    """What a run computes once, before its first step."""
+
+    times: Array  # [N, D] embedded times of all rows of the table; [N, B, D] in distilled UNets
+    added: Array | None  # [B * G, D] embedded sizes and pooled text of XL
+    text: Any  # keys and values of the text for every cross-attention
+
+
+def streams(seeds: AnyArray) -> sample.NoiseKeys:
+    """Independent keys of every image, from seeds uint32 [B]."""
+    return sample.noise_keys(jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)))
+
+
+def initial_noise(seeds: AnyArray, shape: tuple[int, int, int]) -> Array:
+    """The unit noise that each image begins with, [B, h, w, C], by its own seed alone."""
+    return sample.initial_noise(streams(seeds).initial, shape)
+
+
+def posterior_noise(seeds: AnyArray, shape: tuple[int, int, int], purpose: str) -> Array:
+    """Unit noise [B, h, w, C] for the posterior of the given "image" or of the "masked_image".
+
+    Never the noise that the run begins with: that would be correlated with the latent.
+    """
+    pairs = jax.vmap(jax.random.split)(streams(seeds).posterior)
+    keys = {"image": pairs[:, 0], "masked_image": pairs[:, 1]}
+    return sample.initial_noise(keys[purpose], shape)
+
+
+def begin(unet: UNet2DConditionModel, params: Params, inputs: Inputs) -> tuple[Conditions, Array]:
+    """Everything that does not depend on the step, and the state that the first row receives."""
+    b, groups, t, e = inputs.context.shape
+    variables = {"params": params}
+    times: Any = unet.apply(variables, *_times(unet, inputs), method="embed_time")
+    added: Any = None
+    if unet.addition_embed_type == "text_time":
+        if inputs.pooled is None or inputs.time_ids is None:
+            raise ValueError("this UNet takes pooled text and sizes; give pooled and time_ids")
+        pooled = inputs.pooled.reshape(b * groups, -1)
+        sizes = jnp.repeat(jnp.asarray(inputs.time_ids), groups, axis=0)
+        added = unet.apply(variables, pooled, sizes, method="embed_added")
+    context = inputs.context.reshape(b * groups, t, e)
+    text = unet.apply(variables, context, method="text_context")
+    return Conditions(times, added, text), sample.first_state(_first_latent(inputs))
+
+
+def step(
+    unet: UNet2DConditionModel,
+    params: Params,
+    inputs: Inputs,
+    conditions: Conditions,
+    i: Array,
+    state: Array,
+) -> tuple[Array, Array]:
+    """Row i: the next state, whose [0] is the latent, and the estimate of the final latent."""
+    denoise, table, options = _bound(unet, params, inputs, conditions)
+    return sample.step(denoise, table, i, state, **options)
+
+
+def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs) -> Array:
+    """The final latents of a whole run, float32 [B, h, w, C], in one loop on the device."""
+    conditions, state = begin(unet, params, inputs)
+    denoise, table, options = _bound(unet, params, inputs, conditions)
+    return sample.sample(denoise, table, state[0], **options)
+
+
+def generate(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    params: Params,
+    inputs: Inputs,
+    plan: decoding.Plan | None = None,
+) -> Array:
+    """Images, uint8 [B, H, W, 3], from params {"unet": ..., "vae": ...} and inputs.
+
+    With the modules bound (`functools.partial(generate, unet, vae)`) it is the pure function of
+    params and inputs that jit, vmap, shardings and export take.
+    """
+    final = latents(unet, params["unet"], inputs)
+    return decoding.decode(vae, params["vae"], final, plan)[0]
+
+
+def _times(unet: UNet2DConditionModel, inputs: Inputs) -> tuple[Array, Array | None]:
+    """Model times [N] and None, or [N, B] and the embedded guidance scales [N, B, E].
+
+    The latter for UNets that were distilled to know their guidance scale: Luo et al. 2023
+    (arXiv:2310.04378) section 4.1, the sinusoid of 1000 (scale - 1) as diffusers writes it.
+    """
+    times = jnp.asarray(inputs.table.t, jnp.float32)
+    if unet.time_cond_proj_dim is None:
+        return times, None
+    scales = 1000 * (jnp.asarray(inputs.guidance_scale, jnp.float32) - 1)
+    embedded = sinusoid(
+        scales, unet.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
+    )  # [B, E]
+    shape = (*times.shape, *scales.shape)
+    return (
+        jnp.broadcast_to(times[:, None], shape),
+        jnp.broadcast_to(embedded[None], (*shape, embedded.shape[-1])),
+    )
+
+
+def _first_latent(inputs: Inputs) -> Array:
+    pure = sample.scaled_noise(inputs.table, inputs.noise)
+    return jnp.where(
+        inputs.from_image, sample.noised(inputs.table, inputs.clean, inputs.noise), pure
+    )
+
+
+def _bound(
+    unet: UNet2DConditionModel, params: Params, inputs: Inputs, conditions: Conditions
+) -> tuple[sample.Denoise, Table, dict[str, Any]]:
+    """The model, the table and the options of `sample.step` that belong to a run."""
+    b, groups = inputs.context.shape[:2]
+
+    def denoise(x: Array, row: Array) -> Array:
+        emb = conditions.times[row.astype(jnp.int32)]
+        emb = jnp.broadcast_to(emb, (b * groups, emb.shape[-1]))
+        if conditions.added is not None:
+            emb = emb + conditions.added
+        if inputs.extra is not None:
+            x = jnp.concatenate([x, jnp.repeat(inputs.extra, groups, axis=0)], axis=-1)
+        out: Any = unet.apply({"params": params}, x, emb, conditions.text, method="denoise")
+        return out
+
+    if groups == 2:
+        denoise = sample.guide(denoise, inputs.guidance_scale, inputs.guidance_rescale)
+    # the loop hands the model a row's time; times are embedded already, so it gets the row's number
+    table = inputs.table._replace(t=np.arange(len(inputs.table.t), dtype=np.float32))
+    options: dict[str, Any] = {"noise": inputs.step_noise}
+    if inputs.step_noise is None:
+        options = {"keys": streams(inputs.seeds).steps}
+    if inputs.mask is not None:
+        options["inpainting"] = sample.Inpainting(inputs.mask, inputs.clean, inputs.noise)
+    return denoise, table, options

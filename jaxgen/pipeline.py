@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: MIT
+"""Stable Diffusion 1.x, 2.x and XL: text to image, image to image, inpainting.
+
+pipe = jaxgen.StableDiffusion.from_pretrained("folder, file or Hub id", dtype=jnp.bfloat16)
+images = pipe("a lighthouse at dusk", num_steps=30, sampler="dpmpp_2m", seed=7)
+
+The class holds networks, parameters and compiled programs, and no state that a call changes. The
+computation itself is `generate.generate`, a pure function.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxgen import conditions, decoding, loading, request
+from jaxgen.conditions import Text
+from jaxgen.embedding import Embedder
+from jaxgen.generate import Inputs
+from jaxgen.io import hub
+from jaxgen.io.diffusers import Checkpoint
+from jaxgen.programs import place, place_inputs, programs
+from jaxgen.request import Request, Settings
+from jaxgen.types import Array
+
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+# on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
+# row, and the model's present estimate of the final ones
+OnStep = Callable[[int, int, Array, Array], None]
+
+
+class StableDiffusion:
+    """A loaded pipeline; call it to make images.
+
+    loop: "device" runs all steps in one dispatch, "host" dispatches step by step. None takes the
+    device but on CPU, where XLA runs convolutions inside loops on one thread. The pictures are the
+    same. vae_tile: latents larger than this (in latent pixels) are decoded in overlapping tiles.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: Any = jnp.float32,
+        mesh: Mesh | None = None,
+        loop: Literal["device", "host"] | None = None,
+        vae_tile: int = decoding.TILE,
+    ) -> None:
+        if loop not in (None, "device", "host"):
+            raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
+        self.dtype, self.mesh = loading.check_dtype(dtype), loading.check_mesh(mesh)
+        self.networks, self.params = loading.load(checkpoint, self.dtype, self.mesh)
+        self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
+        self.vae_tile = vae_tile
+        self.model = _model(self.networks, checkpoint)
+        self.programs = programs(self.networks, self.mesh)
+        encoders = self.networks.encoders
+        self.embedder = Embedder(
+            self.networks,
+            {name: self.params[name] for name in encoders},
+            {name: checkpoint.tokenizers[TOKENIZERS[name]] for name in encoders},
+            self.programs,
+            self.mesh,
+            bool(checkpoint.index.get("force_zeros_for_empty_prompt", len(encoders) == 2)),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        dtype: Any = jnp.float32,
+        mesh: Mesh | None = None,
+        *,
+        variant: str | None = None,
+        tokenizer: str | Path | None = None,
+        prediction_type: str | None = None,
+        loop: Literal["device", "host"] | None = None,
+        vae_tile: int = decoding.TILE,
+    ) -> "StableDiffusion":
+        """The pipeline in a diffusers folder, a single .safetensors file, or a Hub repository.
+
+        dtype: float32, bfloat16 or float16, of parameters and arithmetic. mesh: with an axis "data"
+        the images of a batch are divided over its devices, with an axis "model" the parameters.
+        variant ("fp16", ...): which weight files to take. tokenizer and prediction_type: for single
+        files, see `hub.open_checkpoint`.
+        """
+        loading.check_dtype(dtype)
+        checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type)
+        return cls(checkpoint, dtype, mesh, loop, vae_tile)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str | None] | None = None,
+        num_steps: int = 50,
+        guidance_scale: float | Sequence[float] = 7.5,
+        sampler: Any = None,
+        seed: int | Sequence[int] = 0,
+        height: int | None = None,
+        width: int | None = None,
+        image: Any = None,
+        strength: float = 0.8,
+        mask: Any = None,
+        latents: Any = None,
+        output: Literal["image", "latent"] = "image",
+        *,
+        guidance_rescale: float | Sequence[float] = 0.0,
+        eta: float | None = None,
+        clip_skip: int = 0,
+        weighting: bool = True,
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        prompt_embeds: Text | None = None,
+        negative_prompt_embeds: Text | None = None,
+        on_step: OnStep | None = None,
+    ) -> np.ndarray:
+        """Images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
+
+        B is the length of whatever is given per image: prompt, negative_prompt, guidance_scale,
+        guidance_rescale, seed, image, mask, latents; single values serve all. From one seed, image
+        j takes seed + j. height and width in pixels default to the image's or the model's own.
+        sampler: a name, a function (num_steps, start_step) -> Table, or a Table; None is the
+        checkpoint's own. eta: fresh noise of ddim and tcd.
+        guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
+        work that guidance costs is left out. guidance_rescale: 0 to 1.
+        image: Pillow, uint8, or floats in [-1, 1]; `strength` of its steps are run. mask: white
+        where the image is made anew. latents: unit noise that replaces the seeds' own.
+        clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
+        reads brackets in prompts as text (see jaxgen.prompts). original_size, crop, target_size:
+        XL's conditions, (height, width) and (top, left). prompt_embeds and negative_prompt_embeds:
+        what `embed` returns.
+        on_step(done, total, latents, estimate) is called on the host after every step.
+        Raises ValueError before any long work, or when the result is not finite.
+        """
+        asked = Request(
+            prompt, negative_prompt, num_steps, guidance_scale, sampler, seed, height, width, image,
+            strength, mask, latents, output, guidance_rescale, eta, clip_skip, weighting,
+            original_size, crop, target_size, prompt_embeds, negative_prompt_embeds,
+        )  # fmt: skip
+        final = self.latents(self.inputs(asked), on_step)
+        if output == "image":
+            return self.decode(final)
+        found = np.asarray(final)
+        self._check_finite(np.asarray(np.isfinite(found).all(axis=(1, 2, 3))))
+        return found
+
+    def inputs(self, asked: Request) -> Inputs:
+        """The arrays of a request, on the devices: what `generate.generate` takes."""
+        chosen = request.settings(asked, self.model)
+        b, (height, width), f = len(chosen.seeds), chosen.size, self.model.factor
+        self._check_divides(b)
+        text = self.embedder.conditions(asked, chosen)
+        sizes = None
+        if text.pooled is not None:
+            sizes = conditions.time_ids(
+                asked.original_size or chosen.size, asked.crop, asked.target_size or chosen.size, b
+            )
+        shape, noise = (height // f, width // f, self.model.channels), chosen.latents
+        if noise is None:
+            noise = self.programs.noise(place(self.mesh, chosen.seeds), shape=shape)
+        made = Inputs(
+            table=jax.tree.map(_as_float32, chosen.table),
+            noise=noise,
+            clean=np.zeros((b, *shape), np.float32),
+            from_image=np.asarray(chosen.from_image),
+            seeds=chosen.seeds,
+            context=text.context,
+            guidance_scale=chosen.guidance_scale,
+            guidance_rescale=chosen.guidance_rescale,
+            pooled=text.pooled,
+            time_ids=sizes,
+        )
+        return place_inputs(self.mesh, made._replace(**self._given_image(chosen)))
+
+    def _given_image(self, chosen: Settings) -> dict[str, Any]:
+        """The fields of `Inputs` that come from an image and its mask."""
+        if chosen.image is None:
+            return {}
+        fields: dict[str, Any] = {"clean": self._encode(chosen.image, chosen.seeds, "image")}
+        if chosen.mask is None:
+            return fields
+        f = self.model.factor
+        # the nearest pixel, and no average: inpainting models were trained on such masks
+        fields["mask"] = chosen.mask[:, ::f, ::f]
+        if self.model.inpaints:
+            hidden = chosen.image * (1 - chosen.mask)  # 0 is grey
+            known = np.asarray(self._encode(hidden, chosen.seeds, "masked_image"))
+            fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)
+        return fields
+
+    def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
+        """The final latents of `inputs`, float32 [B, h, w, C]; uses up the buffer inputs.noise."""
+        params = self.params["unet"]
+        if self.loop == "device" and on_step is None:
+            # the noise travels alone: its buffer is given away, and the latents are put there
+            rest = inputs._replace(noise=np.zeros(0, np.float32))
+            return self.programs.latents(params, rest, inputs.noise)
+        fixed, state = self.programs.begin(params, inputs)
+        start, end = int(inputs.table.start_row), int(inputs.table.num_rows)
+        for i in range(start, end):
+            state, estimate = self.programs.step(params, inputs, fixed, np.int32(i), state)
+            if on_step is not None:
+                on_step(i - start + 1, end - start, state[0], estimate)
+            # on CPU, many programs in flight only compete for its cores
+            jax.block_until_ready(estimate)
+        return state[0]
+
+    def decode(self, latents: Array) -> np.ndarray:
+        """Images uint8 [B, H, W, 3] of latents as `output="latent"` or `on_step` gives them."""
+        latents, params = place(self.mesh, latents), self.params["vae"]
+        plan = decoding.plan(latents.shape, self.model.factor, self._groups(), self.vae_tile)
+        if self.loop == "device" or len(plan.pieces) == 1:
+            pictures, finite = self.programs.decode(params, latents, plan=plan)
+        else:
+            pieces = [
+                self.programs.decode_piece(params, latents, plan=plan, cut=cut)
+                for cut in plan.pieces
+            ]
+            pictures, finite = self.programs.assemble(pieces, plan=plan)
+        self._check_finite(np.asarray(finite))
+        return np.asarray(pictures)
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        clip_skip: int = 0,
+        weighting: bool = True,
+        num_chunks: int | None = None,
+    ) -> Text:
+        """Texts through the text encoders: context [B, K * T, E], and in XL pooled [B, P].
+
+        K is num_chunks, or what the longest text needs; see `prompts.chunk`.
+        """
+        return self.embedder(texts, clip_skip, weighting, num_chunks)
+
+    def _encode(self, picture: np.ndarray, seeds: np.ndarray, purpose: str) -> Array:
+        """Latents drawn from the posterior of pictures [B, H, W, 3]: [B, h, w, C]."""
+        b, f = len(picture), self.model.factor
+        h, w = picture.shape[1] // f, picture.shape[2] // f
+        plan = decoding.plan((b, h, w), f, self._groups(), tile=max(h, w))
+        picture = place(self.mesh, np.asarray(picture, np.float32))
+        moments = [
+            self.programs.encode_piece(self.params["vae"], picture, plan=plan, index=np.int32(i))
+            for i in range(plan.chunks)
+        ]
+        shape = (h, w, self.model.channels)
+        return self.programs.draw(moments, place(self.mesh, seeds), shape, purpose, plan)
+
+    def _groups(self) -> int:
+        return 1 if self.mesh is None else self.mesh.shape.get(loading.DATA, 1)
+
+    def _check_divides(self, b: int) -> None:
+        if b % self._groups():
+            raise ValueError(
+                f"batch of {b} cannot be divided over {self._groups()} devices; use a multiple"
+            )
+
+    def _check_finite(self, finite: np.ndarray) -> None:
+        if finite.all():
+            return
+        wider = "bfloat16 or float32" if self.dtype == jnp.float16 else "float32"
+        advice = f"load the model with dtype {wider}"
+        if self.dtype == jnp.float32:
+            advice = "check the checkpoint's weights, the sampler and the guidance scale"
+        bad = ", ".join(str(j) for j in np.flatnonzero(~finite))
+        raise ValueError(f"image {bad} is not finite in {self.dtype.name}; {advice}")
+
+
+def _model(networks: loading.Networks, checkpoint: Checkpoint) -> request.Model:
+    unet, vae = networks.unet, networks.vae
+    factor = 2 ** (len(vae.block_out_channels) - 1)
+    size = unet.sample_size
+    if size is not None:
+        h, w = (size, size) if isinstance(size, int) else size
+        size = (h * factor, w * factor)
+    inpaints = unet.in_channels != vae.latent_channels
+    return request.Model(factor, vae.latent_channels, size, inpaints, checkpoint.scheduler)
+
+
+def _as_float32(column: np.ndarray) -> np.ndarray:
+    whole = np.issubdtype(column.dtype, np.integer)
+    return np.asarray(column, np.int32 if whole else np.float32)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""Prompts -> token ids and weights: emphasis by brackets, and texts of any length in chunks.
+
+The notation is the one that AUTOMATIC1111's interface made common:
+
+    (word)        1.1 times as strong, ((word)) 1.21 times
+    (word:1.3)    1.3 times as strong
+    [word]        1 / 1.1 as strong
+    \\( \\) \\[ \\]   the bracket itself
+
+Brackets that are never closed hold to the end; closing ones that were never opened are text.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgen.io import tokenizer as tokenizer_io
+from jaxgen.io.tokenizer import Tokenizer
+
+STRONGER = 1.1
+_PARTS = re.compile(
+    r"\\[()\[\]\\]"  # an escaped bracket or backslash
+    r"|[(\[\]]"
+    r"|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)"  # ":1.3)"
+    r"|\)"
+    r"|[^\\()\[\]:]+|[\\:]"
+)
+
+
+class Chunks(NamedTuple):
+    """B texts as a text encoder takes them, each in K chunks of T tokens."""
+
+    ids: np.ndarray  # int32 [B, K, T], every chunk with first, last and padding tokens
+    weights: np.ndarray  # float32 [B, K, T], 1 where nothing is emphasised
+
+
+def parse(prompt: str) -> list[tuple[str, float]]:
+    """A prompt in pieces of text, each with its weight; adjacent pieces of equal weight joined."""
+    pieces: list[list] = []
+    opened: list[tuple[str, int]] = []  # (bracket, number of pieces before it)
+
+    for part in _PARTS.findall(prompt):
+        bracket, factor = _closed_by(part)
+        if part in ("(", "["):
+            opened.append((part, len(pieces)))
+        elif bracket and opened and opened[-1][0] == bracket:
+            _scale(pieces[opened.pop()[1] :], factor)
+        else:
+            pieces.append([part[1] if len(part) == 2 and part[0] == "\\" else part, 1.0])
+    for bracket, start in opened:
+        _scale(pieces[start:], STRONGER if bracket == "(" else 1 / STRONGER)
+    return _joined(pieces)
+
+
+def tokenize(tokenizer: Tokenizer, prompt: str, weighting: bool = True) -> tuple[list, list]:
+    """Token ids of a whole prompt, without first and last tokens, and the weight of each.
+
+    weighting=False reads brackets as text, as diffusers does.
+    """
+    ids: list[int] = []
+    weights: list[float] = []
+    for text, weight in parse(prompt) if weighting else [(prompt, 1.0)]:
+        found = tokenizer_io.encode(tokenizer, text)
+        ids += found
+        weights += [weight] * len(found)
+    return ids, weights
+
+
+def count_chunks(tokenizer: Tokenizer, texts: Sequence[str], weighting: bool = True) -> int:
+    """How many chunks the longest of the texts needs, at least one."""
+    room = tokenizer.max_length - 2
+    longest = max(len(tokenize(tokenizer, text, weighting)[0]) for text in texts)
+    return max(1, -(-longest // room))
+
+
+def chunk(
+    tokenizer: Tokenizer, texts: Sequence[str], num_chunks: int, weighting: bool = True
+) -> Chunks:
+    """Texts in `num_chunks` chunks each, shorter ones filled up with empty chunks.
+
+    A text that fits one chunk gives exactly the ids that diffusers gives; longer ones are cut
+    after every 75 tokens, and each part stands between a first and a last token of its own.
+    """
+    room = tokenizer.max_length - 2
+    ids, weights = [], []
+    for text in texts:
+        all_ids, all_weights = tokenize(tokenizer, text, weighting)
+        for start in range(0, num_chunks * room, room):
+            part = all_weights[start : start + room]
+            ids.append(tokenizer_io.pad(tokenizer, all_ids[start : start + room]))
+            weights.append([1.0, *part, *[1.0] * (tokenizer.max_length - 1 - len(part))])
+    shape = (len(texts), num_chunks, tokenizer.max_length)
+    return Chunks(
+        np.asarray(ids, np.int32).reshape(shape), np.asarray(weights, np.float32).reshape(shape)
+    )
+
+
+def _closed_by(part: str) -> tuple[str, float]:
+    """The bracket that a part closes and the factor it gives; ("", 1.0) for text."""
+    if part == "]":
+        return "[", 1 / STRONGER
+    if part == ")":
+        return "(", STRONGER
+    if part[0] == ":" and part[-1] == ")":
+        return "(", float(part[1:-1])
+    return "", 1.0
+
+
+def _scale(pieces: list[list], factor: float) -> None:
+    for piece in pieces:
+        piece[1] *= factor
+
+
+def _joined(pieces: list[list]) -> list[tuple[str, float]]:
+    result: list[tuple[str, float]] = []
+    for text, weight in pieces:
+        if result and result[-1][1] == weight:
+            result[-1] = (result[-1][0] + text, weight)
+        else:
+            result.append((text, weight))
+    return result or [("", 1.0)]
