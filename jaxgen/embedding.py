@@ -60,11 +60,13 @@ class Embedder(NamedTuple):
         """The texts of a batch: context [B, G, T, E], G = 2 where negative texts guide."""
         # UNets distilled to know their guidance scale need no negative half
         guided = chosen.guided and self.networks.unet.time_cond_proj_dim is None
+        self._check("prompt_embeds", asked.prompt_embeds)
+        self._check("negative_prompt_embeds", asked.negative_prompt_embeds)
         num_chunks = self._common_chunks(asked, chosen, guided)
         positive = asked.prompt_embeds
         if positive is None:
             positive = self(chosen.prompts or [], asked.clip_skip, asked.weighting, num_chunks)
-        positive = self._whole_batch("prompt_embeds", positive, chosen)
+        positive = self._whole_batch(positive, chosen)
         if not guided:
             return jax.tree.map(lambda x: x[:, None], positive)
 
@@ -75,7 +77,7 @@ class Embedder(NamedTuple):
             negative = self(texts, 0, asked.weighting, num_chunks)
             if self.zero_negative:
                 empty = np.asarray([text is None for text in chosen.negatives])
-        negative = self._whole_batch("negative_prompt_embeds", negative, chosen)
+        negative = self._whole_batch(negative, chosen)
         return self.programs.pair(negative, positive, place(self.mesh, empty))
 
     def _common_chunks(self, asked: Request, chosen: Settings, guided: bool) -> int:
@@ -89,9 +91,11 @@ class Embedder(NamedTuple):
         counts = [text.context.shape[1] // tokens for text in given if text is not None]
         return max([1, *counts, *([self.num_chunks(texts, asked.weighting)] if texts else [])])
 
-    def _whole_batch(self, name: str, text: Text, chosen: Settings) -> Text:
-        """Encoded texts, one for each image, on the devices; checked, for callers may give them."""
-        width, b = self.networks.unet.cross_attention_dim, len(chosen.seeds)
+    def _check(self, name: str, text: Text | None) -> None:
+        """Encoded texts that the caller gives must be of this model's kind."""
+        if text is None:
+            return
+        width = self.networks.unet.cross_attention_dim
         if np.ndim(text.context) != 3 or text.context.shape[-1] != width:
             raise ValueError(
                 f"{name} has context of shape {np.shape(text.context)}; expected [B, T, {width}]"
@@ -99,6 +103,10 @@ class Embedder(NamedTuple):
         if self.is_xl != (text.pooled is not None):
             wanted = "needs pooled as well" if self.is_xl else "takes no pooled"
             raise ValueError(f"{name}: this model {wanted}; pass what `embed` returns")
+
+    def _whole_batch(self, text: Text, chosen: Settings) -> Text:
+        """Encoded texts, one for each image, on the devices."""
+        b = len(chosen.seeds)
         if len(text.context) != b:
             text = jax.tree.map(lambda x: np.repeat(np.asarray(x), b, axis=0), text)
         return _placed(self.mesh, text)

@@ -153,12 +153,8 @@ class StableDiffusion:
         chosen = request.settings(asked, self.model)
         b, (height, width), f = len(chosen.seeds), chosen.size, self.model.factor
         self._check_divides(b)
+        sizes = self._sizes(asked, chosen)
         text = self.embedder.conditions(asked, chosen)
-        sizes = None
-        if text.pooled is not None:
-            sizes = conditions.time_ids(
-                asked.original_size or chosen.size, asked.crop, asked.target_size or chosen.size, b
-            )
         shape, noise = (height // f, width // f, self.model.channels), chosen.latents
         if noise is None:
             noise = self.programs.noise(place(self.mesh, chosen.seeds), shape=shape)
@@ -175,6 +171,18 @@ class StableDiffusion:
             time_ids=sizes,
         )
         return place_inputs(self.mesh, made._replace(**self._given_image(chosen)))
+
+    def _sizes(self, asked: Request, chosen: Settings) -> np.ndarray | None:
+        """XL's conditions on sizes, [B, 6]."""
+        if self.embedder.is_xl:
+            original, target = asked.original_size or chosen.size, asked.target_size or chosen.size
+            return conditions.time_ids(original, asked.crop, target, len(chosen.seeds))
+        if asked.original_size or asked.target_size or any(asked.crop):
+            raise ValueError(
+                "original_size, crop and target_size are conditions of Stable Diffusion XL, and "
+                "this model has none; leave them out"
+            )
+        return None
 
     def _given_image(self, chosen: Settings) -> dict[str, Any]:
         """The fields of `Inputs` that come from an image and its mask."""

@@ -21,6 +21,7 @@ from jaxgen.io import tokenizer as tokenizer_io
 from jaxgen.io.tokenizer import Tokenizer
 
 STRONGER = 1.1
+MOST_WEIGHT = 1e3  # beyond it hidden states lose all precision; a slip of the keyboard
 _PARTS = re.compile(
     r"\\[()\[\]\\]"  # an escaped bracket or backslash
     r"|[(\[\]]"
@@ -63,6 +64,8 @@ def tokenize(tokenizer: Tokenizer, prompt: str, weighting: bool = True) -> tuple
     ids: list[int] = []
     weights: list[float] = []
     for text, weight in parse(prompt) if weighting else [(prompt, 1.0)]:
+        if not abs(weight) <= MOST_WEIGHT:
+            raise ValueError(f"the weight {weight:g} of {text!r:.60} is beyond {MOST_WEIGHT:g}")
         found = tokenizer_io.encode(tokenizer, text)
         ids += found
         weights += [weight] * len(found)

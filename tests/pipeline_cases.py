@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Runs of whole pipelines that are compared with PyTorch diffusers: their inputs, and our side."""
 
+import copy
 import functools
 import json
 
@@ -69,8 +70,7 @@ def ours(case, output="latent"):
 @functools.cache
 def _with_scheduler(kind, changes):
     """The pipeline of a kind with keys of its scheduler config replaced; programs are shared."""
-    pipe = StableDiffusion.__new__(StableDiffusion)
-    pipe.__dict__.update(vars(pipeline(kind)))
+    pipe = copy.copy(pipeline(kind))
     scheduler = {**pipe.model.scheduler, **json.loads(changes)}
     pipe.model = pipe.model._replace(scheduler=scheduler)
     return pipe

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""Pipelines on a mesh of 8 forced CPU devices: images divided, parameters divided, or both."""
+
+import itertools
+
+import compilations
+import jax
+import numpy as np
+import pipeline_cases
+import pytest
+import small_systems
+import tiny_checkpoints
+from jax.sharding import Mesh
+
+from jaxgen import loading
+from jaxgen.pipeline import StableDiffusion
+from jaxgen.request import Request
+
+PROMPTS = [
+    f"{a} on the {b}" for a, b in itertools.product(("a cat", "dogs"), ("lake", "horse"))
+] * 2
+SETTINGS = {"negative_prompt": "a picture", "num_steps": 3, "sampler": "euler_ancestral", "seed": 4}
+MESHES = {
+    "data": ((8,), ("data",)),
+    "model": ((8,), ("model",)),
+    "both": ((2, 4), ("data", "model")),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with small_systems.quick_compilation():
+        yield
+
+
+def mesh_of(name):
+    shape, axes = MESHES[name]
+    return Mesh(np.array(jax.devices()[:8]).reshape(shape), axes)
+
+
+@pytest.fixture(scope="module", params=list(MESHES))
+def on_mesh(request):
+    """(name, pipeline); parameters that are small in earnest count as large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "SHARDED_FROM", 2**8)
+        checkpoint = tiny_checkpoints.checkpoint("sd1")
+        return request.param, StableDiffusion(checkpoint, mesh=mesh_of(request.param))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return pipeline_cases.pipeline("sd1")(PROMPTS, **SETTINGS)
+
+
+def test_a_mesh_gives_the_pictures_of_one_device(on_mesh, alone):
+    _, pipe = on_mesh
+    images = pipe(PROMPTS, **SETTINGS)
+    assert np.abs(images.astype(int) - alone.astype(int)).max() <= 1
+    with compilations.counted() as compiled:
+        pipe(PROMPTS[::-1], **SETTINGS | {"sampler": "heun", "num_steps": 5})
+    assert not compiled
+
+
+def test_the_loop_on_the_device_gives_the_same(on_mesh, alone):
+    name, pipe = on_mesh
+    if name == "model":
+        pytest.skip("the mesh of both axes covers it")
+    pipe.loop = "device"
+    images = pipe(PROMPTS, **SETTINGS)
+    pipe.loop = "host"
+    assert np.abs(images.astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_every_device_computes_its_share(on_mesh):
+    """By the compiler's own count of floating-point operations of a step on each device."""
+    name, pipe = on_mesh
+    single = pipeline_cases.pipeline("sd1")
+    one, many = (flops_of_a_step(p) for p in (single, pipe))
+    share = many / one
+    print(f"{name}: {share:.3f} of the operations of one device")
+    # what is small, or cannot be divided evenly, every device computes whole
+    most = {"data": 0.13, "model": 0.25, "both": 0.2}  # found: 0.125, 0.168, 0.140
+    assert share < most[name]
+
+
+def flops_of_a_step(pipe):
+    params, inputs = pipe.params["unet"], pipe.inputs(Request(PROMPTS, **SETTINGS))
+    fixed, state = pipe.programs.begin(params, inputs)
+    step = pipe.programs.step.lower(params, inputs, fixed, np.int32(0), state).compile()
+    return step.cost_analysis()["flops"]
+
+
+def test_images_and_parameters_lie_where_they_should(on_mesh):
+    name, pipe = on_mesh
+    (data, model) = {"data": (8, 1), "model": (1, 8), "both": (2, 4)}[name]
+    inputs = pipe.inputs(Request(PROMPTS, **SETTINGS))
+    final = pipe.latents(inputs)
+    for array in (inputs.context, inputs.guidance_scale, final):
+        assert {shard.data.shape[0] for shard in array.addressable_shards} == {8 // data}
+
+    leaves = jax.tree.leaves(pipe.params["unet"])
+    whole = sum(x.nbytes for x in leaves)
+    own = sum(x.addressable_shards[0].data.nbytes for x in leaves)
+    assert own < 1.35 * whole / model
+
+
+def test_an_image_and_a_mask_are_divided_too(on_mesh):
+    name, pipe = on_mesh
+    if name != "both":
+        pytest.skip("the mesh of both axes covers it")
+    image = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    mask = np.zeros((32, 32), bool)
+    mask[8:] = True
+    asked = SETTINGS | {"image": image, "mask": mask, "strength": 0.7}
+    expected = pipeline_cases.pipeline("sd1")(PROMPTS, **asked)
+    assert np.abs(pipe(PROMPTS, **asked).astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_xl_on_a_mesh_gives_the_pictures_of_one_device():
+    expected = pipeline_cases.pipeline("xl")(PROMPTS, **SETTINGS | {"negative_prompt": None})
+    pipe = StableDiffusion(tiny_checkpoints.checkpoint("xl"), mesh=mesh_of("both"))
+    images = pipe(PROMPTS, **SETTINGS | {"negative_prompt": None})
+    assert np.abs(images.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_a_batch_that_cannot_be_divided_is_an_error(on_mesh):
+    name, pipe = on_mesh
+    if name == "model":
+        pytest.skip("images are not divided over this mesh")
+    message = "batch of 3 cannot be divided over .* devices; use a multiple"
+    with compilations.counted() as compiled, pytest.raises(ValueError, match=message):
+        pipe(["a cat"] * 3)
+    assert not compiled
+
+
+def test_a_mesh_of_other_axes_is_an_error():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+    with pytest.raises(ValueError, match="the mesh has axes x; expected 'data'"):
+        StableDiffusion(tiny_checkpoints.checkpoint("sd1"), mesh=mesh)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: MIT
+"""What callers may ask for, as arrays, and what they may not: errors before anything compiles."""
+
+import functools
+
+import compilations
+import jax.numpy as jnp
+import numpy as np
+import pipeline_cases
+import pytest
+import tiny_checkpoints
+from PIL import Image
+
+from jaxgen import request
+from jaxgen.conditions import Text
+from jaxgen.diffusion import samplers, schedule
+from jaxgen.request import Request
+
+SCHEDULER = tiny_checkpoints.SCHEDULERS["sd1"]
+MODEL = request.Model(8, 4, (64, 48), False, SCHEDULER)
+PICTURE = np.zeros((32, 32, 3), np.uint8)
+
+
+def settings(model=MODEL, **asked):
+    return request.settings(Request(**({"prompt": "a cat"} | asked)), model)
+
+
+def test_single_values_serve_all_images():
+    found = settings(prompt=["a", "b", "c"], negative_prompt="d", guidance_scale=[1, 2, 3], seed=5)
+    assert found.prompts == ["a", "b", "c"]
+    assert found.negatives == ["d"] * 3
+    np.testing.assert_array_equal(found.guidance_scale, [1, 2, 3])
+    np.testing.assert_array_equal(found.guidance_rescale, [0, 0, 0])
+    np.testing.assert_array_equal(found.seeds, [5, 6, 7])
+    assert found.size == (64, 48)
+    assert not found.from_image
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"seed": [3, 3, 9]},
+        {"guidance_scale": [1.0, 2.0, 3.0]},
+        {"negative_prompt": ["a", None, "b"]},
+        {"image": [PICTURE] * 3},
+        {"latents": np.zeros((3, 4, 4, 4))},
+        {"prompt": None, "prompt_embeds": Text(np.zeros((3, 77, 24)))},
+    ],
+)
+def test_the_batch_is_as_long_as_any_list(asked):
+    assert len(settings(**asked).seeds) == 3
+
+
+def test_a_list_of_one_counts_its_seeds_up_like_a_single_one():
+    np.testing.assert_array_equal(settings(prompt=["a", "b"], seed=[7]).seeds, [7, 7])
+    np.testing.assert_array_equal(settings(prompt=["a", "b"], seed=7).seeds, [7, 8])
+
+
+def test_guidance_of_one_and_below_is_none():
+    assert not settings(guidance_scale=1.0).guided
+    assert not settings(guidance_scale=[0.0, 1.0]).guided
+    assert settings(guidance_scale=[0.0, 1.5]).guided
+    np.testing.assert_array_equal(settings(guidance_scale=[0.0, 1.5]).guidance_scale, [1, 1.5])
+
+
+def test_pictures_come_as_pillow_bytes_or_floats():
+    bytes_ = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    floats = bytes_.astype(np.float32) / 255 * 2 - 1
+    for image in (bytes_, floats, Image.fromarray(bytes_), bytes_[None], [bytes_], [floats[:]]):
+        found = settings(image=image)
+        assert found.size == (16, 24)
+        np.testing.assert_allclose(found.image, floats[None], atol=1e-6)
+    assert settings(prompt=["a", "b"], image=bytes_).image.shape == (2, 16, 24, 3)
+    grey = Image.new("L", (24, 16), 255)
+    np.testing.assert_array_equal(settings(image=grey).image, 1)
+
+
+def test_masks_come_as_pillow_bytes_floats_or_booleans():
+    made_anew = np.zeros((32, 32), bool)
+    made_anew[:5, 7:] = True
+    for mask in (
+        made_anew,
+        made_anew * np.uint8(255),
+        made_anew * 0.7,
+        made_anew[None, :, :, None],
+        Image.fromarray(made_anew * np.uint8(200)),
+    ):
+        found = settings(image=PICTURE, mask=mask).mask
+        np.testing.assert_array_equal(found[0, :, :, 0], made_anew)
+
+
+def test_strength_says_how_many_steps_run():
+    for strength, rows in ((0.0, 0), (0.3, 3), (0.75, 7), (1.0, 10)):
+        table = settings(image=PICTURE, strength=strength, num_steps=10).table
+        assert int(table.num_rows - table.start_row) == rows, strength
+
+
+def test_samplers_are_names_configured_ones_or_tables():
+    model = schedule.noise_schedule(prediction_type="epsilon")
+    configured = functools.partial(samplers.euler, model, respacing="karras")
+    table = configured(10)
+    named = settings(sampler="euler", num_steps=10).table
+    assert int(named.num_rows) == 10
+    for sampler in (configured, table):
+        found = settings(sampler=sampler, num_steps=10).table
+        np.testing.assert_array_equal(found.update, table.update)
+        assert np.abs(found.t - named.t).max() > 1
+
+
+BAD = [
+    ({"prompt": []}, "prompt is an empty list"),
+    ({"prompt": None}, "give a prompt"),
+    ({"prompt": 7}, "prompt holds 7; expected a string"),
+    ({"prompt": ["a", None]}, "prompt holds None; expected a string"),
+    ({"prompt": ["a", "b"], "negative_prompt": ["a", "b", "c"]}, "the batch has 3 images, but pro"),
+    ({"prompt": ["a", "b", "c"], "seed": [1, 2]}, "but seed has 2; give one for each"),
+    ({"num_steps": 0}, "num_steps is 0; it must be a whole number, at least 1"),
+    ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
+    ({"num_steps": 10**9}, "num_steps|steps"),
+    ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be finite"),
+    ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5; it must be between 0 and 1"),
+    ({"sampler": "eulr"}, "unknown sampler 'eulr'; known are .*euler_ancestral"),
+    ({"sampler": 3}, "sampler is a int; give one of ddim"),
+    ({"seed": -1}, "seed is -1; it must be a whole number from 0 to"),
+    ({"seed": 2**32 - 1, "prompt": ["a", "b"]}, "seed is 4294967296; it must be"),
+    ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+    ({"height": 30}, "height is 30; it must be a positive multiple of 8 pixels"),
+    ({"width": 0}, "width is 0; it must be a positive multiple of 8"),
+    ({"width": 64.0}, "width is 64.0; it must be"),
+    ({"height": 2**16, "width": 2**16}, "65536 x 65536 pixels are too many"),
+    ({"image": PICTURE, "strength": 1.01}, "strength is 1.01; it must lie between 0 and 1"),
+    ({"image": PICTURE, "strength": float("nan")}, "strength is nan"),
+    ({"image": PICTURE[..., :2]}, r"the image has shape \(1, 32, 32, 2\); expected \[H, W, 3\]"),
+    ({"image": PICTURE.astype(int)}, "the image has type int64; expected uint8"),
+    ({"image": [PICTURE, PICTURE[:16]]}, "the images differ in size"),
+    ({"image": PICTURE[:30]}, "height is 30; it must be a positive multiple of 8"),
+    ({"image": PICTURE, "height": 64}, "the image has 32 x 32 pixels .* but 64 x 32 are asked"),
+    ({"image": PICTURE, "mask": PICTURE[:16, :, 0]}, "the mask has 16 x 32 pixels .* of one size"),
+    ({"image": PICTURE, "mask": PICTURE[0, 0]}, r"the mask has shape \(3,\)"),
+    ({"mask": PICTURE[:, :, 0]}, "give the image too"),
+    ({"latents": np.zeros((1, 4, 8, 8))}, r"expected \[B, H/8, W/8, 4\]"),
+    ({"latents": np.zeros((4, 8, 4))}, r"latents have shape \(4, 8, 4\)"),
+    ({"latents": np.zeros((1, 4, 4, 4)), "height": 64}, r"expected \[B, 8, 4, 4\] for 64 x 32"),
+    ({"output": "jpeg"}, "output is 'jpeg'; use one of image, latent"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_a_bad_request_says_what_is_wrong(asked, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**asked)
+
+
+def test_an_inpainting_model_needs_image_and_mask():
+    model = MODEL._replace(inpaints=True)
+    with pytest.raises(ValueError, match="this is an inpainting model; give an image and a mask"):
+        settings(model)
+    with pytest.raises(ValueError, match="give an image and a mask"):
+        settings(model, image=PICTURE)
+
+
+def test_a_model_without_a_size_needs_one():
+    with pytest.raises(ValueError, match="states no size of its own; give height and width"):
+        settings(MODEL._replace(default_size=None), height=64)
+
+
+def text(*shape, pooled=None):
+    return Text(np.zeros(shape, np.float32), pooled)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "message"),
+    [
+        ("sd1", {"prompt": []}, "prompt is an empty list"),
+        ("sd1", {"height": 33}, "multiple of 2 pixels"),
+        ("sd1", {"sampler": "ddm"}, "unknown sampler 'ddm'; known are ddim"),
+        ("sd1", {"strength": 2}, "strength is 2"),
+        ("sd1", {"image": PICTURE, "mask": np.zeros((32, 16))}, "must be of one size"),
+        ("sd1", {"latents": np.zeros((1, 16, 16, 3))}, r"latents have shape \(1, 16, 16, 3\)"),
+        ("sd1", {"clip_skip": 4}, r"clip_skip is 4; use 0 \(no layer left out\) to 3"),
+        ("sd1", {"clip_skip": -1}, "clip_skip is -1"),
+        ("sd1", {"prompt": "(cat:1e9)", "negative_prompt": "(cat:99999)"}, "beyond 1000"),
+        ("sd1", {"prompt_embeds": text(1, 77, 25)}, r"expected \[B, T, 24\]"),
+        ("sd1", {"negative_prompt_embeds": text(77, 24)}, r"negative_prompt_embeds .*\(77, 24\)"),
+        ("xl", {"prompt_embeds": text(1, 77, 40)}, "this model needs pooled as well"),
+        ("sd1", {"prompt_embeds": text(1, 77, 24, pooled=np.zeros((1, 20)))}, "takes no pooled"),
+        ("xl", {"crop": (1, 2, 3)}, "original_size, crop and target_size are two numbers each"),
+        ("sd1", {"crop": (1, 2)}, "conditions of Stable Diffusion XL"),
+        ("inpaint", {}, "this is an inpainting model"),
+    ],
+)
+def test_a_bad_call_compiles_nothing(kind, asked, message):
+    pipe = pipeline_cases.pipeline(kind)
+    with compilations.counted() as compiled, pytest.raises(ValueError, match=message):
+        pipe(**({"prompt": "a cat"} | asked))
+    assert not compiled
+
+
+def test_the_counter_of_compilations_counts():
+    pipe = pipeline_cases.pipeline("sd1")
+    with compilations.counted() as compiled:
+        pipe.programs.noise(jnp.zeros(3, jnp.uint32), shape=(3, 5, 7))
+    assert compiled
