@@ -62,8 +62,6 @@ PRESETS = {
 
 def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
     """Encoder [H, W, C] -> [D] and decoder [D] -> [H, W, C], as linen modules."""
-    if config.latent_dim < 1:
-        raise ValueError(f"--latent-dim is {config.latent_dim}; use 1 or more")
     return autoencoder.encoder_and_decoder(
         config.network,
         config.latent_dim,
@@ -79,6 +77,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
     """The autoencoder as the run wants it: first state, one step, pictures."""
     encoder, decoder = networks(config, examples)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
+    plan.check_range(config, 0, "noise")
     loss = losses.autoencoder_loss(encode, decode, config.reconstruction, config.noise)
     options = config.run
     tx = plan.optimizer_of(options, num_steps)
@@ -119,9 +118,10 @@ def draw(
     def show(z: Array) -> Array:
         return shown_as(config, jax.jit(decode)(state.params["decoder"], z))
 
+    rows = min(8, len(z) // 2)
     pictures = {
         "reconstructions": images.beside(images.to_uint8(seen), images.to_uint8(show(z))),
-        "interpolation": gallery.interpolation(show, z[:8], z[8:16], straight=True),
+        "interpolation": gallery.interpolation(show, z[:rows], z[rows : 2 * rows], straight=True),
         "traversal": gallery.traversal(show, z[0], jnp.std(z, axis=0)),
     }
     if config.latent_dim == 2:

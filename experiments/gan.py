@@ -80,8 +80,6 @@ PRESETS = {
 
 def players(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
     """Generator [D] -> [H, W, C] and discriminator [H, W, C] -> logit, as linen modules."""
-    if config.latent_dim < 1:
-        raise ValueError(f"--latent-dim is {config.latent_dim}; use 1 or more")
     common = {
         "num_classes": plan.num_classes(examples, config.conditional),
         "dtype": cli.network_dtype(config.run),
@@ -102,6 +100,8 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
     generator, discriminator = players(config, examples)
     generate, judge_image = functional.apply(generator), functional.apply(discriminator)
     options = config.run
+    plan.check_range(config, 0, "gradient_penalty", "r1", "r2")
+    plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
     game = adversarial.objective(config.objective)
     penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
     seen = augment.differentiable if config.diff_augment else adversarial.identity
@@ -113,10 +113,14 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
     )
     g_loss = adversarial.generator_loss(generate, judge_image, game, config.latent_dim, seen)
     g_tx = plan.optimizer_of(options, num_steps, config.b1)
-    d_options = options
-    if config.discriminator_rate is not None:
-        d_options = replace(options, learning_rate=config.discriminator_rate)
-    d_tx = plan.optimizer_of(d_options, num_steps * config.discriminator_steps, config.b1)
+    k = config.discriminator_steps
+    rate = config.discriminator_rate
+    d_options = replace(
+        options,
+        learning_rate=options.learning_rate if rate is None else rate,
+        warmup_steps=options.warmup_steps * k,
+    )
+    d_tx = plan.optimizer_of(d_options, num_steps * k, config.b1)
 
     def init(key: Key) -> step.GanState:
         g_key, d_key = jax.random.split(key)
@@ -129,18 +133,18 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
     return plan.System(
         init=init,
         step=step.gan_step(
-            d_loss, g_loss, d_tx, g_tx, config.discriminator_steps, config.ema_decay,
+            d_loss, g_loss, d_tx, g_tx, k, config.ema_decay,
             options.accumulate,
         ),
-        draw=partial(draw, config, generator),
-        images_per_step=options.batch_size * config.discriminator_steps,
+        draw=partial(draw, config, generator, jax.jit(generator.apply)),
+        images_per_step=options.batch_size * k,
         shown=("d_loss", "g_loss", "d_real", "d_fake"),
         convolutional=config.network == "conv",
     )  # fmt: skip
 
 
-def sampler(config: Config, generator: Any, params: Params, key: Key) -> Any:
-    """(z [N, D], labels [N]) -> images [N, H, W, C].
+def sampler(config: Config, generator: Any, apply: Any, params: Params, key: Key) -> Any:
+    """(z [N, D], labels [N]) -> images [N, H, W, C]. apply: generator.apply, compiled.
 
     Batch normalisation gets statistics of 1,000 draws first, so that every image is then a
     function of its own z alone.
@@ -151,15 +155,16 @@ def sampler(config: Config, generator: Any, params: Params, key: Key) -> Any:
         labels = jnp.arange(1000) % max(generator.num_classes, 1)
         _, standing = generator.apply(variables, z, labels, mutable="batch_stats")
         variables = variables | standing
-    return partial(jax.jit(generator.apply), variables)
+    return partial(apply, variables)
 
 
 def draw(
-    config: Config, generator: Any, state: Any, examples: plan.Examples, key: Key
+    config: Config, generator: Any, apply: Any, state: Any, examples: plan.Examples, key: Key
 ) -> dict[str, Image.Image]:
-    """Samples of the moving average for fixed z, rows of classes if conditional; interpolation."""
+    """Samples of the moving average for fixed z, with a column per class if conditional, and
+    interpolations."""
     z_key, ends_key, standing_key = jax.random.split(key, 3)
-    make = sampler(config, generator, state.ema, standing_key)
+    make = sampler(config, generator, apply, state.ema, standing_key)
     columns = len(examples.class_names) if config.conditional else 10
 
     def show(z: Array) -> Array:
@@ -176,11 +181,12 @@ def draw(
 
 
 def draws(config: Config, count: int, model: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
-    """Samples uint8 [count, H, W, C] of a finished run, their labels [count], and its step."""
+    """Samples uint8 [count, H, W, C] of a run, their labels [count], and its step."""
     state, done, examples = run.restore(config, build)
     generator, _ = players(config, examples)
     z_key, standing_key = jax.random.split(plan.sample_key(config.run))
-    make = sampler(config, generator, plan.model(state, config.run, model).ema, standing_key)
+    ema = plan.model(state, config.run, model).ema
+    make = sampler(config, generator, jax.jit(generator.apply), ema, standing_key)
     z = gallery.normal(z_key, count, config.latent_dim)
     labels = np.arange(count, dtype=np.int32) % max(len(examples.class_names), 1)
     parts = [make(z[i : i + 500], labels[i : i + 500]) for i in range(0, count, 500)]
@@ -189,9 +195,10 @@ def draws(config: Config, count: int, model: int = 0) -> tuple[np.ndarray, np.nd
 
 def sample(config: Config) -> None:
     """Draws from the moving average and writes one grid."""
-    drawn, _, done = draws(config, config.num_samples)
+    drawn, labels, done = draws(config, config.num_samples)
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
-    images.save(path, images.grid(drawn))
+    columns = int(labels.max()) + 1 if config.conditional else None
+    images.save(path, images.grid(drawn, columns))
     print(f"{config.num_samples} samples after step {done}: {path}")
 
 

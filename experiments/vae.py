@@ -69,8 +69,6 @@ PRESETS = {
 
 def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
     """Encoder [H, W, C] -> [2 D] and decoder [D] -> [H, W, C], as linen modules."""
-    if config.latent_dim < 1:
-        raise ValueError(f"--latent-dim is {config.latent_dim}; use 1 or more")
     return autoencoder.encoder_and_decoder(
         config.network,
         2 * config.latent_dim,
@@ -87,8 +85,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
     """The VAE as the run wants it: first state, one step, pictures."""
     encoder, decoder = networks(config, examples)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
-    if config.beta < 0:
-        raise ValueError(f"--beta is {config.beta}; use 0 or more")
+    plan.check_range(config, 0, "beta", "kl_warmup_steps")
 
     loss = losses.vae_loss(
         encode,
@@ -148,8 +145,9 @@ def draw(
         labels = jnp.resize(labels, z.shape[:1])
         return shown_as(config, jax.jit(decode)(state.params["decoder"], z, labels))
 
-    zeros = jnp.zeros(1, jnp.int32)
-    classes = jnp.arange(len(examples.class_names)) if config.conditional else zeros
+    classes = jnp.arange(len(examples.class_names) if config.conditional else 1)
+    rows = min(8, len(mean) // 2)
+    starts = jnp.repeat(label[:rows], gallery.POINTS)  # each row keeps the class that it starts in
     pictures = {
         "reconstructions": images.beside(images.to_uint8(x), images.to_uint8(show(label, mean))),
         "samples": gallery.samples(
@@ -157,11 +155,15 @@ def draw(
             gallery.normal(sample_key, 100, config.latent_dim),
             len(classes) if config.conditional else 10,
         ),
-        "interpolation": gallery.interpolation(partial(show, zeros), mean[:8], mean[8:16]),
-        "traversal": gallery.traversal(partial(show, zeros), mean[0], jnp.std(mean, axis=0)),
+        "interpolation": gallery.interpolation(
+            partial(show, starts), mean[:rows], mean[rows : 2 * rows]
+        ),
+        "traversal": gallery.traversal(partial(show, label[:1]), mean[0], jnp.std(mean, axis=0)),
     }
     if config.latent_dim == 2:
-        pictures["manifold"] = gallery.manifold(partial(show, zeros), jnp.zeros(2), jnp.ones(2))
+        pictures["manifold"] = gallery.manifold(
+            partial(show, classes[:1]), jnp.zeros(2), jnp.ones(2)
+        )
     return pictures
 
 
@@ -181,6 +183,11 @@ def sample(config: Config) -> None:
 
 def evaluate(config: Config) -> None:
     """Prints the terms of the bound on the test set, in nats per image, with standard errors."""
+    plan.check_range(config, 0, "nll_samples")
+    if config.nll_samples > likelihood.CHUNK and config.nll_samples % likelihood.CHUNK:
+        raise ValueError(
+            f"--nll-samples is {config.nll_samples}; above {likelihood.CHUNK} use a multiple of it"
+        )
     state, done, examples = run.restore(config, build)
     encoder, decoder = networks(config, examples)
     encode, decode = functional.apply(encoder), functional.apply(decoder)

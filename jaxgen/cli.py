@@ -53,7 +53,9 @@ class RunOptions:
     # several hosts, found by the cluster manager, or by the environment's JAX_COORDINATOR_ADDRESS
     # (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID
     distributed: bool = False
-    scan_steps: int | None = None  # steps per dispatch; chosen by backend and network by default
+    # steps per dispatch, chosen by backend and network by default; checkpoints and pictures come at
+    # the first end of a dispatch after theirs is due
+    scan_steps: int | None = None
     run_dir: str | None = None  # where the run lives; runs/NAME, runs/NAME-2, ... by default
     resume: bool = False  # go on from the newest valid checkpoint in --run-dir
     overwrite: bool = False  # replace the run in --run-dir
@@ -64,9 +66,10 @@ class RunOptions:
     wandb: str | None = None  # a Weights & Biases project to log to as well (extra: log)
 
 
-# What may differ between a run and its continuation: it changes no number of the run.
+# What may differ between a run and its continuation: it changes no number of the run. Its length
+# may where the learning rate does not depend on it.
 FREE = {
-    "action", "preset", "steps", "epochs", "data_dir", "data_on", "parallel", "num_devices",
+    "action", "steps", "epochs", "data_dir", "parallel", "num_devices",
     "distributed", "scan_steps", "run_dir", "resume", "overwrite", "checkpoint_every",
     "draw_every", "log_every", "tensorboard", "wandb", "num_samples", "output", "nll_samples",
 }  # fmt: skip
@@ -77,9 +80,8 @@ class Interrupted(Exception):
 
     def __init__(self, folder: Path, done: int, num_steps: int, signal: int) -> None:
         self.exit_code = 128 + signal  # as a shell reports it
-        super().__init__(
-            f"saved at step {done} of {num_steps}; go on with --run-dir {folder} --resume"
-        )
+        what = f"saved at step {done} of {num_steps}" if done else "stopped before the first step"
+        super().__init__(f"{what}; go on with --run-dir {folder} --resume")
 
 
 def parse(
@@ -97,6 +99,8 @@ def parse(
     first.add_argument("--run-dir", "--run_dir", default=None)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--action", default="train")
+    first.add_argument("--steps")
+    first.add_argument("--epochs")
     known, _ = first.parse_known_args(argv)
 
     if known.preset not in presets:
@@ -108,14 +112,22 @@ def parse(
             raise ValueError("say which run with --run-dir")
         stored = from_dict(type(default), run_folder.read_config(Path(known.run_dir), name))
         # how the machine is used is said anew each time
-        here = dataclasses.replace(
-            stored.run, distributed=False, num_devices=None, resume=False, overwrite=False
+        default = _with_run(
+            stored, distributed=False, num_devices=None, resume=False, overwrite=False
         )
-        default = dataclasses.replace(stored, run=here)
+    if known.steps is not None:
+        if known.epochs is not None:
+            raise ValueError("--steps and --epochs both say how long to train; give one of them")
+        default = _with_run(default, epochs=None)
     config = tyro.cli(type(default), default=default, args=argv, description=description)
     if stored is not None:
         _check_same(stored, config, known.run_dir)
     return config
+
+
+def _with_run(config: Any, **changes: Any) -> Any:
+    """The configuration with other options of the run."""
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
@@ -138,7 +150,8 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 def _check_same(stored: Any, config: Any, run_dir: str) -> None:
     """Raises ValueError naming every field in which a run and its continuation differ."""
     old, new = _flat(stored), _flat(config)
-    changed = [name for name in old if name not in FREE and old[name] != new[name]]
+    free = FREE if stored.run.schedule == "constant" else FREE - {"steps", "epochs"}
+    changed = [name for name in old if name not in free and old[name] != new[name]]
     if changed:
         what = "; ".join(f"{name} is {old[name]}, not {new[name]}" for name in changed)
         raise ValueError(
@@ -158,6 +171,9 @@ def main(start: Callable[[], None]) -> None:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, ImportError, loop.NonFiniteError) as error:
         if os.environ.get("JAXGEN_TRACEBACK"):
             raise

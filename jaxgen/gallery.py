@@ -15,6 +15,7 @@ from jaxgen.io import images
 from jaxgen.types import Array, Key
 
 Decode = Callable[[Array], Array]
+POINTS = 10  # on the way from one latent to another
 
 
 def samples(decode: Decode, z: Array, columns: int | None = None) -> Image.Image:
@@ -23,7 +24,7 @@ def samples(decode: Decode, z: Array, columns: int | None = None) -> Image.Image
 
 
 def interpolation(
-    decode: Decode, start: Array, end: Array, num_steps: int = 10, straight: bool = False
+    decode: Decode, start: Array, end: Array, num_steps: int = POINTS, straight: bool = False
 ) -> Image.Image:
     """Rows that go from one latent to another: start, end [R, D] -> R rows.
 
@@ -37,12 +38,12 @@ def interpolation(
 
 
 def slerp(start: Array, end: Array, weight: Array) -> Array:
-    """Spherical interpolation of two vectors [D]; linear where they are parallel."""
+    """Spherical interpolation of two vectors [D]; linear where they span no plane."""
     norms = jnp.linalg.norm(start) * jnp.linalg.norm(end)
     angle = jnp.arccos(jnp.clip(jnp.sum(start * end) / jnp.maximum(norms, 1e-12), -1.0, 1.0))
     straight = (1 - weight) * start + weight * end
     curved = jnp.sin((1 - weight) * angle) * start + jnp.sin(weight * angle) * end
-    return jnp.where(angle < 1e-3, straight, curved / jnp.maximum(jnp.sin(angle), 1e-6))
+    return jnp.where(jnp.sin(angle) < 1e-3, straight, curved / jnp.maximum(jnp.sin(angle), 1e-3))
 
 
 def traversal(
@@ -67,11 +68,6 @@ def manifold(decode: Decode, mean: Array, scale: Array, side: int = 20) -> Image
     rows, columns = jnp.meshgrid(-quantiles, quantiles, indexing="ij")
     z = jnp.stack([columns.ravel(), rows.ravel()], axis=-1) * scale[None] + mean[None]
     return samples(decode, z, side)
-
-
-def class_rows(num_classes: int, per_class: int) -> np.ndarray:
-    """Labels for a grid whose rows are classes: int32 [num_classes * per_class]."""
-    return np.repeat(np.arange(num_classes, dtype=np.int32), per_class)
 
 
 def normal(key: Key, count: int, latent_dim: int) -> Array:

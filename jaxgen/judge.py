@@ -54,7 +54,8 @@ def _fit(train_set: data.Dataset) -> dict:
     one = step.scan_steps(step.gradient_step(loss, tx))
     fit = parallel.parallelize(one, mesh, "jit", parallel.SCANNED)
     dataset = parallel.put({"image": train_set.images, "label": train_set.labels}, mesh)
-    batches = order.resident_batches(dataset, BATCH_SIZE, data_key, mesh)
+    size = min(BATCH_SIZE, len(train_set.images))
+    batches = order.resident_batches(dataset, size, data_key, mesh)
     state = parallel.put(step.init_state(params, tx), mesh)
     for i in range(NUM_STEPS):
         state, metrics = fit(state, batches(i, 1), train_key)

@@ -3,7 +3,6 @@
 
 import contextlib
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -21,11 +20,23 @@ from jaxgen.io import checkpoint, images, log, run_folder, signals
 from jaxgen.train import loop
 
 
-class Outputs(NamedTuple):
-    """What the loop calls, and the number of the signal that stopped it, 0 for none."""
+class StopRequests(NamedTuple):
+    """Whether somebody asked the run to stop."""
 
-    callbacks: loop.Callbacks
-    signal: Callable[[], int]
+    after: Callable[[int], bool]  # whether to stop after this step
+    signal: Callable[[], int]  # the number of the signal received, 0 for none
+
+
+class Run(NamedTuple):
+    """The run whose outputs these are: from step `start` to `stop`, `chunk` at a time."""
+
+    folder: Path
+    config: Any
+    system: plan.System
+    examples: plan.Examples
+    start: int
+    stop: int
+    chunk: int
 
 
 def announce(
@@ -47,57 +58,66 @@ def announce(
         )
 
 
+def check_extras(options: RunOptions) -> None:
+    """Raises ImportError, naming the extra, if an optional log is asked for and cannot be had."""
+    if options.tensorboard:
+        log.import_tensorboard()
+    if options.wandb is not None:
+        log.import_wandb()
+
+
+def keep_metrics(folder: Path, name: str, start: int) -> None:
+    """Drops the rows that a continuation from step `start` writes anew.
+
+    A finished run has a last row that its continuation would not have had there.
+    """
+    if jax.process_index() == 0:
+        every = run_folder.read_config(folder, name)["run"]["log_every"]
+        log.keep(
+            folder / "metrics.jsonl",
+            lambda done: done < start or (done == start and _logged(every, done)),
+        )
+
+
 @contextlib.contextmanager
-def opened(
-    folder: Path,
-    config: Any,
-    system: plan.System,
-    examples: plan.Examples,
-    manager: Any,
-    start: int,
-    stop: int,
-) -> Iterator[Outputs]:
-    """The outputs of a run from step `start` to `stop`; pictures are rounded up at the end.
+def opened(run: Run, manager: Any, stopping: StopRequests) -> Iterator[loop.Callbacks]:
+    """What the loop calls; pictures are rounded up at the end.
 
     Every process saves its part of the states; process 0 alone writes the rest.
     """
     if jax.process_index() > 0:
         nothing = lambda done, what: None  # noqa: E731
         save = partial(_save, manager, lambda: None)
-        with _stop_requests() as (interrupted, signal_number):
-            yield Outputs(loop.Callbacks(nothing, save, nothing, interrupted), signal_number)
+        yield loop.Callbacks(nothing, save, nothing, stopping.after)
         return
 
-    options: RunOptions = config.run
-    metrics = folder / "metrics.jsonl"
-    log.keep(metrics, lambda done: done <= start and _logged(options, done))
+    options: RunOptions = run.config.run
+    speed = log.throughput(run.start, run.stop, run.chunk, run.system.images_per_step)
+    last = run.start
     with contextlib.ExitStack() as stack:
-        write, flush = stack.enter_context(log.json_lines(metrics))
-        writers = [write, *(stack.enter_context(each) for each in _optional_logs(folder, config))]
+        write, flush = stack.enter_context(log.json_lines(run.folder / "metrics.jsonl"))
+        optional = _optional_logs(run.folder, run.config)
+        writers = [write, *(stack.enter_context(each) for each in optional)]
         show = stack.enter_context(
-            log.progress(folder.name, start, stop, system.images_per_step, system.shown)
+            log.progress(run.folder.name, run.start, run.stop, speed, run.system.shown)
         )
-        interrupted, signal_number = stack.enter_context(_stop_requests())
-        times: list[tuple[int, float]] = []  # first and latest step seen, and when
 
         def record(done: int, row: dict[str, Any]) -> None:
-            times[1:] = [(done, time.monotonic())]
+            nonlocal last
+            last = done
             show(done, row)
-            if _logged(options, done) or done == stop:
+            if _logged(options.log_every, done) or done == run.stop:
                 for write in writers:
                     write(done, row)
 
-        def draw(done: int, state: Any) -> None:
-            _draw(folder, system, options, examples, done, state)
-
         save = partial(_save, manager, flush)
-        yield Outputs(loop.Callbacks(record, save, draw, interrupted), signal_number)
-    _summarise(folder, times, stop, system.images_per_step)
-    _close_pictures(folder)
+        yield loop.Callbacks(record, save, partial(_draw, run), stopping.after)
+    _summarise(run, last, speed(last))
+    _close_pictures(run.folder)
 
 
-def _logged(options: RunOptions, done: int) -> bool:
-    return done == 1 or done % options.log_every == 0
+def _logged(log_every: int, done: int) -> bool:
+    return done == 1 or done % log_every == 0
 
 
 def _optional_logs(folder: Path, config: Any) -> list[AbstractContextManager[log.Record]]:
@@ -116,28 +136,23 @@ def _save(manager: Any, flush: Callable[[], None], done: int, state: Any) -> Non
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[tuple[Callable[[int], bool], Callable[[], int]]]:
-    """(whether to stop after this step, the signal's number)."""
+def stop_requests() -> Iterator[StopRequests]:
+    """Notes SIGTERM and Ctrl-C from here on."""
     if jax.process_count() > 1:  # JAX itself notes SIGTERM, and lets all agree on one step
         agreed = multihost_utils.reached_preemption_sync_point
-        yield agreed, lambda: int(signal.SIGTERM)
+        yield StopRequests(agreed, lambda: int(signal.SIGTERM))
         return
     with signals.stop_requests() as received:
-        yield (lambda done: received() != 0), received
+        yield StopRequests(lambda done: received() != 0, received)
 
 
-def _draw(
-    folder: Path,
-    system: plan.System,
-    options: RunOptions,
-    examples: plan.Examples,
-    done: int,
-    state: Any,
-) -> None:
+def _draw(run: Run, done: int, state: Any) -> None:
+    options: RunOptions = run.config.run
     local = jax.tree.map(lambda x: x.addressable_data(0), state)
-    pictures = system.draw(plan.model(local, options), examples, plan.sample_key(options))
+    one = plan.model(local, options)
+    pictures = run.system.draw(one, run.examples, plan.sample_key(options))
     for name, picture in pictures.items():
-        images.save(folder / "pictures" / f"{name}-{done:07d}.png", picture)
+        images.save(run.folder / "pictures" / f"{name}-{done:07d}.png", picture)
 
 
 def _close_pictures(folder: Path) -> None:
@@ -158,12 +173,9 @@ def _close_pictures(folder: Path) -> None:
         images.save_gif(folder / "progress.gif", frames)
 
 
-def _summarise(folder: Path, times: list[tuple[int, float]], stop: int, batch: int) -> None:
-    """summary.json and one line: steps and images/s, without the compilation."""
-    if len(times) < 2:
-        return
-    (first, began), (done, ended) = times
-    rate = (done - first) * batch / max(ended - began, 1e-9)
-    summary = {"steps": done, "of": stop, "seconds": ended - began, "images_per_second": rate}
-    run_folder.write_json(folder / "summary.json", summary)
-    print(f"{folder}: step {done} of {stop}, {rate:,.0f} images/s with pictures and checkpoints")
+def _summarise(run: Run, done: int, rate: float | None) -> None:
+    """summary.json and one line: steps, and images/s without the first dispatch (compilation)."""
+    summary = {"steps": done, "of": run.stop, "images_per_second": rate}
+    run_folder.write_json(run.folder / "summary.json", summary)
+    pace = "" if rate is None else f", {rate:,.0f} images/s with pictures and checkpoints"
+    print(f"{run.folder}: step {done} of {run.stop}{pace}")

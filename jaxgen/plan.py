@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a run is going to do, worked out and checked before anything is compiled or written."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -86,6 +87,16 @@ def open_split(options: RunOptions, split: str) -> data.Source:
 def read_examples(options: RunOptions, source: data.Source, count: int = 64) -> Examples:
     """The training set's numbers and `count` test examples, spread over the split."""
     test = open_split(options, "test")
+    if test.image_shape != source.image_shape:
+        raise ValueError(
+            f"the test images of {options.data} are {_shape(test.image_shape)} and the training "
+            f"images {_shape(source.image_shape)}; say what both shall be with --image-size and "
+            f"--channels"
+        )
+    if test.num_examples < 2:
+        raise ValueError(
+            f"{options.data} holds out {test.num_examples} test image; pictures need two or more"
+        )
     chosen = np.linspace(0, test.num_examples - 1, min(count, test.num_examples)).astype(int)
     chosen_images, chosen_labels = test.read(chosen.tolist())
     return Examples(
@@ -97,25 +108,41 @@ def read_examples(options: RunOptions, source: data.Source, count: int = 64) -> 
     )
 
 
+def _shape(image_shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, image_shape))
+
+
 # --- checks ------------------------------------------------------------------------------------
+
+
+def check_range(config: Any, low: float, *names: str, high: float = math.inf) -> None:
+    """Raises ValueError for the first of these options that is not finite and in [low, high]."""
+    for name in names:
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if not low <= value <= high or math.isinf(value):  # also true of nan
+                wanted = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; use {wanted}")
 
 
 def make(config: Any, build: Build, examples: Examples) -> tuple[int, System]:
     """The number of steps and the system; every wrong option is found here, before any compile."""
     options: RunOptions = config.run
-    for name in ("steps", "batch_size", "accumulate", "num_models", "log_every"):
-        if getattr(options, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {getattr(options, name)}; use 1 or more")
-    if options.epochs is not None and options.epochs <= 0:
+    check_range(options, 1, "steps", "batch_size", "accumulate", "num_models", "log_every")
+    check_range(options, 0, "checkpoint_every", "draw_every", "warmup_steps", "clip_norm")
+    check_range(options, 0, "seed", high=2**32 - options.num_models)
+    check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
+    if options.epochs is not None and not 0 < options.epochs < math.inf:
         raise ValueError(f"--epochs is {options.epochs}; use a positive number")
     if options.batch_size % options.accumulate:
         raise ValueError(
             f"batch of {options.batch_size} cannot be dealt into {options.accumulate} "
             f"microbatches; use a multiple of {options.accumulate}"
         )
-    per_step = options.batch_size * getattr(config, "discriminator_steps", 1)
-    count = num_steps(options, examples, per_step)
+    per_step = getattr(config, "discriminator_steps", 1)
+    if per_step < 1:
+        raise ValueError(f"--discriminator-steps is {per_step}; use 1 or more")
+    count = num_steps(options, examples, options.batch_size * per_step)
     system = build(config, examples, count)
     jax.eval_shape(system.init, jax.random.key(0))
     return count, system
@@ -130,6 +157,7 @@ def fits_on_device(options: RunOptions, source: data.Source) -> bool:
 
 
 def scan_steps(options: RunOptions, system: System, resident: bool) -> int:
+    """Steps per dispatch: as asked, or by backend and network."""
     if not resident:
         if (options.scan_steps or 1) > 1:
             raise ValueError(
@@ -142,10 +170,14 @@ def scan_steps(options: RunOptions, system: System, resident: bool) -> int:
             raise ValueError(f"--scan-steps is {options.scan_steps}; use 1 or more")
         return options.scan_steps
     # XLA's CPU convolutions lose their threads inside loops: 7 to 30 times slower
-    return 1 if system.convolutional and jax.default_backend() == "cpu" else 50
+    if system.convolutional and jax.default_backend() == "cpu":
+        return 1
+    # so that checkpoints and pictures come when they are due
+    return math.gcd(50, options.checkpoint_every, options.draw_every)
 
 
-def check_batch(system: System, mesh: Mesh, examples: Examples) -> None:
+def check_batch(options: RunOptions, system: System, mesh: Mesh, examples: Examples) -> None:
+    """Raises ValueError for a batch that the data or the devices cannot give."""
     size = system.images_per_step
     if size > examples.num_examples:
         raise ValueError(
@@ -153,6 +185,14 @@ def check_batch(system: System, mesh: Mesh, examples: Examples) -> None:
             f"use a smaller --batch-size"
         )
     parallel.check_divisible(np.empty(size), parallel.EXAMPLES, mesh)
+    own = size // (1 if options.parallel == "jit" else mesh.size)
+    hands = size // options.batch_size * options.accumulate
+    if own % hands:
+        raise ValueError(
+            f"with --parallel {options.parallel} each of {mesh.size} devices has {own} examples of "
+            f"a step, which cannot be dealt into {hands} parts; use a --batch-size that is a "
+            f"multiple of {mesh.size * options.accumulate}, or --parallel jit"
+        )
 
 
 # --- keys --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ An experiment gives a `build` function; everything it does not care about happen
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +26,49 @@ def train(name: str, config: Any, build: plan.Build) -> None:
 
     Raises Interrupted once it has stopped and saved because somebody asked for it.
     """
+    with outputs.stop_requests() as stopping:
+        _train(name, config, build, stopping)
+
+
+def _train(name: str, config: Any, build: plan.Build, stopping: outputs.StopRequests) -> None:
     options: RunOptions = config.run
     source = plan.open_split(options, "train")
     examples = plan.read_examples(options, source)
     mesh = parallel.data_mesh(options.num_devices)
     num_steps, system = plan.make(config, build, examples)
     resident = plan.fits_on_device(options, source)
+    # two devices of different memory must not choose differently: the orders of the data differ
+    options = replace(options, data_on="device" if resident else "host")
+    config = replace(config, run=options)
     chunk = plan.scan_steps(options, system, resident)
-    plan.check_batch(system, mesh, examples)
-    folder = _folder(name, config)
+    plan.check_batch(options, system, mesh, examples)
+    outputs.check_extras(options)
+    # everything that can be wrong with the input is found before anything is made or replaced
+    feed = _feed(system, options, mesh, source, resident)
+    folder = _folder(name, options)
+    if not options.resume:
+        _write_config(folder, name, config)
     outputs.announce(folder, name, options, examples, mesh, chunk)
 
     with contextlib.closing(checkpoint.open_manager(folder / "checkpoints")) as manager:
         state, start = _start(system, options, mesh, manager)
         if start >= num_steps:
             raise ValueError(f"{folder} has its {start} steps already; raise --steps to go on")
+        if options.resume:
+            outputs.keep_metrics(folder, name, start)
+            _write_config(folder, name, config)
         key = parallel.put(plan.train_keys(options), mesh)
-        run, batches = _lift(system, options, mesh, source, resident, start)
-        with outputs.opened(folder, config, system, examples, manager, start, num_steps) as out:
+        steps = _compiled(system, options, mesh, resident)
+        this = outputs.Run(folder, config, system, examples, start, num_steps, chunk)
+        with outputs.opened(this, manager, stopping) as callbacks:
             _, done = loop.train(
-                run, state, batches, key, out.callbacks,
+                steps, state, feed(start), key, callbacks,
                 start=start, stop=num_steps, chunk=chunk,
                 save_every=options.checkpoint_every, draw_every=options.draw_every,
             )  # fmt: skip
         manager.wait_until_finished()
     if done < num_steps:
-        raise Interrupted(folder, done, num_steps, out.signal())
+        raise Interrupted(folder, done, num_steps, stopping.signal())
 
 
 def restore(config: Any, build: plan.Build) -> tuple[Any, int, plan.Examples]:
@@ -66,7 +83,7 @@ def restore(config: Any, build: plan.Build) -> tuple[Any, int, plan.Examples]:
     examples = plan.read_examples(options, plan.open_split(options, "train"))
     _, system = plan.make(config, build, examples)
     template = _template(system, options, parallel.data_mesh(1))
-    with contextlib.closing(checkpoint.open_manager(checkpoints)) as manager:
+    with contextlib.closing(checkpoint.open_manager(checkpoints, read_only=True)) as manager:
         state, done = checkpoint.restore(manager, template)
     return state, done, examples
 
@@ -83,9 +100,8 @@ def load_split(options: RunOptions, split: str) -> data.Dataset:
     return read_all(plan.open_split(options, split))
 
 
-def _folder(name: str, config: Any) -> Path:
-    """The run's folder, new or to be continued, with the configuration in it."""
-    options: RunOptions = config.run
+def _folder(name: str, options: RunOptions) -> Path:
+    """The run's folder, new or to be continued."""
     if options.run_dir is not None:
         folder = Path(options.run_dir)
     elif jax.process_count() > 1:
@@ -97,12 +113,15 @@ def _folder(name: str, config: Any) -> Path:
     if not options.resume:
         run_folder.check_free(folder, options.overwrite)
         _all_here("checked")
-    if jax.process_index() == 0:
-        if not options.resume:
+        if jax.process_index() == 0:
             run_folder.clear(folder)
-        run_folder.write_config(folder, name, asdict(config))
-    _all_here("created")
     return folder
+
+
+def _write_config(folder: Path, name: str, config: Any) -> None:
+    if jax.process_index() == 0:
+        run_folder.write_config(folder, name, asdict(config))
+    _all_here("configured")
 
 
 def _all_here(what: str) -> None:
@@ -121,36 +140,48 @@ def _template(system: plan.System, options: RunOptions, mesh: Mesh) -> Any:
 
 
 def _start(system: plan.System, options: RunOptions, mesh: Mesh, manager: Any) -> tuple[Any, int]:
-    """The state to begin with and the number of steps it has behind it."""
-    if options.resume:
-        return checkpoint.restore(manager, _template(system, options, mesh))
+    """The state to begin with and the number of steps it has behind it.
+
+    A run that was killed before its first checkpoint begins again, with the same numbers.
+    """
+    if options.resume and manager.all_steps():
+        state, start = checkpoint.restore(manager, _template(system, options, mesh))
+        checkpoint.set_aside(manager, after=start)
+        return state, start
     init = system.init if options.num_models == 1 else jax.vmap(system.init)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     key = parallel.put(plan.init_keys(options), mesh)
     return jax.jit(init, out_shardings=everywhere)(key), 0
 
 
-def _lift(
-    system: plan.System,
-    options: RunOptions,
-    mesh: Mesh,
-    source: data.Source,
-    resident: bool,
-    start: int,
-) -> tuple[Callable, loop.Batches]:
-    """The compiled step and the batches it takes, for data on the devices or from the host."""
+def _compiled(
+    system: plan.System, options: RunOptions, mesh: Mesh, resident: bool
+) -> Callable[..., Any]:
+    """The step as the loop calls it, for data on the devices or from the host."""
     one = system.step if options.num_models == 1 else step.vmap_models(system.step)
+    if resident:
+        return parallel.parallelize(step.scan_steps(one), mesh, options.parallel, parallel.SCANNED)
+    return parallel.parallelize(step.chunk_of_one(one), mesh, options.parallel)
+
+
+def _feed(
+    system: plan.System, options: RunOptions, mesh: Mesh, source: data.Source, resident: bool
+) -> Callable[[int], loop.Batches]:
+    """From the first step to the batches of the run. All data that stays is read at once."""
     if resident:
         whole = read_all(source)
         dataset = parallel.put({"image": whole.images, "label": whole.labels}, mesh)
         data_key = plan.data_key(options)
         batches = order.resident_batches(dataset, system.images_per_step, data_key, mesh)
-        run = parallel.parallelize(step.scan_steps(one), mesh, options.parallel, parallel.SCANNED)
-        return run, batches
+        return lambda start: batches
 
-    reader = stream.shuffled_batches(
-        source, batch_size=system.images_per_step, seed=options.seed, first_step=start,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
-    run = parallel.parallelize(step.chunk_of_one(one), mesh, options.parallel)
-    return run, lambda first, count: parallel.put(next(reader), mesh, parallel.EXAMPLES)
+    stream.import_grain()  # found missing now rather than later
+
+    def from_host(start: int) -> loop.Batches:
+        reader = stream.shuffled_batches(
+            source, batch_size=system.images_per_step, seed=options.seed, first_step=start,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
+        return lambda first, count: parallel.put(next(reader), mesh, parallel.EXAMPLES)
+
+    return from_host

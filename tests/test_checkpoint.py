@@ -156,7 +156,7 @@ def test_nothing_readable_is_one_error(manager):
 
 
 def test_no_checkpoint_says_what_to_do(manager):
-    with pytest.raises(FileNotFoundError, match="no checkpoint in .*train without --resume"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in .* yet; let the run go on"):
         checkpoint.restore(manager, template(state_of(1), 1))
 
 

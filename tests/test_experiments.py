@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -161,9 +162,11 @@ def test_several_models_are_trained_at_once(straight, tmp_path):
     np.testing.assert_allclose(losses[:, 0], expected, rtol=2e-4)  # model 0 has the run's seed
 
 
-def test_two_processes_train_and_checkpoint_together(straight, tmp_path):
+@pytest.mark.parametrize("how", ["jit", "pmap", "shard_map"])
+def test_two_processes_train_and_checkpoint_together(how, straight, tmp_path):
     folder = tmp_path / "hosts"
-    processes = start_hosts(2, [*TINY, "--steps", "60", "--run-dir", folder, "--distributed"])
+    flags = [*TINY, "--steps", "60", "--checkpoint-every", "50", "--run-dir", folder]
+    processes = start_hosts(2, [*flags, "--distributed", "--parallel", how])
     outputs = [process.communicate(timeout=240)[0] for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
@@ -231,7 +234,14 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_as_another(straigh
         ("vae", ["--network", "conv", "--image-size", "9"], "9x9 cannot be halved"),
         ("vae", ["--resume"], "say which run with --run-dir"),
         ("vae", ["--preset", "imagenet"], "unknown preset 'imagenet'"),
-        ("gan", ["--discriminator-steps", "0"], "0 discriminator steps"),
+        ("gan", ["--discriminator-steps", "0"], "--discriminator-steps is 0; use 1 or more"),
+        ("gan", ["--r1", "-1"], "--r1 is -1.0; use 0 or more"),
+        ("gan", ["--ema-decay", "2"], "--ema-decay is 2.0"),
+        ("vae", ["--beta", "nan"], "--beta is nan"),
+        ("vae", ["--hidden", "0"], "--hidden is 0; use 1 or more"),
+        ("vae", ["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
+        ("vae", ["--epochs", "inf"], "--epochs is inf; use a positive number"),
+        ("vae", ["--steps", "5", "--epochs", "2"], "give one of them"),
         ("autoencoder", ["--data-on", "host", "--scan-steps", "4"], "needs the data on the device"),
     ],
 )
@@ -246,6 +256,129 @@ def test_bad_input_is_one_line_before_any_work(script, flags, words, tmp_path):
     assert words in errors
     assert "Traceback" not in errors
     assert not folder.exists()
+
+
+def test_a_missing_extra_is_found_before_an_old_run_is_replaced(straight):
+    without = "import sys, runpy; sys.modules['tensorboardX'] = None; sys.argv = sys.argv[1:]; "
+    without += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    script, *flags = command("vae", "--run-dir", straight, "--overwrite", "--tensorboard")[1:]
+    done = subprocess.run(
+        [sys.executable, "-c", without, script, *flags], env=environment(), capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert 'TensorBoard logs need: pip install "jaxgen[log]"' in done.stderr
+    assert newest_state(straight)
+
+
+def test_unreadable_images_are_found_before_the_run_folder_is_made(tmp_path):
+    for i in range(40):
+        path = tmp_path / "images" / "a" / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(path)
+    whole = path.read_bytes()
+    for i in range(40):
+        (tmp_path / "images" / "a" / f"{i:02d}.png").write_bytes(whole[:-30])
+    flags = ["--data", tmp_path / "images", "--batch-size", "8", "--run-dir", tmp_path / "run"]
+
+    _, errors = execute("vae", *flags, ok=False)
+
+    assert "cannot be read" in errors or "truncated" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_overwrite_deletes_runs_only(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    _, errors = execute("vae", "--run-dir", tmp_path, "--overwrite", ok=False)
+
+    assert "is not a run folder" in errors
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_share_that_cannot_be_dealt_is_refused_before_any_work(tmp_path):
+    flags = ["--batch-size", "16", "--accumulate", "8", "--parallel", "pmap"]
+    _, errors = execute("vae", *flags, "--run-dir", tmp_path / "run", devices=8, ok=False)
+
+    assert "each of 8 devices has 2 examples of a step, which cannot be dealt into 8" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(straight, tmp_path):
+    folder = tmp_path / "early"
+    execute("vae", *TINY, "--steps", "60", "--run-dir", folder)
+    for path in (folder / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n{"step": 2, "lo')
+
+    execute("vae", "--run-dir", folder, "--resume")
+
+    assert newest_state(folder) == newest_state(straight)
+    assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_goes_on_past_a_damaged_checkpoint(straight, tmp_path):
+    folder = tmp_path / "damaged"
+    flags = [*TINY, "--checkpoint-every", "20", "--scan-steps", "20", "--run-dir", folder]
+    execute("vae", *flags, "--steps", "60")
+    for path in (folder / "checkpoints" / "60").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:-900])
+
+    _, said = execute("vae", "--run-dir", folder, "--resume")
+
+    assert "checkpoint skipped, step 60" in said
+    assert (folder / "checkpoints" / "damaged-60").is_dir()
+    assert newest_state(folder) == newest_state(straight)
+    assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+
+
+def test_looking_at_a_run_does_not_touch_its_checkpoints(straight, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    unfinished = folder / "checkpoints" / "70.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+
+    execute("vae", "--run-dir", folder, "--action", "sample")
+
+    assert unfinished.is_dir()
+
+
+def test_a_failed_resume_leaves_the_configuration_alone(straight):
+    before = (straight / "config.json").read_bytes()
+    _, errors = execute("vae", "--run-dir", straight, "--resume", "--steps", "7", ok=False)
+    _, preset = execute("vae", "--run-dir", straight, "--resume", "--preset", "mnist", ok=False)
+
+    assert "has its 60 steps already; raise --steps to go on" in errors
+    assert "preset is digits, not mnist" in preset
+    assert (straight / "config.json").read_bytes() == before
+
+
+def test_the_length_of_a_run_with_a_schedule_is_fixed(tmp_path):
+    folder = tmp_path / "run"
+    execute("vae", *TINY, "--steps", "6", "--schedule", "cosine", "--run-dir", folder)
+    _, errors = execute("vae", "--run-dir", folder, "--resume", "--steps", "12", ok=False)
+
+    assert "steps is 6, not 12" in errors
+
+
+def test_steps_replace_the_epochs_of_a_preset(tmp_path):
+    folder = tmp_path / "run"
+    flags = ["--preset", "mnist", "--data", "digits", "--hidden", "8", "--steps", "5"]
+    execute("vae", *flags, "--run-dir", folder)
+    assert rows(folder)[-1]["step"] == 5
+
+    execute("vae", "--run-dir", folder, "--resume", "--steps", "70", "--log-every", "7")
+    assert [row["step"] for row in rows(folder)] == [1, *range(7, 71, 7)]
+
+
+def test_tiny_test_sets_draw_what_they_have(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (45, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "tiny.npz", x_train=images[:40], x_test=images[40:])
+    for script in ("autoencoder", "vae"):
+        flags = ["--data", tmp_path / "tiny.npz", "--batch-size", "8", "--steps", "5"]
+        execute(script, *flags, "--run-dir", tmp_path / script)
+        assert width_of(tmp_path / script / "interpolation.png") > 50
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_any_work(tmp_path):

@@ -105,13 +105,13 @@ def test_manifold_is_a_square_of_normal_quantiles_with_axes_as_in_a_plot():
     np.testing.assert_allclose(z[..., 1], np.tile(expected[::-1, None], (1, 4)), atol=1e-5)
 
 
-def test_class_rows_repeat_each_label_in_its_row():
-    labels = gallery.class_rows(3, 2)
-    assert labels.dtype == np.int32
-    np.testing.assert_array_equal(labels, [0, 0, 1, 1, 2, 2])
-
-
 def test_longer_list_of_draws_begins_like_a_shorter_one():
     short, long = (gallery.normal(jax.random.key(0), n, 4) for n in (5, 500))
     np.testing.assert_array_equal(short, long[:5])
     assert scipy.stats.kstest(np.asarray(long).ravel(), "norm").pvalue > 1e-3
+
+
+def test_opposite_codes_are_joined_by_a_straight_line():
+    between = [gallery.slerp(jnp.array([0.5]), jnp.array([-0.7]), w) for w in (0.0, 0.5, 1.0)]
+
+    np.testing.assert_allclose(np.ravel(between), [0.5, -0.1, -0.7], atol=1e-6)

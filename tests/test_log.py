@@ -165,7 +165,7 @@ class Clock:
 def test_lines_come_at_the_first_and_last_step_and_every_ten_seconds(monkeypatch, capsys):
     clock = Clock()
     monkeypatch.setattr(log, "time", clock)
-    with log.progress("vae", 0, 100, 32, ("loss",)) as record:
+    with log.progress("vae", 0, 100, log.throughput(0, 100, 1, 32), ("loss",)) as record:
         for step in range(1, 101):
             clock.now += 0.5
             record(step, {"loss": jnp.float32(1 / step), "hidden": 0.0})
@@ -187,7 +187,7 @@ def test_lines_come_at_the_first_and_last_step_and_every_ten_seconds(monkeypatch
 def test_lines_of_a_resumed_run_count_from_where_it_started(monkeypatch, capsys):
     clock = Clock()
     monkeypatch.setattr(log, "time", clock)
-    with log.progress("gan", 50, 54, 10, ("loss",)) as record:
+    with log.progress("gan", 50, 54, log.throughput(50, 54, 1, 10), ("loss",)) as record:
         for step in (51, 54):
             clock.now += 3.0
             record(step, {"loss": 2.0})
@@ -206,10 +206,21 @@ def test_terminal_shows_a_bar_with_rate_and_metrics(monkeypatch):
     monkeypatch.setattr(log, "time", clock)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
-    with log.progress("vae", 0, 10, 5, ("loss",)) as record:
+    with log.progress("vae", 0, 10, log.throughput(0, 10, 1, 5), ("loss",)) as record:
         for step in range(1, 11):
             clock.now += 1.0
             record(step, {"loss": 0.125})
     shown = terminal.getvalue()
     for part in ("vae", "10/10", "5 images/s", "loss 0.125"):
         assert part in shown
+
+
+def test_throughput_counts_whole_dispatches_after_the_first(monkeypatch):
+    clock = iter([100.0, 104.0, 106.0])
+    monkeypatch.setattr(log.time, "monotonic", lambda: next(clock))
+    speed = log.throughput(0, 25, 10, 8)
+    said = [speed(step) for step in range(1, 26)]
+
+    assert said[:19] == [None] * 19
+    assert said[19:24] == [10 * 8 / 4] * 5
+    assert said[24] == 15 * 8 / 6

@@ -15,6 +15,7 @@ import numpy as np
 from jaxgen.types import Array, Key, LossFn, Params
 
 MeanAndError = tuple[float, float]
+CHUNK = 50  # importance samples at once
 
 
 def mean_terms(
@@ -46,7 +47,7 @@ def importance_nll(
     key: Key,
     num_samples: int,
     batch_size: int = 50,
-    chunk: int = 50,
+    chunk: int = CHUNK,
 ) -> MeanAndError:
     """-log p(x) by importance sampling, and its standard error over images.
 

@@ -13,29 +13,56 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxgen.types import Array
 
 
-def open_manager(folder: Path, keep: int = 3) -> ocp.CheckpointManager:
-    """The checkpoints under `folder`, created if need be; the newest `keep` of them stay."""
+def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.CheckpointManager:
+    """The checkpoints under `folder`, created if need be; the newest `keep` of them stay.
+
+    read_only touches nothing, so that a run may be looked at while it is still training.
+    """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        max_to_keep=None if read_only else keep,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=not read_only,
+        read_only=read_only,
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(Path(folder).resolve(), options=options, item_handlers=handlers)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Starts writing the state after `step` steps; returns once it is copied off the devices."""
+    """Starts writing the state after `step` steps; returns once it is copied off the devices.
+
+    Does nothing if that step is there already. Raises RuntimeError if orbax declines to save.
+    """
     if step in manager.all_steps():
         return
-    manager.save(
+    saved = manager.save(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests(state))
         ),
     )
+    if not saved:
+        raise RuntimeError(f"orbax did not save step {step} in {manager.directory}")
+
+
+def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
+    """Renames the checkpoints of later steps to damaged-STEP.
+
+    They were passed over as unreadable; under their own names they would stand in the way of the
+    continued run, whose steps are as good as new.
+    """
+    for step in manager.all_steps():
+        if step > after and jax.process_index() == 0:
+            path = Path(str(manager.directory)) / str(step)
+            path.rename(path.with_name(f"damaged-{step}"))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("set aside")
+    manager.reload()
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
@@ -48,7 +75,7 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
     steps = sorted(manager.all_steps(), reverse=True)
     if not steps:
         raise FileNotFoundError(
-            f"no checkpoint in {manager.directory}; train without --resume first"
+            f"no checkpoint in {manager.directory} yet; let the run go on to its first one"
         )
     faults = []
     for step in steps:

@@ -67,14 +67,28 @@ def json_lines(path: Path) -> Iterator[tuple[Record, Callable[[], None]]]:
             flush()
 
 
+def import_tensorboard() -> Any:
+    """The module tensorboardX. Raises ImportError naming the extra."""
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise ImportError('TensorBoard logs need: pip install "jaxgen[log]"') from error
+    return tensorboardX
+
+
+def import_wandb() -> Any:
+    """The module wandb. Raises ImportError naming the extra."""
+    try:
+        import wandb as client
+    except ImportError as error:
+        raise ImportError('W&B logs need: pip install "jaxgen[log]"') from error
+    return client
+
+
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Record]:
     """Writes scalars for TensorBoard (extra: log)."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ImportError('TensorBoard logs need: pip install "jaxgen[log]"') from error
-    writer = SummaryWriter(str(folder))
+    writer = import_tensorboard().SummaryWriter(str(folder))
 
     def record(step: int, metrics: dict[str, Any]) -> None:
         for name, value in metrics.items():
@@ -89,11 +103,7 @@ def tensorboard(folder: Path) -> Iterator[Record]:
 @contextmanager
 def wandb(folder: Path, project: str, config: dict[str, Any]) -> Iterator[Record]:
     """Sends scalars to Weights & Biases (extra: log)."""
-    try:
-        import wandb as client
-    except ImportError as error:
-        raise ImportError('W&B logs need: pip install "jaxgen[log]"') from error
-    run = client.init(project=project, name=folder.name, dir=str(folder), config=config)
+    run = import_wandb().init(project=project, name=folder.name, dir=str(folder), config=config)
 
     def record(step: int, metrics: dict[str, Any]) -> None:
         run.log({name: float(np.mean(value)) for name, value in metrics.items()}, step=step)
@@ -104,58 +114,85 @@ def wandb(folder: Path, project: str, config: dict[str, Any]) -> Iterator[Record
         run.finish()
 
 
+Speed = Callable[[int], float | None]  # images/s up to this step, None while not known
+
+
+def throughput(start: int, stop: int, chunk: int, batch_size: int) -> Speed:
+    """images/s since the end of the first dispatch of `chunk` steps, which carries the compilation.
+
+    The steps of one dispatch are reported together, so only their last one tells the time.
+    """
+    ends: list[tuple[int, float]] = []  # of the first and of the latest dispatch
+
+    def speed(step: int) -> float | None:
+        is_end = (step - start) % chunk == 0 or step == stop
+        if is_end and (not ends or step > ends[-1][0]):
+            ends[1:] = [(step, time.monotonic())]
+        if len(ends) < 2:
+            return None
+        (first, began), (done, ended) = ends
+        return (done - first) * batch_size / max(ended - began, 1e-9)
+
+    return speed
+
+
 @contextmanager
 def progress(
-    title: str, start: int, stop: int, batch_size: int, names: tuple[str, ...]
+    title: str, start: int, stop: int, speed: Speed, names: tuple[str, ...]
 ) -> Iterator[Record]:
     """Shows steps, images/s, time left and the named metrics.
 
     A bar on a terminal; elsewhere a plain line now and then (at most one in ten seconds).
     """
     if sys.stderr.isatty():
-        with _bar(title, start, stop, batch_size, names) as record:
+        with _bar(title, start, stop, speed, names) as record:
             yield record
     else:
-        yield _lines(title, start, stop, batch_size, names)
+        yield _lines(title, start, stop, speed, names)
 
 
 @contextmanager
 def _bar(
-    title: str, start: int, stop: int, batch_size: int, names: tuple[str, ...]
+    title: str, start: int, stop: int, speed: Speed, names: tuple[str, ...]
 ) -> Iterator[Record]:
     from rich import progress as rich
     from rich.console import Console
+    from rich.table import Column
 
     columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[rate]}"),
-        rich.TimeRemainingColumn(),
-        rich.TextColumn("{task.fields[metrics]}"),
+        rich.TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        rich.BarColumn(bar_width=12, table_column=Column(min_width=4)),
+        rich.MofNCompleteColumn(
+            table_column=Column(no_wrap=True, min_width=2 * len(str(stop)) + 1)
+        ),
+        rich.TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True, min_width=16)),
+        rich.TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+        rich.TextColumn(
+            "{task.fields[metrics]}",
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
     )
-    rate = _rate(start, batch_size)
-    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
+    with rich.Progress(*columns, console=Console(stderr=True), expand=True) as bar:
         task = bar.add_task(title, total=stop, completed=start, rate="", metrics="")
 
         def record(step: int, metrics: dict[str, Any]) -> None:
-            bar.update(task, completed=step, rate=rate(step), metrics=_shown(metrics, names))
+            rate = _rate(speed(step))
+            bar.update(task, completed=step, rate=rate, metrics=_shown(metrics, names))
 
         yield record
 
 
-def _lines(title: str, start: int, stop: int, batch_size: int, names: tuple[str, ...]) -> Record:
-    rate = _rate(start, batch_size)
+def _lines(title: str, start: int, stop: int, speed: Speed, names: tuple[str, ...]) -> Record:
     began = last = time.monotonic()
 
     def record(step: int, metrics: dict[str, Any]) -> None:
         nonlocal last
-        now, speed = time.monotonic(), rate(step)
+        now, rate = time.monotonic(), _rate(speed(step))
         if now - last < 10 and step not in (start + 1, stop):
             return
         last = now
         left = (now - began) / max(step - start - 1, 1) * (stop - step)
-        pace = f"{speed}  {left:.0f} s left" if step > start + 1 else "compiled"
+        pace = f"{rate}  {left:.0f} s left" if step > start + 1 else "compiled"
         print(
             f"{title} {step}/{stop}  {pace}  {_shown(metrics, names)}",
             file=sys.stderr,
@@ -165,18 +202,8 @@ def _lines(title: str, start: int, stop: int, batch_size: int, names: tuple[str,
     return record
 
 
-def _rate(start: int, batch_size: int) -> Callable[[int], str]:
-    """images/s since the first report, which carries the compilation."""
-    first: list[tuple[int, float]] = []
-
-    def rate(step: int) -> str:
-        now = time.monotonic()
-        if not first:
-            first.append((step, now))
-        done, seconds = step - first[0][0], now - first[0][1]
-        return f"{done * batch_size / seconds:,.0f} images/s" if done and seconds > 0 else ""
-
-    return rate
+def _rate(speed: float | None) -> str:
+    return "" if speed is None else f"{speed:,.0f} images/s"
 
 
 def _shown(metrics: dict[str, Any], names: tuple[str, ...]) -> str:

@@ -43,6 +43,10 @@ def read_split(path: pathlib.Path, split: str, max_bytes: int) -> Arrays:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as .npz ({error}); write it again") from error
 
+    if labels and label_name not in labels:
+        raise ValueError(
+            f"{path} has labels for one split and no {label_name} for the other; give both or none"
+        )
     images = _as_images(images, f"{path}[{image_name}]")
     if label_name in labels and len(labels[label_name]) != len(images):
         raise ValueError(

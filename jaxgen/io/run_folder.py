@@ -31,16 +31,27 @@ def check_free(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError if something is at `path` that may not be replaced."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
+    if not path.is_dir():
+        raise FileExistsError(f"{path} is not a folder; use another --run-dir")
     if not overwrite:
         raise FileExistsError(
             f"{path} already holds a run; pass --resume to continue it, --overwrite to replace it, "
             f"or another --run-dir"
         )
-    if not (path / "config.json").exists():
+    if not is_run(path):
         raise FileExistsError(
-            f"{path} is not a run folder (it has no config.json), so --overwrite will not delete "
-            f"it; use another --run-dir"
+            f"{path} is not a run folder (it has no config.json of a run), so --overwrite will not "
+            f"delete it; use another --run-dir"
         )
+
+
+def is_run(path: Path) -> bool:
+    """Whether `write_config` has been here."""
+    try:
+        content = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"system", "config", "versions"} <= content.keys()
 
 
 def clear(path: Path) -> None:
@@ -51,14 +62,18 @@ def clear(path: Path) -> None:
 
 
 def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
-    """config.json: the resolved configuration, and the versions and devices it ran with."""
+    """config.json: the resolved configuration, and the versions and devices it ran with.
+
+    `commands` grows by one with every continuation.
+    """
+    earlier = json.loads((path / "config.json").read_text())["commands"] if is_run(path) else []
     content = {
         "system": system,
         "config": config,
         "versions": {"jaxgen": jaxgen.__version__, "python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
-        "command": sys.argv,
+        "commands": [*earlier, sys.argv],
     }
     write_json(path / "config.json", content)
 
@@ -71,7 +86,7 @@ def read_config(path: Path, system: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
         found, config = content["system"], content["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error!r}") from error
     if found != system:
         raise ValueError(f"{path} is a run of {found}, not of {system}; use experiments/{found}.py")

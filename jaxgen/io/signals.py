@@ -24,7 +24,8 @@ def stop_requests() -> Iterator[Callable[[], int]]:
         received.append(number)
         name = signal.Signals(number).name
         os.write(
-            sys.stderr.fileno(), f"\n{name}: stopping after this step; again to quit\n".encode()
+            sys.stderr.fileno(),
+            f"\n{name}: stopping after the step under way; again to quit at once\n".encode(),
         )
 
     previous = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}

@@ -7,6 +7,7 @@ that stopped before step s goes on with `first_step=s` and sees what it would ha
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def shuffled_batches(
     change from epoch to epoch. Process p of n gets rows [p b, (p + 1) b) of each global batch, with
     b = batch_size / n, and decodes no others. Needs the extra `data`.
     """
-    grain = _import_grain()
+    grain = import_grain()
     _check(data, batch_size, first_step, process_index, process_count)
     rows = batch_size // process_count
     # a thread's turn reads several rows, because handing over one costs as much as a small JPEG
@@ -64,7 +65,7 @@ def _examples(
 
     Each epoch is its own permutation of [0, num_examples), drawn from (seed, epoch).
     """
-    index_shuffle = _import_grain().experimental.index_shuffle
+    index_shuffle = import_grain().experimental.index_shuffle
     epoch, step_of_epoch = divmod(step, num_examples // batch_size)
     # seed + epoch, as grain itself does, would make epoch 1 of seed 0 the epoch 0 of seed 1
     epoch_seed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
@@ -97,7 +98,8 @@ def _check(
         raise ValueError(f"first_step is {first_step}; expected 0 or more")
 
 
-def _import_grain():
+def import_grain() -> Any:
+    """The module grain. Raises ImportError naming the extra."""
     try:
         import grain
         import grain.experimental

@@ -10,15 +10,21 @@ from flax import linen as nn
 from jaxgen.types import Array, Params
 
 
+def halvings(height: int, width: int) -> int:
+    """How often an image can be halved: while both sides are even and stay at 4 pixels or more."""
+    count = 0
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= 4:
+        height, width, count = height // 2, width // 2, count + 1
+    return count
+
+
 def num_stages(height: int, width: int) -> int:
-    """How often an image is halved: while both sides are even and stay at 4 pixels or more.
+    """How often a convolutional network halves an image.
 
     8 -> 1 (4x4), 28 -> 2 (7x7), 32 -> 3 (4x4), 64 -> 4 (4x4).
     Raises ValueError when the image cannot be halved once.
     """
-    stages = 0
-    while height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= 4:
-        height, width, stages = height // 2, width // 2, stages + 1
+    stages = halvings(height, width)
     if stages == 0:
         raise ValueError(
             f"a convolutional network halves the image; {height}x{width} cannot be halved to sides "

@@ -12,7 +12,7 @@ from jaxgen.types import Array
 
 
 class Classifier(nn.Module):
-    """Convolutional classifier: [..., H, W, C] -> logits [..., num_classes]."""
+    """Convolutional classifier: [..., H, W, C] -> logits [..., num_classes]; any H and W."""
 
     num_classes: int
     width: int = 32
@@ -21,7 +21,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h = nn.relu(nn.Conv(self.width, (3, 3), dtype=self.dtype)(x.astype(self.dtype)))
-        for stage in range(blocks.num_stages(*x.shape[-3:-1])):
+        for stage in range(blocks.halvings(*x.shape[-3:-1])):
             features = self.width * 2 ** (stage + 1)
             h = nn.Conv(features, (3, 3), strides=2, dtype=self.dtype)(h)
             h = nn.relu(Norm("group", dtype=self.dtype)(h))

@@ -54,8 +54,8 @@ def train(
 
     One call of `run` does `chunk` steps (the last one fewer, if need be); its metrics are [chunk].
     The host does not wait for the newest steps: metrics are read when they are ready, or once
-    `MAX_IN_FLIGHT` further chunks are under way; and all of them before a state is saved, so that
-    no state after a non-finite step reaches the disk.
+    `MAX_IN_FLIGHT` further chunks are under way; and all of them before a state is saved or
+    drawn, so that no state after a non-finite step reaches the disk.
     Raises NonFiniteError naming the first such step.
     """
     pending: deque = deque()
@@ -71,6 +71,7 @@ def train(
             _drain(pending, callbacks.record, keep=0)
             callbacks.save(done, state)
         if _passes(before, done, draw_every) and done < stop:
+            _drain(pending, callbacks.record, keep=0)
             callbacks.draw(done, state)
 
     _drain(pending, callbacks.record, keep=0)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -120,8 +121,13 @@ def _shard_map(step: Step, mesh: Mesh, batch_spec: Any) -> Step:
 
 
 def _pmap(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
-    """pmap maps the batch only, so states and metrics have no device axis to strip."""
-    devices = mesh.size
+    """pmap maps the batch only, so states and metrics have no device axis to strip.
+
+    Among several processes pmap works on what each of them holds, so arrays of all hosts are
+    taken apart before the step and put together after it.
+    """
+    one_process = jax.process_count() == 1
+    devices = mesh.size // jax.process_count()
 
     def axis_of(spec: P) -> int | None:
         return spec.index("data") if "data" in spec else None
@@ -142,8 +148,39 @@ def _pmap(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
         in_axes=(None, in_axes, None),
         out_axes=(None, None),
         devices=list(mesh.devices.flat),
-        donate_argnums=0,
+        donate_argnums=(0,) if one_process else (),  # the parts belong to global arrays
     )
-    return lambda state, batch, key: mapped(
-        state, jax.tree.map(split, batch_spec, batch, is_leaf=is_spec), key
-    )
+
+    def run(state: Any, batch: Batch, key: Key) -> tuple[Any, Metrics]:
+        if not one_process:
+            state, key = _own(state, P()), _own(key, P())
+            batch = jax.tree.map(lambda s, x: _own(x, s), batch_spec, batch, is_leaf=is_spec)
+        batch = jax.tree.map(split, batch_spec, batch, is_leaf=is_spec)
+        result = mapped(state, batch, key)
+        return result if one_process else _of_all(result, mesh)
+
+    return run
+
+
+def _own(tree: Any, spec: P) -> Any:
+    """Global arrays as this process holds them: its rows where the spec has a "data" axis."""
+
+    def own(x: jax.Array) -> jax.Array:
+        if "data" not in spec:
+            return x.addressable_data(0)
+        axis = spec.index("data")
+        shards = sorted(x.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
+        return jnp.concatenate([jax.device_get(shard.data) for shard in shards], axis)
+
+    return jax.tree.map(own, tree)
+
+
+def _of_all(tree: Any, mesh: Mesh) -> Any:
+    """What every device of every process holds alike, as global arrays."""
+    everywhere = NamedSharding(mesh, P())
+
+    def whole(x: jax.Array) -> jax.Array:
+        parts = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, parts)
+
+    return jax.tree.map(whole, tree)
