@@ -37,27 +37,35 @@ class Networks(NamedTuple):
     encoders: dict[str, CLIPTextModel]  # "text_encoder", and in XL "text_encoder_2"
 
 
-def load(
-    checkpoint: Checkpoint, dtype: Any = jnp.float32, mesh: Mesh | None = None
-) -> tuple[Networks, dict[str, Params]]:
-    """The networks of a checkpoint, and their parameters by component, cast to `dtype`.
+def networks(checkpoint: Checkpoint, dtype: Any = jnp.float32) -> Networks:
+    """The networks of a checkpoint, computing in `dtype`; no weights are read.
 
     The autoencoder stays in float32 where float16 is asked for: XL's overflows it.
-    mesh: parameters are copied to all of its devices, or divided over its axis "model".
     """
-    modules, params = {}, {}
+    modules = {}
     for name, component in checkpoint.components.items():
         own = jnp.float32 if name == "vae" and dtype == jnp.float16 else dtype
         modules[name] = MODULES[name](**diffusers.fields(component), dtype=own)
+    encoders = {name: m for name, m in modules.items() if name.startswith("text_encoder")}
+    found = Networks(modules["unet"], modules["vae"], encoders)
+    _check_together(found)
+    return found
+
+
+def load(checkpoint: Checkpoint, networks: Networks, mesh: Mesh | None = None) -> dict[str, Params]:
+    """The parameters of the networks by component, in the type that each computes in.
+
+    mesh: they are copied to all of its devices, or divided over its axis "model".
+    """
+    modules = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
+    params = {}
+    for name, module in modules.items():
+        tensors = checkpoint.components[name].tensors
         try:
-            abstract = shapes(modules[name])
-            params[name] = weights.load(component.tensors, abstract, own, sharding(mesh))
+            params[name] = weights.load(tensors, shapes(module), module.dtype, sharding(mesh))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    encoders = {name: m for name, m in modules.items() if name.startswith("text_encoder")}
-    networks = Networks(modules["unet"], modules["vae"], encoders)
-    _check_together(networks)
-    return networks, params
+    return params
 
 
 def check_dtype(dtype: Any) -> Any:

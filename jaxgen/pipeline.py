@@ -52,10 +52,11 @@ class StableDiffusion:
         if loop not in (None, "device", "host"):
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
         self.dtype, self.mesh = loading.check_dtype(dtype), loading.check_mesh(mesh)
-        self.networks, self.params = loading.load(checkpoint, self.dtype, self.mesh)
+        self.networks = loading.networks(checkpoint, self.dtype)
+        self.model = request.model(self.networks, checkpoint.scheduler)
+        self.params = loading.load(checkpoint, self.networks, self.mesh)
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
-        self.model = _model(self.networks, checkpoint)
         self.programs = programs(self.networks, self.mesh)
         encoders = self.networks.encoders
         self.embedder = Embedder(
@@ -124,7 +125,7 @@ class StableDiffusion:
         guidance_rescale, seed, image, mask, latents; single values serve all. From one seed, image
         j takes seed + j. height and width in pixels default to the image's or the model's own.
         sampler: a name, a function (num_steps, start_step) -> Table, or a Table; None is the
-        checkpoint's own. eta: fresh noise of ddim and tcd.
+        checkpoint's own. eta: fresh noise of ddim (0 by default) and tcd (0.3).
         guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
         work that guidance costs is left out. guidance_rescale: 0 to 1.
         image: Pillow, uint8, or floats in [-1, 1]; `strength` of its steps are run. mask: white
@@ -276,17 +277,6 @@ class StableDiffusion:
             advice = "check the checkpoint's weights, the sampler and the guidance scale"
         bad = ", ".join(str(j) for j in np.flatnonzero(~finite))
         raise ValueError(f"image {bad} is not finite in {self.dtype.name}; {advice}")
-
-
-def _model(networks: loading.Networks, checkpoint: Checkpoint) -> request.Model:
-    unet, vae = networks.unet, networks.vae
-    factor = 2 ** (len(vae.block_out_channels) - 1)
-    size = unet.sample_size
-    if size is not None:
-        h, w = (size, size) if isinstance(size, int) else size
-        size = (h * factor, w * factor)
-    inpaints = unet.in_channels != vae.latent_channels
-    return request.Model(factor, vae.latent_channels, size, inpaints, checkpoint.scheduler)
 
 
 def _as_float32(column: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxgen.conditions import Text
 from jaxgen.diffusion import config, schedule
 from jaxgen.diffusion.table import Table
+from jaxgen.loading import Networks
 
 OUTPUTS = ("image", "latent")
 MOST_PIXELS = 2**26  # 8192 x 8192; beyond, a size is a slip of the keyboard
@@ -75,6 +76,16 @@ class Settings(NamedTuple):
     @property
     def guided(self) -> bool:
         return bool((self.guidance_scale > 1).any())
+
+
+def model(networks: Networks, scheduler: Mapping[str, Any]) -> Model:
+    """What a request must know of these networks."""
+    factor = 2 ** (len(networks.vae.block_out_channels) - 1)
+    channels, size = networks.vae.latent_channels, networks.unet.sample_size
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        size = (height * factor, width * factor)
+    return Model(factor, channels, size, networks.unet.in_channels != channels, scheduler)
 
 
 def settings(request: Request, model: Model) -> Settings:

@@ -69,7 +69,11 @@ def theirs(case, output="latent"):
     kind, task = case["kind"], case.get("task", "text")
     parts, scheduler_config = components(kind)
     cls = CLASSES["xl" if kind == "xl" else "sd", task]
-    given = {**scheduler_config, **case.get("scheduler", {})}
+    changes = case.get("scheduler", {})
+    given = {**scheduler_config, **changes}
+    # diffusers drops values that it believes to be defaults
+    defaulted = set(given.get("_use_default_values", ())) - changes.keys()
+    given["_use_default_values"] = sorted(defaulted)
     parts = {**parts, "scheduler": make_sampler_values.scheduler(given, case.get("sampler"))}
     options = {"add_watermarker": False} if kind == "xl" else {"requires_safety_checker": False}
     with warnings.catch_warnings(), torch.no_grad():

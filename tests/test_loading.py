@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""From checkpoints to networks on devices: types, shardings, and parts that do not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_checkpoints
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxgen import loading
+from jaxgen.nn.unet import UNet2DConditionModel
+
+
+def mixed(kind, **parts):
+    """A checkpoint with components of others: name=(kind, component)."""
+    checkpoint = tiny_checkpoints.checkpoint(kind)
+    components = dict(checkpoint.components)
+    for name, (other, component) in parts.items():
+        components[name] = tiny_checkpoints.checkpoint(other).components[component]
+    return checkpoint._replace(components=components)
+
+
+def test_parts_of_different_models_are_named_together():
+    checkpoint = mixed("sd1", text_encoder=("xl", "text_encoder"))
+    with pytest.raises(
+        ValueError, match="text encoders give 16 features and the UNet attends to 2"
+    ):
+        loading.networks(checkpoint)
+    checkpoint = mixed("sd1", unet=("xl", "unet"))
+    with pytest.raises(ValueError, match="attends to 40; a UNet with pooled text and 1 text enc"):
+        loading.networks(checkpoint)
+
+
+def test_channels_of_network_and_autoencoder_must_fit():
+    checkpoint = tiny_checkpoints.checkpoint("sd1")
+    unet = checkpoint.components["unet"]
+    unet = unet._replace(config=unet.config | {"in_channels": 7, "out_channels": 8})
+    checkpoint = checkpoint._replace(components=checkpoint.components | {"unet": unet})
+    with pytest.raises(
+        ValueError,
+        match="takes 7 channels; with this autoencoder 4, or 9 for .* returns 8 channels",
+    ):
+        loading.networks(checkpoint)
+
+
+def test_a_fault_in_the_weights_names_the_component():
+    checkpoint = mixed("sd1", vae=("sd1", "unet"))
+    checkpoint = checkpoint._replace(
+        components=checkpoint.components
+        | {"vae": checkpoint.components["vae"]._replace(
+            class_name="AutoencoderKL", config=tiny_checkpoints.VAE)}
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"^vae: "):
+        loading.load(checkpoint, loading.networks(checkpoint))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_parameters_have_the_type_asked_for(dtype):
+    checkpoint = tiny_checkpoints.checkpoint("sd1")
+    networks = loading.networks(checkpoint, loading.check_dtype(dtype))
+    params = loading.load(checkpoint, networks)
+    found = {name: {x.dtype for x in jax.tree.leaves(tree)} for name, tree in params.items()}
+    dtype = jnp.dtype(dtype)
+    # XL's autoencoder overflows float16
+    vae = jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype
+    assert found == {"unet": {dtype}, "vae": {vae}, "text_encoder": {dtype}}
+
+
+def test_large_kernels_are_divided_by_their_features():
+    devices = np.array(jax.devices()[:8]).reshape(2, 4)
+    place = loading.sharding(Mesh(devices, ("data", "model")))
+    assert place(("conv_in", "kernel"), (3, 3, 64, 320)).spec == P(None, None, None, "model")
+    assert place(("to_q", "kernel"), (320, 320)).spec == P(None, "model")
+    for small in ((320,), (16, 16), (320, 321)):
+        assert place(("kernel",), small).spec == P()
+    assert loading.sharding(None) is None
+
+
+def test_a_network_without_the_sizes_it_is_told_of_says_so():
+    with pytest.raises(ValueError, match="'text_time' needs addition_time_embed_dim and a .* None"):
+        loading.shapes(UNet2DConditionModel(addition_embed_type="text_time"))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""The script as a user runs it, on a tiny checkpoint: pictures, their stories, errors, Ctrl-C."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_checkpoints
+from PIL import Image
+
+import jaxgen
+from jaxgen.io import diffusers, png
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIZE = tiny_checkpoints.SIZE
+
+
+def command(*flags):
+    return [sys.executable, str(ROOT / "experiments" / "text_to_image.py"), *map(str, flags)]
+
+
+def environment(tmp_path, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }  # fmt: skip
+
+
+def execute(tmp_path, *flags, ok=True, devices=1):
+    done = subprocess.run(
+        command(*flags), env=environment(tmp_path, devices), capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    diffusers.write(folder, tiny_checkpoints.checkpoint("sd1"))
+    return folder
+
+
+def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
+    output = tmp_path / "out"
+    flags = ["--model", model, "--output", output, "--steps", 3, "--sampler", "euler"]
+    stdout, stderr = execute(
+        tmp_path, *flags, "--prompt", "a cat", "the (dog:1.2)", "--negative", "blur", "--seed", 7,
+        "--batch-size", 2,
+    )  # fmt: skip
+    assert "load " in stdout
+    assert "compile " in stdout
+    assert "run " in stdout
+    assert "step 3 of 3" in stderr
+    assert "it/s" in stderr
+    names = ["00001-grid.png", "00001.png", "00002.png", "00003.png", "00004.png"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    assert png.read_text(output / "00003.png") == {
+        "prompt": "the (dog:1.2)", "seed": "9", "negative_prompt": "blur", "steps": "3",
+        "sampler": "euler", "guidance_scale": "7.5", "guidance_rescale": "0.0", "clip_skip": "0",
+        "width": str(SIZE), "height": str(SIZE), "model": str(model), "dtype": "float32",
+        "software": f"jaxgen {jaxgen.__version__}",
+    }  # fmt: skip
+
+    # the same picture from what its file says, on two devices, beside the first ones
+    execute(tmp_path, *flags, "--prompt", "the (dog:1.2)", "a cat", "--negative", "blur",
+            "--seed", 9, "--data-devices", 2, devices=2)  # fmt: skip
+    assert {"00005.png", "00006.png", "00005-grid.png"} <= {p.name for p in output.iterdir()}
+    pictures = []
+    for name in ("00003.png", "00005.png"):
+        with Image.open(output / name) as picture:
+            pictures.append(np.asarray(picture.convert("RGB")).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (43, 50, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "image.png")
+    white = np.zeros((43, 50), np.uint8)
+    white[:, 25:] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    output = tmp_path / "out"
+    stdout, _ = execute(
+        tmp_path, "--model", model, "--output", output, "--steps", 4, "--prompt", "a cat",
+        "--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--strength", 0.5,
+    )  # fmt: skip
+    assert "1 image of 48 x 40" in stdout
+    assert [path.name for path in output.iterdir()] == ["00001.png"]
+    story = png.read_text(output / "00001.png")
+    assert story["strength"] == "0.5"
+    assert story["sampler"] == "DDIMScheduler"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "error: which model? Give --model"),
+        (["--model", "MODEL"], "what should the image show? Give --prompt"),
+        (["--model", "nothing/here/x", "--prompt", "a"], "no such file or folder: 'nothing/here/x"),
+        (["--model", "MODEL", "--prompt", "a", "--sampler", "eulr"], "unknown sampler 'eulr'"),
+        (["--model", "MODEL", "--prompt", "a", "--width", "31"], "width is 31; it must be a pos"),
+        (["--model", "MODEL", "--prompt", "a", "--mask", "m.png"], "give both"),
+        (["--model", "MODEL", "--prompt", "a", "--image", "m.png"], "No such file"),
+        (["--model", "MODEL", "--prompt", "a", "--data-devices", "3"], "need 3 devices; there are"),
+        (["--model", "MODEL", "--prompt", "a", "--batch-size", "0"], "--batch-size is 0"),
+    ],
+)
+def test_bad_use_is_one_line(model, tmp_path, monkeypatch, capsys, flags, message):
+    """In this process: cli.main is what the script's last line calls."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import text_to_image
+
+    from jaxgen import cli
+
+    monkeypatch.setattr(cli, "compilation_cache", lambda: None)
+    flags = [str(model) if flag == "MODEL" else flag for flag in flags]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["text_to_image.py", *flags])
+    if "--data-devices" in flags:
+        monkeypatch.setattr(text_to_image.jax, "device_count", lambda: 2)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(text_to_image.start)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_help_explains_every_option(tmp_path):
+    stdout, _ = execute(tmp_path, "--help")
+    for words in ("--model", "--negative", "how much of --image is made anew", "(word:1.3)"):
+        assert words in stdout
+
+
+def test_control_c_stops_without_a_traceback(model, tmp_path):
+    flags = ["--model", model, "--prompt", "a cat", "--steps", 900, "--output", tmp_path / "out"]
+    process = subprocess.Popen(
+        command(*flags, "--height", 256, "--width", 256), env=environment(tmp_path), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("load")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "stopped" in stderr
+    assert not (tmp_path / "out").exists()
