@@ -55,4 +55,4 @@ def test_bfloat16_is_close_to_float32_at_full_size(monkeypatch):
         gc.collect()
     found = [psnr(made[jnp.bfloat16], made[jnp.float32]) for made in (latents, images)]
     print(f"bfloat16 against float32: latents {found[0]:.1f} dB, images {found[1]:.1f} dB")
-    assert found[1] > 30
+    assert found[1] > 30  # 45.2 dB and 40.5 dB found
