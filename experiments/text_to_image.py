@@ -13,7 +13,7 @@ is a PNG that carries its prompt and settings; numbers go on where the output fo
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from rich.console import Console
 
 import jaxgen
 from jaxgen import cli, loading, request
-from jaxgen.io import hub, images, png
+from jaxgen.io import hub, images, png, signals
 from jaxgen.pipeline import OnStep, StableDiffusion
 from jaxgen.request import Request
 from jaxgen.types import Array
@@ -76,7 +76,7 @@ def main() -> None:
         pipe = load_model(config, asked)
     print(f"load {load.seconds:.1f} s: {pipe.dtype.name} on {devices(pipe)}")
 
-    with stopwatch() as call, bar() as on_step:
+    with signals.stop_requests() as signal, stopwatch() as call, bar(signal) as on_step:
         latents = pipe.latents(pipe.inputs(asked), on_step)
         pictures = pipe.decode(latents)
     count, height, width, _ = pictures.shape
@@ -186,10 +186,11 @@ def stopwatch() -> Iterator[Seconds]:
 
 
 @contextmanager
-def bar() -> Iterator[OnStep]:
+def bar(signal: Callable[[], int]) -> Iterator[OnStep]:
     """A bar of steps and steps per second on a terminal; plain lines now and then elsewhere.
 
-    Time counts from the end of the first step, which carries the compilation.
+    Time counts from the end of the first step, which carries the compilation. Exits after a step
+    if there was a signal.
     """
     columns = (
         progress.TextColumn("steps"),
@@ -214,6 +215,9 @@ def bar() -> Iterator[OnStep]:
             if not terminal and (done == total or ends[-1] - told[0] > 10):
                 told[0] = ends[-1]
                 print(f"step {done} of {total} {rate}".rstrip(), file=sys.stderr, flush=True)
+            if signal():
+                print(f"stopped at step {done} of {total}", file=sys.stderr)
+                sys.exit(128 + signal())  # as a shell reports it
 
         yield on_step
 
@@ -257,13 +261,5 @@ def next_number(folder: Path) -> int:
     return max((int(found[1]) for found in taken if found), default=0) + 1
 
 
-def start() -> None:
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)  # as a shell reports it
-
-
 if __name__ == "__main__":
-    cli.main(start)
+    cli.main(main)
