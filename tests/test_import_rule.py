@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""types <- {nn, train, diffusion, evaluate, io} <- doorways <- experiments, read from the code."""
+"""types <- rooms <- doorways <- experiments, read from the code; the rooms are `ROOMS`."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("nn", "train", "diffusion", "evaluate", "io")
+ROOMS = ("nn", "train", "diffusion", "evaluate", "io", "measure")
 FILES = sorted((ROOT / "jaxgen").rglob("*.py"))
 EXTRAS = (
     "torch", "tensorflow", "tensorflow_datasets", "grain", "diffusers", "transformers", "wandb",

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""Measures speed: training steps and Stable Diffusion, beside PyTorch and the device's own limit.
+
+python experiments/benchmark.py --quick                      # two minutes on two cores
+python experiments/benchmark.py                              # AE, VAE and GAN in full
+python experiments/benchmark.py --models vae --networks dense --batch-sizes 128 4096
+python experiments/benchmark.py --models sd15 --resolutions 512 --dtypes bfloat16
+python experiments/benchmark.py --models sd15 --checkpoint path/to/model
+
+Candidates take turns. Peers (extra: oracle) start from the same weights, and must have as many
+parameters and find the same losses, before and after an update, or nothing is reported.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import rich.console
+import tyro
+from benchmarking import grid, peers, race, sd_models, sd_programs, show, training
+from jax.sharding import Mesh
+
+from jaxgen import cli
+from jaxgen.measure import ceilings, environment
+from jaxgen.train import parallel
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the benchmark; what is not given is chosen for the backend."""
+
+    quick: bool = False  # few cases, few turns: two minutes on two CPU cores
+    models: tuple[str, ...] = ("autoencoder", "vae", "gan")  # and sd15, sd21, sdxl
+    networks: tuple[str, ...] = ("dense", "conv")  # of AE, VAE and GAN
+    batch_sizes: tuple[int, ...] | None = None  # images per step, over all devices
+    dtypes: tuple[str, ...] | None = None  # float32, bfloat16
+    dispatch: tuple[str, ...] | None = None  # step (one per dispatch), scan
+    parallel: tuple[str, ...] | None = None  # jit, pmap, shard_map
+    num_models: tuple[int, ...] | None = None  # trained at once by vmap
+    num_devices: int | None = None  # of training; all by default
+    scan_steps: int = 50  # steps per dispatch of scan
+    resolutions: tuple[int, ...] | None = None  # Stable Diffusion: pixels of a side
+    num_steps: int | None = None  # Stable Diffusion: sampling steps of an image
+    checkpoint: str | None = None  # Stable Diffusion: a real model instead of random weights
+    peers: tuple[str, ...] | None = None  # pytorch, pytorch_compile, pytorch_graphs; all installed
+    no_peers: bool = False  # race jaxgen alone
+    turns: int = 5  # of each candidate
+    seconds: float = 0.5  # a turn takes about so long
+    minutes: float | None = None  # begin no further case after this long
+    output: str = "runs/benchmark"  # results go to this path with .json and .png
+
+
+class Job(NamedTuple):
+    """One case, to be run when its turn comes."""
+
+    name: str
+    dtype: str
+    run: Callable[[ceilings.Ceilings], list[Row]]
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    if config.quick:
+        config = replace(config, turns=min(config.turns, 3), seconds=min(config.seconds, 0.3))
+    mesh = parallel.data_mesh(config.num_devices)
+    _check(config)
+    jobs = [*training_jobs(config, mesh), *diffusion_jobs(config)]
+
+    # a file or a pipe has no width of its own
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
+    record = environment.record()
+    console.print(f"{record['device']}, {mesh.size} device(s), jax {jax.__version__}")
+    if record["platform"] == "cpu" and record["load_average"] > 0.5 * record["cores"]:
+        console.print(f"The machine is busy (load {record['load_average']}): do not trust this run")
+    limits = device_limits(console, {job.dtype for job in jobs})
+    rows: list[Row] = []
+    for found in races(config, jobs, limits, console):
+        for name, part in show.groups(found).items():
+            console.print(show.table(name, part))
+        rows += found
+        write(config, record, limits, rows)
+    show.chart(rows, _subtitle(record), Path(f"{config.output}.png"))
+    console.print(f"{len(rows)} rows: {config.output}.json, {config.output}.png")
+
+
+def training_jobs(config: Config, mesh: Mesh) -> list[Job]:
+    """Training, all checked. Raises ValueError for what cannot be run."""
+    cases = grid.cases(config)
+    for case in cases:
+        training.check(case, mesh)
+    names = peer_names(config, mesh.size) if cases else []
+
+    def job(case: training.Case, ways: list[training.Way]) -> Job:
+        def run(limit: ceilings.Ceilings) -> list[Row]:
+            return race.train(
+                case, ways, names, mesh, limit, scan_steps=config.scan_steps,
+                num_turns=config.turns, seconds=config.seconds,
+            )  # fmt: skip
+
+        return Job(" ".join(map(str, case)), case.dtype, run)
+
+    return [job(case, grid.ways(config, case)) for case in cases]
+
+
+def diffusion_jobs(config: Config) -> list[Job]:
+    """Stable Diffusion on one device, all checked. Raises ValueError for what cannot be run."""
+    cases = grid.diffusion_cases(config)
+    if config.checkpoint is not None and len({case.model for case in cases}) != 1:
+        raise ValueError("--checkpoint needs one kind of model, as --models sd15")
+    for case in cases:
+        kind = jnp.dtype(case.dtype)
+        sd_programs.check(sd_models.networks(case.model, kind), case.size)
+    names = peer_names(config, 1, diffusion=True) if cases else []
+
+    def job(case: grid.Diffusion) -> Job:
+        def run(limit: ceilings.Ceilings) -> list[Row]:
+            kind, path = jnp.dtype(case.dtype), config.checkpoint
+            model = sd_models.random(case.model, kind)
+            if path is not None:
+                model = sd_models.stored(path, kind)
+            return race.diffuse(
+                model, case.size, case.dtype, names, limit, num_turns=config.turns,
+                seconds=config.seconds,
+            )  # fmt: skip
+
+        return Job(" ".join(map(str, (case.model, case.dtype, *case.size))), case.dtype, run)
+
+    return [job(case) for case in cases]
+
+
+def peer_names(config: Config, num_devices: int, diffusion: bool = False) -> list[str]:
+    """The peers to race. Raises ValueError for those that cannot run beside this."""
+    if config.no_peers or (num_devices > 1 and config.peers is None):
+        return []
+    if num_devices > 1:
+        raise ValueError(
+            f"peers run on one device and jaxgen on {num_devices}; use --num-devices 1"
+        )
+    return peers.chosen(config.peers, config.quick, diffusion)
+
+
+def races(
+    config: Config,
+    jobs: list[Job],
+    limits: dict[str, ceilings.Ceilings],
+    console: rich.console.Console,
+) -> Iterator[list[Row]]:
+    """The rows of one case after the other, for as long as there is time."""
+    began = time.monotonic()
+    for i, job in enumerate(jobs):
+        if config.minutes is not None and time.monotonic() - began > 60 * config.minutes:
+            left = "; ".join(job.name for job in jobs[i:])
+            console.print(f"{config.minutes} minutes are over. Left out: {left}")
+            return
+        yield job.run(limits[job.dtype])
+        jax.clear_caches()
+
+
+def device_limits(console: rich.console.Console, dtypes: set[str]) -> dict[str, ceilings.Ceilings]:
+    """The device's measured ceilings by type of the products."""
+    found = {}
+    for dtype in sorted(dtypes):
+        found[dtype] = ceilings.measure(jnp.dtype(dtype))
+        flops, copied = found[dtype]
+        console.print(f"{dtype}: {flops / 1e9:,.0f} GFLOP/s matmul, {copied / 1e9:,.1f} GB/s copy")
+    return found
+
+
+def _check(config: Config) -> None:
+    for name in ("turns", "scan_steps"):
+        if getattr(config, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is {getattr(config, name)}; use 1 or more")
+    if not config.seconds > 0:
+        raise ValueError(f"--seconds is {config.seconds}; use a positive time")
+
+
+def write(
+    config: Config, record: Row, limits: dict[str, ceilings.Ceilings], rows: list[Row]
+) -> None:
+    """All that is known so far, as JSON."""
+    path = Path(f"{config.output}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {
+        "environment": record,
+        "config": asdict(config),
+        "ceilings": {dtype: limit._asdict() for dtype, limit in limits.items()},
+        "rows": rows,
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _subtitle(record: Row) -> str:
+    versions = ", ".join(f"{n} {v}" for n, v in record["versions"].items() if n in ("jax", "torch"))
+    return f"{record['device']}; {versions}; {record['date'][:10]}"
+
+
+if __name__ == "__main__":
+    cli.main(main)

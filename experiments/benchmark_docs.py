@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+"""Writes docs/benchmarks.md from the raw results in benchmarks/*.json.
+
+python experiments/benchmark_docs.py
+python experiments/benchmark_docs.py --check      # status 1 if the page is not up to date
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from benchmarking import page
+
+from jaxgen import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the page."""
+
+    results: str = str(ROOT / "benchmarks")  # folder of raw results
+    output: str = str(ROOT / "docs" / "benchmarks.md")  # the page
+    check: bool = False  # write nothing; say whether the page is up to date
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    text, path = generated(Path(config.results)), Path(config.output)
+    if not config.check:
+        path.write_text(text)
+        print(path)
+    elif not path.is_file() or path.read_text() != text:
+        print(f"{path} is not what its results say; run python experiments/benchmark_docs.py")
+        sys.exit(1)
+
+
+def generated(folder: Path) -> str:
+    """The page of all results in a folder. Raises ValueError for a file that is none."""
+    results = {}
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        if not {"environment", "rows"} <= result.keys():
+            raise ValueError(f"{path} is no result of a benchmark; move it elsewhere")
+        results[path.name] = result
+    return page.page(results)
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What `benchmark.py` measures and how it is shown."""

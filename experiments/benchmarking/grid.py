@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Which cases are raced and in which ways, unless the command line says.
+
+Not the product of everything: the base point is batch 128 in float32, the other one a large batch,
+on accelerators in bfloat16. Each has one step per dispatch and scanned ones; from the base point
+the parallel modes and the number of models are varied one by one.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarking.sd_models import MODELS, RESOLUTIONS
+from benchmarking.sd_programs import Size
+from benchmarking.training import DISPATCHES, NETWORKS, SCRIPTS, Case, Way
+from jaxgen.train import parallel
+
+BASE = (128, "float32")
+DTYPES = ("float32", "bfloat16")
+NUM_STEPS = {"sd15": 50, "sd21": 50, "sdxl": 20, "tiny": 4}
+
+
+class Diffusion(NamedTuple):
+    """A case of Stable Diffusion."""
+
+    model: str
+    dtype: str
+    size: Size
+
+
+def cases(config: Any) -> list[Case]:
+    """All cases of training. Raises ValueError for names that do not exist."""
+    _check("model", config.models, (*SCRIPTS, *MODELS))
+    _check("network", config.networks, NETWORKS)
+    _check("dtype", config.dtypes, DTYPES)
+    points = _points(config)
+    return [
+        Case(model, network, *point)
+        for model in config.models
+        if model in SCRIPTS
+        for network in config.networks
+        for point in points
+    ]
+
+
+def ways(config: Any, case: Case) -> list[Way]:
+    """The ways in which jaxgen trains a case. Raises ValueError for names that do not exist."""
+    _check("dispatch", config.dispatch, DISPATCHES)
+    _check("parallel", config.parallel, parallel.MODES)
+    dispatches = config.dispatch or _dispatches(case)
+    modes, seeds = config.parallel or ("jit",), config.num_models or (1,)
+    found = [Way(d, m, s) for d in dispatches for m in modes for s in seeds]
+
+    varied = (case.batch_size, case.dtype) == BASE and (not config.quick or case.model == "vae")
+    if varied and not (config.quick and case.network == "conv"):
+        if config.parallel is None:
+            found += [Way(dispatches[-1], mode, 1) for mode in ("pmap", "shard_map")]
+        if config.num_models is None:
+            found += [Way(dispatches[-1], "jit", _many(case))]
+    return found
+
+
+def diffusion_cases(config: Any) -> list[Diffusion]:
+    """All cases of Stable Diffusion; on CPU small pictures and few steps by default."""
+    on_cpu = jax.default_backend() == "cpu"
+    sizes = config.batch_sizes or ((1,) if on_cpu or config.quick else (1, 16))
+    found = []
+    for model in [name for name in config.models if name in MODELS]:
+        own = RESOLUTIONS[model]
+        for dtype in config.dtypes or (("float32",) if on_cpu else ("bfloat16",)):
+            for resolution in config.resolutions or ((min(own, 128),) if on_cpu else (own,)):
+                steps = config.num_steps or (4 if on_cpu else NUM_STEPS[model])
+                found += [Diffusion(model, dtype, Size(b, resolution, steps)) for b in sizes]
+    return found
+
+
+def _points(config: Any) -> list[tuple[int, str]]:
+    """Batch sizes and types."""
+    on_cpu = jax.default_backend() == "cpu"
+    # a CPU has no faster arithmetic for bfloat16
+    default = [BASE, (512, "float32") if on_cpu else (4096, "bfloat16")]
+    default = default[:1] if config.quick else default
+    if config.batch_sizes is None and config.dtypes is None:
+        return default
+    sizes, dtypes = config.batch_sizes or (BASE[0],), config.dtypes or (BASE[1],)
+    return [(size, dtype) for size in sizes for dtype in dtypes]
+
+
+def _dispatches(case: Case) -> tuple[str, ...]:
+    # on CPU, XLA runs convolutions inside loops on one thread, and compiles them for a minute
+    alone = case.network == "conv" and jax.default_backend() == "cpu"
+    return ("step",) if alone else ("step", "scan")
+
+
+def _many(case: Case) -> int:
+    if jax.default_backend() == "cpu":
+        return 8 if case.network == "dense" else 2
+    return 64 if case.network == "dense" else 8
+
+
+def _check(what: str, asked: Any, known: Any) -> None:
+    for name in asked or ():
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}; use {', '.join(known)}")

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""The same training in other frameworks: which of them are here, and the proof of sameness."""
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarking import diffusion, training
+from benchmarking.sd_models import Model
+from benchmarking.sd_programs import Size
+from jaxgen.measure import memory
+
+NAMES = ("pytorch", "pytorch_compile", "pytorch_graphs")
+# relative, of losses: rounding of one sum, and of the products of one layer after another
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+TENSOR_FLOAT_32 = 5e-3  # float32 products on a GPU's Tensor Cores have 10 bits
+# relative, of the norm of what a part gives
+OUTPUT_TOLERANCE = {"float32": 2e-3, "bfloat16": 5e-2}
+OUTPUT_TENSOR_FLOAT_32 = 3e-2
+
+
+def chosen(asked: Sequence[str] | None, quick: bool, diffusion: bool = False) -> list[str]:
+    """The peers to race: those asked for, else all that are here (if quick, without compilers).
+
+    diffusion: for Stable Diffusion, which takes more packages.
+    Raises ValueError for an unknown one, and ImportError for one that is not here.
+    """
+    if asked is None:
+        slow = quick or (diffusion and jax.default_backend() == "cpu")  # to compile: minutes
+        fast = NAMES[:1] if slow else NAMES
+        return [name for name in fast if missing(name, diffusion) is None]
+    for name in asked:
+        if name not in NAMES:
+            raise ValueError(f"unknown peer {name!r}; use {', '.join(NAMES)}")
+        reason = missing(name, diffusion)
+        if reason is not None:
+            raise ImportError(f"peer {name} was asked for, and {reason}")
+    return list(asked)
+
+
+def missing(name: str, diffusion: bool = False) -> str | None:
+    """What a peer lacks here, and what to do about it; None if nothing."""
+    needed = {"torch": "PyTorch"}
+    if diffusion:
+        needed |= {"diffusers": "diffusers", "transformers": "transformers"}
+    for package, title in needed.items():
+        if importlib.util.find_spec(package) is None:
+            return f'{title} is not installed; pip install "jaxgen[oracle]"'
+    import torch
+
+    on_gpu = jax.default_backend() == "gpu"
+    if jax.default_backend() not in ("cpu", "gpu"):
+        return f"PyTorch does not run on this {jax.default_backend()}; leave --peers out"
+    if on_gpu and not torch.cuda.is_available():
+        return "this PyTorch has no CUDA; install a build that has"
+    if name == "pytorch_graphs" and not on_gpu:
+        return "CUDA graphs need a GPU; use pytorch_compile"
+    if name == "pytorch_compile" and not on_gpu and shutil.which("g++") is None:
+        return "torch.compile needs a C++ compiler on CPU; install g++"
+    return None
+
+
+def start(case: training.Case, name: str, like: training.Started) -> training.Started:
+    """The peer past its first two steps, from the weights of jaxgen's candidate.
+
+    Raises ValueError unless it has as many parameters and found the same two losses.
+    """
+    from benchmarking import torch_training as twins
+
+    twins.prepare()
+    before = memory.mark()
+    twins.reset_peak_memory()
+    mode = twins.MODES[name]
+    options = training.config_of(case)
+    peer = twins.peer(case.model, training.originals(case), like.params, options, mode)
+    images, draws = training.dataset(), training.draws(case)
+
+    began = time.perf_counter()
+    steps = twins.losses(peer, images[: case.batch_size], draws)
+    losses = [next(steps)]
+    first = time.perf_counter() - began
+    losses += list(steps)
+    check(case, name, peer.num_parameters, losses, like.facts)
+
+    on_device = twins.peak_memory()
+    flops = like.facts["product_flops_per_step"] // like.facts["num_models"]
+    facts = {
+        "dispatch": "step", "num_models": 1, "steps_per_dispatch": 1, "num_devices": 1,
+        "time_to_first_step_s": first, "parameters": peer.num_parameters, "losses": losses,
+        "product_flops_per_step": flops,
+        "peak_memory_bytes": on_device or memory.growth(before),
+        "peak_memory_of": "process" if on_device is None else "device",
+    }  # fmt: skip
+    candidate = twins.candidate(peer, images, case.batch_size)
+    return training.Started(candidate, case.batch_size, facts, like.params)
+
+
+def start_diffusion(
+    model: Model,
+    size: Size,
+    dtype: str,
+    name: str,
+    ours: dict[str, diffusion.Part],
+    given: diffusion.Given,
+) -> dict[str, diffusion.Part]:
+    """The peer's parts past their first call, from jaxgen's weights and inputs.
+
+    Raises ValueError unless each has as many parameters and finds what jaxgen found.
+    """
+    from benchmarking import torch_diffusion as twins
+    from benchmarking import torch_training
+
+    torch_training.prepare()
+    peer = twins.start(model, size, given, dtype, torch_training.MODES[name])
+    found = {}
+    for part, like in ours.items():
+        before = memory.mark()
+        torch_training.reset_peak_memory()
+        began = time.perf_counter()
+        output = peer.run[part]().float().cpu().numpy()
+        first = time.perf_counter() - began
+        output = np.moveaxis(output, 1, -1) if output.ndim == 4 else output
+        parameters = peer.parameters[part]
+        check_diffusion(f"{name}: {part}", dtype, parameters, output, like)
+        on_device = torch_training.peak_memory()
+        facts = {
+            "time_to_first_step_s": first, "parameters": parameters,
+            "product_flops_per_step": like.facts["product_flops_per_step"],
+            "peak_memory_bytes": on_device or memory.growth(before),
+            "peak_memory_of": "process" if on_device is None else "device",
+        }  # fmt: skip
+        found[part] = diffusion.Part(peer.candidate(part), facts, output)
+    return found
+
+
+def check_diffusion(
+    what: str, dtype: str, parameters: int, output: np.ndarray, ours: diffusion.Part
+) -> None:
+    """Raises ValueError unless parameters and outputs are equal.
+
+    Whole images are compared in float32 only: over many steps of a network with random weights,
+    half precision's rounding grows.
+    """
+    if parameters != ours.facts["parameters"]:
+        raise ValueError(
+            f"{what} has {parameters} parameters and jaxgen {ours.facts['parameters']}; they are "
+            f"not the same network"
+        )
+    if what.endswith("images") and dtype != "float32":
+        return
+    expected = np.asarray(ours.output, np.float32)
+    error = np.linalg.norm(output - expected) / np.linalg.norm(expected)
+    tolerance = OUTPUT_TOLERANCE[dtype]
+    if jax.default_backend() == "gpu":
+        tolerance = max(tolerance, OUTPUT_TENSOR_FLOAT_32)
+    if not error <= tolerance:
+        raise ValueError(
+            f"{what} differs from jaxgen's by {error:.2g} of its size, more than {tolerance:g}; "
+            f"they do not compute the same"
+        )
+
+
+def check(
+    case: training.Case, name: str, parameters: int, losses: list[float], ours: dict[str, Any]
+) -> None:
+    """Raises ValueError unless parameters and losses, before and after an update, are equal."""
+    if parameters != ours["parameters"]:
+        raise ValueError(
+            f"{name} has {parameters} parameters in {case} and jaxgen {ours['parameters']}; "
+            f"they are not the same network"
+        )
+    tolerance = TOLERANCE[case.dtype]
+    if jax.default_backend() == "gpu":
+        tolerance = max(tolerance, TENSOR_FLOAT_32)
+    if not np.allclose(losses, ours["losses"], rtol=tolerance, atol=0):
+        raise ValueError(
+            f"{name} finds the losses {losses} in {case} and jaxgen {ours['losses']}, which differ "
+            f"by more than {tolerance:g}; they do not train the same"
+        )

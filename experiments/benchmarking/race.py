@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""Races: all candidates of a case take turns, and there is a row of figures for each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from benchmarking import diffusion, peers, training
+from benchmarking.sd_models import Model
+from benchmarking.sd_programs import Size
+from jaxgen.measure import ceilings, turns
+
+Row = dict[str, Any]
+
+
+def train(
+    case: training.Case,
+    ways: Sequence[training.Way],
+    peer_names: Sequence[str],
+    mesh: Mesh,
+    limit: ceilings.Ceilings,
+    *,
+    scan_steps: int,
+    num_turns: int,
+    seconds: float,
+) -> list[Row]:
+    """Rows of all ways to train this case, and of the peers.
+
+    Raises ValueError if any two of them do not train the same.
+    """
+    started = {way.name: training.start(case, way, mesh, scan_steps) for way in ways}
+    first = next(iter(started.values()))
+    for name, ours in started.items():
+        peers.check(case, name, ours.facts["parameters"], ours.facts["losses"], first.facts)
+    for name in peer_names:
+        started[name] = peers.start(case, name, first)
+    times = turns.take_turns({n: s.candidate for n, s in started.items()}, num_turns, seconds)
+
+    common = {"kind": "training", **case._asdict()}
+    per_image = {name: [t / s.images_per_step for t in times[name]] for name, s in started.items()}
+    return [
+        common | {"candidate": name} | s.facts
+        | speed(times[name], s.images_per_step)
+        | limits(s.facts, turns.spread(times[name]).median, limit, mesh.size)
+        | {"faster_than": ratios(name, per_image, peer_names)}
+        for name, s in started.items()
+    ]  # fmt: skip
+
+
+def diffuse(
+    model: Model,
+    size: Size,
+    dtype: str,
+    peer_names: Sequence[str],
+    limit: ceilings.Ceilings,
+    *,
+    num_turns: int,
+    seconds: float,
+) -> list[Row]:
+    """Rows of the parts of a Stable Diffusion pipeline and of whole images, and of the peers.
+
+    Raises ValueError if a peer finds something else.
+    """
+    parts, given = diffusion.start(model, size)
+    others = {
+        name: peers.start_diffusion(model, size, dtype, name, parts, given) for name in peer_names
+    }
+    rows = []
+    for part, ours in parts.items():
+        started = {"jaxgen": ours} | {name: found[part] for name, found in others.items()}
+        candidates = {name: s.candidate for name, s in started.items()}
+        times = turns.take_turns(candidates, num_turns, seconds)
+        common = {"kind": "diffusion", "model": model.name, "part": part, "dtype": dtype}
+        rows += [
+            common | size._asdict() | {"candidate": name} | s.facts
+            | speed(times[name], size.batch_size)
+            | limits(s.facts, turns.spread(times[name]).median, limit, 1)
+            | {"faster_than": ratios(name, times, peer_names)}
+            for name, s in started.items()
+        ]  # fmt: skip
+    return rows
+
+
+def speed(seconds: Sequence[float], images: int) -> Row:
+    """Rates of steps that take so many seconds, one value a turn, and make so many images."""
+    return {
+        "seconds_per_step": list(seconds),
+        "steps_per_second": turns.spread([1 / s for s in seconds])._asdict(),
+        "images_per_second": turns.spread([images / s for s in seconds])._asdict(),
+    }
+
+
+def limits(facts: Row, seconds: float, limit: ceilings.Ceilings, num_devices: int) -> Row:
+    """How much of the device's measured ceilings a step of so many seconds uses."""
+    found = {}
+    if "product_flops_per_step" in facts:
+        most = limit.flops_per_second * num_devices
+        found["fraction_of_matmul"] = facts["product_flops_per_step"] / seconds / most
+    if "compiler_bytes_per_step" in facts:
+        per_second = facts["compiler_bytes_per_step"] / seconds
+        found["fraction_of_copy"] = per_second / limit.bytes_per_second
+    return found
+
+
+def ratios(name: str, times: Mapping[str, Sequence[float]], others: Sequence[str]) -> Row:
+    """How many times faster one candidate is than each of the others, per image."""
+    return {
+        other: turns.ratio(times[other], times[name])._asdict() for other in others if other != name
+    }

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""The programs of a Stable Diffusion pipeline with inputs of a size, to be timed or compiled."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgen import conditions, decoding
+from jaxgen.diffusion import config as sampler_config
+from jaxgen.generate import Inputs
+from jaxgen.loading import Networks
+from jaxgen.prompts import Chunks
+
+SCHEDULER = {
+    "_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False,
+    "steps_offset": 1,
+}  # fmt: skip
+TOKENS = 77
+
+
+class Size(NamedTuple):
+    """Of one call."""
+
+    batch_size: int
+    resolution: int  # height and width in pixels
+    num_steps: int
+
+
+def factor(networks: Networks) -> int:
+    """Picture pixels to the side of a latent one."""
+    return 2 ** (len(networks.vae.block_out_channels) - 1)
+
+
+def check(networks: Networks, size: Size) -> None:
+    """Raises ValueError for a size that these networks cannot take."""
+    pixels = factor(networks) * 2 ** (len(networks.unet.block_out_channels) - 1)
+    if size.resolution < pixels or size.resolution % pixels:
+        raise ValueError(f"resolution {size.resolution}; use a multiple of {pixels} pixels")
+    if size.batch_size < 1 or size.num_steps < 1:
+        raise ValueError(f"batch of {size.batch_size}, {size.num_steps} steps; use 1 or more")
+
+
+def latent_shape(networks: Networks, size: Size) -> tuple[int, int, int, int]:
+    side = size.resolution // factor(networks)
+    return (size.batch_size, side, side, networks.vae.latent_channels)
+
+
+def decode_plan(networks: Networks, size: Size, groups: int = 1) -> decoding.Plan:
+    return decoding.plan(latent_shape(networks, size), factor(networks), groups)
+
+
+def chunks(networks: Networks, size: Size, texts: int = 1) -> dict[str, Chunks]:
+    """`texts` random texts for each image."""
+    rng, shape = np.random.default_rng(0), (texts * size.batch_size, 1, TOKENS)
+    made = {}
+    for name, encoder in networks.encoders.items():
+        ids = rng.integers(0, encoder.vocab_size - 2, shape, dtype=np.int32)
+        ids[..., 0], ids[..., -1] = encoder.vocab_size - 2, encoder.eos_token_id
+        made[name] = Chunks(ids, np.ones(shape, np.float32))
+    return made
+
+
+def inputs(networks: Networks, size: Size, text: conditions.Text) -> Inputs:
+    """DDIM and guidance. text: context [B, 2, T, E] and pooled [B, 2, P], negative before
+    positive."""
+    b, shape = size.batch_size, latent_shape(networks, size)
+    table = sampler_config.from_config(SCHEDULER)(size.num_steps)
+    sizes = None
+    if text.pooled is not None:
+        pixels = (size.resolution, size.resolution)
+        sizes = conditions.time_ids(pixels, (0, 0), pixels, b)
+    return Inputs(
+        table=table._replace(**{n: _as_float32(x) for n, x in table._asdict().items()}),
+        noise=np.random.default_rng(0).normal(size=shape).astype(np.float32),
+        clean=np.zeros(shape, np.float32),
+        from_image=np.asarray(False),
+        seeds=np.arange(b, dtype=np.uint32),
+        context=text.context,
+        guidance_scale=np.full(b, 7.5, np.float32),
+        guidance_rescale=np.zeros(b, np.float32),
+        pooled=text.pooled,
+        time_ids=sizes,
+    )
+
+
+def _as_float32(column: Any) -> np.ndarray:
+    column = np.asarray(column)
+    whole = np.issubdtype(column.dtype, np.integer)
+    return column.astype(np.int32 if whole else np.float32)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""Results as a table for the terminal and as a chart."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.table
+
+Row = dict[str, Any]
+
+
+def title(row: Row) -> str:
+    """The case that a row belongs to."""
+    if row["kind"] == "training":
+        return f"{row['model']} {row['network']}, batch {row['batch_size']}, {row['dtype']}"
+    size = f", {row['resolution']} pixels" if row.get("resolution") else ""
+    return f"{row['model']} {row['part']}{size}, batch {row['batch_size']}, {row['dtype']}"
+
+
+def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by their case, in order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(title(row), []).append(row)
+    return found
+
+
+def table(name: str, rows: Sequence[Row]) -> rich.table.Table:
+    """The rows of one case."""
+    made = rich.table.Table(title=name, title_justify="left", title_style="bold")
+    for i, heading in enumerate(headings(rows)):
+        made.add_column(heading, justify="right" if i else "left", no_wrap=i == 0)
+    for row in rows:
+        made.add_row(*cells(row, rows))
+    return made
+
+
+def headings(rows: Sequence[Row]) -> list[str]:
+    against = [f"x {name}" for name in _others(rows)]
+    return [
+        "candidate", "images/s", "quartiles", "steps/s", *against, "first step", "compile",
+        "memory", "matmul", "copy",
+    ]  # fmt: skip
+
+
+def cells(row: Row, rows: Sequence[Row]) -> list[str]:
+    """What the table says of a row, in the order of `headings`."""
+    rate, steps = row["images_per_second"], row["steps_per_second"]["median"]
+    ratios = [row["faster_than"].get(name) for name in _others(rows)]
+    return [
+        row["candidate"],
+        number(rate["median"]),
+        f"{number(rate['low'])} - {number(rate['high'])}",
+        number(steps),
+        *["" if r is None else f"{r['median']:.2f}" for r in ratios],
+        _optional(row, "time_to_first_step_s", "{:.2f} s"),
+        _optional(row, "compile_s", "{:.2f} s"),
+        f"{_memory(row) / 1e6:,.0f} MB" if _memory(row) else "",
+        _optional(row, "fraction_of_matmul", "{:.1%}"),
+        _optional(row, "fraction_of_copy", "{:.1%}"),
+    ]
+
+
+def number(value: float) -> str:
+    """Three digits, without an exponent."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def chart(rows: Sequence[Row], subtitle: str, path: Path) -> None:
+    """One panel for each case, a bar for each candidate with its quartiles, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    cases = groups(rows)
+    heights = [0.6 + 0.3 * len(found) for found in cases.values()]
+    figure, axes = plt.subplots(
+        len(cases), 1, figsize=(9, sum(heights) + 1), layout="constrained", squeeze=False,
+        height_ratios=heights,
+    )  # fmt: skip
+    for axis, (name, found) in zip(axes[:, 0], cases.items(), strict=True):
+        _panel(axis, name, found)
+    axes[-1, 0].set_xlabel("images per second (median, quartiles)")
+    figure.suptitle(subtitle, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _panel(axis: Any, name: str, rows: Sequence[Row]) -> None:
+    rates = [row["images_per_second"] for row in rows]
+    medians = [rate["median"] for rate in rates]
+    around = [[r["median"] - r["low"] for r in rates], [r["high"] - r["median"] for r in rates]]
+    colours = ["C0" if row["candidate"].startswith("jaxgen") else "C1" for row in rows]
+    labels = [row["candidate"] for row in rows]
+    axis.barh(labels, medians, xerr=around, color=colours, ecolor="black", capsize=2)
+    axis.invert_yaxis()
+    axis.set_title(name, loc="left", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.bar_label(axis.containers[-1], [f" {number(m)}" for m in medians], fontsize=7)
+    axis.margins(x=0.15)
+
+
+def _others(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row["faster_than"]))
+
+
+def _memory(row: Row) -> int:
+    return row.get("peak_memory_bytes") or row.get("program_memory_bytes") or 0
+
+
+def _optional(row: Row, name: str, form: str) -> str:
+    return form.format(row[name]) if row.get(name) is not None else ""
+
+
+# --- estimates for TPUs ------------------------------------------------------------------------
+
+TPU_HEADINGS = [
+    "program", "memory", "of HBM", "GFLOP", "traffic", "collectives", "at least", "bound by",
+    "images/s at most",
+]  # fmt: skip
+
+
+def tpu_cells(row: Row) -> list[str]:
+    """What the table says of a compiled program, in the order of `TPU_HEADINGS`."""
+    if "memory_bytes" not in row:
+        return [row["program"], f"FAILED: {row['error']}", *[""] * (len(TPU_HEADINGS) - 2)]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items())
+    seconds = row["seconds_at_least"]
+    return [
+        row["program"],
+        f"{row['memory_bytes'] / 1e9:.2f} GB",
+        f"{row['memory_bytes'] / row['hbm_bytes']:.0%}" + (" FAILED" if row["error"] else ""),
+        number(row["flops"] / 1e9),
+        f"{number(row['bytes'] / 1e9)} GB",
+        f"{kinds} ({number(row['collective_bytes'] / 1e6)} MB)" if kinds else "none",
+        f"{number(seconds * 1e3)} ms",
+        row["bound_by"],
+        number(row["images_per_step"] / seconds) if row["images_per_step"] else "",
+    ]

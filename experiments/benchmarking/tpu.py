@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""Programs compiled for a TPU that is not there, and what the compiler says of them."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarking import sd_models, sd_programs, training
+from jaxgen import conditions, loading, plan
+from jaxgen.measure import cost
+from jaxgen.programs import programs, rows
+from jaxgen.train import parallel, step
+
+Row = dict[str, Any]
+SCANNED_STEPS = 50
+
+
+class Chip(NamedTuple):
+    """The data sheet of one chip: cloud.google.com/tpu/docs/v5e and /v6e."""
+
+    hbm_bytes: float
+    flops_per_second: float  # bfloat16
+    bytes_per_second: float  # HBM
+    link_bytes_per_second: float  # between chips, all links together
+
+
+CHIPS = {
+    "v5e": Chip(16e9, 197e12, 819e9, 200e9),
+    "v6e": Chip(32e9, 918e12, 1640e9, 448e9),
+}
+
+
+class Program(NamedTuple):
+    """Something to compile, by fn.lower(*args, **static)."""
+
+    name: str
+    fn: Any
+    args: tuple
+    static: dict[str, Any]
+    images: int | None  # of one step, over all devices; None where it is but a part of one
+    rounds: int = 1  # how often whole images need it, or the body of its loop
+
+
+def topology(name: str) -> tuple[Chip, list[Any]]:
+    """The chip and the devices of a topology such as v5e:2x4."""
+    kind = name.split(":")[0]
+    if kind not in CHIPS:
+        raise ValueError(f"unknown topology {name!r}; use one of {', '.join(CHIPS)}, as v5e:2x4")
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ImportError(
+            f'no TPU compiler for {name} ({reason}); pip install "jaxgen[tpu]"'
+        ) from None
+    return CHIPS[kind], list(found.devices)
+
+
+@contextmanager
+def as_on_tpu() -> Iterator[None]:
+    """Networks choose their lowering by the backend; here it is not the one that runs."""
+    with mock.patch.object(jax, "default_backend", return_value="tpu"):
+        yield
+
+
+def estimate(program: Program, chip: Chip, num_devices: int) -> Row:
+    """The row of one program; `error` in it if it does not compile or fit."""
+    row: Row = {"kind": "tpu", "program": program.name, "num_devices": num_devices, "error": None}
+    row |= {"images_per_step": program.images, "rounds": program.rounds}
+    row |= {"hbm_bytes": chip.hbm_bytes}
+    began = time.perf_counter()
+    try:
+        with as_on_tpu():
+            lowered = program.fn.lower(*program.args, **program.static)
+            told = cost.cost(lowered, lowered.compile())
+    except Exception as error:  # whatever the compiler may raise is this row's result
+        return row | {"error": str(error).strip().splitlines()[0][:300]}
+    row |= {"compile_s": time.perf_counter() - began, "memory_bytes": told.peak_bytes}
+    row |= {"flops": told.flops, "bytes": told.bytes_accessed}
+    row |= {"collectives": told.collectives, "collective_bytes": told.collective_bytes}
+    row |= roofline(told, chip)
+    if told.peak_bytes > chip.hbm_bytes:
+        row["error"] = f"needs {told.peak_bytes / 1e9:.1f} GB of {chip.hbm_bytes / 1e9:.0f} GB"
+    return row
+
+
+def whole_images(parts: Sequence[Row], images: int) -> Row | None:
+    """The row of making whole images, from those of `diffusion_programs`; None if one failed.
+
+    What the UNet's program does once, before its loop, is counted at every step: 1 %.
+    """
+    if any(row["error"] for row in parts):
+        return None
+    name = parts[0]["program"].rsplit(":", 1)[0]
+    longest = max(parts, key=lambda row: row["rounds"] * row["seconds_at_least"])
+    row = longest | {"program": f"{name}: images, from the sum", "images_per_step": images}
+    for field in ("flops", "bytes", "collective_bytes", "seconds_at_least"):
+        row[field] = sum(part["rounds"] * part[field] for part in parts)
+    row["memory_bytes"] = max(part["memory_bytes"] for part in parts)
+    row["compile_s"] = sum(part["compile_s"] for part in parts)
+    return row | {"collectives": {}, "rounds": 1}
+
+
+def roofline(told: cost.Cost, chip: Chip) -> Row:
+    """Seconds that a step takes at least, at the data sheet's rates, and what for."""
+    times = {
+        "arithmetic": told.flops / chip.flops_per_second,
+        "memory": told.bytes_accessed / chip.bytes_per_second,
+        "network": told.collective_bytes / chip.link_bytes_per_second,
+    }
+    bound = max(times, key=lambda name: times[name])
+    return {"seconds_at_least": times[bound], "bound_by": bound}
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def training_programs(
+    models: tuple[str, ...], devices: list[Any], batch_size: int, dtype: str
+) -> Iterator[Program]:
+    """Scanned steps of every model and network in every mode; batch_size is per device."""
+    mesh = Mesh(np.array(devices), ("data",))
+    for model in models:
+        for network in training.NETWORKS:
+            case = training.Case(model, network, batch_size * len(devices), dtype)
+            for how in parallel.MODES:
+                yield _training_program(case, how, mesh)
+
+
+def _training_program(case: training.Case, how: str, mesh: Mesh) -> Program:
+    config = training.config_of(case)
+    with as_on_tpu():
+        _, system = plan.make(config, training.SCRIPTS[case.model].build, training.examples())
+    run = parallel.parallelize(step.scan_steps(system.step), mesh, how, parallel.SCANNED)
+    state = jax.eval_shape(system.init, plan.init_keys(config.run))
+    data = jax.ShapeDtypeStruct((training.NUM_IMAGES, *training.SHAPE), jnp.uint8)
+    indices = jax.ShapeDtypeStruct((SCANNED_STEPS, case.batch_size), jnp.int32)
+    everywhere = NamedSharding(mesh, P())
+    args = (
+        _lying(state, everywhere),
+        (
+            {"image": _lying(data, everywhere)},
+            _lying(indices, NamedSharding(mesh, P(None, "data"))),
+        ),
+        _lying(jax.eval_shape(lambda: plan.train_keys(config.run)), everywhere),
+    )
+    name = f"{case.model} {case.network}, batch {case.batch_size}, {case.dtype}, scan {how}"
+    return Program(name, jax.jit(run, donate_argnums=0), args, {}, case.batch_size)
+
+
+# --- Stable Diffusion --------------------------------------------------------------------------
+
+
+def diffusion_programs(
+    model: str, devices: list[Any], axis: str, batch_size: int, num_steps: int, dtype: Any
+) -> Iterator[Program]:
+    """Text encoders, all steps of the UNet in a loop, decoder, as the pipeline runs them.
+
+    axis: "data" divides the images, "model" the parameters; batch_size is per device for "data",
+    the whole one for "model".
+    """
+    mesh = Mesh(np.array(devices), (axis,))
+    total = batch_size * (len(devices) if axis == "data" else 1)
+    size = sd_programs.Size(total, sd_models.RESOLUTIONS[model], num_steps)
+    networks = sd_models.networks(model, dtype)
+    params = {
+        name: _parameters(module, dtype, mesh)
+        for name, module in {
+            "unet": networks.unet, "vae": networks.vae, **networks.encoders
+        }.items()
+    }  # fmt: skip
+    run: Any = programs(networks, mesh)
+    title = f"{model}, batch {total}, {axis} over {len(devices)}"
+    encoders = {name: params[name] for name in networks.encoders}
+    texts = _lying(_shapes(sd_programs.chunks(networks, size)), rows(mesh))
+    yield Program(f"{title}: text encoder", run.embed, (encoders, texts), {"clip_skip": 0}, None, 2)
+
+    inputs = _inputs(networks, size, run, encoders, texts, mesh)
+    rest = inputs._replace(noise=_lying(_shapes(np.zeros(0, np.float32)), NamedSharding(mesh, P())))
+    name = f"{title}: UNet, {num_steps} steps (one counted)"
+    yield Program(name, run.latents, (params["unet"], rest, inputs.noise), {}, None, num_steps)
+
+    groups = mesh.shape.get("data", 1)
+    cut = sd_programs.decode_plan(networks, size, groups)
+    yield Program(
+        f"{title}: VAE decode", run.decode, (params["vae"], inputs.noise), {"plan": cut}, None,
+        len(cut.pieces),
+    )  # fmt: skip
+
+
+def _parameters(module: Any, dtype: Any, mesh: Mesh) -> Any:
+    """Shapes of a module's parameters, lying as the pipeline puts them."""
+    where: Callable[..., Any] = loading.sharding(mesh)
+
+    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        names = tuple(part.key for part in path)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where(names, leaf.shape))
+
+    return jax.tree.map_with_path(one, loading.shapes(module))
+
+
+def _inputs(
+    networks: Any, size: sd_programs.Size, run: Any, encoders: Any, texts: Any, mesh: Mesh
+) -> Any:
+    """Shapes of the UNet's inputs, with guidance, lying as the pipeline puts them."""
+    text = jax.eval_shape(lambda p, c: run.embed(p, c, clip_skip=0), encoders, texts)
+    pair = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0], 2, *x.shape[1:]), x.dtype), text
+    )
+    made = sd_programs.inputs(networks, size, conditions.Text(*pair))
+    everywhere, divided = NamedSharding(mesh, P()), rows(mesh)
+    fields = {
+        name: _lying(_shapes(value), everywhere if name in ("table", "from_image") else divided)
+        for name, value in made._asdict().items()
+        if value is not None
+    }
+    return made._replace(**fields)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _lying(tree: Any, sharding: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: MIT
+"""Training of jaxgen's models as candidates of a race, and the peers' check against them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import autoencoder
+import gan
+import jax
+import jax.numpy as jnp
+import numpy as np
+import vae
+from jax.sharding import Mesh
+
+from jaxgen import cli, plan
+from jaxgen.measure import cost, memory, products, turns
+from jaxgen.train import augment, loop, losses, order, parallel, step
+from jaxgen.types import Array, Key
+
+SCRIPTS: dict[str, Any] = {"autoencoder": autoencoder, "vae": vae, "gan": gan}
+NETWORKS, DISPATCHES = ("dense", "conv"), ("step", "scan")
+SHAPE, NUM_IMAGES = (28, 28, 1), 16384
+SILENT = loop.Callbacks(
+    lambda done, row: None, lambda done, state: None, lambda done, state: None, lambda done: False
+)
+
+
+class Case(NamedTuple):
+    """What all candidates of one race have in common."""
+
+    model: str  # one of SCRIPTS
+    network: str  # dense or conv
+    batch_size: int
+    dtype: str
+
+
+class Way(NamedTuple):
+    """How jaxgen runs it."""
+
+    dispatch: str  # step or scan
+    parallel: str  # jit, pmap or shard_map
+    num_models: int
+
+    @property
+    def name(self) -> str:
+        seeds = f" x{self.num_models} seeds" if self.num_models > 1 else ""
+        return f"jaxgen {self.dispatch} {self.parallel}{seeds}"
+
+
+class Started(NamedTuple):
+    """A candidate that has done its first step."""
+
+    candidate: turns.Candidate
+    images_per_step: int  # of all models together
+    facts: dict[str, Any]  # what the row says of it beside its speed
+    params: dict[str, Any]  # the weights that it began with (of the first model), by network
+
+
+def config_of(case: Case, num_models: int = 1) -> Any:
+    """The script's own configuration for 28x28 images: its MNIST preset, without penalties."""
+    preset = SCRIPTS[case.model].PRESETS["mnist"]
+    run = replace(
+        preset.run, batch_size=case.batch_size, dtype=case.dtype, num_models=num_models, epochs=None
+    )
+    changed = {"r1": 0.0} if case.model == "gan" else {}
+    return replace(preset, network=case.network, run=run, **changed)
+
+
+def examples() -> plan.Examples:
+    """Random images stand for the data: speed does not depend on what they show."""
+    images = dataset(64)
+    return plan.Examples(NUM_IMAGES, SHAPE, (), images, np.zeros(64, np.int32))
+
+
+def dataset(count: int = NUM_IMAGES) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+
+
+def originals(case: Case) -> tuple[Any, Any]:
+    """The two linen modules of a case."""
+    script, config = SCRIPTS[case.model], config_of(case)
+    make = script.players if case.model == "gan" else script.networks
+    return make(config, examples())
+
+
+def check(case: Case, mesh: Mesh) -> None:
+    """Raises ValueError for a batch that cannot be run; nothing is compiled."""
+    if case.batch_size < 1:
+        raise ValueError(f"batch of {case.batch_size}; use 1 or more")
+    if case.batch_size > NUM_IMAGES:
+        raise ValueError(f"batch of {case.batch_size}; use at most {NUM_IMAGES}")
+    parallel.check_divisible(np.empty(case.batch_size), parallel.EXAMPLES, mesh)
+
+
+# --- jaxgen ------------------------------------------------------------------------------------
+
+
+def start(case: Case, way: Way, mesh: Mesh, scan_steps: int) -> Started:
+    """The case as jaxgen trains it, past its first step. Raises ValueError for a wrong option."""
+    config = config_of(case, way.num_models)
+    _, system = plan.make(config, SCRIPTS[case.model].build, examples())
+    many = way.num_models > 1
+    one = step.vmap_models(system.step) if many else system.step
+    run = parallel.parallelize(step.scan_steps(one), mesh, way.parallel, parallel.SCANNED)
+    chunk = scan_steps if way.dispatch == "scan" else 1
+
+    before = memory.mark()
+    data = parallel.put({"image": dataset()}, mesh)
+    batches = order.resident_batches(data, case.batch_size, plan.data_key(config.run), mesh)
+    key = parallel.put(plan.train_keys(config.run), mesh)
+    state = initial_state(system, config.run, mesh)
+    params = jax.device_get(plan.model(params_by_name(state), config.run))
+    same = np.tile(np.arange(case.batch_size, dtype=np.int32), (chunk, 1))
+    batch = data, parallel.put(same, mesh, parallel.SCANNED[1])
+
+    took, lowered, compiled = _compile(run, (state, batch, key))
+    told = cost.cost(lowered, compiled)
+    costs = _costs(run, (state, batch, key), chunk, told)
+    began = time.perf_counter()
+    state, metrics = jax.block_until_ready(compiled(state, batch, key))
+    took["first_run_s"] = time.perf_counter() - began
+    found = [np.asarray(metrics["loss"])]
+    if chunk == 1:
+        state, metrics = compiled(state, batch, key)
+        found.append(np.asarray(metrics["loss"]))
+    facts = {
+        "dispatch": way.dispatch, "parallel": way.parallel, "num_models": way.num_models,
+        "steps_per_dispatch": chunk, "num_devices": mesh.size, **took,
+        "time_to_first_step_s": sum(took.values()),
+        "parameters": num_parameters(state) // way.num_models,
+        "losses": np.concatenate(found).reshape(-1, way.num_models)[:2, 0].tolist(),
+        **costs, **_memory(before, told),
+    }  # fmt: skip
+    candidate = turns.Candidate(_loop(compiled, state, batches, key, chunk), chunk)
+    return Started(candidate, case.batch_size * way.num_models, facts, params)
+
+
+def initial_state(system: plan.System, options: cli.RunOptions, mesh: Mesh) -> Any:
+    init = system.init if options.num_models == 1 else jax.vmap(system.init)
+    key = parallel.put(plan.init_keys(options), mesh)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.block_until_ready(jax.jit(init, out_shardings=everywhere)(key))
+
+
+def players(state: Any) -> list[Any]:
+    """The training states in a state: two in a GAN, else itself."""
+    return [state.generator, state.discriminator] if isinstance(state, step.GanState) else [state]
+
+
+def num_parameters(state: Any) -> int:
+    """Of all that is trained; a moving average is none."""
+    return sum(x.size for player in players(state) for x in jax.tree.leaves(player.params))
+
+
+def params_by_name(state: Any) -> dict[str, Any]:
+    """The parameters of the two networks, by their names."""
+    if isinstance(state, step.GanState):
+        return {"generator": state.generator.params, "discriminator": state.discriminator.params}
+    return state.params
+
+
+def _compile(run: Any, args: tuple) -> tuple[dict[str, float], Any, Any]:
+    """Seconds of tracing and of compiling, and what they give.
+
+    The compiled program is what is then raced: the same that a call of `run` would compile.
+    """
+    began = time.perf_counter()
+    lowered = jax.jit(run, donate_argnums=0).lower(*args)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    took = {"trace_s": traced - began, "compile_s": time.perf_counter() - traced}
+    return took, lowered, compiled
+
+
+def _loop(run: Any, state: Any, batches: Any, key: Key, chunk: int) -> Callable[[int], None]:
+    """Steps in the training loop of every script, with nothing written."""
+    done = 0
+
+    def some(count: int) -> None:
+        nonlocal state, done
+        state, done = loop.train(
+            run, state, batches, key, SILENT, start=done, stop=done + count, chunk=chunk
+        )
+        jax.block_until_ready(state)
+
+    return some
+
+
+def _costs(run: Any, args: tuple, chunk: int, told: cost.Cost) -> dict[str, Any]:
+    """Of one step; the compiler counts the body of a loop once, which is one step already."""
+    return {
+        "product_flops_per_step": products.flops(run, *args) // chunk,
+        "compiler_flops_per_step": told.flops,
+        "compiler_bytes_per_step": told.bytes_accessed,
+        "collectives": told.collectives,
+    }
+
+
+def _memory(before: memory.Mark, told: cost.Cost) -> dict[str, Any]:
+    return {
+        "peak_memory_bytes": memory.growth(before),
+        "peak_memory_of": before.owner,
+        "program_memory_bytes": told.peak_bytes,
+    }
+
+
+# --- for peers ---------------------------------------------------------------------------------
+
+
+def draws(case: Case) -> list[tuple[np.ndarray, ...]]:
+    """The random draws of the first two steps of `start`, on the first images of the set."""
+    key = plan.train_keys(config_of(case).run)
+    images = jnp.asarray(dataset(case.batch_size))
+    made = jax.jit(_draws, static_argnums=0)
+    return [jax.tree.map(np.asarray, made(case, key, i, images)) for i in range(2)]
+
+
+def _draws(case: Case, key: Key, i: Array, images: Array) -> tuple[Array, ...]:
+    """Of step i, as the steps and losses of `jaxgen.train` make them; images [B, H, W, C]."""
+    latents = config_of(case).latent_dim
+    key = jax.random.fold_in(key, i)
+
+    def of_vae(key: Key, image: Array) -> tuple[Array, Array]:
+        binarize_key, eps_key = jax.random.split(key)
+        x = losses.binarize(binarize_key, augment.to_unit_range(image))
+        return losses.unit_interval(x), jax.random.normal(eps_key, (latents,))
+
+    def of_player(key: Key, splits: int) -> Array:
+        keys = _of_each(jax.random.fold_in(key, i), len(images))
+        return jax.vmap(lambda k: jax.random.normal(jax.random.split(k, splits)[0], (latents,)))(
+            keys
+        )
+
+    match case.model:
+        case "autoencoder":
+            return ()
+        case "vae":
+            return jax.vmap(of_vae)(_of_each(key, len(images)), images)
+    d_key, g_key = jax.random.split(key)
+    return of_player(d_key, 4), of_player(g_key, 2)
+
+
+def _of_each(key: Key, count: int) -> Key:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""Compiles every train step and the Stable Diffusion programs for TPUs, on a machine without one.
+
+python experiments/compile_for_tpu.py                                  # extra: tpu
+python experiments/compile_for_tpu.py --models sd15 --topologies v6e:2x4
+
+All figures are estimates of the compiler: nothing runs. A program that does not compile, or needs
+more memory than a chip has, makes the exit status 1.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is compiled for, not looked for
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud to ask what machine this is
+os.environ.setdefault("TPU_LIBRARY_QUIET", "1")
+
+import jax.numpy as jnp
+import rich.console
+import rich.table
+import tyro
+from benchmarking import sd_models, show, tpu, training
+
+from jaxgen import cli
+from jaxgen.measure import environment
+
+DIFFUSION = ("sd15", "sd21", "sdxl")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the compilation."""
+
+    topologies: tuple[str, ...] = ("v5e:2x4", "v6e:2x4")  # what to compile for
+    models: tuple[str, ...] = (*training.SCRIPTS, *DIFFUSION)  # what to compile
+    axes: tuple[str, ...] = ("data", "model")  # Stable Diffusion: divide images, or parameters
+    batch_size: int = 128  # training: images of one device
+    images: int = 1  # Stable Diffusion: images of one device (data), or of all (model)
+    num_steps: int = 20  # Stable Diffusion: sampling steps
+    dtype: str = "bfloat16"  # of the networks' arithmetic
+    output: str = "runs/tpu.json"  # where results go
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    _check(config)
+    chips = {name: tpu.topology(name) for name in config.topologies}
+    # a file or a pipe has no width of its own
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
+    console.print("Estimates of the TPU compiler; nothing here runs on a TPU.")
+    found: list[dict[str, Any]] = []
+    for name, (chip, devices) in chips.items():
+        table = rich.table.Table(title=name, title_justify="left", title_style="bold")
+        for i, heading in enumerate(show.TPU_HEADINGS):
+            table.add_column(heading, justify="right" if i else "left")
+        for row in _rows(config, chip, devices):
+            print(f"{name} {row['program']}: {row['error'] or 'compiled'}", flush=True)
+            table.add_row(*show.tpu_cells(row))
+            found.append({"topology": name} | row)
+            _write(config, found)
+        console.print(table)
+    failed = [row for row in found if row["error"]]
+    print(f"{len(found)} programs, {len(failed)} failed: {config.output}")
+    sys.exit(1 if failed else 0)
+
+
+def _rows(config: Config, chip: tpu.Chip, devices: list[Any]) -> Iterator[dict[str, Any]]:
+    """The rows of all programs for one topology, each as soon as it is there."""
+    steps = tuple(name for name in config.models if name in training.SCRIPTS)
+    for program in tpu.training_programs(steps, devices, config.batch_size, config.dtype):
+        yield tpu.estimate(program, chip, len(devices))
+    for model in config.models:
+        for axis in config.axes if model in sd_models.MODELS else ():
+            parts = []
+            for program in tpu.diffusion_programs(
+                model, devices, axis, config.images, config.num_steps, jnp.dtype(config.dtype)
+            ):
+                parts.append(tpu.estimate(program, chip, len(devices)))
+                yield parts[-1]
+            images = config.images * (len(devices) if axis == "data" else 1)
+            whole = tpu.whole_images(parts, images)
+            if whole is not None:
+                yield whole
+
+
+def _check(config: Config) -> None:
+    known = {"model": (*training.SCRIPTS, *sd_models.MODELS), "axis": ("data", "model")}
+    known["dtype"] = ("float32", "bfloat16")
+    asked = {"model": config.models, "axis": config.axes, "dtype": (config.dtype,)}
+    for what, names in asked.items():
+        for name in names:
+            if name not in known[what]:
+                raise ValueError(f"unknown {what} {name!r}; use {', '.join(known[what])}")
+    for name in ("batch_size", "images", "num_steps"):
+        if getattr(config, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is {getattr(config, name)}; use 1 or more")
+
+
+def _write(config: Config, rows: list[dict[str, Any]]) -> None:
+    path = Path(config.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"environment": environment.record(), "config": asdict(config), "rows": rows}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    cli.main(main)

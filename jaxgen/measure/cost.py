@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""What the compiler says that a program costs: arithmetic, memory traffic, memory, collectives."""
+
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
+_COLLECTIVE = re.compile(
+    rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\("  # "= f32[64,10]{{1,0}} all-reduce("
+)
+_SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+
+
+class Cost(NamedTuple):
+    """Of one call of a program on one device. The body of a loop is counted once."""
+
+    flops: float  # before the compiler's own rewriting, so nothing hides in a library call
+    bytes_accessed: float  # read and written by all fused operations, in caches or not
+    argument_bytes: int
+    output_bytes: int  # of which alias_bytes lie in the arguments' memory
+    temporary_bytes: int
+    alias_bytes: int
+    code_bytes: int
+    collectives: dict[str, int]  # how many of each kind
+    collective_bytes: int  # what they deliver to one device
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of one device while the program runs."""
+        return (
+            self.argument_bytes + self.output_bytes + self.temporary_bytes - self.alias_bytes
+            + self.code_bytes
+        )  # fmt: skip
+
+
+def cost(lowered: Any, compiled: Any) -> Cost:
+    """The cost of `jax.jit(f).lower(...)` and of `.compile()` of it."""
+    before, after = lowered.cost_analysis() or {}, compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
+    kinds, delivered = collectives(compiled.as_text())
+    return Cost(
+        flops=before.get("flops", after.get("flops", 0.0)),
+        bytes_accessed=after.get("bytes accessed", 0.0),
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        alias_bytes=memory.alias_size_in_bytes,
+        code_bytes=memory.generated_code_size_in_bytes,
+        collectives=kinds,
+        collective_bytes=delivered,
+    )
+
+
+def collectives(program: str) -> tuple[dict[str, int], int]:
+    """Collectives by kind, and the bytes of their results, in the text of a compiled program."""
+    kinds: Counter[str] = Counter()
+    delivered = 0
+    for shape, kind in _COLLECTIVE.findall(program):
+        kinds[kind] += 1
+        delivered += sum(_size(*part) for part in _SHAPE.findall(shape))
+    return dict(kinds), delivered
+
+
+def _size(dtype: str, sides: str) -> int:
+    total = _BYTES.get(dtype, 4)
+    for side in filter(None, sides.split(",")):
+        total *= int(side)
+    return total

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""The PyTorch twins of the benchmark compute the same losses, before and after an update."""
+
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+pytest.importorskip("torch")
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "experiments"))
+
+from benchmarking import diffusion, peers, sd_models, sd_programs, torch_networks, training
+
+from jaxgen.nn import gan
+from jaxgen.train import parallel
+
+pytestmark = pytest.mark.oracle
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("network", training.NETWORKS)
+@pytest.mark.parametrize("model", list(training.SCRIPTS))
+def test_a_peer_starts_only_if_it_trains_the_same(model, network, dtype):
+    case = training.Case(model, network, 8, dtype)
+    like = training.start(case, training.Way("step", "jit", 1), parallel.data_mesh(1), 1)
+    peer = peers.start(case, "pytorch", like)
+    assert peer.facts["parameters"] == like.facts["parameters"]
+    peer.candidate.run(1)  # it trains on by itself
+
+    wrong = like._replace(facts=like.facts | {"losses": [x * 1.1 for x in like.facts["losses"]]})
+    with pytest.raises(ValueError, match="do not train the same"):
+        peers.start(case, "pytorch", wrong)
+
+
+def test_networks_without_a_twin_are_refused():
+    with pytest.raises(ValueError, match="neither conditional nor spectrally"):
+        torch_networks.twin(gan.DenseDiscriminator(spectral=True), (28, 28, 1))
+    with pytest.raises(ValueError, match="norm='group' only"):
+        torch_networks.twin(gan.ConvGenerator((28, 28, 1), norm="batch"), 8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_diffusers_computes_the_same_parts_of_stable_diffusion(dtype):
+    pytest.importorskip("diffusers")
+    model = sd_models.random("tiny", jnp.dtype(dtype))
+    size = sd_programs.Size(batch_size=2, resolution=64, num_steps=2)
+    ours, given = diffusion.start(model, size)
+    theirs = peers.start_diffusion(model, size, dtype, "pytorch", ours, given)
+    for part in diffusion.PARTS:
+        theirs[part].candidate.run(1)
+        ours[part].candidate.run(1)
