@@ -18,7 +18,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is compiled for, not looked for
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud to ask what machine this is
-os.environ.setdefault("TPU_LIBRARY_QUIET", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it only compiles, as others may
 
 import jax.numpy as jnp
 import rich.console

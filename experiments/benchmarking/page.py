@@ -65,9 +65,9 @@ def _estimates(name: str, result: Row) -> str:
     lines = [f"## TPU, estimates of the compiler: {name}", "", *_where(name, result), ""]
     lines += [
         "Nothing here ran on a TPU. The programs were compiled for it on a CPU; memory, FLOPs,",
-        "bytes and collectives are the compiler's, of one device. A step takes at least the",
-        "largest of arithmetic, memory traffic and communication at the data sheet's rates: a",
-        "lower bound, no measurement.",
+        "bytes and collectives are the compiler's, of one device. Times are what arithmetic,",
+        "memory traffic and communication take at the data sheet's rates; the longest is the",
+        "estimate. Real rates are lower, and part of what counts as traffic may stay on the chip.",
         "",
     ]
     for topology in dict.fromkeys(row["topology"] for row in result["rows"]):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Programs compiled for a TPU that is not there, and what the compiler says of them."""
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from jaxgen.train import parallel, step
 
 Row = dict[str, Any]
 SCANNED_STEPS = 50
+RATES = ("arithmetic_s", "memory_s", "network_s")
 
 
 class Chip(NamedTuple):
@@ -54,15 +56,15 @@ def topology(name: str) -> tuple[Chip, list[Any]]:
     kind = name.split(":")[0]
     if kind not in CHIPS:
         raise ValueError(f"unknown topology {name!r}; use one of {', '.join(CHIPS)}, as v5e:2x4")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError('the TPU compiler is not installed; pip install "jaxgen[tpu]"')
     from jax.experimental import topologies
 
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ImportError(
-            f'no TPU compiler for {name} ({reason}); pip install "jaxgen[tpu]"'
-        ) from None
+        raise ValueError(f"the TPU compiler does not give the topology {name}: {reason}") from None
     return CHIPS[kind], list(found.devices)
 
 
@@ -102,9 +104,8 @@ def whole_images(parts: Sequence[Row], images: int) -> Row | None:
     if any(row["error"] for row in parts):
         return None
     name = parts[0]["program"].rsplit(":", 1)[0]
-    longest = max(parts, key=lambda row: row["rounds"] * row["seconds_at_least"])
-    row = longest | {"program": f"{name}: images, from the sum", "images_per_step": images}
-    for field in ("flops", "bytes", "collective_bytes", "seconds_at_least"):
+    row = parts[0] | {"program": f"{name}: images, from the sum", "images_per_step": images}
+    for field in ("flops", "bytes", "collective_bytes", "seconds_estimated", *RATES):
         row[field] = sum(part["rounds"] * part[field] for part in parts)
     row["memory_bytes"] = max(part["memory_bytes"] for part in parts)
     row["compile_s"] = sum(part["compile_s"] for part in parts)
@@ -112,14 +113,17 @@ def whole_images(parts: Sequence[Row], images: int) -> Row | None:
 
 
 def roofline(told: cost.Cost, chip: Chip) -> Row:
-    """Seconds that a step takes at least, at the data sheet's rates, and what for."""
+    """Seconds of arithmetic, memory traffic and communication at the data sheet's rates.
+
+    The longest is the estimate. It is no bound: real rates are lower, but part of what the
+    compiler counts as traffic may never leave the chip.
+    """
     times = {
-        "arithmetic": told.flops / chip.flops_per_second,
-        "memory": told.bytes_accessed / chip.bytes_per_second,
-        "network": told.collective_bytes / chip.link_bytes_per_second,
+        "arithmetic_s": told.flops / chip.flops_per_second,
+        "memory_s": told.bytes_accessed / chip.bytes_per_second,
+        "network_s": told.collective_bytes / chip.link_bytes_per_second,
     }
-    bound = max(times, key=lambda name: times[name])
-    return {"seconds_at_least": times[bound], "bound_by": bound}
+    return times | {"seconds_estimated": max(times.values())}
 
 
 # --- training ----------------------------------------------------------------------------------
