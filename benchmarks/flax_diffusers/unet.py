@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Times the UNet of Stable Diffusion 1.5 in jaxgen, PyTorch diffusers and the last Flax diffusers.
 
-    python benchmarks/unet_three_ways.py --flax-python OTHER/bin/python --output FILE.json
+    python benchmarks/flax_diffusers/unet.py --flax-python OTHER/bin/python --output FILE.json
 
 Each candidate lives in a process of its own with random weights in float32, and they take turns.
 Flax left diffusers with 0.40: its candidate needs an environment with diffusers==0.39.0 and
