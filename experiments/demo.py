@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Trains an autoencoder, a VAE and a GAN on handwritten digits, offline, in about two minutes.
+"""Trains an autoencoder, a VAE and a GAN on handwritten digits, offline, in a minute or two.
 
     python experiments/demo.py
     python experiments/demo.py --quick     # a look in seconds
