@@ -70,6 +70,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if config.quick:
         config = replace(config, turns=min(config.turns, 3), seconds=min(config.seconds, 0.3))
+    cli.keep_memory()  # as the training scripts do; it serves the peers as well
     mesh = parallel.data_mesh(config.num_devices)
     _check(config)
     jobs = [*training_jobs(config, mesh), *diffusion_jobs(config)]
