@@ -36,7 +36,7 @@ def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.Ch
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     """Starts writing the state after `step` steps; returns once it is copied off the devices.
 
-    Does nothing if that step is there already. Raises RuntimeError if orbax declines to save.
+    Does nothing if that step is there already. Raises OSError if orbax declines to save.
     """
     if step in manager.all_steps():
         return
@@ -47,7 +47,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
         ),
     )
     if not saved:
-        raise RuntimeError(f"orbax did not save step {step} in {manager.directory}")
+        raise OSError(f"orbax did not save step {step} in {manager.directory}")
 
 
 def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
