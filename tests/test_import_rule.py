@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("nn", "train", "diffusion", "evaluate", "io", "measure")
+ROOMS = ("nn", "train", "diffusion", "evaluate", "io", "measure", "world")
 FILES = sorted((ROOT / "jaxgen").rglob("*.py"))
 EXTRAS = (
     "torch", "tensorflow", "tensorflow_datasets", "grain", "diffusers", "transformers", "wandb",

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""A rendered world of coloured shapes: pictures with captions, endlessly, from a key."""
