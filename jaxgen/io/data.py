@@ -98,8 +98,8 @@ def open_source(
 
 
 def size_in_bytes(data: Source) -> int:
-    """Bytes of all images of a split as uint8, to decide whether they fit on a device."""
-    return data.num_examples * math.prod(data.image_shape)
+    """Bytes of all images of a split, to decide whether they fit on a device."""
+    return data.num_examples * math.prod(data.image_shape) * np.dtype(data.dtype).itemsize
 
 
 def _check(split: str, image_size: int | None, channels: int | None) -> None:

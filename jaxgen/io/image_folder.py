@@ -21,7 +21,7 @@ from jaxgen.io import pixels, source
 _SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-_TEST_NAMES = ("test", "val", "validation")
+TEST_NAMES = ("test", "val", "validation")
 
 
 class ImageFiles(NamedTuple):
@@ -37,7 +37,7 @@ def find(folder: pathlib.Path, split: str) -> ImageFiles:
     train_folder = folder / "train"
     if not train_folder.is_dir():
         return _held_out(_list_classes(folder), split)
-    test_folder = next((folder / name for name in _TEST_NAMES if (folder / name).is_dir()), None)
+    test_folder = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
     train = _list_classes(train_folder)
     if test_folder is None:
         return _held_out(train, split)
@@ -73,7 +73,7 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
     )
     by_class = {}
     for name in sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != "."):
-        paths = _walk(folder / name)
+        paths = walk(folder / name)
         if paths:
             by_class[name] = paths
     if flat and by_class:
@@ -93,7 +93,8 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
     return ImageFiles(paths, labels, tuple(by_class))
 
 
-def _walk(folder: pathlib.Path) -> list[str]:
+def walk(folder: pathlib.Path) -> list[str]:
+    """Paths of all pictures under a folder, sorted; links to other folders are not followed."""
     return sorted(
         os.path.join(parent, name)
         for parent, _, names in os.walk(folder)
@@ -132,14 +133,15 @@ def _read_headers(paths: list[str]) -> tuple[collections.Counter, bool]:
 
     def read(indices: list[int]) -> None:
         for i in indices:
-            heads[i] = _read_header(paths[i])
+            heads[i] = read_header(paths[i])
 
     source.for_all(read, len(paths), "pictures cannot be opened")
     sizes = collections.Counter(size for size, _ in heads)
     return sizes, all(num_channels == 1 for _, num_channels in heads)
 
 
-def _read_header(path: str) -> tuple[tuple[int, int], int]:
+def read_header(path: str) -> tuple[tuple[int, int], int]:
+    """(height, width) and channels, 1 or 3, of a picture; ValueError names a file without them."""
     with _open(path) as image:
         try:
             return pixels.upright_size(image), pixels.num_channels(image)

@@ -3,7 +3,7 @@
 
 import concurrent.futures
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,13 +18,13 @@ _NUM_SHOWN = 5  # faults spelled out in one error
 class Dataset(NamedTuple):
     """A split in host memory."""
 
-    images: np.ndarray  # uint8 [N, H, W, C], C is 1 or 3
-    labels: np.ndarray  # int32 [N]; all zeros when the source has no labels
+    images: np.ndarray  # [N, H, W, C]; pictures are uint8 and C is 1 or 3
+    labels: np.ndarray  # int32 [N]; all zeros when the source has no labels; [N, T] token ids
     class_names: tuple[str, ...]  # () when unlabelled
 
 
 class Read(Protocol):
-    """Images uint8 [n, H, W, C] and labels int32 [n] of the examples with these indices.
+    """Images [n, H, W, C] and labels int32 [n] or [n, T] of the examples with these indices.
 
     Raises ValueError that names the file or record when one of them cannot be read.
     """
@@ -39,6 +39,8 @@ class Source(NamedTuple):
     image_shape: tuple[int, int, int]  # (H, W, C) of every image that `read` returns
     class_names: tuple[str, ...]  # () when unlabelled
     read: Read
+    dtype: Any = np.uint8  # of the images; encoded ones are floats
+    label_shape: tuple[int, ...] = ()  # of one label
 
 
 def from_arrays(
@@ -72,8 +74,8 @@ def read_all(source: Source) -> Dataset:
 
     Raises one ValueError that counts the examples that cannot be read and shows the first few.
     """
-    images = np.empty((source.num_examples, *source.image_shape), np.uint8)
-    labels = np.empty(source.num_examples, np.int32)
+    images = np.empty((source.num_examples, *source.image_shape), source.dtype)
+    labels = np.empty((source.num_examples, *source.label_shape), np.int32)
 
     def read(indices: list[int]) -> None:
         images[indices], labels[indices] = source.read(indices)
