@@ -59,17 +59,28 @@ def parse(prompt: str) -> list[tuple[str, float]]:
 def tokenize(tokenizer: Tokenizer, prompt: str, weighting: bool = True) -> tuple[list, list]:
     """Token ids of a whole prompt, without first and last tokens, and the weight of each.
 
-    weighting=False reads brackets as text, as diffusers does.
+    weighting=False reads brackets as text, as diffusers does. Raises ValueError for words that a
+    model of few words does not know.
     """
     ids: list[int] = []
     weights: list[float] = []
-    for text, weight in parse(prompt) if weighting else [(prompt, 1.0)]:
+    pieces = parse(prompt) if weighting else [(prompt, 1.0)]
+    _check_known(tokenizer, [text for text, _ in pieces])
+    for text, weight in pieces:
         if not abs(weight) <= MOST_WEIGHT:
             raise ValueError(f"the weight {weight:g} of {text!r:.60} is beyond {MOST_WEIGHT:g}")
         found = tokenizer_io.encode(tokenizer, text)
         ids += found
         weights += [weight] * len(found)
     return ids, weights
+
+
+def _check_known(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    unknown = [word for text in texts for word in tokenizer_io.unknown_words(tokenizer, text)]
+    if unknown and tokenizer.words is not None:
+        listed = ", ".join(repr(word[:40]) for word in dict.fromkeys(unknown[:20]))
+        known = ", ".join(sorted(tokenizer.words)[:200])
+        raise ValueError(f"this model does not know {listed}; the words it knows are: {known}")
 
 
 def count_chunks(tokenizer: Tokenizer, texts: Sequence[str], weighting: bool = True) -> int:

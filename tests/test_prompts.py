@@ -97,3 +97,49 @@ def test_shorter_texts_are_filled_up_with_empty_chunks():
 def test_weights_beyond_reason_are_errors(prompt):
     with pytest.raises(ValueError, match="the weight .* of 'cat' is beyond 1000"):
         prompts.tokenize(TOKENS, prompt)
+
+
+FEW = tokenizer.train(["a red star above a blue ring"], 24)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("a red cat", "'cat'"),
+        ("a (shiny:1.3) red star [beside] it", "'shiny', 'beside', 'it'"),
+        ("a cat and a cat", "'cat', 'and'"),
+        ("a red star!", "'!'"),
+        ("a " + "x" * 100, "'" + "x" * 40 + "'"),
+    ],
+)
+def test_words_that_a_model_does_not_know_are_named_with_those_that_it_knows(prompt, named):
+    with pytest.raises(ValueError, match="does not know") as caught:
+        prompts.tokenize(FEW, prompt)
+    assert str(caught.value) == (
+        f"this model does not know {named}; the words it knows are: a, above, blue, red, ring, star"
+    )
+
+
+def test_brackets_are_unknown_signs_without_weighting():
+    ids, weights = prompts.tokenize(FEW, "a (red:1.3) star")
+    assert ids == tokenizer.encode(FEW, "a red star")
+    np.testing.assert_allclose(weights, [1, 1.3, 1])
+    with pytest.raises(ValueError, match=r"does not know '\('"):
+        prompts.tokenize(FEW, "a (red) star", weighting=False)
+
+
+def test_an_empty_prompt_has_no_unknown_words():
+    assert prompts.tokenize(FEW, "") == ([], [])
+    assert prompts.count_chunks(FEW, ["", "a red ring"]) == 1
+
+
+def test_models_of_all_words_know_every_prompt():
+    assert prompts.tokenize(TOKENS, "a zebra \N{ZEBRA FACE}")[0]
+
+
+def test_an_error_about_words_stays_readable():
+    many = tokenizer.train([f"word{'abcdefghij'[i % 10] * (i + 1)}" for i in range(300)], 24)
+    with pytest.raises(ValueError, match="does not know") as caught:
+        prompts.tokenize(many, "nothing " + " ".join("q" * i for i in range(1, 60)))
+    assert str(caught.value).count("'") == 2 * 20
+    assert str(caught.value).split("are: ")[1].count(",") == 199

@@ -130,6 +130,9 @@ def test_tokenizer_json_alone_is_enough(folder):
         ("special_tokens_map.json", '{"pad_token": "<pad>"}', "lacks the special tokens <pad>"),
         ("special_tokens_map.json", '{"pad_token": 7}', "pad_token is 7"),
         ("added_tokens.json", '{"<cat-toy>": 700}', "adds the tokens <cat-toy>"),
+        ("tokenizer_config.json", '{"known_words": "cat"}', "known_words is not a list of words"),
+        ("tokenizer_config.json", '{"known_words": ["cat", 7]}', "is not a list of words"),
+        ("tokenizer_config.json", '{"known_words": {"cat": 1}}', "is not a list of words"),
     ],
 )
 def test_bad_file_is_one_clear_error(folder, file, content, match):
@@ -141,3 +144,84 @@ def test_bad_file_is_one_clear_error(folder, file, content, match):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"expected vocab\.json and merges\.txt"):
         tokenizer.read(tmp_path)
+
+
+# trained vocabularies
+
+CAPTIONS = [
+    "a large red star above a small blue ring on white",
+    "an orange heart, under the moon!",
+    "It's a Café at 10:30",
+]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return tokenizer.train(CAPTIONS, 24)
+
+
+def test_every_word_of_the_training_text_becomes_one_token(trained):
+    for word in ("a", "large", "red", "star", "an", "orange", "heart", "under", "moon"):
+        assert tokenizer.encode(trained, word) == [trained.vocab[f"{word}</w>"]]
+    ids = tokenizer.encode(trained, CAPTIONS[0])
+    assert ids == [trained.vocab[f"{word}</w>"] for word in CAPTIONS[0].split()]
+    assert len(tokenizer.encode(trained, "café")) == 1  # of five bytes
+
+
+def test_a_trained_vocabulary_is_laid_out_as_clips(trained):
+    """Bytes, bytes at the end of a word, merges in their order, first and last token."""
+    tokens = sorted(trained.vocab, key=trained.vocab.get)
+    assert list(trained.vocab.values()) == list(range(len(tokens)))
+    assert set(tokens[:256]) == set(small_clip.byte_characters())
+    assert tokens[256:512] == [token + "</w>" for token in tokens[:256]]
+    assert tokens[512:-2] == list(dict.fromkeys(a + b for a, b in trained.merges))
+    assert tokens[-2:] == [tokenizer.BOS, tokenizer.EOS]
+    assert (trained.max_length, trained.pad_id) == (24, trained.eos_id)
+
+
+def test_the_most_frequent_pair_is_merged_first():
+    """Sennrich et al. 2016, algorithm 1, by hand: "n</w>" has 8, then "i" + "n</w>" 6."""
+    texts = ["in"] * 3 + ["bin"] * 2 + ["tin"] + ["un"] * 2
+    merges = tokenizer.train(texts, 24).merges
+    assert merges[0] == ("i", "n</w>")  # 6 of them; ("u", "n</w>") and ("b", "in</w>") have 2
+    assert set(merges) == {("i", "n</w>"), ("b", "in</w>"), ("u", "n</w>"), ("t", "in</w>")}
+    assert merges[-1] == ("t", "in</w>")  # the only one that occurs once
+
+
+def test_words_outside_the_vocabulary_still_have_ids(trained):
+    assert len(tokenizer.encode(trained, "zebra")) > 1
+    assert len(tokenizer.encode(trained, "\N{ZEBRA FACE}")) == 4  # its bytes
+
+
+def test_a_vocabulary_is_bounded_and_holds_all_bytes():
+    bounded = tokenizer.train(CAPTIONS, 24, vocab_size=520)
+    assert len(bounded.vocab) == 520
+    assert len(bounded.merges) == 6
+    with pytest.raises(ValueError, match="vocabulary of 513 cannot hold 514 bytes and marks"):
+        tokenizer.train(CAPTIONS, 24, vocab_size=513)
+
+
+def test_training_twice_gives_the_same_tokenizer(trained):
+    assert tokenizer.train(CAPTIONS, 24)[:4] == trained[:4]
+
+
+def test_words_that_training_did_not_show_are_named_in_their_order(trained):
+    assert tokenizer.unknown_words(trained, CAPTIONS[0].upper()) == []
+    assert tokenizer.unknown_words(trained, "A zebra's red, red moon; 9") == ["zebra", ";", "9"]
+    assert tokenizer.unknown_words(_build(), "a zebra \N{ZEBRA FACE}") == []
+
+
+def test_known_words_are_written_and_read(trained, tmp_path):
+    tokenizer.write(tmp_path, trained)
+    again = tokenizer.read(tmp_path)
+    assert again.words == trained.words
+    assert {"large", "café", ",", "'s", "1", ":"} <= again.words
+    assert again[:4] == trained[:4]
+    assert tokenizer.tokenize(again, CAPTIONS).tolist() == (
+        tokenizer.tokenize(trained, CAPTIONS).tolist()
+    )
+
+
+def test_folders_that_name_no_words_know_all(folder):
+    assert "known_words" not in json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer.read(folder).words is None

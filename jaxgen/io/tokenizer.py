@@ -7,13 +7,13 @@ transformers' CLIPTokenizer.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from jaxgen.io import json_file
 
@@ -23,6 +23,7 @@ WORDS = (
 )
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")  # in the order they are registered
 MAX_TOKENS = 2**20
+WORDS_KEY = "known_words"  # in tokenizer_config.json, jaxgen's own; transformers passes over it
 
 
 class Tokenizer(NamedTuple):
@@ -33,6 +34,7 @@ class Tokenizer(NamedTuple):
     special: dict[str, dict[str, Any]]  # "pad_token" -> {"content": "!", "normalized": False, ...}
     max_length: int  # with the first and last token; 77 in every Stable Diffusion
     encoder: tokenizers.Tokenizer
+    words: frozenset[str] | None = None  # all that the model was trained on; None is any text
 
     @property
     def bos_id(self) -> int:
@@ -54,6 +56,13 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encoder.encode(text, add_special_tokens=False).ids
 
 
+def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Words and signs of a text that the model was not trained on, in their order."""
+    if tokenizer.words is None:
+        return []
+    return [word for word in _split(tokenizer.encoder, text) if word not in tokenizer.words]
+
+
 def pad(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
     """First token, ids, last token, then padding up to max_length; ids that do not fit are cut."""
     kept = list(ids[: tokenizer.max_length - 2])
@@ -72,10 +81,12 @@ def build(
     merges: Sequence[tuple[str, str]],
     special: dict[str, str | dict[str, Any]] | None = None,
     max_length: int = 77,
+    words: Iterable[str] | None = None,
 ) -> Tokenizer:
     """A tokenizer from its parts; `special` overrides CLIP's tokens by role, e.g. pad_token="!".
 
-    Raises ValueError when the parts do not belong together.
+    words: all that a model knows, for models that know few. Raises ValueError when the parts do
+    not belong together.
     """
     defaults = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
     tokens = {role: _token(value, role) for role, value in {**defaults, **(special or {})}.items()}
@@ -85,7 +96,36 @@ def build(
     if not 2 <= max_length <= MAX_TOKENS:
         raise ValueError(f"model_max_length is {max_length}; expected 2 to {MAX_TOKENS}")
     encoder = _encoder(vocab, merges, tokens)
-    return Tokenizer(dict(vocab), list(merges), tokens, max_length, encoder)
+    known = None if words is None else frozenset(words)
+    return Tokenizer(dict(vocab), list(merges), tokens, max_length, encoder, known)
+
+
+def train(texts: Iterable[str], max_length: int, vocab_size: int = 4096) -> Tokenizer:
+    """A tokenizer in CLIP's format with merges learned from texts; it knows their words alone.
+
+    The vocabulary is as CLIP's: every byte, every byte at the end of a word, the merges in their
+    order, first and last token; `vocab_size` bounds it. Sennrich et al. 2016, algorithm 1.
+    """
+    texts = list(texts)
+    ends = "</w>"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    base = [BOS, EOS, *alphabet, *(letter + ends for letter in alphabet)]
+    if vocab_size < len(base):
+        raise ValueError(f"a vocabulary of {vocab_size} cannot hold {len(base)} bytes and marks")
+    bare = build({token: i for i, token in enumerate(base)}, []).encoder
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        show_progress=False,
+        special_tokens=base,
+        end_of_word_suffix=ends,
+    )
+    bare.train_from_iterator(texts, trainer)
+    learned = json.loads(bare.to_str())["model"]["merges"]
+    merges = [(a, b) for a, b in learned]
+    tokens = base[2:] + list(dict.fromkeys(a + b for a, b in merges)) + [BOS, EOS]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    words = {word for text in set(texts) for word in _split(bare, text)}
+    return build(vocab, merges, max_length=max_length, words=words)
 
 
 def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
@@ -112,7 +152,7 @@ def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:
         max_length = 77  # "no limit" is written as 1e30; the text encoders have 77 positions
     try:
-        return build(vocab, merges, roles, max_length)
+        return build(vocab, merges, roles, max_length, _words(config))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
@@ -127,6 +167,7 @@ def write(folder: Path, tokenizer: Tokenizer) -> None:
         "model_max_length": tokenizer.max_length,
         "tokenizer_class": "CLIPTokenizer",
         **{role: token["content"] for role, token in tokenizer.special.items()},
+        **({} if tokenizer.words is None else {WORDS_KEY: sorted(tokenizer.words)}),
     }
     vocab = json.dumps(tokenizer.vocab, ensure_ascii=False)
     (folder / "vocab.json").write_text(vocab, encoding="utf-8")
@@ -161,6 +202,22 @@ def _encoder(
     added = [tokenizers.AddedToken(**token, special=True) for token in special.values()]
     encoder.add_special_tokens(added)
     return encoder
+
+
+def _split(encoder: tokenizers.Tokenizer, text: str) -> list[str]:
+    """The words and signs of a text, normalised, as they are before their bytes are merged."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    normal = encoder.normalizer.normalize_str(text)
+    return [normal[start:end] for _, (start, end) in encoder.pre_tokenizer.pre_tokenize_str(normal)]
+
+
+def _words(config: dict[str, Any]) -> list[str] | None:
+    words = config.get(WORDS_KEY)
+    if words is None:
+        return None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"tokenizer_config.json: {WORDS_KEY} is not a list of words")
+    return words
 
 
 def _token(value: Any, role: str) -> dict[str, Any]:
