@@ -75,9 +75,10 @@ def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
 
 def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
     """The autoencoder as the run wants it: first state, one step, pictures."""
+    plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
+    plan.check_range(config, 0, "noise")
     encoder, decoder = networks(config, examples)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
-    plan.check_range(config, 0, "noise")
     loss = losses.autoencoder_loss(encode, decode, config.reconstruction, config.noise)
     options = config.run
     tx = plan.optimizer_of(options, num_steps)

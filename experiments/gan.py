@@ -97,11 +97,12 @@ def players(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
 
 def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
     """The GAN as the run wants it: first state, one step of both players, pictures."""
+    plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
+    plan.check_range(config, 0, "gradient_penalty", "r1", "r2")
+    plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
     generator, discriminator = players(config, examples)
     generate, judge_image = functional.apply(generator), functional.apply(discriminator)
     options = config.run
-    plan.check_range(config, 0, "gradient_penalty", "r1", "r2")
-    plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
     game = adversarial.objective(config.objective)
     penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
     seen = augment.differentiable if config.diff_augment else adversarial.identity

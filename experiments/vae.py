@@ -83,9 +83,10 @@ def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
 
 def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
     """The VAE as the run wants it: first state, one step, pictures."""
+    plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
+    plan.check_range(config, 0, "beta", "kl_warmup_steps")
     encoder, decoder = networks(config, examples)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
-    plan.check_range(config, 0, "beta", "kl_warmup_steps")
 
     loss = losses.vae_loss(
         encode,

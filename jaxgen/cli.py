@@ -73,6 +73,7 @@ FREE = {
     "action", "steps", "epochs", "data_dir", "parallel", "num_devices",
     "distributed", "scan_steps", "run_dir", "resume", "overwrite", "checkpoint_every",
     "draw_every", "log_every", "tensorboard", "wandb", "num_samples", "output", "nll_samples",
+    "num_prompts", "decoder",
 }  # fmt: skip
 
 
@@ -89,17 +90,22 @@ class Interrupted(Exception):
 
 
 def parse(
-    name: str, presets: dict[str, Config], description: str, argv: list[str] | None = None
+    name: str,
+    presets: dict[str, Config],
+    description: str,
+    argv: list[str] | None = None,
+    choice: str = "preset",
 ) -> Config:
     """The configuration of a script from its command line.
 
-    presets: complete configurations, "digits" the default; `--preset` picks one and further flags
-    change it. With `--resume`, or an `--action` on a finished run, the run's own configuration is
-    the default instead, and a flag that would make it another run is an error naming the field.
+    presets: complete configurations, the first the default; `--preset`, or the flag that `choice`
+    names, picks one and further flags change it. With `--resume`, or an `--action` on a finished
+    run, the run's own configuration is the default instead, and a flag that would make it another
+    run is an error naming the field.
     """
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="digits")
+    first.add_argument(f"--{choice}", dest="choice", default=next(iter(presets)))
     first.add_argument("--run-dir", "--run_dir", default=None)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--action", default="train")
@@ -107,9 +113,9 @@ def parse(
     first.add_argument("--epochs")
     known, _ = first.parse_known_args(argv)
 
-    if known.preset not in presets:
-        raise ValueError(f"unknown preset {known.preset!r}; use one of {', '.join(presets)}")
-    default = presets[known.preset]
+    if known.choice not in presets:
+        raise ValueError(f"unknown {choice} {known.choice!r}; use one of {', '.join(presets)}")
+    default = presets[known.choice]
     stored = None
     if known.resume or known.action != "train":
         if known.run_dir is None:

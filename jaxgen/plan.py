@@ -24,8 +24,8 @@ class Examples(NamedTuple):
     num_examples: int
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    images: np.ndarray  # uint8 [K, H, W, C], from the test split
-    labels: np.ndarray  # int32 [K]
+    images: np.ndarray  # uint8 [K, H, W, C], from the test split; floats where encoded
+    labels: np.ndarray  # int32 [K], or [K, T] token ids
 
 
 class System(NamedTuple):
@@ -40,6 +40,7 @@ class System(NamedTuple):
 
 
 Build = Callable[[Any, Examples, int], System]  # (config, examples, number of steps)
+OpenSplit = Callable[[RunOptions, str], data.Source]  # (options, "train" or "test")
 
 
 def model(state: Any, options: RunOptions, i: int = 0) -> Any:
@@ -84,9 +85,10 @@ def open_split(options: RunOptions, split: str) -> data.Source:
     )  # fmt: skip
 
 
-def read_examples(options: RunOptions, source: data.Source, count: int = 64) -> Examples:
+def read_examples(
+    options: RunOptions, source: data.Source, test: data.Source, count: int = 64
+) -> Examples:
     """The training set's numbers and `count` test examples, spread over the split."""
-    test = open_split(options, "test")
     if test.image_shape != source.image_shape:
         raise ValueError(
             f"the test images of {options.data} are {_shape(test.image_shape)} and the training "
@@ -131,7 +133,6 @@ def make(config: Any, build: Build, examples: Examples) -> tuple[int, System]:
     check_range(options, 1, "steps", "batch_size", "accumulate", "num_models", "log_every")
     check_range(options, 0, "checkpoint_every", "draw_every", "warmup_steps", "clip_norm")
     check_range(options, 0, "seed", high=2**32 - options.num_models)
-    check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
     if options.epochs is not None and not 0 < options.epochs < math.inf:
         raise ValueError(f"--epochs is {options.epochs}; use a positive number")
     if options.batch_size % options.accumulate:

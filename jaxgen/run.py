@@ -21,19 +21,27 @@ from jaxgen.io.source import read_all
 from jaxgen.train import loop, order, parallel, step
 
 
-def train(name: str, config: Any, build: plan.Build) -> None:
+def train(
+    name: str, config: Any, build: plan.Build, open_split: plan.OpenSplit = plan.open_split
+) -> None:
     """Trains the system from its start, or from its newest checkpoint, to the last step.
 
     Raises Interrupted once it has stopped and saved because somebody asked for it.
     """
     with outputs.stop_requests() as stopping:
-        _train(name, config, build, stopping)
+        _train(name, config, build, open_split, stopping)
 
 
-def _train(name: str, config: Any, build: plan.Build, stopping: outputs.StopRequests) -> None:
+def _train(
+    name: str,
+    config: Any,
+    build: plan.Build,
+    open_split: plan.OpenSplit,
+    stopping: outputs.StopRequests,
+) -> None:
     options: RunOptions = config.run
-    source = plan.open_split(options, "train")
-    examples = plan.read_examples(options, source)
+    source = open_split(options, "train")
+    examples = plan.read_examples(options, source, open_split(options, "test"))
     mesh = parallel.data_mesh(options.num_devices)
     num_steps, system = plan.make(config, build, examples)
     resident = plan.fits_on_device(options, source)
@@ -71,7 +79,9 @@ def _train(name: str, config: Any, build: plan.Build, stopping: outputs.StopRequ
         raise Interrupted(folder, done, num_steps, stopping.signal())
 
 
-def restore(config: Any, build: plan.Build) -> tuple[Any, int, plan.Examples]:
+def restore(
+    config: Any, build: plan.Build, open_split: plan.OpenSplit = plan.open_split
+) -> tuple[Any, int, plan.Examples]:
     """The newest state of a finished or unfinished run on one device, its step, and examples.
 
     States of several models keep their leading axis; `model(state, options, i)` takes one.
@@ -80,7 +90,8 @@ def restore(config: Any, build: plan.Build) -> tuple[Any, int, plan.Examples]:
     checkpoints = folder(options) / "checkpoints"
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{options.run_dir} has no checkpoints; train first")
-    examples = plan.read_examples(options, plan.open_split(options, "train"))
+    source, test = (open_split(options, split) for split in ("train", "test"))
+    examples = plan.read_examples(options, source, test)
     _, system = plan.make(config, build, examples)
     template = _template(system, options, parallel.data_mesh(1))
     with contextlib.closing(checkpoint.open_manager(checkpoints, read_only=True)) as manager:

@@ -156,3 +156,38 @@ def test_first_wild_steps_do_not_dictate_the_limits():
     assert low < 1
     assert 2 <= high < 3
     assert images._range(np.ones(5))[0] < 1 < images._range(np.ones(5))[1]
+
+
+def test_captioned_images_stand_enlarged_in_their_cells():
+    colours = np.random.default_rng(0).integers(0, 200, (5, 20, 30, 3), dtype=np.uint8)
+    picture = images.captioned(colours, ["one"] * 5, columns=3, scale=2)
+    below = 13 + 6  # a line of text
+    assert (picture.mode, picture.size) == ("RGB", (3 * (60 + 10) + 10, 2 * (40 + below + 10) + 10))
+    pixels = np.asarray(picture)
+    for i, colour in enumerate(colours):
+        left, top = 10 + 70 * (i % 3), 10 + (50 + below) * (i // 3)
+        tile = pixels[top : top + 40, left : left + 60]
+        np.testing.assert_array_equal(tile, np.kron(colour, np.ones((2, 2, 1), np.uint8)))
+        assert pixels[top + 42 : top + 40 + below, left : left + 60].min() < 100  # words
+    assert (pixels[70:, 152:] == 255).all()  # no sixth image
+
+
+def test_long_captions_are_wrapped_within_the_width_of_their_image():
+    black = np.full((2, 40, 40, 3), 255, np.uint8)
+    short = images.captioned(black, ["a star", "a ring"], columns=2)
+    long = images.captioned(black, ["a large red star above a small blue ring", "a"], columns=2)
+    assert long.width == short.width
+    lines = 1 + (long.height - short.height) / 13
+    assert lines in (3, 4, 5)
+    below = np.asarray(long.convert("L"))[10 + 80 + 2 :]
+    assert (below[:, 10 + 80 : 10 + 80 + 10] > 200).all()  # nothing between the columns
+    dark = np.flatnonzero(below[:, 10:90].min(1) < 128)
+    assert dark.max() - dark.min() > 2 * 13  # over several lines
+    assert dark.max() < len(below) - 10
+
+
+def test_a_word_wider_than_its_image_keeps_a_line_of_its_own():
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    wrapped = images.captioned(white, ["a circumference of"], columns=1)
+    plain = images.captioned(white, ["a"], columns=1)
+    assert wrapped.height - plain.height == 2 * 13

@@ -309,3 +309,154 @@ def test_objectives_refuse_what_they_do_not_know():
         losses.autoencoder_loss(encode, decode, "mae")
     with pytest.raises(ValueError, match=r"noise of standard deviation -0\.1; use 0"):
         losses.autoencoder_loss(encode, decode, noise=-0.1)
+
+
+# --- latent diffusion -----------------------------------------------------------------------
+
+ALPHAS = np.array([0.9, 0.5, 0.1])  # alphas_cumprod of three times
+EMPTY, FULL = np.array([0, 0], np.int32), np.array([1, 2], np.int32)
+PARAMS = {"unet": (), "text_encoder": ()}
+
+
+def test_first_stage_adds_both_errors_and_the_mean_kl():
+    """Off by 1/4 everywhere, from N(1, 1): KL 1/2 for each of the 16 entries of the latent."""
+    x = jnp.asarray(image(), jnp.float32)
+    moments = jnp.ones((2, 2, 4)), jnp.zeros((2, 2, 4))
+    loss = losses.autoencoder_kl_loss(lambda p, x: moments, lambda p, z: x - 0.25, kl_weight=0.2)
+    total, terms = loss({}, {"image": x}, jax.random.key(0))
+    expected = {"loss": 0.25 + 0.0625 + 0.2 * 0.5, "l1": 0.25, "mse": 0.0625, "kl_nats": 8.0}
+    found = {name: float(value) for name, value in terms.items()}
+    assert found == pytest.approx(expected | {"edges": 0.0}, abs=1e-6)
+    assert float(total) == pytest.approx(expected["loss"])
+
+
+def test_errors_that_change_between_neighbours_cost_their_slopes():
+    """An error that rises by 0.1 from row to row and falls by 0.3 from column to column."""
+    x = jnp.zeros((5, 4, 2))
+    ramp = 0.1 * np.arange(5.0)[:, None, None] - 0.3 * np.arange(4.0)[:, None] + np.zeros(2)
+    moments = jnp.zeros((2, 2, 4)), jnp.zeros((2, 2, 4))
+    values = {}
+    for weight in (0.0, 2.0):
+        loss = losses.autoencoder_kl_loss(
+            lambda p, x: moments, lambda p, z: jnp.float32(-ramp), 0.0, weight
+        )
+        values[weight], terms = loss({}, {"image": x}, jax.random.key(0))
+        assert float(terms["edges"]) == pytest.approx(0.4, rel=1e-5)
+    assert float(values[0.0]) == pytest.approx(np.abs(ramp).mean() + (ramp**2).mean(), rel=1e-5)
+    assert float(values[2.0] - values[0.0]) == pytest.approx(0.8, rel=1e-5)
+
+
+def test_first_stage_decodes_a_draw_of_the_posterior():
+    """Identity networks with a deviation of 0.3: the squared error is 0.09 and l1 its half-normal
+    mean, 0.3 sqrt(2 / pi)."""
+    x = jnp.zeros((20, 20, 1))
+    loss = losses.autoencoder_kl_loss(
+        lambda p, x: (x, jnp.full_like(x, 2 * np.log(0.3))), lambda p, z: z, 0.0
+    )
+    keys = jax.random.split(jax.random.key(0), 50)
+    _, terms = jax.jit(jax.vmap(lambda key: loss({}, {"image": x}, key)))(keys)
+    assert np.mean(terms["mse"]) == pytest.approx(0.09, rel=4 * (2 / 20_000) ** 0.5)
+    assert np.mean(terms["l1"]) == pytest.approx(0.3 * (2 / np.pi) ** 0.5, rel=0.03)
+    assert len(np.unique(terms["mse"])) == 50
+
+
+def test_first_stage_gradient_equals_finite_differences():
+    def moments(params, x):
+        return jnp.split(encode(params["encoder"], x, None).reshape(2, 2), 2, axis=-1)
+
+    loss = losses.autoencoder_kl_loss(
+        moments, lambda params, z: decode(params["decoder"], z.ravel(), None), 0.3, 0.7
+    )
+    params = parameters()
+    params.pop("log_scale")
+    assert gradient_error(loss, params, {"image": image()}) < 1e-7
+
+
+def diffusion(predict, prediction_type, mean, logvar, dropout=0.0, count=400, alphas=ALPHAS):
+    """Losses [count] of one example under `count` keys; `predict` takes (x_t, t, context)."""
+    loss = losses.diffusion_loss(
+        lambda params, *inputs: predict(*inputs), lambda params, ids: ids[None].astype(float),
+        alphas, prediction_type, EMPTY, dropout,
+    )  # fmt: skip
+    posterior = np.concatenate([np.full((4, 4, 2), v, np.float16) for v in (mean, logvar)], -1)
+    example = {"image": jnp.asarray(posterior), "label": jnp.asarray(FULL)}
+    keys = jax.random.split(jax.random.key(5), count)
+    return np.asarray(jax.jit(jax.vmap(lambda key: loss(PARAMS, example, key)[0]))(keys))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_predicting_nothing_costs_the_variance_of_the_target(prediction_type):
+    """1 for eps; for v, on average over t, a^2 + b^2 E z^2 with z from N(0.5, 4)."""
+    found = diffusion(lambda x_t, t, context: 0 * x_t, prediction_type, 0.5, np.log(4.0))
+    squared = np.mean(ALPHAS) + np.mean(1 - ALPHAS) * (4 + 0.25)
+    expected = 1.0 if prediction_type == "epsilon" else squared
+    standard_error = found.std() / 400**0.5
+    assert abs(found.mean() - expected) < 4 * standard_error
+    assert standard_error < 0.05 * expected  # so that the line above says something
+
+
+def known(x_t, t, z):
+    """eps and v of a noisy latent whose clean one is known."""
+    a, b = np.float32(ALPHAS**0.5), np.float32((1 - ALPHAS) ** 0.5)
+    eps = (x_t - jnp.asarray(a)[t] * z) / jnp.asarray(b)[t]
+    return eps, jnp.asarray(a)[t] * eps - jnp.asarray(b)[t] * z
+
+
+@pytest.mark.parametrize(("prediction_type", "which"), [("epsilon", 0), ("v_prediction", 1)])
+def test_a_model_that_knows_the_clean_latent_has_no_loss(prediction_type, which):
+    perfect = lambda x_t, t, context: known(x_t, t, 1.5)[which]  # noqa: E731
+    other = lambda x_t, t, context: known(x_t, t, 1.5)[1 - which]  # noqa: E731
+    assert diffusion(perfect, prediction_type, 1.5, -30.0).max() < 1e-9
+    assert diffusion(other, prediction_type, 1.5, -30.0).min() > 0.01
+
+
+def test_the_losses_of_both_predictions_are_one_times_the_signal():
+    """eps = a v + b x_t: a model of v, read as one of eps, errs by a times as much."""
+    alpha = np.array([0.36])
+    v = lambda x_t, t, context: jnp.tanh(x_t)  # noqa: E731
+    eps = lambda x_t, t, context: 0.6 * jnp.tanh(x_t) + 0.8 * x_t  # noqa: E731
+    of_v = diffusion(v, "v_prediction", 0.5, -1.0, count=9, alphas=alpha)
+    of_eps = diffusion(eps, "epsilon", 0.5, -1.0, count=9, alphas=alpha)
+    np.testing.assert_allclose(of_eps, 0.36 * of_v, rtol=1e-4)
+
+
+def test_times_are_drawn_uniformly_from_all():
+    found = diffusion(lambda x_t, t, c: known(x_t, t, 0.0)[0] + t, "epsilon", 0.0, -30.0)
+    counts = np.bincount(np.rint(found).astype(int), minlength=5)
+    assert counts[[2, 3]].sum() == 0
+    assert scipy.stats.chisquare(counts[[0, 1, 4]]).pvalue > 1e-4  # t^2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
+def test_so_many_captions_are_replaced_by_the_empty_one(dropout):
+    """The model errs by the last token: 2 in the caption and 0 in the empty one."""
+    erring = lambda x_t, t, c: known(x_t, t, 0.0)[0] + c[0, -1]  # noqa: E731
+    found = diffusion(erring, "epsilon", 0.0, -30.0, dropout, count=4000)
+    assert set(np.rint(found)) == ({0.0, 4.0} if dropout else {4.0})
+    share = np.mean(found < 1)
+    assert abs(share - dropout) <= 4 * (dropout * (1 - dropout) / 4000) ** 0.5
+
+
+def test_networks_get_their_own_parameters():
+    loss = losses.diffusion_loss(
+        lambda p, x_t, t, context: p["w"] * context[0, 0] + 0 * x_t,
+        lambda p, ids: p["w"] + 0.0 * ids[None],
+        ALPHAS, "epsilon", EMPTY, 0.0,
+    )  # fmt: skip
+    params = {"unet": {"w": jnp.float32(30.0)}, "text_encoder": {"w": jnp.float32(4.0)}}
+    example = {"image": jnp.zeros((4, 4, 4)), "label": jnp.asarray(FULL)}
+    value, metrics = loss(params, example, jax.random.key(0))
+    assert float(value) == pytest.approx(120**2, rel=0.02)  # and the noise
+    assert set(metrics) == {"loss"}
+
+
+def test_latent_objectives_refuse_what_makes_no_sense():
+    with pytest.raises(ValueError, match="kl_weight is -1; use 0"):
+        losses.autoencoder_kl_loss(None, None, -1)
+    with pytest.raises(ValueError, match=r"edge_weight is -0\.5; use 0 \(leaves the term out\)"):
+        losses.autoencoder_kl_loss(None, None, 0.1, -0.5)
+    with pytest.raises(ValueError, match="prediction type 'sample'; use epsilon or v_prediction"):
+        losses.diffusion_loss(None, None, ALPHAS, "sample", EMPTY, 0.1)
+    for dropout in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"caption dropout is {dropout}; use 0 to below 1"):
+            losses.diffusion_loss(None, None, ALPHAS, "epsilon", EMPTY, dropout)

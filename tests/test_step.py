@@ -200,3 +200,50 @@ def test_the_players_of_minimax_follow_the_gradient_of_equation_one():
 def test_zero_discriminator_steps_are_refused():
     with pytest.raises(ValueError, match="0 discriminator steps; use 1 or more"):
         step.gan_step(quadratic, quadratic, optax.sgd(1.0), optax.sgd(1.0), 0)
+
+
+def averaged_run(devices, how="jit", num_steps=12, decay=0.6):
+    """The moving average after every step, and the parameters, of SGD on the quadratic."""
+    tx = optax.sgd(0.3)
+    mesh = parallel.data_mesh(devices)
+    one = step.averaged(step.gradient_step(quadratic, tx), decay)
+    go = parallel.parallelize(one, mesh, how)
+    first = step.AveragedState(step.init_state({"w": np.float32(2.0)}, tx), {"w": np.float32(2.0)})
+    state, key = parallel.put(first, mesh), parallel.put(jax.random.key(0), mesh)
+    emas, params = [], []
+    for i in range(num_steps):
+        examples = np.arange(4, dtype=np.float32) + i
+        batch = parallel.put({"x": examples}, mesh, parallel.EXAMPLES)
+        state, _ = go(state, batch, key)
+        assert int(state.step) == i + 1
+        emas.append(float(state.ema["w"]))
+        params.append(float(state.train.params["w"]))
+    return np.array(emas), np.array(params)
+
+
+def test_the_average_follows_its_recursion_with_a_rate_that_rises_to_the_decay():
+    emas, params = averaged_run(1)
+    w, ema, expected = 2.0, 2.0, []
+    for t in range(1, 13):
+        w -= 0.3 * (w - (1.5 + t - 1))  # the mean of the examples
+        rate = min(0.6, (1 + t) / (10 + t))  # 0.18, 0.25, ..., 0.6 from t = 13
+        ema = rate * ema + (1 - rate) * w
+        expected.append((ema, w))
+    np.testing.assert_allclose(np.stack([emas, params], 1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", parallel.MODES)
+def test_the_average_on_four_devices_equals_that_on_one(how):
+    np.testing.assert_allclose(averaged_run(4, how), averaged_run(1), rtol=1e-6)
+
+
+def test_the_average_does_not_change_the_run_it_averages():
+    tx = optax.sgd(0.3)
+    one = step.gradient_step(quadratic, tx)
+    plain = step.init_state({"w": jnp.float32(2.0)}, tx)
+    both = step.AveragedState(plain, plain.params)
+    batch = {"x": jnp.array([1.0, 3.0])}
+    plain, metrics = one(plain, batch, jax.random.key(0))
+    both, same = step.averaged(one, 0.999)(both, batch, jax.random.key(0))
+    assert small_systems.identical(both.train, plain)
+    assert small_systems.identical(same, metrics)

@@ -64,6 +64,41 @@ def labelled(picture: Image.Image, text: str) -> Image.Image:
     return result
 
 
+def captioned(
+    images: np.ndarray, captions: Sequence[str], columns: int = 6, scale: int = 2
+) -> Image.Image:
+    """Images uint8 [N, H, W, 3] enlarged without blur, each above its caption, on white."""
+    font = ImageFont.load_default(size=11)
+    height, width = images.shape[1] * scale, images.shape[2] * scale
+    texts = [_wrapped(caption, font, width) for caption in captions]
+    line, gap = 13, 10
+    below = line * max(text.count("\n") + 1 for text in texts) + 6
+    rows = -(-len(images) // columns)
+    size = (columns * (width + gap) + gap, rows * (height + below + gap) + gap)
+    result = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(result)
+    for i, (image, text) in enumerate(zip(images, texts, strict=True)):
+        left = gap + i % columns * (width + gap)
+        top = gap + i // columns * (height + below + gap)
+        enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+        result.paste(enlarged, (left, top))
+        draw.rectangle((left - 1, top - 1, left + width, top + height), outline="#d0d0d0")
+        draw.multiline_text((left, top + height + 3), text, fill="black", font=font, spacing=1)
+    return result
+
+
+def _wrapped(text: str, font: Any, width: int) -> str:
+    """The text in lines of at most so many pixels; a longer word keeps a line of its own."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
 def side_by_side(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
     """Pictures in a row, tops aligned, on white."""
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Objectives of the autoencoder and the VAE, each for ONE example and ONE key.
+"""Objectives of autoencoder, VAE and latent diffusion, each for ONE example and ONE key.
 
 `example` is a dict: "image" float32 [H, W, C] in [-1, 1], "label" int32 [] and "step" int32 [],
 the number of updates so far. A loss returns (loss, metrics) as float32 scalars; the gradient step
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
@@ -213,5 +214,95 @@ def classifier_loss(classify: Apply) -> LossFn:
         nats = -log_p[example["label"]]
         correct = (jnp.argmax(log_p) == example["label"]).astype(jnp.float32)
         return nats, {"loss": nats, "accuracy": correct}
+
+    return loss
+
+
+# --- latent diffusion -----------------------------------------------------------------------
+
+
+def autoencoder_kl_loss(
+    encode: Callable[[Params, Array], tuple[Array, Array]],
+    decode: Callable[[Params, Array], Array],
+    kl_weight: float,
+    edge_weight: float = 0.0,
+) -> LossFn:
+    """The first stage: reconstruction of one image through a latent near N(0, I).
+
+        loss = mean |d| + mean d^2 + edge_weight * (mean |d_x| + mean |d_y|)
+               + kl_weight * mean KL(q(z | x) || N(0, I)),                      d = x - x_hat
+
+    Means over pixels and over entries of z; d_x and d_y are differences of neighbours along rows
+    and columns, which make outlines count. Rombach et al. 2022 (arXiv:2112.10752), section 3.1,
+    "KL-reg.", with the image gradients of Mathieu et al. 2016 (arXiv:1511.05440), section 3.2, in
+    place of its perceptual and adversarial terms: flat shapes have no texture to judge.
+    encode: [H, W, 3] in [-1, 1] -> mean and log-variance [h, w, C]; decode: z -> x_hat.
+    """
+    if kl_weight < 0:
+        raise ValueError(f"kl_weight is {kl_weight}; use 0 (an autoencoder) or more")
+    if edge_weight < 0:
+        raise ValueError(f"edge_weight is {edge_weight}; use 0 (leaves the term out) or more")
+
+    def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
+        x = example["image"]
+        mean, logvar = encode(params, x)
+        z = reparameterize(key, mean, logvar)
+        error = x - decode(params, z)
+
+        l1, mse = jnp.mean(jnp.abs(error)), jnp.mean(error**2)
+        along_y, along_x = (jnp.abs(jnp.diff(error, axis=axis)) for axis in (0, 1))
+        edges = jnp.mean(along_y) + jnp.mean(along_x)
+        kl = kl_divergence(mean, logvar).sum()
+        total = l1 + mse + edge_weight * edges + kl_weight * kl / mean.size
+        terms = {"l1": l1, "mse": mse, "edges": edges, "kl_nats": kl}
+        return total, {"loss": total, **terms}
+
+    return loss
+
+
+def diffusion_loss(
+    predict: Callable[[Params, Array, Array, Array], Array],
+    embed: Callable[[Params, Array], Array],
+    alphas_cumprod: np.ndarray,
+    prediction_type: str,
+    empty_caption: np.ndarray,
+    caption_dropout: float,
+) -> LossFn:
+    """The second stage: the denoising error of one latent at one random time.
+
+        x_t = sqrt(a_t) z + sqrt(1 - a_t) eps,   loss = mean (target - predict(x_t, t, caption))^2
+
+    target: eps ("epsilon"), Ho et al. 2020 (arXiv:2006.11239) eq. 14 and Rombach et al. 2022
+    (arXiv:2112.10752) eq. 3, or v = sqrt(a_t) eps - sqrt(1 - a_t) z ("v_prediction"), Salimans &
+    Ho 2022 (arXiv:2202.00512), appendix D. With probability `caption_dropout` the caption is the
+    empty one, for classifier-free guidance: Ho & Salimans 2022 (arXiv:2207.12598), algorithm 1.
+
+    example: "image" is the posterior of z, mean and log-variance [h, w, 2 C] in the sampler's
+    scale, and a z is drawn anew each time; "label" are the caption's token ids [T]. predict:
+    (params["unet"], x_t, t, context [T, E]); embed: (params["text_encoder"], ids [T]) -> context.
+    alphas_cumprod: [T]; empty_caption: ids [T].
+    """
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"prediction type {prediction_type!r}; use epsilon or v_prediction")
+    if not 0 <= caption_dropout < 1:
+        raise ValueError(f"caption dropout is {caption_dropout}; use 0 to below 1")
+    signal = np.sqrt(alphas_cumprod).astype(np.float32)
+    noise = np.sqrt(1 - alphas_cumprod).astype(np.float32)
+
+    def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
+        z_key, eps_key, t_key, drop_key = jax.random.split(key, 4)
+        mean, logvar = jnp.split(example["image"].astype(jnp.float32), 2, axis=-1)
+        z = reparameterize(z_key, mean, logvar)
+        eps = jax.random.normal(eps_key, z.shape)
+        t = jax.random.randint(t_key, (), 0, len(signal))
+        a, b = jnp.asarray(signal)[t], jnp.asarray(noise)[t]
+        dropped = jax.random.bernoulli(drop_key, caption_dropout)
+        ids = jnp.where(dropped, jnp.asarray(empty_caption), example["label"])
+
+        context = embed(params["text_encoder"], ids)
+        predicted = predict(params["unet"], a * z + b * eps, t, context)
+        target = eps if prediction_type == "epsilon" else a * eps - b * z
+        mse = jnp.mean((target - predicted) ** 2)
+        return mse, {"loss": mse}
 
     return loss

@@ -24,6 +24,17 @@ class GanState(NamedTuple):
         return self.generator.step
 
 
+class AveragedState(NamedTuple):
+    """One optimiser's state, and the moving average of its parameters that samples come from."""
+
+    train: TrainState
+    ema: Params  # exponential moving average of train.params
+
+    @property
+    def step(self) -> Array:
+        return self.train.step
+
+
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
     """A state at step 0 for these parameters."""
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
@@ -67,6 +78,22 @@ def gradient_step(
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def averaged(one: Step, ema_decay: float) -> Step:
+    """The step of a TrainState, followed by the moving average: a step of an AveragedState.
+
+    The average rises as min(decay, (1 + t) / (10 + t)), as in `gan_step`.
+    """
+
+    def step(
+        state: AveragedState, batch: Batch, key: Key, axis: str | None = None
+    ) -> tuple[AveragedState, Metrics]:
+        train, metrics = one(state.train, batch, key, axis)
+        ema = _moving_average(state.ema, train.params, train.step, ema_decay)
+        return AveragedState(train, ema), metrics
 
     return step
 

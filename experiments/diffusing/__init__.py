@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The two stages of experiments/latent_diffusion.py."""

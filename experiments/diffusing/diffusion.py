@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: MIT
+"""The second stage: latents out of noise, guided by captions."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from PIL import Image
+
+from diffusing import autoencoder
+from diffusing.autoencoder import First, encoder_of
+from diffusing.options import NAME, Config, captions_of, check, sizes_of
+from jaxgen import captioned, cli, loading, miniature, plan, run
+from jaxgen.diffusion import schedule
+from jaxgen.io import data, images, run_folder, tokenizer
+from jaxgen.io.diffusers import Checkpoint
+from jaxgen.io.tokenizer import Tokenizer
+from jaxgen.miniature import Sizes
+from jaxgen.pipeline import StableDiffusion
+from jaxgen.train import losses, step
+from jaxgen.types import Array, Key, Params
+
+
+class Second(NamedTuple):
+    """What the second stage is built from, beside its options."""
+
+    first: First
+    checkpoint: Checkpoint  # without weights
+    prompts: list[str]  # of the test split
+    begun: Params | None  # what the UNet and the text encoder begin with, else fresh
+    runs: tuple[tuple[Config, int], ...]  # options and steps of the runs behind `begun`
+
+
+def prepare(config: Config) -> Second:
+    """The first stage, the networks of the second, and captions to draw."""
+    check(config)
+    if config.run.augment != "none":
+        raise ValueError("--augment changes pictures that are encoded once; leave it out")
+    if not config.autoencoder:
+        raise ValueError("which autoencoder? Give --autoencoder the run folder of the first stage")
+    first = autoencoder.trained(config.autoencoder)
+    earlier = _earlier(config.begin_with) if config.begin_with else None
+    sizes = sizes_of(config)
+    _check_same(sizes, first, config.autoencoder)
+    train, test = (captions_of(config, config.run, split) for split in ("train", "test"))
+    tokens = _tokens(config, earlier, train.captions)
+    scale = captioned.scale_of_latents(train.source, encoder_of(first.vae), first.params)
+    made = miniature.checkpoint(sizes, tokens, scale)
+    begun, runs = (None, ()) if earlier is None else (earlier.begun, earlier.runs)
+    return Second(first, made, test.captions, begun, runs)
+
+
+def _check_same(sizes: Sizes, first: First, run_dir: str) -> None:
+    for name in ("image_size", "vae_channels", "norm_groups"):
+        own, given = getattr(sizes, name), getattr(first.sizes, name)
+        if own != given:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is {own} and {run_dir} was trained with {given}; say that")
+
+
+def _tokens(config: Config, earlier: Second | None, captions: list[str]) -> Tokenizer:
+    """A vocabulary made for the captions, or that of the run that this one begins with."""
+    new = tokenizer.train(captions, config.max_tokens)
+    if earlier is None:
+        return new
+    old = earlier.checkpoint.tokenizers["tokenizer"]  # its ids are what the text encoder knows
+    if old.max_length != config.max_tokens:
+        raise ValueError(
+            f"--max-tokens is {config.max_tokens} and {config.begin_with} was trained with "
+            f"{old.max_length}; say that"
+        )
+    return old._replace(words=(old.words or frozenset()) | (new.words or frozenset()))
+
+
+def _earlier(run_dir: str) -> Second:
+    """A run of the second stage, `begun` being what it has come to."""
+    config = cli.from_dict(Config, run_folder.read_config(Path(run_dir), NAME))
+    if config.stage != "diffusion":
+        raise ValueError(f"{run_dir} is a run of the stage {config.stage}, not of diffusion")
+    config = replace(config, run=replace(config.run, run_dir=run_dir))
+    second = prepare(config)
+    state, done, _ = run.restore(
+        config, partial(build, second), partial(open_split, config, second)
+    )
+    ema = plan.model(state, config.run).ema
+    return second._replace(begun=ema, runs=(*second.runs, (config, done)))
+
+
+def open_split(config: Config, second: Second, options: cli.RunOptions, split: str) -> data.Source:
+    """Latents of the pictures, with token ids as labels."""
+    first, tokens = second.first, second.checkpoint.tokenizers["tokenizer"]
+    scale = second.checkpoint.components["vae"].config["scaling_factor"]
+    pictures = captioned.tokenized(captions_of(config, options, split), tokens)
+    return captioned.encoded(pictures, encoder_of(first.vae), first.params, scale)
+
+
+def build(second: Second, config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
+    """The second stage as the run wants it: first state, one step, pictures."""
+    networks = loading.networks(second.checkpoint, cli.network_dtype(config.run))
+    unet, text_encoder = networks.unet, networks.encoders["text_encoder"]
+    tokens = second.checkpoint.tokenizers["tokenizer"]
+
+    def predict(params: Params, x_t: Array, t: Array, context: Array) -> Array:
+        return unet.apply({"params": params}, x_t[None], t[None], context[None])[0]
+
+    def embed(params: Params, ids: Array) -> Array:
+        encoding: Any = text_encoder.apply({"params": params}, ids[None])
+        return encoding.context[0]
+
+    if second.begun is not None:
+        for name, module in (("unet", unet), ("text_encoder", text_encoder)):
+            miniature.check_fits(second.begun[name], module, config.begin_with)
+    noise = schedule.noise_schedule()  # the one that miniature.scheduler writes
+    loss = losses.diffusion_loss(
+        predict, embed, noise.alphas_cumprod, config.prediction,
+        tokenizer.tokenize(tokens, [""])[0], config.caption_dropout,
+    )  # fmt: skip
+    options = config.run
+    tx = plan.optimizer_of(options, num_steps)
+
+    def init(key: Key) -> step.AveragedState:
+        unet_key, text_key = jax.random.split(key)
+        params = second.begun or {
+            "unet": miniature.init(unet_key, unet),
+            "text_encoder": miniature.init(text_key, text_encoder),
+        }
+        return step.AveragedState(step.init_state(params, tx), jax.tree.map(jnp.copy, params))
+
+    return plan.System(
+        init=init,
+        step=step.averaged(step.gradient_step(loss, tx, options.accumulate), config.ema_decay),
+        draw=partial(draw_samples, second),
+        images_per_step=options.batch_size,
+        shown=("loss", "grad_norm"),
+        convolutional=True,
+    )
+
+
+def trained(second: Second, state: Any) -> Checkpoint:
+    """The whole model with its weights, those of the second stage averaged."""
+    return miniature.with_params(second.checkpoint, {**state.ema, "vae": second.first.params})
+
+
+def draw_samples(
+    second: Second, state: Any, examples: plan.Examples, key: Key
+) -> dict[str, Image.Image]:
+    """Pictures of captions that training has not seen, made by the pipeline."""
+    prompts = second.prompts[:32]
+    pipe = StableDiffusion(trained(second, state))
+    made = pipe(prompts, num_steps=20, guidance_scale=3.0)
+    return {"samples": images.grid(made, 8)}

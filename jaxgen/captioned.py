@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""Pictures with captions as training data: from the rendered world, or from a folder.
+
+captioned pictures -> `tokenized`: the labels are token ids -> `encoded`: the pictures are latents.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.io import caption_folder, tokenizer
+from jaxgen.io.caption_folder import Captioned
+from jaxgen.io.source import Source
+from jaxgen.io.tokenizer import Tokenizer
+from jaxgen.train import augment
+from jaxgen.types import Array, Params
+from jaxgen.world import caption, render, scene
+
+WORLD = "world"
+STREAMS = {"train": 0, "test": 1, "prompts": 2, "held_out": 3}  # never the same scene twice
+BLOCK = 64  # pictures rendered or encoded at once, so that one program does
+Encode = Callable[[Params, Array], tuple[Array, Array]]
+
+
+def open_split(data: str, split: str, image_size: int | None, num_scenes: int) -> Captioned:
+    """The "train" or "test" split of "world" or of a folder with metadata.jsonl.
+
+    num_scenes: how many scenes of the endless world training goes over; a test split has 1024.
+    """
+    if data == WORLD:
+        if image_size not in (None, scene.SIZE):
+            raise ValueError(f"the world is drawn in {scene.SIZE} pixels; leave --image-size out")
+        return world(split, num_scenes if split == "train" else 1024)
+    return caption_folder.open_split(Path(data), split, image_size=image_size, channels=3)
+
+
+def world_scenes(
+    stream: str, count: int, pairs: np.ndarray = scene.SEEN, two_objects: float = 0.65
+) -> scene.Scene:
+    """The first `count` scenes of a stream of the world, on the host."""
+    if count < 1:
+        raise ValueError(f"{count} scenes; use 1 or more")
+    key = jax.random.fold_in(jax.random.key(0), STREAMS[stream])
+    draw = jax.jit(lambda key: scene.draw_many(key, count, pairs, two_objects))
+    return jax.device_get(draw(key))
+
+
+@functools.cache
+def world(split: str, count: int) -> Captioned:
+    """`count` scenes; pictures are drawn when they are read."""
+    scenes = world_scenes(split, count)
+
+    def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.resize(indices, _rounded(len(indices)))
+        pictures = np.asarray(_pictures(scene.Scene(*(field[rows] for field in scenes))))
+        return pictures[: len(indices)], np.asarray(indices, np.int32)
+
+    shape = (scene.SIZE, scene.SIZE, 3)
+    return Captioned(Source(count, shape, (), read), caption.captions(scenes))
+
+
+def tokenized(pictures: Captioned, tokens: Tokenizer) -> Source:
+    """The pictures with the ids of their captions [T] as labels."""
+    ids = tokenizer.tokenize(tokens, pictures.captions)
+
+    def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        return pictures.source.read(indices)[0], ids[indices]
+
+    return pictures.source._replace(read=read, label_shape=ids.shape[1:])
+
+
+def encoded(pictures: Source, encode: Encode, params: Params, scaling_factor: float) -> Source:
+    """The pictures as posteriors of their latents, in the scale of the sampler.
+
+    Images become float16 [h, w, 2 C]: mean and log-variance of scaling_factor * z.
+    """
+    height, width, _ = pictures.image_shape
+    moments = jax.jit(lambda params, x: _moments(encode, params, x, scaling_factor))
+
+    def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = pictures.read(indices)
+        padded = np.resize(images, (_rounded(len(images)), *images.shape[1:]))
+        return np.asarray(moments(params, padded))[: len(images)], labels
+
+    shape = jax.eval_shape(moments, params, np.zeros((1, height, width, 3), np.uint8)).shape[1:]
+    return pictures._replace(image_shape=shape, dtype=np.float16, read=read)
+
+
+def scale_of_latents(pictures: Source, encode: Encode, params: Params, count: int = 512) -> float:
+    """1 / the standard deviation of latents drawn for the first pictures, to four digits.
+
+    Rombach et al. 2022 (arXiv:2112.10752), appendix G: latents of unit variance.
+    """
+    raw = encoded(pictures, encode, params, 1.0)
+    used = list(range(min(count, pictures.num_examples)))
+    moments = np.concatenate(
+        [raw.read(used[i : i + BLOCK])[0] for i in range(0, len(used), BLOCK)]
+    ).astype(np.float64)
+    mean, logvar = np.split(moments, 2, axis=-1)
+    variance = np.var(mean) + np.mean(np.exp(logvar))
+    return float(f"{variance**-0.5:.4g}")
+
+
+def _moments(encode: Encode, params: Params, images: Array, scaling_factor: float) -> Array:
+    mean, logvar = encode(params, augment.to_unit_range(images))
+    moments = [mean * scaling_factor, logvar + 2 * np.log(scaling_factor)]
+    return jnp.concatenate(moments, axis=-1).astype(jnp.float16)
+
+
+def _rounded(count: int) -> int:
+    return -(-count // BLOCK) * BLOCK
+
+
+@jax.jit
+def _pictures(scenes: scene.Scene) -> Array:
+    x = jax.vmap(render.render)(scenes)
+    return jnp.rint((x + 1) * 127.5).astype(jnp.uint8)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""A small Stable Diffusion to train: its three networks as configurations in diffusers' layout.
+
+What is trained is built from the very config.json files that are exported, so that the networks of
+training and of inference cannot differ.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen import loading
+from jaxgen.io import diffusers
+from jaxgen.io.diffusers import Checkpoint, Component
+from jaxgen.io.tokenizer import Tokenizer
+from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.types import Key, Params
+
+LATENT_CHANNELS = 4
+
+
+class Sizes(NamedTuple):
+    """What may be chosen of the networks; the rest is as in Stable Diffusion 1."""
+
+    image_size: int  # pixels
+    vae_channels: tuple[int, ...]  # of each level; every further one halves height and width
+    unet_channels: tuple[int, ...]
+    unet_heads: int
+    text_width: int
+    text_layers: int
+    norm_groups: int
+    prediction_type: str  # "epsilon" or "v_prediction"
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the picture for one of the latent, along each side."""
+        return 2 ** (len(self.vae_channels) - 1)
+
+
+def checkpoint(sizes: Sizes, tokenizer: Tokenizer, scaling_factor: float = 1.0) -> Checkpoint:
+    """The pipeline as diffusers stores it, without weights."""
+    classes = {
+        "unet": ("UNet2DConditionModel", _unet(sizes)),
+        "vae": ("AutoencoderKL", _vae(sizes, scaling_factor)),
+        "text_encoder": ("CLIPTextModel", _text_encoder(sizes, tokenizer)),
+    }
+    components = {name: Component(kind, config, {}) for name, (kind, config) in classes.items()}
+    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+    return Checkpoint(index, components, {"tokenizer": tokenizer}, scheduler(sizes))
+
+
+def autoencoder(sizes: Sizes, dtype: Any = jnp.float32) -> AutoencoderKL:
+    """The autoencoder alone, for the first stage."""
+    component = Component("AutoencoderKL", _vae(sizes, 1.0), {})
+    return AutoencoderKL(**diffusers.fields(component), dtype=dtype)
+
+
+def with_params(made: Checkpoint, params: dict[str, Params]) -> Checkpoint:
+    """The checkpoint with these parameters by component ("unet", "vae", "text_encoder")."""
+    filled = {
+        name: diffusers.with_params(component, jax.device_get(params[name]))
+        for name, component in made.components.items()
+    }
+    return made._replace(components=filled)
+
+
+def init(key: Key, module: Any) -> Params:
+    """Fresh parameters of a component."""
+    match module:
+        case UNet2DConditionModel():
+            text = jnp.zeros((1, 1, module.cross_attention_dim))
+            inputs = [jnp.zeros((1, 8, 8, module.in_channels)), jnp.zeros(1), text]
+        case AutoencoderKL():
+            side = 2 ** (len(module.block_out_channels) - 1)
+            inputs = [jnp.zeros((1, side, side, module.in_channels))]
+        case _:
+            inputs = [jnp.zeros((1, 1), jnp.int32)]
+    return module.init(key, *inputs)["params"]
+
+
+def scheduler(sizes: Sizes) -> dict[str, Any]:
+    """The noise levels of Stable Diffusion, and a sampler that needs few steps."""
+    return {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "algorithm_type": "dpmsolver++",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "num_train_timesteps": 1000,
+        "prediction_type": sizes.prediction_type,
+        "solver_order": 2,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+
+
+def check_fits(params: Params, module: Any, where: str) -> None:
+    """Raises ValueError unless these are parameters of this module; `where` says whose they are."""
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, loading.shapes(module)):
+        raise ValueError(
+            f"{where} has a {type(module).__name__} of other sizes; give the sizes of that run"
+        )
+
+
+def _vae(sizes: Sizes, scaling_factor: float) -> dict[str, Any]:
+    levels = len(sizes.vae_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(sizes.vae_channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": 3,
+        "latent_channels": LATENT_CHANNELS,
+        "layers_per_block": 1,
+        "norm_num_groups": sizes.norm_groups,
+        "out_channels": 3,
+        "sample_size": sizes.image_size,
+        "scaling_factor": scaling_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def _unet(sizes: Sizes) -> dict[str, Any]:
+    levels = len(sizes.unet_channels)
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": sizes.unet_heads,  # the number of heads, by its historic name
+        "block_out_channels": list(sizes.unet_channels),
+        "cross_attention_dim": sizes.text_width,
+        "down_block_types": ["CrossAttnDownBlock2D"] * levels,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": LATENT_CHANNELS,
+        "layers_per_block": 1,
+        "norm_num_groups": sizes.norm_groups,
+        "out_channels": LATENT_CHANNELS,
+        "sample_size": sizes.image_size // sizes.factor,
+        "up_block_types": ["CrossAttnUpBlock2D"] * levels,
+    }
+
+
+def _text_encoder(sizes: Sizes, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "hidden_act": "quick_gelu",
+        "hidden_size": sizes.text_width,
+        "intermediate_size": 4 * sizes.text_width,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": tokenizer.max_length,
+        "model_type": "clip_text_model",
+        "num_attention_heads": max(1, sizes.text_width // 32),
+        "num_hidden_layers": sizes.text_layers,
+        "pad_token_id": tokenizer.pad_id,
+        "projection_dim": sizes.text_width,
+        "vocab_size": len(tokenizer.vocab),
+    }

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""The README.md of an exported model: what it is, how it was made, how well it follows prompts."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jaxgen import cli
+from jaxgen.following import Settings
+from jaxgen.io.diffusers import Checkpoint
+from jaxgen.world import reader
+
+HEAD = """---
+license: mit
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# {title}
+
+A complete Stable Diffusion in miniature (text encoder, latent autoencoder, conditional UNet),
+trained from nothing by jaxgen's `experiments/latent_diffusion.py` {data}.
+PyTorch diffusers loads this folder as it is, and so does jaxgen:
+
+```python
+import jaxgen
+
+pipe = jaxgen.StableDiffusion.from_pretrained("this folder")
+prompt = {prompt}
+images = pipe(prompt, num_steps={steps}, guidance_scale={guidance:g})
+```
+"""
+
+
+def write(
+    title: str,
+    data: str,
+    prompt: str,
+    checkpoint: Checkpoint,
+    stages: Sequence[tuple[str, Any, int]],
+    settings: Settings,
+    accuracy: dict[str, dict[str, Any]] | None,
+) -> str:
+    """The card as Markdown.
+
+    data: "on ...". prompt: one that the model knows the words of. stages: name, configuration and
+    steps of each run, in order. accuracy: `following.table`, for models of the rendered world.
+    """
+    parts = [
+        HEAD.format(
+            title=title,
+            data=data,
+            prompt=json.dumps(prompt, ensure_ascii=False),
+            steps=settings.num_steps,
+            guidance=settings.guidance_scale,
+        ),
+        _sizes(checkpoint),
+        _words(checkpoint),
+    ]
+    if accuracy is not None:
+        parts.append(_accuracy(accuracy, settings))
+    parts += [_stage(i + 1, *stage) for i, stage in enumerate(stages)]
+    return "\n".join(parts)
+
+
+def _sizes(checkpoint: Checkpoint) -> str:
+    lines = ["## Networks", "", "| part | class | parameters |", "|---|---|---|"]
+    for name, component in checkpoint.components.items():
+        count = sum(_entries(tensor.shape) for tensor in component.tensors.values())
+        lines.append(f"| {name} | {component.class_name} | {count:,} |")
+    return "\n".join([*lines, ""])
+
+
+def _entries(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def _words(checkpoint: Checkpoint) -> str:
+    words = checkpoint.tokenizers["tokenizer"].words or ()
+    if len(words) > 200:
+        return f"It knows the {len(words)} words of its captions.\n"
+    return "## Words it knows\n\n" + ", ".join(sorted(words)) + "\n"
+
+
+def _accuracy(accuracy: dict[str, dict[str, Any]], settings: Settings) -> str:
+    """The table of `following.table` in percent."""
+    sampler = settings.sampler or "the model's own sampler"
+    lines = [
+        "## How well it follows prompts",
+        "",
+        f"Share of prompts in %, read back from the pictures by `jaxgen.world.reader`: {sampler}, "
+        f"{settings.num_steps} steps, guidance {settings.guidance_scale:g}, seeds from "
+        f'{settings.seed}. "Held out" are pairs of shape and colour that training never showed.',
+        "",
+        "| prompts of | number | " + " | ".join(reader.ATTRIBUTES) + " |",
+        "|---" * (len(reader.ATTRIBUTES) + 2) + "|",
+    ]
+    for name, row in accuracy.items():
+        cells = [f"{100 * row[a]['share']:.1f}" if a in row else "" for a in reader.ATTRIBUTES]
+        lines.append(f"| {name} | {row['prompts']} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _stage(number: int, name: str, config: Any, done: int) -> str:
+    """The options of one run, as flags of the script, paths left out."""
+    values = dataclasses.asdict(config)
+    unsaid = {"autoencoder", "begin_with", *cli.FREE} - {"steps"}
+    kept = {k: v for k, v in (values.pop("run") | values).items() if k not in unsaid}
+    flags = " ".join(
+        f"--{k.replace('_', '-')} {_flag(v)}" for k, v in kept.items() if v is not None
+    )
+    begun = ", begun with the parameters of the run before" if config.begin_with else ""
+    return f"## Run {number}: {name}, {done:,} steps{begun}\n\n```\n{flags}\n```\n"
+
+
+def _flag(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
