@@ -109,12 +109,13 @@ def _stage(number: int, name: str, config: Any, done: int) -> str:
     values = dataclasses.asdict(config)
     unsaid = {"autoencoder", "begin_with", *cli.FREE} - {"steps"}
     kept = {k: v for k, v in (values.pop("run") | values).items() if k not in unsaid}
-    flags = " ".join(
-        f"--{k.replace('_', '-')} {_flag(v)}" for k, v in kept.items() if v is not None
-    )
+    flags = " ".join(_flag(k.replace("_", "-"), v) for k, v in kept.items() if v is not None)
     begun = ", begun with the parameters of the run before" if config.begin_with else ""
     return f"## Run {number}: {name}, {done:,} steps{begun}\n\n```\n{flags}\n```\n"
 
 
-def _flag(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+def _flag(name: str, value: Any) -> str:
+    """One option as the command line takes it."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} " + (" ".join(map(str, value)) if isinstance(value, tuple) else str(value))

@@ -28,8 +28,8 @@ TINY = (
 WORLD = (*TINY, "--num-scenes", "64", "--steps", "4")
 FIRST = ("--stage", "autoencoder", "--vae-channels", "8", "8", "8", "8")
 SECOND = (
-    "--stage", "diffusion", "--unet-channels", "8", "--unet-heads", "2", "--text-width", "32",
-    "--text-layers", "1",
+    "--stage", "diffusion", "--vae-channels", "8", "8", "8", "8", "--unet-channels", "8",
+    "--unet-heads", "2", "--text-width", "32", "--text-layers", "1",
 )  # fmt: skip
 
 
@@ -211,6 +211,23 @@ def test_a_run_can_begin_with_the_parameters_of_another(script, runs, stage):
     assert int(state.step) == 0
 
 
+def test_a_frozen_encoder_stays_and_its_new_decoder_can_be_exported(script, runs):
+    module, flags = script.module.autoencoder, (*WORLD, *FIRST, "--begin-with", runs / "first")
+    script(*flags, "--freeze-encoder", "--run-dir", runs / "frozen")
+    script(*flags, "--run-dir", runs / "thawed")
+    first, frozen = (module.trained(str(runs / name)) for name in ("first", "frozen"))
+    for name in ("encoder", "quant_conv"):
+        assert small_systems.identical(first.params[name], frozen.params[name])
+    for name in ("decoder", "post_quant_conv"):
+        assert small_systems.largest_difference(first.params[name], frozen.params[name]) > 1e-5
+
+    taken = module.with_decoder(first, str(runs / "frozen"))
+    assert small_systems.identical(taken.params, frozen.params)
+    assert [done for _, done in taken.runs] == [4, 4]
+    with pytest.raises(ValueError, match="thawed has another encoder than the diffusion"):
+        module.with_decoder(first, str(runs / "thawed"))
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -219,6 +236,10 @@ def test_a_run_can_begin_with_the_parameters_of_another(script, runs, stage):
         (["--stage", "diffusion", "--autoencoder", "RUNS/none"], "none"),
         (["--stage", "diffusion", "--begin-with", "RUNS/first", "--autoencoder", "RUNS/first"],
          "is a run of the stage autoencoder, not of diffusion"),
+        (["--vae-channels", "16", "8", "8", "8", "--begin-with", "RUNS/first"],
+         "has a AutoencoderKL of other sizes; give the sizes of that run"),
+        (["--stage", "diffusion", "--autoencoder", "RUNS/first"],
+         "--vae-channels is (16, 32, 64, 64) and"),
         (["--stage", "diffusion", "--augment", "flip"], "--augment changes pictures"),
         (["--stage", "vae"], "unknown stage 'vae'; use one of autoencoder, diffusion"),
         (["--action", "export", "--run-dir", "RUNS/first"], "export the run of --stage diffusion"),
@@ -261,7 +282,10 @@ def test_a_folder_of_captioned_pictures_trains_both_stages(script, tmp_path, mon
 
     first = ("--stage", "autoencoder", "--vae-channels", "8", "8", "--run-dir", tmp_path / "first")
     script(*data, *first)
-    script(*data, *SECOND, "--autoencoder", tmp_path / "first", "--run-dir", tmp_path / "second")
+    script(
+        *data, *SECOND, "--vae-channels", "8", "8", "--autoencoder", tmp_path / "first",
+        "--run-dir", tmp_path / "second",
+    )  # fmt: skip
     script("--run-dir", tmp_path / "second", "--action", "export", "--output", tmp_path / "model")
 
     pipe = StableDiffusion.from_pretrained(tmp_path / "model")

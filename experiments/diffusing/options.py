@@ -20,12 +20,12 @@ class Config:
     stage: Literal["autoencoder", "diffusion"] = "autoencoder"  # which of the two to train
     num_scenes: int = 30_000  # world: how many of its scenes training goes over
     vae_channels: tuple[int, ...] = (16, 32, 64, 64)  # of each level; each halves the picture
-    kl_weight: float = 1e-3  # autoencoder: weight of the KL term, a mean over latent entries
+    kl_weight: float = 2e-4  # autoencoder: weight of the KL term, a mean over latent entries
     edge_weight: float = 1.0  # autoencoder: weight of the error of outlines
     freeze_encoder: bool = False  # autoencoder: train the decoder alone; latents stay as they are
     begin_with: str = ""  # the run folder of the same stage whose parameters to begin with
     autoencoder: str = ""  # diffusion: the run folder of the first stage
-    unet_channels: tuple[int, ...] = (96, 112)  # diffusion: of each level
+    unet_channels: tuple[int, ...] = (80, 112)  # diffusion: of each level
     unet_heads: int = 4  # diffusion: attention heads
     text_width: int = 96  # diffusion: features of the text encoder
     text_layers: int = 2  # diffusion: its layers
@@ -41,19 +41,20 @@ class Config:
 
 
 COMMON = cli.RunOptions(data=captioned.WORLD, schedule="cosine", clip_norm=1.0)
+# each under an hour on two CPU cores, where many small steps learn more than few large ones
 STAGES = {
     "autoencoder": Config(
         run=replace(
-            COMMON, steps=3000, batch_size=16, learning_rate=2e-3, warmup_steps=100,
-            draw_every=500, checkpoint_every=500,
+            COMMON, steps=16_000, batch_size=4, learning_rate=1e-3, warmup_steps=200,
+            draw_every=1000, checkpoint_every=1000,
         ),
     ),
     "diffusion": Config(
         stage="diffusion",
-        num_scenes=100_000,
+        num_scenes=60_000,
         run=replace(
-            COMMON, steps=10_000, batch_size=64, learning_rate=1e-3, warmup_steps=500,
-            draw_every=1000, checkpoint_every=1000,
+            COMMON, steps=10_500, batch_size=32, learning_rate=1e-3, warmup_steps=300,
+            draw_every=1000, checkpoint_every=500,
         ),
     ),
 }  # fmt: skip
