@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Trains an autoencoder, a VAE and a GAN on handwritten digits, offline, in a minute or two.
+"""Trains an autoencoder, a VAE and a GAN on digits, and draws prompts; offline, in a minute or two.
 
     python experiments/demo.py
     python experiments/demo.py --quick     # a look in seconds
 
-Leaves one folder per system under runs/demo: pictures, curves, an animation, checkpoints.
+Leaves one folder per system under runs/demo: pictures, curves, an animation, checkpoints. The
+pictures of prompts come from "shapes", a small Stable Diffusion that is part of jaxgen.
 """
 
 import dataclasses
@@ -18,7 +19,17 @@ import tyro
 import vae
 
 from jaxgen import cli, run
-from jaxgen.io import images, run_folder
+from jaxgen.io import hub, images, run_folder
+from jaxgen.pipeline import StableDiffusion
+
+PROMPTS = (
+    "a large red star above a small blue ring",
+    "a small yellow heart left of a large green square on black",
+    "a large purple diamond on cream",
+    "a small pink triangle below a large cyan circle",
+    "a big orange cross on a gray background",
+    "a large blue heart to the right of a small red circle on white",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ def main() -> None:
     began = time.monotonic()
     for name, script in (("autoencoder", autoencoder), ("vae", vae), ("gan", gan)):
         train_one(config, name, script, root / name)
+    draw_prompts(config, root / "text_to_image.png")
 
     overview(root)
     print(f"\n{time.monotonic() - began:.0f} s. Look at {root / 'overview.png'}, and in {root}/*:")
@@ -55,13 +67,21 @@ def train_one(config: Config, name: str, script, folder: Path) -> None:
     run.train(name, dataclasses.replace(preset, run=options), script.build)
 
 
+def draw_prompts(config: Config, path: Path) -> None:
+    """Pictures of `PROMPTS` above the words."""
+    pipe = StableDiffusion.from_pretrained(hub.EMBEDDED)
+    drawn = pipe(PROMPTS, num_steps=20, guidance_scale=3.0, seed=config.seed)
+    images.save(path, images.captioned(drawn, PROMPTS, columns=3))
+
+
 def overview(root: Path) -> None:
-    """One picture of all three: what they reconstruct and what they draw."""
+    """One picture of all: what they reconstruct and what they draw."""
     parts = [
         ("autoencoder: digits, reconstructions below", "autoencoder/reconstructions"),
         ("VAE: binarized digits, reconstructions below", "vae/reconstructions"),
         ("VAE: samples", "vae/samples"),
         ("GAN: samples", "gan/samples"),
+        ("Stable Diffusion in miniature: prompts", "text_to_image"),
     ]
     panels = [images.labelled(images.read(root / f"{path}.png"), text) for text, path in parts]
     images.save(root / "overview.png", images.side_by_side(panels))

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Makes images from text with Stable Diffusion 1.x, 2.x or XL.
+"""Makes images from text: with a small model of jaxgen's own, or Stable Diffusion 1.x, 2.x, XL.
 
+python experiments/text_to_image.py --prompt "a large red star above a small blue ring"
 python experiments/text_to_image.py --model FOLDER --prompt "a lighthouse at dusk"
 python experiments/text_to_image.py --model FOLDER --prompt "a cat" "a dog" --batch-size 4
 python experiments/text_to_image.py --model FOLDER --prompt "in oil" --image a.png --strength 0.6
 python experiments/text_to_image.py --model FOLDER --prompt "a boat" --image a.png --mask white.png
 
-The model is a folder in diffusers' layout, a single .safetensors file, or a Hub id. Every picture
-is a PNG that carries its prompt and settings; numbers go on where the output folder left off.
+The model is a folder in diffusers' layout, a single .safetensors file, or a Hub id; without one it
+is "shapes", which comes with jaxgen and draws coloured shapes in 64 x 64 pixels. Every picture is a
+PNG that carries its prompt and settings; numbers go on where the output folder left off.
 """
 
 import re
@@ -40,14 +42,15 @@ from jaxgen.types import Array
 class Config:
     """Options of a call."""
 
-    model: str = ""  # a diffusers folder, a .safetensors file, or a Hub id (needed)
+    model: str = hub.EMBEDDED  # a diffusers folder, a .safetensors file, a Hub id, or "shapes"
     prompt: tuple[str, ...] = ()  # one or several; (word:1.3) weighs a word (needed)
     negative: str | None = None  # what the images should not show
     image: Path | None = None  # begin with this picture
     strength: float = 0.8  # how much of --image is made anew: 0 nothing, 1 all
     mask: Path | None = None  # white where --image is made anew
-    steps: int = 50  # of the sampler
-    guidance: float = 7.5  # how closely to follow the prompt; 1 is no guidance, and half the work
+    steps: int | None = None  # of the sampler; 20 with "shapes", else 50
+    # how closely to follow the prompt: 3 with "shapes", else 7.5; 1 is no guidance, half the work
+    guidance: float | None = None
     guidance_rescale: float = 0.0  # 0 to 1; against the burnt look of strong guidance
     sampler: str | None = None  # euler, dpmpp_2m, unipc, ...; the model's own by default
     eta: float | None = None  # fresh noise of ddim and tcd
@@ -89,13 +92,17 @@ def main() -> None:
         print(path)
 
 
+def steps_and_guidance(config: Config) -> tuple[int, float]:
+    """As given, or what suits the model."""
+    steps, guidance = (20, 3.0) if config.model == hub.EMBEDDED else (50, 7.5)
+    return (
+        steps if config.steps is None else config.steps,
+        guidance if config.guidance is None else config.guidance,
+    )
+
+
 def request_of(config: Config) -> Request:
     """The call as the pipeline takes it; files are opened here, before the model is loaded."""
-    if not config.model:
-        raise ValueError(
-            "which model? Give --model a diffusers folder, a .safetensors file or a Hub id; no "
-            "model comes with jaxgen"
-        )
     if not config.prompt:
         raise ValueError('what should the image show? Give --prompt "..."')
     if config.batch_size < 1:
@@ -104,8 +111,9 @@ def request_of(config: Config) -> Request:
         raise ValueError(f"--output {config.output} is a file; give a folder")
     prompts = [prompt for prompt in config.prompt for _ in range(config.batch_size)]
     image, mask = read_pictures(config)
+    steps, guidance = steps_and_guidance(config)
     return Request(
-        prompts, config.negative, config.steps, config.guidance, config.sampler, config.seed,
+        prompts, config.negative, steps, guidance, config.sampler, config.seed,
         config.height, config.width, image, config.strength, mask,
         guidance_rescale=config.guidance_rescale, eta=config.eta, clip_skip=config.clip_skip,
         weighting=config.weighting,
@@ -225,11 +233,12 @@ def bar(signal: Callable[[], int]) -> Iterator[OnStep]:
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
     """Writes each picture with its story, and a grid of several; yields the paths."""
     first = next_number(config.output)
+    steps, guidance = steps_and_guidance(config)
     about = {
         "negative_prompt": config.negative,
-        "steps": config.steps,
+        "steps": steps,
         "sampler": config.sampler or pipe.model.scheduler.get("_class_name"),
-        "guidance_scale": config.guidance,
+        "guidance_scale": guidance,
         "guidance_rescale": config.guidance_rescale,
         "clip_skip": config.clip_skip,
         "width": pictures.shape[2],

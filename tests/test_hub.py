@@ -2,6 +2,7 @@
 """Names of models -> local files: paths, Hub ids online (a pretended Hub), offline, and cached."""
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -145,3 +146,20 @@ def test_existing_paths_are_taken_as_they_are(tmp_path):
     (tmp_path / "model.ckpt").touch()
     with pytest.raises(ValueError, match="is not safetensors"):
         hub.resolve(tmp_path / "model.ckpt")
+
+
+def test_shapes_is_the_model_that_comes_with_jaxgen(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "MODELS", tmp_path / "models")
+    monkeypatch.delattr(huggingface_hub.HfApi, "model_info")  # it is not looked up
+    diffusers.write(tmp_path / "models" / "shapes", small_pipeline.checkpoint())
+    assert hub.resolve("shapes") == tmp_path / "models" / "shapes"
+    assert hub.open_checkpoint("shapes").components.keys() == {"unet", "vae", "text_encoder"}
+
+    (tmp_path / "shapes").mkdir()  # what lies here goes first
+    assert hub.resolve("shapes") == Path("shapes")
+
+
+def test_names_that_are_nothing_are_told_of_the_model_that_comes_with_jaxgen():
+    with pytest.raises(ValueError, match="or 'shapes', the small model that comes with jaxgen"):
+        hub.resolve("shape")

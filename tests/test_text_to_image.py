@@ -15,6 +15,7 @@ from PIL import Image
 
 import jaxgen
 from jaxgen.io import diffusers, png
+from jaxgen.world import reader, scene
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIZE = tiny_checkpoints.SIZE
@@ -80,6 +81,18 @@ def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
+def test_without_a_model_the_embedded_one_draws_what_is_asked(tmp_path):
+    output = tmp_path / "out"
+    stdout, _ = execute(tmp_path, "--prompt", "a large green heart on white", "--output", output)
+    assert "1 image of 64 x 64" in stdout
+    text = png.read_text(output / "00001.png")
+    assert (text["model"], text["steps"], text["guidance_scale"]) == ("shapes", "20", "3.0")
+    with Image.open(output / "00001.png") as picture:
+        found = reader.read(np.asarray(picture.convert("RGB")))
+    assert scene.BACKGROUNDS[found.background] == "white"
+    assert [scene.COLORS[one.color] for one in found.objects] == ["green"]
+
+
 def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
     colours = np.random.default_rng(0).integers(0, 256, (43, 50, 3), dtype=np.uint8)
     Image.fromarray(colours).save(tmp_path / "image.png")
@@ -101,7 +114,7 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "error: which model? Give --model"),
+        ([], "error: what should the image show? Give --prompt"),
         (["--model", "MODEL"], "what should the image show? Give --prompt"),
         (["--model", "nothing/here/x", "--prompt", "a"], "no such file or folder: 'nothing/here/x"),
         (["--model", "MODEL", "--prompt", "a", "--sampler", "eulr"], "unknown sampler 'eulr'"),
@@ -132,6 +145,24 @@ def test_bad_use_is_one_line(model, tmp_path, monkeypatch, capsys, flags, messag
     assert error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, (20, 3.0)),
+        ({"model": "other"}, (50, 7.5)),
+        ({"steps": 7}, (7, 3.0)),
+        ({"model": "other", "guidance": 1.0}, (50, 1.0)),
+        ({"steps": 0, "guidance": 0.0}, (0, 0.0)),
+    ],
+)
+def test_steps_and_guidance_suit_the_model_unless_given(monkeypatch, flags, expected):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import text_to_image
+
+    config = text_to_image.Config(**flags)
+    assert text_to_image.steps_and_guidance(config) == expected
 
 
 def test_help_explains_every_option(tmp_path):

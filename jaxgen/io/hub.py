@@ -18,6 +18,9 @@ from huggingface_hub import errors
 from jaxgen.io import diffusers, single_file, weight_files
 from jaxgen.io.diffusers import Checkpoint
 
+# A model that comes with jaxgen, trained by experiments/latent_diffusion.py.
+EMBEDDED = "shapes"
+MODELS = Path(__file__).parent.parent / "models"
 SECONDS = 5.0  # to wait for the first answer of the Hub
 
 
@@ -27,7 +30,7 @@ def open_checkpoint(
     tokenizer: str | Path | None = None,
     prediction_type: str | None = None,
 ) -> Checkpoint:
-    """The pipeline in a diffusers folder, a single-file checkpoint, or a Hub repository.
+    """The pipeline in a diffusers folder, a single-file checkpoint, a Hub repository, or "shapes".
 
     For single files only: tokenizer, a folder with vocab.json and merges.txt (or with subfolders
     tokenizer and tokenizer_2) as a path or a Hub id, and prediction_type as in `single_file.read`.
@@ -75,11 +78,14 @@ def _existing(path_or_id: str | Path) -> Path | None:
     path, text = Path(path_or_id).expanduser(), str(path_or_id)
     if text and path.exists():
         return path
+    if text == EMBEDDED:
+        return MODELS / EMBEDDED
     is_id = isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     if not is_id or text.endswith((".safetensors", *weight_files.UNSAFE)):
         raise ValueError(
             f"no such file or folder: {text!r}. Expected a diffusers folder, a .safetensors file, "
-            "or a Hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+            "a Hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or "
+            f"{EMBEDDED!r}, the small model that comes with jaxgen"
         )
     return None
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Measures how well a model of the rendered world follows prompts.
+
+python experiments/prompt_following.py                       # the model that comes with jaxgen
+python experiments/prompt_following.py --model runs/shapes --num-prompts 100 --guidance 5
+
+Four groups of prompts: one or two objects, of pairs of shape and colour that training has seen or
+that were held out from it. An independent reader says which attributes each picture shows.
+Leaves OUTPUT.json with the shares, OUTPUT-right.png and OUTPUT-wrong.png.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich import progress
+from rich.console import Console
+from rich.table import Table
+
+from jaxgen import cli, following
+from jaxgen.io import hub, images, run_folder
+from jaxgen.pipeline import StableDiffusion
+from jaxgen.world import reader
+
+SHOWN = 24  # pictures in each of the two grids
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the measurement."""
+
+    model: str = hub.EMBEDDED  # a diffusers folder whose model was trained on the rendered world
+    num_prompts: int = 400  # of each of the four groups
+    steps: int = 20  # of the sampler
+    guidance: float = 3.0  # how closely to follow the prompt; 1 is no guidance
+    sampler: str | None = None  # the model's own by default
+    seed: int = 0  # of the first picture of each group
+    batch_size: int = 64  # pictures made at once
+    output: Path = Path("outputs/prompt_following")  # beginning of the names of the three files
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=str(__doc__).replace("\npython", "\n\npython"))
+    cli.compilation_cache()
+    cli.keep_memory()
+    settings = settings_of(config)
+    pipe = StableDiffusion.from_pretrained(config.model)
+    groups = measure(pipe, config.num_prompts, settings)
+    found = following.table(groups)
+    show(found)
+    for path in write(config, settings, groups, found):
+        print(path)
+
+
+def settings_of(config: Config) -> following.Settings:
+    if config.num_prompts < 1 or config.batch_size < 1:
+        raise ValueError("--num-prompts and --batch-size must be 1 or more")
+    return following.Settings(
+        config.steps, config.guidance, config.sampler, config.seed,
+        min(config.batch_size, config.num_prompts),
+    )  # fmt: skip
+
+
+def measure(
+    pipe: StableDiffusion, count: int, settings: following.Settings
+) -> dict[str, following.Group]:
+    """The groups, with a bar of pictures on a terminal."""
+    columns = (
+        progress.TextColumn("pictures"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    hidden = not sys.stderr.isatty()
+    with progress.Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
+        task = bar.add_task("")
+        return following.measure(
+            pipe, count, settings, lambda done, all: bar.update(task, completed=done, total=all)
+        )
+
+
+def show(found: dict) -> None:
+    """The table: percent of prompts whose attribute holds."""
+    table = Table("prompts of", "number", *reader.ATTRIBUTES, title="held, in %")
+    for name, row in found.items():
+        cells = [f"{100 * row[a]['share']:.1f}" if a in row else "" for a in reader.ATTRIBUTES]
+        table.add_row(name, str(row["prompts"]), *cells)
+    Console().print(table)
+
+
+def write(config: Config, settings: following.Settings, groups: dict, found: dict) -> list[Path]:
+    paths = [config.output.with_suffix(".json")]
+    told = {"model": config.model, **settings._asdict(), "groups": found}
+    run_folder.write_json(paths[0], told)
+    for word, right in (("right", True), ("wrong", False)):
+        pictures, prompts = following.chosen(groups, right, SHOWN)
+        if len(pictures):
+            paths.append(config.output.with_name(f"{config.output.name}-{word}.png"))
+            images.save(paths[-1], images.captioned(pictures, prompts))
+    return paths
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""PyTorch diffusers loads the model that comes with jaxgen and draws the same pictures."""
+
+import numpy as np
+import pytest
+
+from jaxgen.io import hub, tokenizer
+from jaxgen.pipeline import StableDiffusion
+
+# torch and diffusers warn of each other's and of numpy's future
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+FOLDER = hub.resolve(hub.EMBEDDED)
+PROMPTS = [
+    "a large red star above a small blue ring",
+    "a small yellow heart left of a large green square on black",
+]
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER).to(torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    return StableDiffusion.from_pretrained(hub.EMBEDDED), theirs
+
+
+@pytest.mark.parametrize("sampler", [None, "ddim"])
+def test_from_the_same_noise_come_the_same_pictures(pipes, sampler):
+    ours, theirs = pipes
+    if sampler == "ddim":
+        theirs.scheduler = diffusers.DDIMScheduler.from_config(
+            theirs.scheduler.config, clip_sample=False
+        )
+    noise = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
+    call = {"num_inference_steps": 20, "guidance_scale": 3.0}
+    given = torch.from_numpy(noise).permute(0, 3, 1, 2).contiguous()
+    latents = theirs(PROMPTS, latents=given, output_type="latent", **call).images
+    pictures = theirs(PROMPTS, latents=given, output_type="np", **call).images
+
+    call = {"num_steps": 20, "guidance_scale": 3.0, "latents": noise, "sampler": sampler}
+    expected = latents.permute(0, 2, 3, 1).numpy()
+    found = ours(PROMPTS, output="latent", **call)
+    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+    levels = np.abs(ours(PROMPTS, **call).astype(int) - np.rint(255 * pictures).astype(int))
+    assert levels.max() <= 1
+
+
+def test_the_tokenizers_agree(pipes):
+    ours, theirs = pipes
+    for prompt in [*PROMPTS, "", "A  LARGE red STAR"]:
+        expected = theirs.tokenizer(prompt, padding="max_length", max_length=24).input_ids
+        found = ours.embedder.tokenizers["text_encoder"]
+        assert tokenizer.tokenize(found, [prompt])[0].tolist() == list(expected)

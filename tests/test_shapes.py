@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""The small model that comes with jaxgen: it loads, it is small, and it draws what it is told."""
+
+import numpy as np
+import pytest
+
+from jaxgen import captioned, following
+from jaxgen.io import hub
+from jaxgen.pipeline import StableDiffusion
+from jaxgen.world import caption, reader, scene
+
+FOLDER = hub.resolve(hub.EMBEDDED)
+STEPS, GUIDANCE = 20, 3.0
+SIZE = scene.SIZE
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return StableDiffusion.from_pretrained(hub.EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def drawn(pipe):
+    """32 prompts of one object of a seen pair, and their pictures."""
+    scenes = captioned.world_scenes("prompts", 32, two_objects=0.0)
+    prompts = caption.captions(scenes)
+    return scenes, prompts, pipe(prompts, num_steps=STEPS, guidance_scale=GUIDANCE)
+
+
+def test_the_folder_is_at_most_12_megabytes_and_says_how_it_was_made():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 12e6
+    card = (FOLDER / "README.md").read_text()
+    for words in ("license: mit", "## Words it knows", "held out, one object", "--kl-weight"):
+        assert words in card
+
+
+def test_pictures_show_what_the_prompts_ask_for(drawn):
+    scenes, _, pictures = drawn
+    checks = [
+        reader.check(scene.take(scenes, j), reader.read(picture))
+        for j, picture in enumerate(pictures)
+    ]
+    found = reader.report(checks)
+    assert found["count"][0] >= 0.9
+    assert found["color"][0] >= 0.9
+    assert found["all"][0] >= 0.75  # 32 prompts; the model card has the share of many
+
+
+def test_another_prompt_from_the_same_noise_is_another_picture(pipe):
+    red, green = pipe(
+        ["a large red heart on white", "a large green heart on white"], seed=[3, 3],
+        num_steps=STEPS, guidance_scale=GUIDANCE,
+    )  # fmt: skip
+    names = [scene.COLORS[reader.read(picture).objects[0].color] for picture in (red, green)]
+    assert names == ["red", "green"]
+
+
+def test_a_picture_is_made_over_and_a_mask_keeps_the_rest(pipe):
+    call = {"num_steps": STEPS, "guidance_scale": GUIDANCE}
+    (picture,) = pipe("a large red circle on white", seed=1, **call)
+    half = SIZE // 2
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[:, half:] = 255
+    (made,) = pipe("a large blue circle on white", image=picture, mask=mask, strength=1.0, **call)
+    moved = np.abs(made.astype(int) - picture).mean(axis=(0, 2))  # of each column, of 255
+    assert moved[: half - 8].mean() < 8  # what is kept passes through the autoencoder
+    assert moved[half:].max() > 30
+    inside = made[half - 4 : half + 4]  # the middle rows: red on the left, blue on the right
+    assert inside[:, half - 8, 0].mean() > inside[:, half - 8, 2].mean() + 50
+    assert inside[:, half + 8, 2].mean() > inside[:, half + 8, 0].mean() + 50
+
+
+def test_an_image_is_the_beginning_of_another(pipe):
+    call = {"num_steps": STEPS, "guidance_scale": GUIDANCE}
+    (red,) = pipe("a large red heart on white", seed=3, **call)
+    (blue,) = pipe("a large blue heart on white", image=red, strength=0.8, seed=3, **call)
+    before, after = (reader.read(picture).objects[0] for picture in (red, blue))
+    assert scene.COLORS[after.color] == "blue"
+    assert np.hypot(*np.subtract(before.center, after.center)) < 8  # pixels: it stays in its place
+
+
+def test_words_that_it_does_not_know_are_named(pipe):
+    with pytest.raises(
+        ValueError, match=r"does not know 'dragon', '!'; the words it knows are: a,"
+    ):
+        pipe("a red dragon on white!", num_steps=2)
+    with pytest.raises(ValueError, match="does not know 'blurry'"):
+        pipe("a red star", negative_prompt="blurry", num_steps=2)
+
+
+def test_measuring_counts_every_prompt_once(pipe):
+    settings = following.Settings(num_steps=2, batch_size=4)
+    done = []
+    groups = following.measure(pipe, 6, settings, lambda *counts: done.append(counts))
+    assert done == [(4, 24), (6, 24), (10, 24), (12, 24), (16, 24), (18, 24), (22, 24), (24, 24)]
+    for name, row in following.table(groups).items():
+        assert row["prompts"] == row["all"]["asked"] == row["count"]["asked"] == 6
+        assert ("relation" in row) == ("two" in name)
