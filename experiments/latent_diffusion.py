@@ -30,7 +30,7 @@ def main() -> None:
             raise ValueError("a model has both stages; export the run of --stage diffusion")
         run.train(NAME, config, autoencoder.build, partial(autoencoder.open_split, config))
         return
-    second = diffusion.prepare(config)
+    second = diffusion.prepare(config, config.run.resume or config.action == "export")
     if config.action == "export":
         export(config, second)
         return

@@ -15,7 +15,7 @@ from jaxgen.io.diffusers import Checkpoint
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.unet import UNet2DConditionModel
-from jaxgen.types import Params
+from jaxgen.types import Array, Params
 
 DTYPES = ("float32", "bfloat16", "float16")
 DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
@@ -110,6 +110,11 @@ def sharding(mesh: Mesh | None) -> Any:
 
 def shapes(module: Any) -> Params:
     """The parameter tree as shapes; nothing is computed."""
+    return jax.eval_shape(module.init, jax.random.key(0), *example_inputs(module))["params"]
+
+
+def example_inputs(module: Any) -> list[Array]:
+    """Zeros of the smallest shapes that a component takes, for its `init`."""
     match module:
         case UNet2DConditionModel():
             inputs = [
@@ -133,7 +138,7 @@ def shapes(module: Any) -> Params:
             inputs = [jnp.zeros((1, side, side, module.in_channels))]
         case _:
             inputs = [jnp.zeros((1, 1), jnp.int32)]
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return inputs
 
 
 def _check_together(networks: Networks) -> None:

@@ -9,16 +9,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 from jaxgen import loading
+from jaxgen.diffusion import schedule
 from jaxgen.io import diffusers
 from jaxgen.io.diffusers import Checkpoint, Component
 from jaxgen.io.tokenizer import Tokenizer
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
-from jaxgen.nn.unet import UNet2DConditionModel
 from jaxgen.types import Key, Params
 
 LATENT_CHANNELS = 4
+TRAIN_STEPS = 1000
+NOISE: dict[str, Any] = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+}
 
 
 class Sizes(NamedTuple):
@@ -68,16 +76,30 @@ def with_params(made: Checkpoint, params: dict[str, Params]) -> Checkpoint:
 
 def init(key: Key, module: Any) -> Params:
     """Fresh parameters of a component."""
-    match module:
-        case UNet2DConditionModel():
-            text = jnp.zeros((1, 1, module.cross_attention_dim))
-            inputs = [jnp.zeros((1, 8, 8, module.in_channels)), jnp.zeros(1), text]
-        case AutoencoderKL():
-            side = 2 ** (len(module.block_out_channels) - 1)
-            inputs = [jnp.zeros((1, side, side, module.in_channels))]
-        case _:
-            inputs = [jnp.zeros((1, 1), jnp.int32)]
-    return module.init(key, *inputs)["params"]
+    return module.init(key, *loading.example_inputs(module))["params"]
+
+
+def with_vocabulary(params: Params, old: Tokenizer, new: Tokenizer) -> Params:
+    """Parameters of a text encoder for another vocabulary: tokens in both keep their embedding.
+
+    The others begin at random, with the mean and the spread of those that are kept.
+    """
+    embedding = ("token_embedding", "embedding")
+    flat = traverse_util.flatten_dict(params)
+    (name,) = (name for name in flat if name[-2:] == embedding)
+    table = np.asarray(flat[name])
+    made = np.random.default_rng(0).normal(
+        table.mean(0), table.std(0), (len(new.vocab), table.shape[1])
+    )
+    for token, row in new.vocab.items():
+        if token in old.vocab:
+            made[row] = table[old.vocab[token]]
+    return traverse_util.unflatten_dict({**flat, name: jnp.asarray(made, table.dtype)})
+
+
+def alphas_cumprod() -> np.ndarray:
+    """The noise levels that `scheduler` describes, for training: float64 [1000]."""
+    return schedule.noise_schedule(TRAIN_STEPS, **NOISE).alphas_cumprod
 
 
 def scheduler(sizes: Sizes) -> dict[str, Any]:
@@ -85,10 +107,8 @@ def scheduler(sizes: Sizes) -> dict[str, Any]:
     return {
         "_class_name": "DPMSolverMultistepScheduler",
         "algorithm_type": "dpmsolver++",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "num_train_timesteps": 1000,
+        **NOISE,
+        "num_train_timesteps": TRAIN_STEPS,
         "prediction_type": sizes.prediction_type,
         "solver_order": 2,
         "steps_offset": 1,

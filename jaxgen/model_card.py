@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,16 +67,9 @@ def write(
 def _sizes(checkpoint: Checkpoint) -> str:
     lines = ["## Networks", "", "| part | class | parameters |", "|---|---|---|"]
     for name, component in checkpoint.components.items():
-        count = sum(_entries(tensor.shape) for tensor in component.tensors.values())
+        count = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
         lines.append(f"| {name} | {component.class_name} | {count:,} |")
     return "\n".join([*lines, ""])
-
-
-def _entries(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _words(checkpoint: Checkpoint) -> str:

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,7 @@ class System(NamedTuple):
     images_per_step: int
     shown: tuple[str, ...]  # metrics beside the progress
     convolutional: bool
+    keep: Callable[[Path], None] = lambda folder: None  # writes what else the new run is made of
 
 
 Build = Callable[[Any, Examples, int], System]  # (config, examples, number of steps)

@@ -55,6 +55,8 @@ def _train(
     feed = _feed(system, options, mesh, source, resident)
     folder = _folder(name, options)
     if not options.resume:
+        if jax.process_index() == 0:
+            system.keep(folder)
         _write_config(folder, name, config)
     outputs.announce(folder, name, options, examples, mesh, chunk)
 

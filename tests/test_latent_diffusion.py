@@ -16,8 +16,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from test_experiments import newest_state, rows, width_of
 
-from jaxgen import captioned, cli, following, loading
-from jaxgen.io import diffusers
+from jaxgen import cli, following, loading
+from jaxgen.io import diffusers, tokenizer
 from jaxgen.pipeline import StableDiffusion
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
@@ -57,7 +57,6 @@ def script(tmp_path_factory):
     ):
         patch.syspath_prepend(str(EXPERIMENTS))
         patch.setattr(cli, "set_up", lambda options: None)  # changes this process for good
-        patch.setattr(captioned, "world", functools.cache(captioned.world))
         import latent_diffusion
 
         def call(*flags):
@@ -209,6 +208,36 @@ def test_a_run_can_begin_with_the_parameters_of_another(script, runs, stage):
         assert small_systems.identical(state.train.params, state.ema)
     assert small_systems.identical(found, expected)
     assert int(state.step) == 0
+
+
+def test_the_ids_of_a_run_are_those_of_its_folder_whatever_the_captions_are_now(script, runs):
+    prepare = script.module.diffusion.prepare
+    stored = json.loads((runs / "second" / "config.json").read_text())["config"]
+    config = cli.from_dict(script.module.Config, {**stored, "num_scenes": 2})
+    new, kept = (
+        prepare(config, begun_before).checkpoint.tokenizers["tokenizer"].vocab
+        for begun_before in (False, True)
+    )
+    assert kept == tokenizer.read(runs / "second" / "tokenizer").vocab
+    assert new != kept
+
+
+def test_an_earlier_run_of_other_captions_gives_the_words_that_both_know(script, runs, tmp_path):
+    prepare = script.module.diffusion.prepare
+    stored = json.loads((runs / "second" / "config.json").read_text())["config"]
+    changes = {"num_scenes": 2, "begin_with": str(runs / "second")}
+    second = prepare(cli.from_dict(script.module.Config, {**stored, **changes}))
+    earlier = script.module.diffusion._earlier(str(runs / "second"))
+    tables = [
+        each.begun["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
+        for each in (earlier, second)
+    ]
+    old, new = (each.checkpoint.tokenizers["tokenizer"].vocab for each in (earlier, second))
+    assert len(tables[1]) == len(new) < len(old)
+    shared = old.keys() & new.keys()
+    assert len(shared) > 500  # bytes, and the words of two captions
+    for token in shared:
+        np.testing.assert_array_equal(tables[1][new[token]], tables[0][old[token]])
 
 
 def test_a_frozen_encoder_stays_and_its_new_decoder_can_be_exported(script, runs):

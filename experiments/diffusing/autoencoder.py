@@ -29,6 +29,7 @@ class First(NamedTuple):
 
 
 def open_split(config: Config, options: cli.RunOptions, split: str) -> data.Source:
+    """The pictures of "train" or "test", without their captions."""
     check(config)
     return captions_of(config, options, split).source
 
@@ -96,7 +97,9 @@ def trained(run_dir: str) -> First:
         raise ValueError(f"{run_dir} is a run of the stage {config.stage}, not of the autoencoder")
     config = replace(config, run=replace(config.run, run_dir=run_dir))
     earlier = trained(config.begin_with).runs if config.begin_with else ()
-    state, done, _ = run.restore(config, build, partial(open_split, config))
+    # what it began with is no part of its state, and is not read again
+    alone = replace(config, begin_with="")
+    state, done, _ = run.restore(alone, build, partial(open_split, alone))
     sizes = sizes_of(config)
     params = plan.model(state, config.run).params
     return First(sizes, miniature.autoencoder(sizes), params, (*earlier, (config, done)))

@@ -14,7 +14,6 @@ from diffusing import autoencoder
 from diffusing.autoencoder import First, encoder_of
 from diffusing.options import NAME, Config, captions_of, check, sizes_of
 from jaxgen import captioned, cli, loading, miniature, plan, run
-from jaxgen.diffusion import schedule
 from jaxgen.io import data, images, run_folder, tokenizer
 from jaxgen.io.diffusers import Checkpoint
 from jaxgen.io.tokenizer import Tokenizer
@@ -22,6 +21,8 @@ from jaxgen.miniature import Sizes
 from jaxgen.pipeline import StableDiffusion
 from jaxgen.train import losses, step
 from jaxgen.types import Array, Key, Params
+
+TOKENIZER = "tokenizer"  # in the run folder
 
 
 class Second(NamedTuple):
@@ -34,8 +35,11 @@ class Second(NamedTuple):
     runs: tuple[tuple[Config, int], ...]  # options and steps of the runs behind `begun`
 
 
-def prepare(config: Config) -> Second:
-    """The first stage, the networks of the second, and captions to draw."""
+def prepare(config: Config, begun_before: bool = False) -> Second:
+    """The first stage, the networks of the second, and captions to draw.
+
+    begun_before: the run folder exists, and its vocabulary is the one that was trained with.
+    """
     check(config)
     if config.run.augment != "none":
         raise ValueError("--augment changes pictures that are encoded once; leave it out")
@@ -46,10 +50,13 @@ def prepare(config: Config) -> Second:
     sizes = sizes_of(config)
     _check_same(sizes, first, config.autoencoder)
     train, test = (captions_of(config, config.run, split) for split in ("train", "test"))
-    tokens = _tokens(config, earlier, train.captions)
+    if begun_before:
+        tokens = tokenizer.read(run.folder(config.run) / TOKENIZER)
+    else:
+        tokens = tokenizer.train(train.captions, config.max_tokens)
     scale = captioned.scale_of_latents(train.source, encoder_of(first.vae), first.params)
     made = miniature.checkpoint(sizes, tokens, scale)
-    begun, runs = (None, ()) if earlier is None else (earlier.begun, earlier.runs)
+    begun, runs = (None, ()) if earlier is None else (_carried(earlier, tokens), earlier.runs)
     return Second(first, made, test.captions, begun, runs)
 
 
@@ -61,18 +68,11 @@ def _check_same(sizes: Sizes, first: First, run_dir: str) -> None:
             raise ValueError(f"--{flag} is {own} and {run_dir} was trained with {given}; say that")
 
 
-def _tokens(config: Config, earlier: Second | None, captions: list[str]) -> Tokenizer:
-    """A vocabulary made for the captions, or that of the run that this one begins with."""
-    new = tokenizer.train(captions, config.max_tokens)
-    if earlier is None:
-        return new
-    old = earlier.checkpoint.tokenizers["tokenizer"]  # its ids are what the text encoder knows
-    if old.max_length != config.max_tokens:
-        raise ValueError(
-            f"--max-tokens is {config.max_tokens} and {config.begin_with} was trained with "
-            f"{old.max_length}; say that"
-        )
-    return old._replace(words=(old.words or frozenset()) | (new.words or frozenset()))
+def _carried(earlier: Second, tokens: Tokenizer) -> Params:
+    """What an earlier run has come to, for this run's vocabulary."""
+    params, old = earlier.begun or {}, earlier.checkpoint.tokenizers["tokenizer"]
+    text_encoder = miniature.with_vocabulary(params["text_encoder"], old, tokens)
+    return {**params, "text_encoder": text_encoder}
 
 
 def _earlier(run_dir: str) -> Second:
@@ -81,7 +81,7 @@ def _earlier(run_dir: str) -> Second:
     if config.stage != "diffusion":
         raise ValueError(f"{run_dir} is a run of the stage {config.stage}, not of diffusion")
     config = replace(config, run=replace(config.run, run_dir=run_dir))
-    second = prepare(config)
+    second = prepare(config, begun_before=True)
     state, done, _ = run.restore(
         config, partial(build, second), partial(open_split, config, second)
     )
@@ -113,9 +113,8 @@ def build(second: Second, config: Config, examples: plan.Examples, num_steps: in
     if second.begun is not None:
         for name, module in (("unet", unet), ("text_encoder", text_encoder)):
             miniature.check_fits(second.begun[name], module, config.begin_with)
-    noise = schedule.noise_schedule()  # the one that miniature.scheduler writes
     loss = losses.diffusion_loss(
-        predict, embed, noise.alphas_cumprod, config.prediction,
+        predict, embed, miniature.alphas_cumprod(), config.prediction,
         tokenizer.tokenize(tokens, [""])[0], config.caption_dropout,
     )  # fmt: skip
     options = config.run
@@ -133,10 +132,17 @@ def build(second: Second, config: Config, examples: plan.Examples, num_steps: in
         init=init,
         step=step.averaged(step.gradient_step(loss, tx, options.accumulate), config.ema_decay),
         draw=partial(draw_samples, second),
+        keep=partial(keep_vocabulary, tokens),
         images_per_step=options.batch_size,
         shown=("loss", "grad_norm"),
         convolutional=True,
     )
+
+
+def keep_vocabulary(tokens: Tokenizer, folder: Path) -> None:
+    """Writes the vocabulary into the run folder: what the ids mean must outlive the captions."""
+    (folder / TOKENIZER).mkdir()
+    tokenizer.write(folder / TOKENIZER, tokens)
 
 
 def trained(second: Second, state: Any) -> Checkpoint:

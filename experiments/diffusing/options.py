@@ -61,6 +61,7 @@ STAGES = {
 
 
 def sizes_of(config: Config) -> Sizes:
+    """The sizes of the networks that the options ask for."""
     return Sizes(
         config.run.image_size or 64,
         config.vae_channels,
@@ -94,6 +95,7 @@ def check(config: Config) -> None:
 
 
 def check_multiple(name: str, values: tuple[int, ...], of: int, what: str) -> None:
+    """Raises ValueError for the first value that is no multiple; `what` says of what."""
     for value in values:
         if value % of:
             flag = name.replace("_", "-")
@@ -101,4 +103,5 @@ def check_multiple(name: str, values: tuple[int, ...], of: int, what: str) -> No
 
 
 def captions_of(config: Config, options: cli.RunOptions, split: str) -> captioned.Captioned:
+    """The captioned pictures of "train" or "test"."""
     return captioned.open_split(options.data, split, options.image_size, config.num_scenes)
