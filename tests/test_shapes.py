@@ -57,17 +57,17 @@ def test_another_prompt_from_the_same_noise_is_another_picture(pipe):
 
 def test_a_picture_is_made_over_and_a_mask_keeps_the_rest(pipe):
     call = {"num_steps": STEPS, "guidance_scale": GUIDANCE}
-    (picture,) = pipe("a large red circle on white", seed=1, **call)
+    (picture,) = pipe("a large red circle on the left on white", seed=1, **call)
     half = SIZE // 2
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[:, half:] = 255
-    (made,) = pipe("a large blue circle on white", image=picture, mask=mask, strength=1.0, **call)
+    prompt = "a large red circle on the left and a large blue circle on the right on white"
+    (made,) = pipe(prompt, image=picture, mask=mask, strength=1.0, **call)
     moved = np.abs(made.astype(int) - picture).mean(axis=(0, 2))  # of each column, of 255
     assert moved[: half - 8].mean() < 8  # what is kept passes through the autoencoder
     assert moved[half:].max() > 30
-    inside = made[half - 4 : half + 4]  # the middle rows: red on the left, blue on the right
-    assert inside[:, half - 8, 0].mean() > inside[:, half - 8, 2].mean() + 50
-    assert inside[:, half + 8, 2].mean() > inside[:, half + 8, 0].mean() + 50
+    objects = sorted(reader.read(made).objects, key=lambda found: found.center)
+    assert [scene.COLORS[found.color] for found in objects] == ["red", "blue"]
 
 
 def test_an_image_is_the_beginning_of_another(pipe):
@@ -95,4 +95,5 @@ def test_measuring_counts_every_prompt_once(pipe):
     assert done == [(4, 24), (6, 24), (10, 24), (12, 24), (16, 24), (18, 24), (22, 24), (24, 24)]
     for name, row in following.table(groups).items():
         assert row["prompts"] == row["all"]["asked"] == row["count"]["asked"] == 6
-        assert ("relation" in row) == ("two" in name)
+        asked = row["relation"]["asked"]
+        assert asked == 6 if "two" in name else 0 < asked < 6

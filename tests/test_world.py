@@ -129,6 +129,16 @@ def test_relations_hold_by_far(scenes):
         assert (towards[name][rows] > np.abs(across[rows]) + 5).all()
 
 
+def test_an_only_object_stands_at_the_side_that_its_relation_names(scenes):
+    x, y = (scenes.center[:, 0] - world.SIZE / 2).T
+    towards = {"left of": -x, "right of": x, "above": -y, "below": y}  # y points down
+    for i, name in enumerate(world.RELATIONS):
+        rows = (scenes.relation == i) & (scenes.count == 1)
+        across = y if i < 2 else x
+        assert rows.sum() > 1000
+        assert (towards[name][rows] > np.abs(across[rows]) + 3).all()
+
+
 def test_objects_stay_inside_and_do_not_touch(scenes):
     edges = np.minimum(scenes.center, world.SIZE - scenes.center).min(-1) - scenes.radius
     two = scenes.count == 2
@@ -158,13 +168,13 @@ AREAS = {
     "cross": 2 * 2 * 0.64 - 0.64**2,
     "diamond": 2 * 0.68,
 }
-PLACES = [(32.0, 32.0), (32.5, 32.0), (32.0, 32.5), (31.7, 32.2), (30.25, 33.9)]
+CENTERS = [(32.0, 32.0), (32.5, 32.0), (32.0, 32.5), (31.7, 32.2), (30.25, 33.9)]
 
 
 @pytest.mark.parametrize("shape", range(8))
 @pytest.mark.parametrize("radius", [8.0, 13.0])
 def test_covered_areas_are_those_of_geometry_wherever_the_object_stands(shape, radius):
-    scenes = stacked([alone(shape, center=place, radius=radius) for place in PLACES])
+    scenes = stacked([alone(shape, center=place, radius=radius) for place in CENTERS])
     areas = covers(scenes).sum((1, 2))
     expected = AREAS[world.SHAPES[shape]] * radius**2
     # distances near sharp corners are bounds, and a star has ten of them
@@ -246,13 +256,19 @@ RELATION_OF = {
     "to the right of": "right of", "above": "above", "over": "above", "below": "below",
     "under": "below",
 }  # fmt: skip
+PLACE_OF = {
+    "on the left": "left of", "on the right": "right of", "at the top": "above",
+    "at the bottom": "below",
+}  # fmt: skip
+PLACES = "on the left|on the right|at the top|at the bottom"
 OBJECT = (
     r"(an?) (?:(small|little|large|big) )?(red|orange|yellow|green|cyan|blue|purple|pink) "
     r"(circle|square|triangle|star|heart|ring|cross|diamond)"
 )
 SENTENCE = re.compile(
     rf"(?:a (?:picture|drawing) of )?{OBJECT}"
-    rf"(?: ((?:to the )?(?:left|right) of|above|over|below|under) {OBJECT})?"
+    rf"(?: ((?:to the )?(?:left|right) of|above|over|below|under) {OBJECT}"
+    rf"| ({PLACES}) and {OBJECT} ({PLACES})| ({PLACES}))?"
     r"(?: on (?:(white|gray|black|cream)|a (white|gray|black|cream) background))?"
 )
 
@@ -267,15 +283,19 @@ def test_captions_read_back_say_the_scene(scenes, captions):
         scene, match = world.take(scenes, i), SENTENCE.fullmatch(text)
         assert match, text
         *objects, on, on_a = match.groups()
-        said = [objects[1:4], objects[6:9]][: 2 if objects[4] else 1]
+        first, (relation, *other) = objects[1:4], objects[4:9]
+        here, *there, opposite, alone = objects[9:]
+        said = [first] + [each[1:] for each in (other, there) if each[0]]
         assert len(said) == scene.count
         for j, (size, color, shape) in enumerate(said):
             assert color == world.COLORS[scene.color[j]]
             assert shape == world.SHAPES[scene.shape[j]]
             assert caption.says_size(scene, j) == (size is not None)
             assert size is None or SIZE_OF[size] == world.SIZES[scene.size[j]]
-        if objects[4]:
-            assert RELATION_OF[objects[4]] == world.RELATIONS[scene.relation]
+        places = {RELATION_OF.get(relation), PLACE_OF.get(here), PLACE_OF.get(alone)} - {None}
+        assert places == ({world.RELATIONS[scene.relation]} if caption.says_place(scene) else set())
+        if here:
+            assert PLACE_OF[opposite] == world.RELATIONS[scene.relation ^ 1]
         ground = on or on_a
         assert caption.says_background(scene) == (ground is not None)
         assert ground in (None, world.BACKGROUNDS[scene.background])
@@ -289,7 +309,7 @@ def test_an_stands_before_vowels_only(captions):
 
 def test_every_wording_is_used(captions):
     words = " ".join(captions)
-    phrases = [*SIZE_OF, *RELATION_OF, "a picture of", "a drawing of", "background"]
+    phrases = [*SIZE_OF, *RELATION_OF, *PLACE_OF, "a picture of", "a drawing of", "background"]
     assert all(phrase in words for phrase in phrases)
 
 
@@ -301,8 +321,10 @@ def test_shares_of_what_is_left_out(scenes):
     chosen = [world.take(scenes, i) for i in range(4000)]
     sizes = np.mean([caption.says_size(scene, 0) for scene in chosen])
     grounds = np.mean([caption.says_background(scene) for scene in chosen])
+    places = np.mean([caption.says_place(scene) for scene in chosen if scene.count == 1])
     assert abs(sizes - 54 / 64) < 0.025
     assert abs(grounds - 48 / 64) < 0.03
+    assert abs(places - 40 / 64) < 4 * 0.5 / 1300**0.5
 
 
 def test_a_plain_scene_says_everything_in_the_first_words(scenes):
@@ -313,3 +335,13 @@ def test_a_plain_scene_says_everything_in_the_first_words(scenes):
     )  # fmt: skip
     text = caption.caption(caption.plain(scene))
     assert text == "a large orange star above a small blue ring on white"
+    one = scene._replace(count=np.int32(1))
+    assert caption.caption(caption.plain(one)) == "a large orange star at the top on white"
+
+
+def test_two_places_are_said_instead_of_a_relation(scenes):
+    i = int(np.flatnonzero(scenes.count == 2)[0])
+    scene = caption.plain(world.take(scenes, i))
+    scene.wording[2] = caption.PLACES_SAID - 1
+    here, there = caption.PLACE_WORDS[world.RELATIONS[int(scene.relation)]]
+    assert re.fullmatch(rf".* {here} and .* {there} on .*", caption.caption(scene))

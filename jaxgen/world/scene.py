@@ -17,13 +17,15 @@ SIZE = 64  # pixels, height and width
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "large")
-RELATIONS = ("left of", "right of", "above", "below")  # of the first object to the second
+RELATIONS = ("left of", "right of", "above", "below")  # of the first object to the second, or of
+# the only one to the middle of the picture
 BACKGROUNDS = ("white", "gray", "black", "cream")
 
 RADII = ((8.0, 9.5), (12.5, 13.8))  # pixels from the centre to the tips, of each size
 GAP = (3.0, 6.0)  # pixels between the circles around two objects
 MARGIN = 1.5  # pixels that stay free at the border
 WANDER = 6.0  # pixels that objects stray from the middle
+ASIDE = (10.0, 16.0)  # pixels from the middle to the centre of an only object
 WORDINGS = 64  # values of each entry of `wording`
 
 # one shape and one colour of each, so that both are known from the other scenes
@@ -105,13 +107,17 @@ def _place(key: Key, count: Array, size: Array, relation: Array) -> tuple[Array,
     low, high = jnp.asarray(RADII).T
     radius = jax.random.uniform(radius_key, (2,), minval=low[size], maxval=high[size])
     gap = jax.random.uniform(gap_key, minval=GAP[0], maxval=GAP[1])
-    extent = jnp.where(count == 2, 2 * jnp.sum(radius) + gap, 2 * radius[0])
+    extent = 2 * jnp.sum(radius) + gap
     slack = jnp.clip((SIZE - 2 * MARGIN - extent) / 2, 0, WANDER)
-    start = (SIZE - extent) / 2 + slack * jax.random.uniform(along_key, minval=-1.0, maxval=1.0)
+    position = jax.random.uniform(along_key)  # in the room that there is
+    start = (SIZE - extent) / 2 + slack * (2 * position - 1)
     near, far = start + radius, start + extent - radius  # of either object, at either end
+    aside = ASIDE[0] + (ASIDE[1] - ASIDE[0]) * position
 
-    first_is_near = (relation % 2 == 0) | (count == 1)  # left of, above
-    along = jnp.where(first_is_near, jnp.stack([near[0], far[1]]), jnp.stack([far[0], near[1]]))
+    first_is_near = relation % 2 == 0  # left of, above
+    pair = jnp.where(first_is_near, jnp.stack([near[0], far[1]]), jnp.stack([far[0], near[1]]))
+    alone = SIZE / 2 + jnp.where(first_is_near, -aside, aside)
+    along = jnp.where(count == 2, pair, alone)
     stray = jax.random.uniform(across_key, (2,), minval=-WANDER, maxval=WANDER)
     across = SIZE / 2 + stray
     horizontal = relation < 2
