@@ -77,7 +77,8 @@ def main() -> None:
     asked = request_of(config)
     with stopwatch() as load:
         pipe = load_model(config, asked)
-    print(f"load {load.seconds:.1f} s: {pipe.dtype.name} on {devices(pipe)}")
+    # flush: a pipe would show it with the pictures only
+    print(f"load {load.seconds:.1f} s: {pipe.dtype.name} on {devices(pipe)}", flush=True)
 
     with signals.stop_requests() as signal, stopwatch() as call, bar(signal) as on_step:
         latents = pipe.latents(pipe.inputs(asked), on_step)
