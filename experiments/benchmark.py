@@ -46,7 +46,7 @@ class Config:
     parallel: tuple[str, ...] | None = None  # jit, pmap, shard_map
     num_models: tuple[int, ...] | None = None  # trained at once by vmap
     num_devices: int | None = None  # of training; all by default
-    scan_steps: int = 50  # steps per dispatch of scan
+    scan_steps: int | None = None  # per dispatch of scan: 50, or 10 for conv networks on CPU
     resolutions: tuple[int, ...] | None = None  # Stable Diffusion: pixels of a side
     num_steps: int | None = None  # Stable Diffusion: sampling steps of an image
     checkpoint: str | None = None  # Stable Diffusion: a real model instead of random weights
@@ -70,7 +70,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if config.quick:
         config = replace(config, turns=min(config.turns, 3), seconds=min(config.seconds, 0.3))
-    cli.keep_memory()  # as the training scripts do; it serves the peers as well
+    cli.tune_cpu()  # as the training scripts do; the allocator's part serves the peers as well
     mesh = parallel.data_mesh(config.num_devices)
     _check(config)
     jobs = [*training_jobs(config, mesh), *diffusion_jobs(config)]
@@ -102,7 +102,7 @@ def training_jobs(config: Config, mesh: Mesh) -> list[Job]:
     def job(case: training.Case, ways: list[training.Way]) -> Job:
         def run(limit: ceilings.Ceilings) -> list[Row]:
             return race.train(
-                case, ways, names, mesh, limit, scan_steps=config.scan_steps,
+                case, ways, names, mesh, limit, scan_steps=grid.scan_steps(config, case),
                 num_turns=config.turns, seconds=config.seconds,
             )  # fmt: skip
 
@@ -177,7 +177,8 @@ def device_limits(console: rich.console.Console, dtypes: set[str]) -> dict[str, 
 
 def _check(config: Config) -> None:
     for name in ("turns", "scan_steps"):
-        if getattr(config, name) < 1:
+        value = getattr(config, name)
+        if value is not None and value < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} is {getattr(config, name)}; use 1 or more")
     if not config.seconds > 0:

@@ -43,7 +43,7 @@ class Config:
 def main() -> None:
     config = tyro.cli(Config, description=str(__doc__).replace("\npython", "\n\npython"))
     cli.compilation_cache()
-    cli.keep_memory()
+    cli.tune_cpu()
     settings = settings_of(config)
     pipe = StableDiffusion.from_pretrained(config.model)
     groups = measure(pipe, config.num_prompts, settings)

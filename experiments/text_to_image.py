@@ -74,6 +74,7 @@ def main() -> None:
     # one paragraph for each example, or the help runs them together
     config = tyro.cli(Config, description=str(__doc__).replace("\npython", "\n\npython"))
     cli.compilation_cache()
+    cli.tune_cpu()
     asked = request_of(config)
     with stopwatch() as load:
         pipe = load_model(config, asked)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import tyro
 
 from jaxgen.io import run_folder
+from jaxgen.nn import cpu_convolution
 from jaxgen.train import loop
 
 
@@ -78,6 +79,7 @@ FREE = {
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"  # what XLA hands to YNNPACK, a flag of its
 
 
 class Interrupted(Exception):
@@ -192,11 +194,11 @@ def main(start: Callable[[], None]) -> None:
 
 
 def set_up(options: RunOptions) -> None:
-    """What comes before the first array: hosts, the cache of compiled programs, the allocator."""
+    """What comes before the first array: hosts, the cache of compiled programs, CPU settings."""
     compilation_cache()
     if options.distributed:
         _join_hosts()
-    keep_memory()
+    tune_cpu()
 
 
 def compilation_cache() -> None:
@@ -206,14 +208,29 @@ def compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def keep_memory() -> None:
-    """On CPU, makes glibc keep the memory that a step frees for the next step.
+def tune_cpu() -> None:
+    """What makes XLA's CPU backend fast, in this process; docs/design.md says why.
+
+    Call it before anything is computed. Other backends are left alone, and so is a flag that
+    XLA_FLAGS has already.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _YNNPACK not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=".lstrip()  # read once, at the first use
+    cpu_convolution.register()
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if jax.default_backend() == "cpu":
+        _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Makes glibc keep the memory that a step frees for the next step.
 
     XLA allocates its temporaries anew in every step. Large ones come from mmap, and the system
     zeroes their pages each time: about a tenth of the step of a convolutional VAE.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's own
-    if mallopt is not None and jax.default_backend() == "cpu":
+    if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 

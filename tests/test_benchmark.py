@@ -183,11 +183,13 @@ def test_a_program_that_does_not_compile_or_fit_is_a_failure():
 def test_whole_images_on_a_tpu_are_the_sum_of_their_parts():
     part = {"program": "sd15: part", "error": None, "images_per_step": None, "compile_s": 1.0}
     part |= dict.fromkeys(("flops", "bytes", "collective_bytes", *tpu.RATES), 1.0)
-    part |= {"seconds_estimated": 1.0, "memory_bytes": 5}
+    part |= {"seconds_estimated": 1.0, "memory_bytes": 5, "collectives": {"all-reduce": 2}}
     parts = [part | {"rounds": rounds} for rounds in (2, 20, 1)]
+    parts[2] |= {"collectives": {"all-gather": 1}}
     whole = tpu.whole_images(parts, 8)
     assert whole["seconds_estimated"] == whole["flops"] == 23
     assert whole["images_per_step"] == 8
+    assert whole["collectives"] == {"all-reduce": 44, "all-gather": 1}
     assert tpu.whole_images([*parts[:2], parts[2] | {"error": "broken"}], 8) is None
 
 

@@ -88,7 +88,7 @@ def test_scanned_steps_equal_looped_steps_bit_for_bit_on_eight_devices(how):
 
 
 def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
-    """On CPU the convolutions in loops are other kernels than those outside, hence 3 and 3."""
+    """On CPU other operations are fused in loops than outside, hence 3 and 3."""
     halves, _ = small_systems.run("vae", chunks=(3, 3), network="conv")
 
     whole, _ = small_systems.run("vae", chunks=(6,), network="conv")

@@ -47,7 +47,7 @@ def ways(config: Any, case: Case) -> list[Way]:
     """The ways in which jaxgen trains a case. Raises ValueError for names that do not exist."""
     _check("dispatch", config.dispatch, DISPATCHES)
     _check("parallel", config.parallel, parallel.MODES)
-    dispatches = config.dispatch or _dispatches(case)
+    dispatches = config.dispatch or DISPATCHES
     modes, seeds = config.parallel or ("jit",), config.num_models or (1,)
     found = [Way(d, m, s) for d in dispatches for m in modes for s in seeds]
 
@@ -58,6 +58,13 @@ def ways(config: Any, case: Case) -> list[Way]:
         if config.num_models is None:
             found += [Way(dispatches[-1], "jit", _many(case))]
     return found
+
+
+def scan_steps(config: Any, case: Case) -> int:
+    """Steps per dispatch: many where they are short, few where 50 of them would take long."""
+    if config.scan_steps is not None:
+        return config.scan_steps
+    return 10 if case.network == "conv" and jax.default_backend() == "cpu" else 50
 
 
 def diffusion_cases(config: Any) -> list[Diffusion]:
@@ -84,12 +91,6 @@ def _points(config: Any) -> list[tuple[int, str]]:
         return default
     sizes, dtypes = config.batch_sizes or (BASE[0],), config.dtypes or (BASE[1],)
     return [(size, dtype) for size in sizes for dtype in dtypes]
-
-
-def _dispatches(case: Case) -> tuple[str, ...]:
-    # on CPU, XLA runs convolutions inside loops on one thread, and compiles them for a minute
-    alone = case.network == "conv" and jax.default_backend() == "cpu"
-    return ("step",) if alone else ("step", "scan")
 
 
 def _many(case: Case) -> int:

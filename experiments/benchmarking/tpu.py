@@ -3,6 +3,7 @@
 
 import importlib.util
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -109,7 +110,10 @@ def whole_images(parts: Sequence[Row], images: int) -> Row | None:
         row[field] = sum(part["rounds"] * part[field] for part in parts)
     row["memory_bytes"] = max(part["memory_bytes"] for part in parts)
     row["compile_s"] = sum(part["compile_s"] for part in parts)
-    return row | {"collectives": {}, "rounds": 1}
+    kinds: Counter[str] = Counter()
+    for part in parts:
+        kinds.update({kind: part["rounds"] * count for kind, count in part["collectives"].items()})
+    return row | {"collectives": dict(kinds), "rounds": 1}
 
 
 def roofline(told: cost.Cost, chip: Chip) -> Row:

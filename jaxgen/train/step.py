@@ -160,9 +160,10 @@ def gathered(step: Step) -> Step:
 def scan_steps(step: Step) -> Step:
     """n steps in one dispatch: batch = (dataset, indices [n, B]), metrics [n].
 
-    Chunks of any length give the same run, bit for bit where the backend runs the same kernels in
-    and outside loops. CPU does not for convolutions: it leaves its threaded ones inside loops, so
-    one row runs without a loop, and differs from a scanned one in the last bits.
+    Chunks of any length give the same run, bit for bit where the backend fuses the same operations
+    in and outside loops. CPU does not always for convolutional networks: one row runs without a
+    loop, and may differ from a scanned one in the last bits. There, scan convolutions only with
+    `nn.cpu_convolution` registered, as `cli.tune_cpu` does; they are many times slower without.
     """
     one = gathered(step)
 
