@@ -45,6 +45,19 @@ def test_a_candidate_only_gets_multiples_of_its_unit():
     assert all(count % 7 == 0 for _, count in clock.order)
 
 
+def test_a_slow_first_call_does_not_shrink_the_turns():
+    clock = FakeClock()
+    calls = iter([100.0])  # seconds that the first call takes more: it compiles
+
+    def run(count):
+        clock.now += next(calls, 0.0) + 0.125 * count
+        clock.order.append(count)
+
+    found = turns.take_turns({"a": turns.Candidate(run)}, 2, seconds=1.0, clock=clock)
+    assert found == {"a": [0.125] * 2}
+    assert clock.order[-2:] == [8, 8]
+
+
 def test_a_slow_turn_hits_both_sides_of_a_ratio():
     assert turns.ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == turns.Spread(2.0, 2.0, 2.0)
 

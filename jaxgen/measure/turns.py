@@ -68,8 +68,13 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> Spread:
 
 
 def _size(candidate: Candidate, seconds: float, clock: Callable[[], float]) -> int:
-    """Units of work that take about `seconds`, found by doubling; this is the warm-up too."""
+    """Units of work that take about `seconds`, found by doubling; this is the warm-up too.
+
+    The first call only warms up: it compiles what the loop around the work needs, and a turn of
+    the size that such a call suggests would be one cold step.
+    """
     size = candidate.unit
+    candidate.run(size)
     took = _timed(candidate, size, clock)
     for _ in range(30):
         if took >= seconds / 4:
