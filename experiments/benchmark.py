@@ -50,7 +50,8 @@ class Config:
     resolutions: tuple[int, ...] | None = None  # Stable Diffusion: pixels of a side
     num_steps: int | None = None  # Stable Diffusion: sampling steps of an image
     checkpoint: str | None = None  # Stable Diffusion: a real model instead of random weights
-    peers: tuple[str, ...] | None = None  # pytorch, pytorch_compile, pytorch_graphs; all installed
+    # pytorch, pytorch_compile, pytorch_graphs, flax_diffusers (Stable Diffusion); all installed
+    peers: tuple[str, ...] | None = None
     no_peers: bool = False  # race jaxgen alone
     turns: int = 5  # of each candidate
     seconds: float = 0.5  # a turn takes about so long

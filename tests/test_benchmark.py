@@ -74,6 +74,7 @@ def test_a_run_prints_a_table_and_leaves_json_and_a_chart(tmp_path):
         (["--batch-sizes", "12"], 8, "batch of 12 cannot be divided over 8 devices"),
         (["--batch-sizes", "99999"], 1, "batch of 99999; use at most 16384"),
         (["--peers", "keras"], 1, "unknown peer 'keras'; use pytorch"),
+        (["--models", "vae", "--peers", "flax_diffusers"], 1, "flax_diffusers trains nothing"),
         (["--peers", "pytorch"], 2, "peers run on one device and jaxgen on 2"),
         (["--num-devices", "3"], 2, "3 devices asked for; this process sees 2"),
         (["--turns", "0"], 1, "--turns is 0; use 1 or more"),
@@ -94,6 +95,20 @@ def test_a_peer_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     with pytest.raises(ImportError, match=r'PyTorch is not installed; pip install "jaxgen\[oracle'):
         peers.chosen(["pytorch"], quick=False)
     assert peers.chosen(None, quick=False) == []
+
+
+@pytest.mark.parametrize(
+    ("diffusers", "transformers", "found"),
+    [("0.39.0", "4.57.6", True), ("0.40.0", "4.57.6", False), ("0.39.0", "5.0.0rc1", False)],
+)
+def test_flax_diffusers_needs_the_versions_that_had_it(monkeypatch, diffusers, transformers, found):
+    versions = {"diffusers": diffusers, "transformers": transformers}
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(peers.metadata, "version", versions.__getitem__)
+    reason = peers.missing("flax_diffusers", diffusion=True)
+    assert (reason is None) == found
+    if not found:
+        assert "pip install diffusers==0.39.0 transformers==4.57.6 in an env" in reason
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -23,9 +23,11 @@ reads a loss back. Both train the same network from the same weights: a table ex
 numbers of parameters are equal, and so are the losses before and after one update, on the same
 random draws.
 
-Stable Diffusion has the published shapes with random weights, DDIM and guidance, and its peer is
-PyTorch diffusers with the same weights and inputs, which must give the same outputs. images/s of a
-part (text encoder, UNet step, VAE decode) is its calls a second times the batch.
+Stable Diffusion has the published shapes with random weights, DDIM and guidance. Its peers are
+PyTorch diffusers and, in an environment that has it, the last Flax diffusers, with the same
+weights and inputs; they must give the same outputs. images/s of a part (text encoder, UNet step,
+VAE decode) is its calls a second times the batch. What jaxgen sets up for XLA's CPU backend serves
+Flax diffusers too, since both run in one process.
 
 AE, VAE and GAN are the scripts' MNIST presets on random 28x28 images, without gradient penalties.
 first step: time to the first finished step, compiling included. memory: growth of the process's

@@ -2,9 +2,11 @@
 """The same training in other frameworks: which of them are here, and the proof of sameness."""
 
 import importlib.util
+import re
 import shutil
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -16,6 +18,8 @@ from benchmarking.sd_programs import Size
 from jaxgen.measure import memory
 
 NAMES = ("pytorch", "pytorch_compile", "pytorch_graphs")
+FLAX = "flax_diffusers"  # only Stable Diffusion
+LAST_WITH_FLAX = {"diffusers": "0.39.0", "transformers": "4.57.6"}
 # relative, of losses: rounding of one sum, and of the products of one layer after another
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 TENSOR_FLOAT_32 = 5e-3  # float32 products on a GPU's Tensor Cores have 10 bits
@@ -33,10 +37,13 @@ def chosen(asked: Sequence[str] | None, quick: bool, diffusion: bool = False) ->
     if asked is None:
         slow = quick or (diffusion and jax.default_backend() == "cpu")  # to compile: minutes
         fast = NAMES[:1] if slow else NAMES
-        return [name for name in fast if missing(name, diffusion) is None]
+        names = (*fast, FLAX) if diffusion else fast
+        return [name for name in names if missing(name, diffusion) is None]
     for name in asked:
-        if name not in NAMES:
-            raise ValueError(f"unknown peer {name!r}; use {', '.join(NAMES)}")
+        if name not in (*NAMES, FLAX):
+            raise ValueError(f"unknown peer {name!r}; use {', '.join((*NAMES, FLAX))}")
+        if name == FLAX and not diffusion:
+            raise ValueError(f"{FLAX} trains nothing; ask for it with --models sd15, sd21 or sdxl")
         reason = missing(name, diffusion)
         if reason is not None:
             raise ImportError(f"peer {name} was asked for, and {reason}")
@@ -45,12 +52,29 @@ def chosen(asked: Sequence[str] | None, quick: bool, diffusion: bool = False) ->
 
 def missing(name: str, diffusion: bool = False) -> str | None:
     """What a peer lacks here, and what to do about it; None if nothing."""
-    needed = {"torch": "PyTorch"}
+    needed = {} if name == FLAX else {"torch": "PyTorch"}
     if diffusion:
         needed |= {"diffusers": "diffusers", "transformers": "transformers"}
     for package, title in needed.items():
         if importlib.util.find_spec(package) is None:
             return f'{title} is not installed; pip install "jaxgen[oracle]"'
+    return _no_flax() if name == FLAX else _no_torch(name)
+
+
+def _no_flax() -> str | None:
+    versions = {package: metadata.version(package) for package in LAST_WITH_FLAX}
+    if all(_parts(v) <= _parts(LAST_WITH_FLAX[package]) for package, v in versions.items()):
+        return None
+    found = " and ".join(f"{package} {version}" for package, version in versions.items())
+    last = " ".join(f"{package}=={version}" for package, version in LAST_WITH_FLAX.items())
+    return f"{found} have no Flax any more; pip install {last} in an environment of its own"
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _no_torch(name: str) -> str | None:
     import torch
 
     on_gpu = jax.default_backend() == "gpu"
@@ -112,30 +136,35 @@ def start_diffusion(
 
     Raises ValueError unless each has as many parameters and finds what jaxgen found.
     """
-    from benchmarking import torch_diffusion as twins
-    from benchmarking import torch_training
-
-    torch_training.prepare()
-    peer = twins.start(model, size, given, dtype, torch_training.MODES[name])
+    peer = _diffusion_twin(model, size, dtype, name, given)
     found = {}
     for part, like in ours.items():
         before = memory.mark()
-        torch_training.reset_peak_memory()
         began = time.perf_counter()
-        output = peer.run[part]().float().cpu().numpy()
+        output, on_device = peer.first(part)
         first = time.perf_counter() - began
-        output = np.moveaxis(output, 1, -1) if output.ndim == 4 else output
         parameters = peer.parameters[part]
         check_diffusion(f"{name}: {part}", dtype, parameters, output, like)
-        on_device = torch_training.peak_memory()
         facts = {
             "time_to_first_step_s": first, "parameters": parameters,
             "product_flops_per_step": like.facts["product_flops_per_step"],
             "peak_memory_bytes": on_device or memory.growth(before),
-            "peak_memory_of": "process" if on_device is None else "device",
+            "peak_memory_of": before.owner if on_device is None else "device",
         }  # fmt: skip
         found[part] = diffusion.Part(peer.candidate(part), facts, output)
     return found
+
+
+def _diffusion_twin(model: Model, size: Size, dtype: str, name: str, given: Any) -> Any:
+    """The parts of a peer. Only the framework that is asked for is imported."""
+    if name == FLAX:
+        from benchmarking import flax_diffusion
+
+        return flax_diffusion.start(model, size, given, dtype)
+    from benchmarking import torch_diffusion, torch_training
+
+    torch_training.prepare()
+    return torch_diffusion.start(model, size, given, dtype, torch_training.MODES[name])
 
 
 def check_diffusion(

@@ -17,6 +17,7 @@ SCHEDULER = {
     "steps_offset": 1,
 }  # fmt: skip
 TOKENS = 77
+GUIDANCE = 7.5
 
 
 class Size(NamedTuple):
@@ -77,7 +78,7 @@ def inputs(networks: Networks, size: Size, text: conditions.Text) -> Inputs:
         from_image=np.asarray(False),
         seeds=np.arange(b, dtype=np.uint32),
         context=text.context,
-        guidance_scale=np.full(b, 7.5, np.float32),
+        guidance_scale=np.full(b, GUIDANCE, np.float32),
         guidance_rescale=np.zeros(b, np.float32),
         pooled=text.pooled,
         time_ids=sizes,

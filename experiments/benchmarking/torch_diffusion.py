@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from benchmarking.sd_models import Model
-from benchmarking.sd_programs import SCHEDULER, Size
-from benchmarking.torch_training import device, synchronize
+from benchmarking.sd_programs import GUIDANCE, SCHEDULER, Size
+from benchmarking.torch_training import device, peak_memory, reset_peak_memory, synchronize
 from jaxgen.io import configs, weights
 from jaxgen.measure import turns
 
@@ -21,14 +21,19 @@ CLASSES: dict[str, Any] = {
     "text_encoder": transformers.CLIPTextModel,
     "text_encoder_2": transformers.CLIPTextModelWithProjection,
 }
-GUIDANCE = 7.5
 
 
 class Parts(NamedTuple):
-    """Functions of no arguments, by part; each gives what jaxgen's gives, as NumPy can read it."""
+    """Functions of no arguments, by part."""
 
     run: dict[str, Callable[[], torch.Tensor]]
     parameters: dict[str, int]
+
+    def first(self, part: str) -> tuple[np.ndarray, int | None]:
+        """What a part gives, in jaxgen's layout, and the device's memory that it took at most."""
+        reset_peak_memory()
+        found = self.run[part]().float().cpu().numpy()
+        return np.moveaxis(found, 1, -1) if found.ndim == 4 else found, peak_memory()
 
     def candidate(self, part: str) -> turns.Candidate:
         def run(count: int) -> None:

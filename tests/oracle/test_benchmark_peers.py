@@ -17,6 +17,20 @@ from jaxgen.train import parallel
 
 pytestmark = pytest.mark.oracle
 
+TINY_XL = {
+    **sd_models.TINY,
+    "unet": {
+        **sd_models.TINY["unet"], "addition_embed_type": "text_time", "cross_attention_dim": 80,
+        "transformer_layers_per_block": [1, 2], "attention_head_dim": [4, 8],
+        "use_linear_projection": True, "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 6 * 32 + 24,
+    },
+    "text_encoder_2": {
+        **sd_models.TINY["text_encoder"], "hidden_size": 48, "hidden_act": "gelu",
+        "projection_dim": 24,
+    },
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("network", training.NETWORKS)
@@ -41,12 +55,17 @@ def test_networks_without_a_twin_are_refused():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_diffusers_computes_the_same_parts_of_stable_diffusion(dtype):
-    pytest.importorskip("diffusers")
-    model = sd_models.random("tiny", jnp.dtype(dtype))
+@pytest.mark.parametrize("peer", ["pytorch", "flax_diffusers"])
+@pytest.mark.parametrize("name", ["tiny", "tiny_xl"])
+def test_peers_compute_the_same_parts_of_stable_diffusion(name, peer, dtype, monkeypatch):
+    monkeypatch.setitem(sd_models.MODELS, "tiny_xl", TINY_XL)
+    reason = peers.missing(peer, diffusion=True)
+    if reason is not None:
+        pytest.skip(reason)
+    model = sd_models.random(name, jnp.dtype(dtype))
     size = sd_programs.Size(batch_size=2, resolution=64, num_steps=2)
     ours, given = diffusion.start(model, size)
-    theirs = peers.start_diffusion(model, size, dtype, "pytorch", ours, given)
+    theirs = peers.start_diffusion(model, size, dtype, peer, ours, given)
     for part in diffusion.PARTS:
         theirs[part].candidate.run(1)
         ours[part].candidate.run(1)
