@@ -20,6 +20,7 @@ import vae
 
 from jaxgen import cli, run
 from jaxgen.io import hub, images, run_folder
+from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS
 from jaxgen.pipeline import StableDiffusion
 
 PROMPTS = (
@@ -70,7 +71,7 @@ def train_one(config: Config, name: str, script, folder: Path) -> None:
 def draw_prompts(config: Config, path: Path) -> None:
     """Pictures of `PROMPTS` above the words."""
     pipe = StableDiffusion.from_pretrained(hub.EMBEDDED)
-    drawn = pipe(PROMPTS, num_steps=20, guidance_scale=3.0, seed=config.seed)
+    drawn = pipe(PROMPTS, num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, seed=config.seed)
     images.save(path, images.captioned(drawn, PROMPTS, columns=3))
 
 

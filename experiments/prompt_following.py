@@ -20,6 +20,7 @@ from rich.table import Table
 
 from jaxgen import cli, following
 from jaxgen.io import hub, images, run_folder
+from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS
 from jaxgen.pipeline import StableDiffusion
 from jaxgen.world import reader
 
@@ -32,8 +33,8 @@ class Config:
 
     model: str = hub.EMBEDDED  # a diffusers folder whose model was trained on the rendered world
     num_prompts: int = 400  # of each of the four groups
-    steps: int = 20  # of the sampler
-    guidance: float = 3.0  # how closely to follow the prompt; 1 is no guidance
+    steps: int = NUM_STEPS  # of the sampler
+    guidance: float = GUIDANCE_SCALE  # how closely to follow the prompt; 1 is no guidance
     sampler: str | None = None  # the model's own by default
     seed: int = 0  # of the first picture of each group
     batch_size: int = 64  # pictures made at once

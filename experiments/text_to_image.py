@@ -31,7 +31,7 @@ from rich import progress
 from rich.console import Console
 
 import jaxgen
-from jaxgen import cli, loading, request
+from jaxgen import cli, loading, miniature, request
 from jaxgen.io import hub, images, png, signals
 from jaxgen.pipeline import OnStep, StableDiffusion
 from jaxgen.request import Request
@@ -96,7 +96,8 @@ def main() -> None:
 
 def steps_and_guidance(config: Config) -> tuple[int, float]:
     """As given, or what suits the model."""
-    steps, guidance = (20, 3.0) if config.model == hub.EMBEDDED else (50, 7.5)
+    own = miniature.NUM_STEPS, miniature.GUIDANCE_SCALE
+    steps, guidance = own if config.model == hub.EMBEDDED else (50, 7.5)
     return (
         steps if config.steps is None else config.steps,
         guidance if config.guidance is None else config.guidance,

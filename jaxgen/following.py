@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen import captioned
+from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS
 from jaxgen.pipeline import StableDiffusion
 from jaxgen.world import caption, reader, scene
 from jaxgen.world.scene import Scene
@@ -26,8 +27,8 @@ GROUPS = {
 class Settings(NamedTuple):
     """How pictures are made."""
 
-    num_steps: int = 20
-    guidance_scale: float = 3.0
+    num_steps: int = NUM_STEPS
+    guidance_scale: float = GUIDANCE_SCALE
     sampler: str | None = None  # the model's own
     seed: int = 0
     batch_size: int = 64

@@ -22,6 +22,8 @@ from jaxgen.types import Key, Params
 
 LATENT_CHANNELS = 4
 TRAIN_STEPS = 1000
+# what its pictures are drawn with, and its accuracy measured
+NUM_STEPS, GUIDANCE_SCALE = 20, 3.0
 NOISE: dict[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",

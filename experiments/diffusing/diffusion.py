@@ -17,7 +17,7 @@ from jaxgen import captioned, cli, loading, miniature, plan, run
 from jaxgen.io import data, images, run_folder, tokenizer
 from jaxgen.io.diffusers import Checkpoint
 from jaxgen.io.tokenizer import Tokenizer
-from jaxgen.miniature import Sizes
+from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS, Sizes
 from jaxgen.pipeline import StableDiffusion
 from jaxgen.train import losses, step
 from jaxgen.types import Array, Key, Params
@@ -156,5 +156,5 @@ def draw_samples(
     """Pictures of captions that training has not seen, made by the pipeline."""
     prompts = second.prompts[:32]
     pipe = StableDiffusion(trained(second, state))
-    made = pipe(prompts, num_steps=20, guidance_scale=3.0)
+    made = pipe(prompts, num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE)
     return {"samples": images.grid(made, 8)}
