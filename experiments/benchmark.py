@@ -12,12 +12,16 @@ parameters and find the same losses, before and after an update, or nothing is r
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# JAX takes most of a GPU's memory when it starts; here PyTorch needs its own
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +30,13 @@ import tyro
 from benchmarking import grid, peers, race, sd_models, sd_programs, show, training
 from jax.sharding import Mesh
 
-from jaxgen import cli
+from jaxgen import cli, loading
+from jaxgen.io import hub
 from jaxgen.measure import ceilings, environment
 from jaxgen.train import parallel
 
 Row = dict[str, Any]
+GPU_MINUTES = 9.0  # and a case takes up to one: a default run fits in ten
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Config:
     no_peers: bool = False  # race jaxgen alone
     turns: int = 5  # of each candidate
     seconds: float = 0.5  # a turn takes about so long
-    minutes: float | None = None  # begin no further case after this long
+    minutes: float | None = None  # begin no further case after this long; 9 on a GPU
     output: str = "runs/benchmark"  # results go to this path with .json and .png
 
 
@@ -64,7 +70,7 @@ class Job(NamedTuple):
 
     name: str
     dtype: str
-    run: Callable[[ceilings.Ceilings], list[Row]]
+    run: Callable[[ceilings.Ceilings], race.Result]
 
 
 def main() -> None:
@@ -82,15 +88,23 @@ def main() -> None:
     console.print(f"{record['device']}, {mesh.size} device(s), jax {jax.__version__}")
     if record["platform"] == "cpu" and record["load_average"] > 0.5 * record["cores"]:
         console.print(f"The machine is busy (load {record['load_average']}): do not trust this run")
+    for line in without(config, mesh.size):
+        console.print(line, markup=False)
     limits = device_limits(console, {job.dtype for job in jobs})
-    rows: list[Row] = []
-    for found in races(config, jobs, limits, console):
-        for name, part in show.groups(found).items():
+    rows, failures = [], []
+    for job, found in races(config, jobs, limits, console):
+        for name, part in show.groups(found.rows).items():
             console.print(show.table(name, part))
-        rows += found
-        write(config, record, limits, rows)
-    show.chart(rows, _subtitle(record), Path(f"{config.output}.png"))
-    console.print(f"{len(rows)} rows: {config.output}.json, {config.output}.png")
+        for name, reason in found.failures.items():
+            failures.append({"case": job.name, "candidate": name, "error": reason})
+            console.print(f"{job.name}: {name} could not take part: {reason}", markup=False)
+        rows += found.rows
+        write(config, record, limits, rows, failures)
+    if rows:
+        show.chart(rows, _subtitle(record), Path(f"{config.output}.png"))
+        console.print(f"{len(rows)} rows: {config.output}.json, {config.output}.png")
+    if failures:
+        sys.exit(1)
 
 
 def training_jobs(config: Config, mesh: Mesh) -> list[Job]:
@@ -98,10 +112,10 @@ def training_jobs(config: Config, mesh: Mesh) -> list[Job]:
     cases = grid.cases(config)
     for case in cases:
         training.check(case, mesh)
-    names = peer_names(config, mesh.size) if cases else []
+    names = peer_names(config, mesh.size, racing=bool(cases))
 
     def job(case: training.Case, ways: list[training.Way]) -> Job:
-        def run(limit: ceilings.Ceilings) -> list[Row]:
+        def run(limit: ceilings.Ceilings) -> race.Result:
             return race.train(
                 case, ways, names, mesh, limit, scan_steps=grid.scan_steps(config, case),
                 num_turns=config.turns, seconds=config.seconds,
@@ -117,17 +131,23 @@ def diffusion_jobs(config: Config) -> list[Job]:
     cases = grid.diffusion_cases(config)
     if config.checkpoint is not None and len({case.model for case in cases}) != 1:
         raise ValueError("--checkpoint needs one kind of model, as --models sd15")
+    path = config.checkpoint
+    checkpoint = None if path is None else hub.open_checkpoint(path)
     for case in cases:
         kind = jnp.dtype(case.dtype)
-        sd_programs.check(sd_models.networks(case.model, kind), case.size)
-    names = peer_names(config, 1, diffusion=True) if cases else []
+        found = sd_models.networks(case.model, kind)
+        if checkpoint is not None:
+            found = loading.networks(checkpoint, kind)
+        sd_programs.check(found, case.size)
+    names = peer_names(config, 1, racing=bool(cases), diffusion=True)
 
     def job(case: grid.Diffusion) -> Job:
-        def run(limit: ceilings.Ceilings) -> list[Row]:
-            kind, path = jnp.dtype(case.dtype), config.checkpoint
-            model = sd_models.random(case.model, kind)
-            if path is not None:
-                model = sd_models.stored(path, kind)
+        def run(limit: ceilings.Ceilings) -> race.Result:
+            kind = jnp.dtype(case.dtype)
+            if checkpoint is None:
+                model = sd_models.random(case.model, kind)
+            else:
+                model = sd_models.stored(Path(str(path)).name, checkpoint, kind)
             return race.diffuse(
                 model, case.size, case.dtype, names, limit, num_turns=config.turns,
                 seconds=config.seconds,
@@ -138,15 +158,32 @@ def diffusion_jobs(config: Config) -> list[Job]:
     return [job(case) for case in cases]
 
 
-def peer_names(config: Config, num_devices: int, diffusion: bool = False) -> list[str]:
-    """The peers to race. Raises ValueError for those that cannot run beside this."""
-    if config.no_peers or (num_devices > 1 and config.peers is None):
+def peer_names(
+    config: Config, num_devices: int, *, racing: bool, diffusion: bool = False
+) -> list[str]:
+    """The peers to race; none if nothing of the kind is raced.
+
+    Raises ValueError for those that cannot run beside this, ImportError for absent ones.
+    """
+    if not racing or config.no_peers or (num_devices > 1 and config.peers is None):
         return []
     if num_devices > 1:
         raise ValueError(
             f"peers run on one device and jaxgen on {num_devices}; use --num-devices 1"
         )
-    return peers.chosen(config.peers, config.quick, diffusion)
+    asked = config.peers
+    if asked is not None and not diffusion and set(config.models) & set(sd_models.MODELS):
+        asked = tuple(name for name in asked if name != peers.FLAX)  # it is for the others
+    return peers.chosen(asked, config.quick, diffusion)
+
+
+def without(config: Config, num_devices: int) -> list[str]:
+    """Lines that say which peers a run goes without that asked for none, and why."""
+    if config.peers is not None or config.no_peers:
+        return []
+    if num_devices > 1:
+        return [f"no peers beside {num_devices} devices; --num-devices 1 races them"]
+    return [f"without {name}: {why}" for name, why in peers.absent(config.quick).items()]
 
 
 def races(
@@ -154,16 +191,23 @@ def races(
     jobs: list[Job],
     limits: dict[str, ceilings.Ceilings],
     console: rich.console.Console,
-) -> Iterator[list[Row]]:
-    """The rows of one case after the other, for as long as there is time."""
+) -> Iterator[tuple[Job, race.Result]]:
+    """What comes of one case after the other, for as long as there is time."""
+    default = GPU_MINUTES if jax.default_backend() == "gpu" else float("inf")
+    minutes = default if config.minutes is None else config.minutes
     began = time.monotonic()
     for i, job in enumerate(jobs):
-        if config.minutes is not None and time.monotonic() - began > 60 * config.minutes:
+        if time.monotonic() - began > 60 * minutes:
             left = "; ".join(job.name for job in jobs[i:])
-            console.print(f"{config.minutes} minutes are over. Left out: {left}")
+            console.print(f"{minutes:g} minutes are over (--minutes). Left out: {left}")
             return
-        yield job.run(limits[job.dtype])
+        try:
+            result = job.run(limits[job.dtype])
+        except (ValueError, RuntimeError) as error:  # such as a device without enough memory
+            result = race.Result([], {"jaxgen": f"{type(error).__name__}: {error}"})
+        yield job, result
         jax.clear_caches()
+        peers.release()
 
 
 def device_limits(console: rich.console.Console, dtypes: set[str]) -> dict[str, ceilings.Ceilings]:
@@ -177,17 +221,29 @@ def device_limits(console: rich.console.Console, dtypes: set[str]) -> dict[str, 
 
 
 def _check(config: Config) -> None:
-    for name in ("turns", "scan_steps"):
+    for name in ("turns", "scan_steps", "num_steps", "num_models", "batch_sizes"):
         value = getattr(config, name)
-        if value is not None and value < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {getattr(config, name)}; use 1 or more")
-    if not config.seconds > 0:
-        raise ValueError(f"--seconds is {config.seconds}; use a positive time")
+        values = value if isinstance(value, tuple) else (value,)
+        if any(v is not None and v < 1 for v in values):
+            raise ValueError(f"--{name.replace('_', '-')} is {_said(value)}; use 1 or more")
+    for name in ("seconds", "minutes"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name} is {value}; use a positive time")
+    if not config.models:
+        raise ValueError("--models names nothing; use autoencoder, vae, gan, sd15, sd21 or sdxl")
+
+
+def _said(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def write(
-    config: Config, record: Row, limits: dict[str, ceilings.Ceilings], rows: list[Row]
+    config: Config,
+    record: Row,
+    limits: dict[str, ceilings.Ceilings],
+    rows: list[Row],
+    failures: list[Row],
 ) -> None:
     """All that is known so far, as JSON."""
     path = Path(f"{config.output}.json")
@@ -197,6 +253,7 @@ def write(
         "config": asdict(config),
         "ceilings": {dtype: limit._asdict() for dtype, limit in limits.items()},
         "rows": rows,
+        "failures": failures,
     }
     path.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))  # scripts import each other as they lie there
 
+import benchmark  # noqa: E402
 import benchmark_docs  # noqa: E402
 from benchmarking import (  # noqa: E402
     diffusion,
@@ -78,6 +79,11 @@ def test_a_run_prints_a_table_and_leaves_json_and_a_chart(tmp_path):
         (["--peers", "pytorch"], 2, "peers run on one device and jaxgen on 2"),
         (["--num-devices", "3"], 2, "3 devices asked for; this process sees 2"),
         (["--turns", "0"], 1, "--turns is 0; use 1 or more"),
+        (["--num-models", "1", "0"], 1, "--num-models is 1 0; use 1 or more"),
+        (["--models", "tiny", "--num-steps", "0"], 1, "--num-steps is 0; use 1 or more"),
+        (["--minutes", "0"], 1, "--minutes is 0.0; use a positive time"),
+        (["--models"], 1, "--models names nothing"),
+        (["--models", "sd15", "--checkpoint", "no/such/model"], 1, "no/such/model"),
         (["--models", "sd15", "--resolutions", "100"], 1, "resolution 100; use a multiple of 64"),
         (["--checkpoint", "x"], 1, "--checkpoint needs one kind of model, as --models sd15"),
     ],
@@ -151,7 +157,8 @@ def test_stable_diffusion_has_a_row_for_each_part(tmp_path):
     rows = json.loads(output.with_suffix(".json").read_text())["rows"]
     assert [row["part"] for row in rows] == list(diffusion.PARTS)
     text, step, decode, images = (row["product_flops_per_step"] for row in rows)
-    assert images == 2 * text + 2 * step + decode
+    begun = images - (2 * text + 2 * step + decode)  # the text's keys and values, once an image
+    assert 0 < begun < step
 
 
 def test_the_page_is_what_its_results_say():
@@ -264,13 +271,48 @@ def test_all_ways_start_from_the_same_losses():
 
     mesh = training.parallel.data_mesh(2)
     limit = ceilings.Ceilings(1e12, 1e10)
-    rows = race.train(
+    rows, failures = race.train(
         CASE, grid.ways(Options, CASE), [], mesh, limit, scan_steps=1, num_turns=1, seconds=1e-4
     )
     assert len(rows) == 4
+    assert failures == {}
     assert {row["num_models"] for row in rows} == {1, 2}
     flops = {row["num_models"]: row["product_flops_per_step"] for row in rows}
     assert flops[2] == 2 * flops[1]
+
+
+def test_a_peer_that_fails_leaves_the_others_in_the_race(monkeypatch):
+    def start(case, name, like):
+        if name == "pytorch_compile":
+            raise RuntimeError("no compiler")
+        return like
+
+    monkeypatch.setattr(peers, "start", start)
+    rows, failures = race.train(
+        CASE, [training.Way("step", "jit", 1)], ["pytorch", "pytorch_compile"],
+        training.parallel.data_mesh(1), ceilings.Ceilings(1e12, 1e10), scan_steps=1, num_turns=1,
+        seconds=1e-4,
+    )  # fmt: skip
+    assert [row["candidate"] for row in rows] == ["jaxgen step jit", "pytorch"]
+    assert list(rows[0]["faster_than"]) == ["pytorch"]
+    assert failures == {"pytorch_compile": "RuntimeError: no compiler"}
+
+
+def test_a_case_that_fails_does_not_end_the_run():
+    calls = []
+
+    def run(limit):
+        calls.append(limit)
+        if len(calls) == 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return race.Result([], {})
+
+    config = benchmark.Config()
+    jobs = [benchmark.Job("large", "float32", run), benchmark.Job("small", "float32", run)]
+    console = benchmark.rich.console.Console()
+    found = list(benchmark.races(config, jobs, {"float32": None}, console))
+    assert [job.name for job, _ in found] == ["large", "small"]
+    assert "out of memory" in found[0][1].failures["jaxgen"]
 
 
 def test_ratios_are_per_image_and_fractions_of_the_ceilings():

@@ -46,7 +46,7 @@ class Parts(NamedTuple):
     parameters: dict[str, int]
 
     def first(self, part: str) -> tuple[np.ndarray, None]:
-        """What a part gives, in jaxgen's layout; its memory is told by JAX."""
+        """What a part gives, in jaxgen's layout; what memory it takes is not known."""
         found = np.asarray(self.run[part](), np.float32)
         return np.moveaxis(found, 1, -1) if found.ndim == 4 else found, None
 
@@ -79,7 +79,7 @@ def start(model: Model, size: Size, given: Any, dtype: str) -> Parts:
     texts, step = jax.jit(pipe.texts), jax.jit(pipe.step)
     decode, images = jax.jit(pipe.decode), jax.jit(pipe.images)
     zero = jnp.int32(0)
-    run = {
+    run: dict[str, Callable[[], Any]] = {
         "text encoder": lambda: texts(params, ids)[0],
         "UNet step": lambda: step(params["unet"], zero, noise, context, pooled, sizes),
         "VAE decode": lambda: decode(params["vae"], noise),
@@ -135,7 +135,7 @@ class _Pipe:
     def images(self, params: Any, ids: dict[str, Array], noise: Array, sizes: Any) -> Array:
         pairs = [self.texts(params, ids) for _ in range(2)]
         context = jnp.concatenate([context for context, _ in pairs])
-        pooled = jnp.concatenate([pooled for _, pooled in pairs]) if self.is_xl else None
+        pooled = jnp.concatenate([p for _, p in pairs if p is not None]) if self.is_xl else None
 
         def body(i: Array, latents: Array) -> Array:
             return self.step(params["unet"], i, latents, context, pooled, sizes)
@@ -157,7 +157,7 @@ def _hashable(value: Any) -> Any:
 def _params(network: Any, model: Model, name: str, kind: Any) -> Params:
     """jaxgen's parameters under the names of Flax diffusers. Raises ValueError if one is left."""
     shapes = jax.eval_shape(lambda: network.init_weights(jax.random.key(0), *_given(name)))
-    known = flax.traverse_util.flatten_dict(shapes)
+    known: dict[Any, Any] = flax.traverse_util.flatten_dict(shapes)
     stored = weights.to_tensors(model.params[name], configs.conv_1x1(model.configs[name]))
     made = {}
     for key, tensor in stored.items():

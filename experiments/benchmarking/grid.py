@@ -2,8 +2,8 @@
 """Which cases are raced and in which ways, unless the command line says.
 
 Not the product of everything: the base point is batch 128 in float32, the other one a large batch,
-on accelerators in bfloat16. Each has one step per dispatch and scanned ones; from the base point
-the parallel modes and the number of models are varied one by one.
+on accelerators in bfloat16. Each has one step per dispatch and scanned ones; from the base point of
+the dense networks the parallel modes and the number of models are varied one by one.
 """
 
 from typing import Any, NamedTuple
@@ -36,10 +36,10 @@ def cases(config: Any) -> list[Case]:
     points = _points(config)
     return [
         Case(model, network, *point)
+        for point in points  # if time runs out, every model has its base point
         for model in config.models
         if model in SCRIPTS
         for network in config.networks
-        for point in points
     ]
 
 
@@ -51,12 +51,14 @@ def ways(config: Any, case: Case) -> list[Way]:
     modes, seeds = config.parallel or ("jit",), config.num_models or (1,)
     found = [Way(d, m, s) for d in dispatches for m in modes for s in seeds]
 
-    varied = (case.batch_size, case.dtype) == BASE and (not config.quick or case.model == "vae")
-    if varied and not (config.quick and case.network == "conv"):
+    # the others scale alike, and convolutions take long to compile
+    varied = (case.batch_size, case.dtype, case.network) == (*BASE, "dense")
+    if varied and (not config.quick or case.model == "vae"):
         if config.parallel is None:
             found += [Way(dispatches[-1], mode, 1) for mode in ("pmap", "shard_map")]
         if config.num_models is None:
-            found += [Way(dispatches[-1], "jit", _many(case))]
+            many = 8 if jax.default_backend() == "cpu" else 64
+            found += [Way(dispatches[-1], "jit", many)]
     return found
 
 
@@ -76,7 +78,8 @@ def diffusion_cases(config: Any) -> list[Diffusion]:
         own = RESOLUTIONS[model]
         for dtype in config.dtypes or (("float32",) if on_cpu else ("bfloat16",)):
             for resolution in config.resolutions or ((min(own, 128),) if on_cpu else (own,)):
-                steps = config.num_steps or (4 if on_cpu else NUM_STEPS[model])
+                default = 4 if on_cpu else NUM_STEPS[model]
+                steps = default if config.num_steps is None else config.num_steps
                 found += [Diffusion(model, dtype, Size(b, resolution, steps)) for b in sizes]
     return found
 
@@ -91,12 +94,6 @@ def _points(config: Any) -> list[tuple[int, str]]:
         return default
     sizes, dtypes = config.batch_sizes or (BASE[0],), config.dtypes or (BASE[1],)
     return [(size, dtype) for size in sizes for dtype in dtypes]
-
-
-def _many(case: Case) -> int:
-    if jax.default_backend() == "cpu":
-        return 8 if case.network == "dense" else 2
-    return 64 if case.network == "dense" else 8
 
 
 def _check(what: str, asked: Any, known: Any) -> None:

@@ -30,12 +30,14 @@ VAE decode) is its calls a second times the batch. What jaxgen sets up for XLA's
 Flax diffusers too, since both run in one process.
 
 AE, VAE and GAN are the scripts' MNIST presets on random 28x28 images, without gradient penalties.
-first step: time to the first finished step, compiling included. memory: growth of the process's
-peak on CPU, compiling included, and of the device's on GPU. matmul and copy: the share of the
-fastest matrix product and the fastest copy that this device could be made to do in the same run.
-For matmul, the products of a step are counted from its equations; for copy, the bytes are the
-compiler's count of what all its operations read and write, caches included, so more than 100 % is
-possible.
+first step: time to the first finished step, compiling included. memory: what the compiler lays out
+for a program, with all it is given; of PyTorch, what its allocator held at most on a GPU, and
+unknown on CPU. matmul and copy: the share of the fastest matrix product and the fastest copy that
+JAX could make this device do in the same run; another library's product may be faster. For matmul,
+the products of a step are counted from its equations; for copy, the bytes are the compiler's count
+of what all its operations read and write, caches included, so more than 100 % is possible, and on a
+GPU without those of cuBLAS and cuDNN. A UNet step of jaxgen's takes the text's keys and values as
+given, since they are computed once an image; the peers compute them in every step.
 """
 NOTHING = "\nNo result has been committed yet.\n"
 

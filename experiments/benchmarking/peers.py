@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The same training in other frameworks: which of them are here, and the proof of sameness."""
 
+import gc
 import importlib.util
 import re
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -15,7 +17,6 @@ import numpy as np
 from benchmarking import diffusion, training
 from benchmarking.sd_models import Model
 from benchmarking.sd_programs import Size
-from jaxgen.measure import memory
 
 NAMES = ("pytorch", "pytorch_compile", "pytorch_graphs")
 FLAX = "flax_diffusers"  # only Stable Diffusion
@@ -48,6 +49,12 @@ def chosen(asked: Sequence[str] | None, quick: bool, diffusion: bool = False) ->
         if reason is not None:
             raise ImportError(f"peer {name} was asked for, and {reason}")
     return list(asked)
+
+
+def absent(quick: bool) -> dict[str, str]:
+    """The peers of training that a run without --peers goes without, and why."""
+    names = NAMES[:1] if quick else NAMES if jax.default_backend() == "gpu" else NAMES[:2]
+    return {name: reason for name in names if (reason := missing(name)) is not None}
 
 
 def missing(name: str, diffusion: bool = False) -> str | None:
@@ -84,8 +91,8 @@ def _no_torch(name: str) -> str | None:
         return "this PyTorch has no CUDA; install a build that has"
     if name == "pytorch_graphs" and not on_gpu:
         return "CUDA graphs need a GPU; use pytorch_compile"
-    if name == "pytorch_compile" and not on_gpu and shutil.which("g++") is None:
-        return "torch.compile needs a C++ compiler on CPU; install g++"
+    if name != "pytorch" and not any(map(shutil.which, ("gcc", "clang") if on_gpu else ("g++",))):
+        return "torch.compile needs a compiler for what it writes; install gcc and g++"
     return None
 
 
@@ -97,8 +104,7 @@ def start(case: training.Case, name: str, like: training.Started) -> training.St
     from benchmarking import torch_training as twins
 
     twins.prepare()
-    before = memory.mark()
-    twins.reset_peak_memory()
+    before = twins.memory_mark()
     mode = twins.MODES[name]
     options = training.config_of(case)
     peer = twins.peer(case.model, training.originals(case), like.params, options, mode)
@@ -111,14 +117,12 @@ def start(case: training.Case, name: str, like: training.Started) -> training.St
     losses += list(steps)
     check(case, name, peer.num_parameters, losses, like.facts)
 
-    on_device = twins.peak_memory()
     flops = like.facts["product_flops_per_step"] // like.facts["num_models"]
     facts = {
         "dispatch": "step", "num_models": 1, "steps_per_dispatch": 1, "num_devices": 1,
         "time_to_first_step_s": first, "parameters": peer.num_parameters, "losses": losses,
         "product_flops_per_step": flops,
-        "peak_memory_bytes": on_device or memory.growth(before),
-        "peak_memory_of": "process" if on_device is None else "device",
+        "device_memory_bytes": twins.memory_growth(before),
     }  # fmt: skip
     candidate = twins.candidate(peer, images, case.batch_size)
     return training.Started(candidate, case.batch_size, facts, like.params)
@@ -137,22 +141,31 @@ def start_diffusion(
     Raises ValueError unless each has as many parameters and finds what jaxgen found.
     """
     peer = _diffusion_twin(model, size, dtype, name, given)
-    found = {}
+    found: dict[str, diffusion.Part] = {}
     for part, like in ours.items():
-        before = memory.mark()
         began = time.perf_counter()
-        output, on_device = peer.first(part)
+        output, memory = peer.first(part)
         first = time.perf_counter() - began
+        if part == "images" and name != FLAX:  # made of the other parts, which are compiled now
+            first += sum(made.facts["time_to_first_step_s"] for made in found.values())
         parameters = peer.parameters[part]
         check_diffusion(f"{name}: {part}", dtype, parameters, output, like)
         facts = {
             "time_to_first_step_s": first, "parameters": parameters,
             "product_flops_per_step": like.facts["product_flops_per_step"],
-            "peak_memory_bytes": on_device or memory.growth(before),
-            "peak_memory_of": before.owner if on_device is None else "device",
+            "device_memory_bytes": memory,
         }  # fmt: skip
         found[part] = diffusion.Part(peer.candidate(part), facts, output)
     return found
+
+
+def release() -> None:
+    """Lets go of what frameworks keep of a finished case: programs, graphs, memory."""
+    gc.collect()
+    if "torch" in sys.modules:
+        from benchmarking import torch_training
+
+        torch_training.release()
 
 
 def _diffusion_twin(model: Model, size: Size, dtype: str, name: str, given: Any) -> Any:

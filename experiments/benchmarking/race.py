@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Races: all candidates of a case take turns, and there is a row of figures for each."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -12,6 +12,13 @@ from benchmarking.sd_programs import Size
 from jaxgen.measure import ceilings, turns
 
 Row = dict[str, Any]
+
+
+class Result(NamedTuple):
+    """Rows of the candidates, and for each peer that could not take part, why."""
+
+    rows: list[Row]
+    failures: dict[str, str]
 
 
 def train(
@@ -24,28 +31,29 @@ def train(
     scan_steps: int,
     num_turns: int,
     seconds: float,
-) -> list[Row]:
-    """Rows of all ways to train this case, and of the peers.
+) -> Result:
+    """All ways to train this case, and the peers.
 
-    Raises ValueError if any two of them do not train the same.
+    Raises ValueError if any two ways do not train the same; a peer that does not is a failure.
     """
     started = {way.name: training.start(case, way, mesh, scan_steps) for way in ways}
     first = next(iter(started.values()))
     for name, ours in started.items():
         peers.check(case, name, ours.facts["parameters"], ours.facts["losses"], first.facts)
-    for name in peer_names:
-        started[name] = peers.start(case, name, first)
+    others, failures = _started(peer_names, lambda name: peers.start(case, name, first))
+    started |= others
     times = turns.take_turns({n: s.candidate for n, s in started.items()}, num_turns, seconds)
 
     common = {"kind": "training", **case._asdict()}
     per_image = {name: [t / s.images_per_step for t in times[name]] for name, s in started.items()}
-    return [
+    rows = [
         common | {"candidate": name} | s.facts
         | speed(times[name], s.images_per_step)
         | limits(s.facts, turns.spread(times[name]).median, limit, mesh.size)
-        | {"faster_than": ratios(name, per_image, peer_names)}
+        | {"faster_than": ratios(name, per_image, others)}
         for name, s in started.items()
     ]  # fmt: skip
+    return Result(rows, failures)
 
 
 def diffuse(
@@ -57,15 +65,15 @@ def diffuse(
     *,
     num_turns: int,
     seconds: float,
-) -> list[Row]:
-    """Rows of the parts of a Stable Diffusion pipeline and of whole images, and of the peers.
+) -> Result:
+    """The parts of a Stable Diffusion pipeline and whole images, and the peers.
 
-    Raises ValueError if a peer finds something else.
+    A peer that finds something else is a failure.
     """
     parts, given = diffusion.start(model, size)
-    others = {
-        name: peers.start_diffusion(model, size, dtype, name, parts, given) for name in peer_names
-    }
+    others, failures = _started(
+        peer_names, lambda name: peers.start_diffusion(model, size, dtype, name, parts, given)
+    )
     rows = []
     for part, ours in parts.items():
         started = {"jaxgen": ours} | {name: found[part] for name, found in others.items()}
@@ -76,10 +84,21 @@ def diffuse(
             common | size._asdict() | {"candidate": name} | s.facts
             | speed(times[name], size.batch_size)
             | limits(s.facts, turns.spread(times[name]).median, limit, 1)
-            | {"faster_than": ratios(name, times, peer_names)}
+            | {"faster_than": ratios(name, times, others)}
             for name, s in started.items()
         ]  # fmt: skip
-    return rows
+    return Result(rows, failures)
+
+
+def _started(names: Sequence[str], start: Callable[[str], Any]) -> tuple[dict, dict[str, str]]:
+    """Peers that are ready, and why others are not: one of them must not end the whole run."""
+    ready, failures = {}, {}
+    for name in names:
+        try:
+            ready[name] = start(name)
+        except Exception as error:  # whatever another framework and its compilers raise
+            failures[name] = f"{type(error).__name__}: {error}"
+    return ready, failures
 
 
 def speed(seconds: Sequence[float], images: int) -> Row:
@@ -103,7 +122,7 @@ def limits(facts: Row, seconds: float, limit: ceilings.Ceilings, num_devices: in
     return found
 
 
-def ratios(name: str, times: Mapping[str, Sequence[float]], others: Sequence[str]) -> Row:
+def ratios(name: str, times: Mapping[str, Sequence[float]], others: Iterable[str]) -> Row:
     """How many times faster one candidate is than each of the others, per image."""
     return {
         other: turns.ratio(times[other], times[name])._asdict() for other in others if other != name

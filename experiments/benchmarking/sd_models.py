@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Stable Diffusion 1.5, 2.1 and XL: their published shapes with random weights, or a checkpoint."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import loading
-from jaxgen.io import diffusers, hub
+from jaxgen.io import diffusers
+from jaxgen.io.diffusers import Checkpoint
 from jaxgen.loading import Networks
-from jaxgen.pipeline import StableDiffusion
 from jaxgen.types import Params
 
 VAE = {
@@ -122,12 +121,11 @@ def random(name: str, dtype: Any) -> Model:
     return Model(name, made, params, MODELS[name])
 
 
-def stored(path: str, dtype: Any) -> Model:
-    """The model in a checkpoint: a folder, a file or a Hub id."""
-    checkpoint = hub.open_checkpoint(path)
-    pipe = StableDiffusion(checkpoint, dtype)
+def stored(name: str, checkpoint: Checkpoint, dtype: Any) -> Model:
+    """The model in a checkpoint."""
+    made = loading.networks(checkpoint, dtype)
     configs = {part: component.config for part, component in checkpoint.components.items()}
-    return Model(Path(path).name, pipe.networks, pipe.params, configs)
+    return Model(name, made, loading.load(checkpoint, made), configs)
 
 
 def num_parameters(params: Params) -> int:

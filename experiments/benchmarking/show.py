@@ -56,7 +56,7 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
         *["" if r is None else f"{r['median']:.2f}" for r in ratios],
         _optional(row, "time_to_first_step_s", "{:.2f} s"),
         _optional(row, "compile_s", "{:.2f} s"),
-        f"{_memory(row) / 1e6:,.0f} MB" if _memory(row) else "",
+        _memory(row),
         _optional(row, "fraction_of_matmul", "{:.1%}"),
         _optional(row, "fraction_of_copy", "{:.1%}"),
     ]
@@ -109,8 +109,9 @@ def _others(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row["faster_than"]))
 
 
-def _memory(row: Row) -> int:
-    return row.get("peak_memory_bytes") or row.get("program_memory_bytes") or 0
+def _memory(row: Row) -> str:
+    size = row.get("device_memory_bytes") or row.get("program_memory_bytes")
+    return f"{size / 1e6:,.0f} MB" if size else ""
 
 
 def _optional(row: Row, name: str, form: str) -> str:

@@ -11,7 +11,7 @@ import transformers
 
 from benchmarking.sd_models import Model
 from benchmarking.sd_programs import GUIDANCE, SCHEDULER, Size
-from benchmarking.torch_training import device, peak_memory, reset_peak_memory, synchronize
+from benchmarking.torch_training import device, memory_growth, memory_mark, synchronize
 from jaxgen.io import configs, weights
 from jaxgen.measure import turns
 
@@ -28,12 +28,15 @@ class Parts(NamedTuple):
 
     run: dict[str, Callable[[], torch.Tensor]]
     parameters: dict[str, int]
+    itemsize: int  # bytes of a parameter
 
     def first(self, part: str) -> tuple[np.ndarray, int | None]:
-        """What a part gives, in jaxgen's layout, and the device's memory that it took at most."""
-        reset_peak_memory()
+        """What a part gives, in jaxgen's layout, and the device's memory that it takes."""
+        before = memory_mark()
         found = self.run[part]().float().cpu().numpy()
-        return np.moveaxis(found, 1, -1) if found.ndim == 4 else found, peak_memory()
+        grown = memory_growth(before)
+        memory = None if grown is None else grown + self.parameters[part] * self.itemsize
+        return np.moveaxis(found, 1, -1) if found.ndim == 4 else found, memory
 
     def candidate(self, part: str) -> turns.Candidate:
         def run(count: int) -> None:
@@ -68,7 +71,8 @@ def start(model: Model, size: Size, given: Any, dtype: str, mode: str | None) ->
         "text encoder": encoders, "UNet step": counts["unet"], "VAE decode": counts["vae"],
         "images": sum(counts.values()),
     }  # fmt: skip
-    return Parts({name: _without_gradients(fn) for name, fn in run.items()}, parameters)
+    run = {name: _without_gradients(fn) for name, fn in run.items()}
+    return Parts(run, parameters, kind.itemsize)
 
 
 class _Pipe:
@@ -79,11 +83,13 @@ class _Pipe:
         scheduler: Any = diffusers.DDIMScheduler.from_config(SCHEDULER)
         scheduler.set_timesteps(size.num_steps)
         self.scheduler = scheduler
+        self.times = scheduler.timesteps.to(device())  # once: each copy waits for the device
         self.ids = {
             name: torch.from_numpy(np.array(chunks.ids[:, 0])).long().to(device())
             for name, chunks in given.chunks.items()
         }
-        self.noise = self._placed(given.inputs.noise.transpose(0, 3, 1, 2)).float()
+        noise = np.ascontiguousarray(given.inputs.noise.transpose(0, 3, 1, 2))
+        self.noise = torch.from_numpy(noise).to(device())
         self.context = self._placed(_halves(given.text.context))
         self.added = None
         if given.text.pooled is not None:
@@ -97,8 +103,8 @@ class _Pipe:
         for name, ids in self.ids.items():
             found = self.networks[name](ids, output_hidden_states=self.model.is_xl)
             last = found.hidden_states[-2] if self.model.is_xl else found.last_hidden_state
-            contexts.append(last)
-            # a copy: CUDA graphs write the next result over this one
+            # copies: CUDA graphs write the next result over this one
+            contexts.append(last.clone())
             pooled = found.text_embeds.clone() if name == "text_encoder_2" else None
         return torch.cat(contexts, dim=-1), pooled
 
@@ -106,7 +112,7 @@ class _Pipe:
         t = self.scheduler.timesteps[i]
         both = self.scheduler.scale_model_input(torch.cat([latents] * 2), t).to(self.kind)
         eps = self.networks["unet"](
-            both, t.to(device()), encoder_hidden_states=context, added_cond_kwargs=added
+            both, self.times[i], encoder_hidden_states=context, added_cond_kwargs=added
         ).sample
         negative, positive = eps.float().chunk(2)
         guided = negative + GUIDANCE * (positive - negative)

@@ -109,14 +109,24 @@ def losses(
         yield float(peer.step(x, tuple(part.to(device()) for part in parts)))
 
 
-def reset_peak_memory() -> None:
+def memory_mark() -> int:
+    """Bytes of the device that PyTorch holds now, to measure growth from; 0 on the host."""
+    if device().type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def memory_growth(since: int) -> int | None:
+    """Bytes of the device that were needed beyond a mark at most; None on the host."""
+    return torch.cuda.max_memory_allocated() - since if device().type == "cuda" else None
+
+
+def release() -> None:
+    """Lets go of compiled programs, CUDA graphs and the device's memory."""
+    torch.compiler.reset()
     if device().type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory() -> int | None:
-    """Bytes of the device that PyTorch held at most since the reset; None on the host."""
-    return torch.cuda.max_memory_allocated() if device().type == "cuda" else None
+        torch.cuda.empty_cache()
 
 
 # --- models ------------------------------------------------------------------------------------

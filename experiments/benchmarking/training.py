@@ -15,7 +15,7 @@ import vae
 from jax.sharding import Mesh
 
 from jaxgen import cli, plan
-from jaxgen.measure import cost, memory, products, turns
+from jaxgen.measure import cost, products, turns
 from jaxgen.train import augment, loop, losses, order, parallel, step
 from jaxgen.types import Array, Key
 
@@ -106,7 +106,6 @@ def start(case: Case, way: Way, mesh: Mesh, scan_steps: int) -> Started:
     run = parallel.parallelize(step.scan_steps(one), mesh, way.parallel, parallel.SCANNED)
     chunk = scan_steps if way.dispatch == "scan" else 1
 
-    before = memory.mark()
     data = parallel.put({"image": dataset()}, mesh)
     batches = order.resident_batches(data, case.batch_size, plan.data_key(config.run), mesh)
     key = parallel.put(plan.train_keys(config.run), mesh)
@@ -131,7 +130,7 @@ def start(case: Case, way: Way, mesh: Mesh, scan_steps: int) -> Started:
         "time_to_first_step_s": sum(took.values()),
         "parameters": num_parameters(state) // way.num_models,
         "losses": np.concatenate(found).reshape(-1, way.num_models)[:2, 0].tolist(),
-        **costs, **_memory(before, told),
+        "program_memory_bytes": told.peak_bytes, **costs,
     }  # fmt: skip
     candidate = turns.Candidate(_loop(compiled, state, batches, key, chunk), chunk)
     return Started(candidate, case.batch_size * way.num_models, facts, params)
@@ -195,14 +194,6 @@ def _costs(run: Any, args: tuple, chunk: int, told: cost.Cost) -> dict[str, Any]
         "compiler_flops_per_step": told.flops,
         "compiler_bytes_per_step": told.bytes_accessed,
         "collectives": told.collectives,
-    }
-
-
-def _memory(before: memory.Mark, told: cost.Cost) -> dict[str, Any]:
-    return {
-        "peak_memory_bytes": memory.growth(before),
-        "peak_memory_of": before.owner,
-        "program_memory_bytes": told.peak_bytes,
     }
 
 

@@ -39,6 +39,8 @@ def _equation(eqn: Any) -> int:
             return eqn.params["length"] * _of(eqn.params["jaxpr"].jaxpr)
         case "cond":
             return max(_of(branch.jaxpr) for branch in eqn.params["branches"])
+        case "dot_product_attention_fwd_wrapper":  # cuDNN's, which has no equations inside
+            return _attention(eqn)
         case "shard_map":
             return eqn.params["mesh"].size * _of(eqn.params["jaxpr"])
     return _inner(eqn)
@@ -60,6 +62,12 @@ def _product(eqn: Any) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
     left = eqn.invars[0].aval.shape
     return 2 * prod(eqn.outvars[0].aval.shape) * prod(left[axis] for axis in contracted)
+
+
+def _attention(eqn: Any) -> int:
+    """Queries times keys, and weights times values: [B, T, N, H] and [B, S, N, H]."""
+    query, key = (v.aval.shape for v in eqn.invars[:2])
+    return 4 * prod(query) * key[1]
 
 
 def _convolution(eqn: Any) -> int:

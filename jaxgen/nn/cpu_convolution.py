@@ -110,11 +110,12 @@ def _product_first(
     *taps, channels, features = kernel.shape
     columns = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
 
-    products = jnp.matmul(x, columns, preferred_element_type=jnp.float32)
+    total = jnp.promote_types(dtype, jnp.float32)  # half precision is added up in float32
+    products = jnp.matmul(x, columns, preferred_element_type=total)
     around = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
-    products = lax.pad(products, jnp.float32(0), around)
+    products = lax.pad(products, jnp.zeros((), total), around)
     sides = [n - k + 1 for n, k in zip(products.shape[1:], taps, strict=False)]
-    out = jnp.zeros((len(x), *sides, features))
+    out = jnp.zeros((len(x), *sides, features), total)
     for i, tap in enumerate(itertools.product(*map(range, taps))):
         first = (0, *tap, i * features)
         last = (len(x), *(t + n for t, n in zip(tap, sides, strict=True)), (i + 1) * features)
