@@ -6,6 +6,9 @@ find jaxgen's loss; in a race it draws for itself.
 """
 
 import itertools
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +23,7 @@ from benchmarking.torch_networks import softplus
 from jaxgen.measure import turns
 
 Draws = tuple[torch.Tensor, ...]
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="jaxgen-inductor-")  # gone when Python ends
 MODES = {
     "pytorch": None,
     "pytorch_compile": "default",
@@ -53,7 +57,11 @@ def device() -> torch.device:
 
 
 def prepare() -> None:
-    """The same arithmetic as XLA's: float32 products on Tensor Cores where there are any."""
+    """The same arithmetic as XLA's, float32 products on Tensor Cores where there are any.
+
+    And compiling that starts from nothing, as jaxgen's does here.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _PROGRAMS.name)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
 
@@ -124,7 +132,8 @@ def memory_growth(since: int) -> int | None:
 
 def release() -> None:
     """Lets go of compiled programs, CUDA graphs and the device's memory."""
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:  # else nothing was compiled, and it takes seconds to load
+        torch.compiler.reset()
     if device().type == "cuda":
         torch.cuda.empty_cache()
 
