@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Convolutions as XLA's CPU backend is given them: the same sums, in loops as outside of them."""
 
-import itertools
 import os
 import re
 import subprocess
@@ -69,6 +68,10 @@ def _spread(x, dilation, axes):
     return x
 
 
+LAYOUTS = [  # image, kernel, result: JAX's own, channels first, those of the two gradients, mixed
+    ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("NHWC", "HWOI", "NHWC"),
+    ("CHWN", "IHWO", "HWNC"), ("NCHW", "IHWO", "HWNC"), ("CHWN", "OIHW", "NHWC"),
+]  # fmt: skip
 CASES = {
     "plain": {},
     "stride": {"stride": (2, 1)},
@@ -76,12 +79,18 @@ CASES = {
     # not (-1, 1): jaxlib 0.10 and 0.11 read beyond the image there, in every layout and lowering
     "cropping": {"padding": ((-1, 0), (0, -1))},
     "input gradient of a stride": {"x_dilation": (2, 3), "padding": ((2, 1), (2, 2))},
+    "input gradient of a stride, cropping": {"x_dilation": (2, 2), "padding": ((-1, 0), (3, -3))},
+    "input gradient of a stride beyond the kernel": {
+        "x_dilation": (2, 4), "padding": ((0, 1), (2, 3)), "sides": (1, 2),
+    },
     "kernel gradient of a stride": {"kernel_dilation": (2, 1)},
     "groups": {"groups": 2, "channels": 4},
     "batch groups": {"batch_groups": 2},
     "few features": {"features": 2, "channels": 12, "padding": ((1, 2), (0, -1))},
-    "kernel gradient": {"features": 1, "sides": (6, 4), "padding": ((2, 1), (0, 2))},
-}
+    "kernel gradient": {"features": 1, "sides": (7, 6), "padding": ((2, 1), (0, 2))},
+    "kernel larger than the image": {"sides": (8, 7), "padding": ((2, 1), (1, 2))},
+    "one channel": {"channels": 1, "features": 6, "stride": (2, 1), "padding": ((1, 0), (0, -1))},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,10 +106,7 @@ def test_every_layout_gives_the_sums_of_the_definition(name):
     kernel = rng.standard_normal((*sides, channels // case["groups"], features))
     expected = by_definition(x, kernel, **case)
 
-    layouts = itertools.product(
-        ("NHWC", "NCHW", "CHWN"), ("HWIO", "OIHW", "IHWO"), ("NHWC", "HWNC")
-    )
-    for spec in layouts:
+    for spec in LAYOUTS:
         inputs = _arranged(x, "NHWC", spec[0]), _arranged(kernel, "HWIO", spec[1])
         out = jax.jit(_convolve, static_argnums=(2, 3))(*inputs, spec, tuple(case.values()))
         assert out.dtype == jnp.float32
@@ -176,6 +182,48 @@ def test_few_features_are_one_product(shape, features, found):
     )
     text = jax.jit(convolved).lower(jnp.ones(shape), jnp.ones((3, 3, 32, features))).as_text()
     assert re.findall(r"stablehlo\.(dot_general|convolution)", text) == [found]
+
+
+def test_one_channel_is_one_product():
+    convolved = partial(
+        lax.conv_general_dilated, window_strides=(2, 2), padding="SAME", dimension_numbers=NHWC
+    )
+    text = jax.jit(convolved).lower(jnp.ones((4, 16, 16, 1)), jnp.ones((4, 4, 1, 32))).as_text()
+    assert re.findall(r"stablehlo\.(dot_general|convolution)", text) == ["dot_general"]
+
+
+def _compiled_gradients(shape, kernel_shape, stride, padding):
+    """The optimised program of the gradients of both operands."""
+
+    def slopes(x, kernel, seen):
+        convolved = partial(
+            lax.conv_general_dilated, window_strides=(stride, stride), padding=padding,
+            dimension_numbers=NHWC,
+        )  # fmt: skip
+        return jax.vjp(convolved, x, kernel)[1](seen)
+
+    x, kernel = jnp.ones(shape), jnp.ones(kernel_shape)
+    seen = jax.eval_shape(
+        lambda x, k: lax.conv_general_dilated(
+            x, k, (stride, stride), padding, dimension_numbers=NHWC
+        ), x, kernel,
+    )  # fmt: skip
+    return jax.jit(slopes).lower(x, kernel, jnp.ones(seen.shape)).compile().as_text()
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_an_images_gradient_multiplies_with_no_zeros(side):
+    text = _compiled_gradients((4, 16, 16, 8), (side, side, 8, 16), 2, "SAME")
+    assert text.count(CANONICAL) == 2
+    assert "lhs_dilate" not in text
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME", ((2, 2), (2, 2))])
+@pytest.mark.parametrize(("channels", "features"), [(32, 8), (8, 32)])
+def test_xla_does_not_exchange_operands_by_itself(padding, channels, features):
+    text = _compiled_gradients((16, 8, 8, channels), (3, 3, channels, features), 1, padding)
+    assert text.count(CANONICAL) == 2
+    assert "reversal" not in text
 
 
 def test_the_narrower_side_of_a_kernels_gradient_is_the_image():
