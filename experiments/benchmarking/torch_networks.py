@@ -111,7 +111,7 @@ def take(network: nn.Module, params: Params) -> None:
     """
     for layer in network.modules():
         path = getattr(layer, "path", None)
-        if path is not None:
+        if isinstance(path, str):
             part = params
             for name in path.split("/"):
                 part = part[name]

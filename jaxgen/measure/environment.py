@@ -21,6 +21,7 @@ FLAGS = (
     "XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_OPTIMIZATION_LEVEL",
     "JAX_DEFAULT_MATMUL_PRECISION", "OMP_NUM_THREADS", "XLA_PYTHON_CLIENT_PREALLOCATE",
 )  # fmt: skip
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # by the flag of the system, widest first
 
 
 def record() -> dict[str, Any]:
@@ -54,13 +55,19 @@ def _versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's own name, where the system tells it."""
+    """The processor's own name and its widest vectors, where the system tells them.
+
+    Vectors decide what it can do at most, and virtual machines hide the model: "AMD EPYC, AVX2".
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return platform.processor() or "cpu"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "cpu"
+        text = ""
+    pairs = [line.split(":", 1) for line in text.splitlines() if ":" in line]
+    said = {name.strip(): value.strip() for name, value in pairs}  # of the last core
+    features = said.get("flags", "").split()
+    wide = [name for flag, name in VECTORS.items() if flag in features]
+    return ", ".join([said.get("model name") or platform.processor() or "cpu", *wide[:1]])
 
 
 def _commit() -> str | None:
