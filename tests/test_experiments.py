@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
+SLOW = pytest.mark.slow
 TINY = ["--batch-size", "32", "--log-every", "1", "--draw-every", "0", "--seed", "3"]
 
 
@@ -115,6 +116,7 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(straight, tmp_
     assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
 
 
+@SLOW
 def test_a_run_resumed_twice_on_other_devices_equals_a_straight_one(straight, tmp_path):
     folder = tmp_path / "elastic"
     execute("vae", *TINY, "--steps", "20", "--run-dir", folder, devices=8)
@@ -152,6 +154,7 @@ def test_a_signal_saves_the_last_finished_step_and_exits_with_its_code(number, c
     assert rows(folder)[-1]["step"] == saved
 
 
+@SLOW
 def test_several_models_are_trained_at_once(straight, tmp_path):
     folder = tmp_path / "models"
     execute("vae", *TINY, "--steps", "60", "--num-models", "3", "--run-dir", folder)
@@ -162,7 +165,9 @@ def test_several_models_are_trained_at_once(straight, tmp_path):
     np.testing.assert_allclose(losses[:, 0], expected, rtol=2e-4)  # model 0 has the run's seed
 
 
-@pytest.mark.parametrize("how", ["jit", "pmap", "shard_map"])
+@pytest.mark.parametrize(
+    "how", ["jit", *(pytest.param(h, marks=SLOW) for h in ("pmap", "shard_map"))]
+)
 def test_two_processes_train_and_checkpoint_together(how, straight, tmp_path):
     folder = tmp_path / "hosts"
     flags = [*TINY, "--steps", "60", "--checkpoint-every", "50", "--run-dir", folder]
@@ -198,6 +203,7 @@ def start_hosts(count: int, flags: list) -> list[subprocess.Popen]:
     ]
 
 
+@SLOW
 def test_streamed_data_trains_and_resumes_to_the_same_bits(tmp_path):
     pytest.importorskip("grain")
     flags = [*TINY, "--data-on", "host", "--checkpoint-every", "8"]
@@ -245,6 +251,7 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_as_another(straigh
         ("autoencoder", ["--data-on", "host", "--scan-steps", "4"], "needs the data on the device"),
     ],
 )
+@SLOW
 def test_bad_input_is_one_line_before_any_work(script, flags, words, tmp_path):
     folder = tmp_path / "run"
     where = [] if "--resume" in flags else ["--run-dir", str(folder)]
@@ -304,6 +311,7 @@ def test_a_share_that_cannot_be_dealt_is_refused_before_any_work(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@SLOW
 def test_a_run_killed_before_its_first_checkpoint_begins_again(straight, tmp_path):
     folder = tmp_path / "early"
     execute("vae", *TINY, "--steps", "60", "--run-dir", folder)
@@ -317,6 +325,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(straight, tmp_pat
     assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
 
 
+@SLOW
 def test_a_run_goes_on_past_a_damaged_checkpoint(straight, tmp_path):
     folder = tmp_path / "damaged"
     flags = [*TINY, "--checkpoint-every", "20", "--scan-steps", "20", "--run-dir", folder]
@@ -354,6 +363,7 @@ def test_a_failed_resume_leaves_the_configuration_alone(straight):
     assert (straight / "config.json").read_bytes() == before
 
 
+@SLOW
 def test_the_length_of_a_run_with_a_schedule_is_fixed(tmp_path):
     folder = tmp_path / "run"
     execute("vae", *TINY, "--steps", "6", "--schedule", "cosine", "--run-dir", folder)
@@ -362,6 +372,7 @@ def test_the_length_of_a_run_with_a_schedule_is_fixed(tmp_path):
     assert "steps is 6, not 12" in errors
 
 
+@SLOW
 def test_steps_replace_the_epochs_of_a_preset(tmp_path):
     folder = tmp_path / "run"
     flags = ["--preset", "mnist", "--data", "digits", "--hidden", "8", "--steps", "5"]
@@ -372,6 +383,7 @@ def test_steps_replace_the_epochs_of_a_preset(tmp_path):
     assert [row["step"] for row in rows(folder)] == [1, *range(7, 71, 7)]
 
 
+@SLOW
 def test_tiny_test_sets_draw_what_they_have(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (45, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "tiny.npz", x_train=images[:40], x_test=images[40:])

@@ -20,6 +20,7 @@ from jaxgen import cli, following, loading
 from jaxgen.io import diffusers, tokenizer
 from jaxgen.pipeline import StableDiffusion
 
+pytestmark = pytest.mark.slow
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 TINY = (
     "--num-devices", "1", "--batch-size", "4", "--warmup-steps", "0", "--draw-every", "0",

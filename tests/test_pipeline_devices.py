@@ -17,6 +17,7 @@ from jaxgen import loading
 from jaxgen.pipeline import StableDiffusion
 from jaxgen.request import Request
 
+pytestmark = pytest.mark.slow
 PROMPTS = [
     f"{a} on the {b}" for a, b in itertools.product(("a cat", "dogs"), ("lake", "horse"))
 ] * 2
