@@ -215,6 +215,7 @@ def test_streamed_data_trains_and_resumes_to_the_same_bits(tmp_path):
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
+@SLOW
 def test_an_existing_run_is_neither_overwritten_nor_continued_as_another(straight):
     before = (straight / "metrics.jsonl").read_bytes()
 
@@ -342,6 +343,7 @@ def test_a_run_goes_on_past_a_damaged_checkpoint(straight, tmp_path):
     assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
 
 
+@SLOW
 def test_looking_at_a_run_does_not_touch_its_checkpoints(straight, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
@@ -353,6 +355,7 @@ def test_looking_at_a_run_does_not_touch_its_checkpoints(straight, tmp_path):
     assert unfinished.is_dir()
 
 
+@SLOW
 def test_a_failed_resume_leaves_the_configuration_alone(straight):
     before = (straight / "config.json").read_bytes()
     _, errors = execute("vae", "--run-dir", straight, "--resume", "--steps", "7", ok=False)
@@ -424,6 +427,7 @@ def test_help_shows_the_common_flags(script):
         assert flag in out
 
 
+@SLOW
 def test_the_demo_leaves_one_picture_of_all_three_systems(tmp_path):
     out, _ = execute("demo", "--quick", "--run-dir", tmp_path / "demo")
 

@@ -54,6 +54,7 @@ def test_one_trace_serves_all_settings(pipe, function):
     assert function._cache_size() == max(before, 1)
 
 
+@pytest.mark.slow
 def test_generate_maps_over_inputs(pipe, function):
     """Two runs of different samplers and lengths in one vmapped call."""
     runs = [inputs(pipe), inputs(pipe, sampler="ddim", num_steps=5, guidance_scale=2.0, seed=9)]
@@ -128,6 +129,7 @@ def test_the_three_noises_of_an_image_are_independent():
     assert np.abs(flat.std(axis=1) - 1).max() < 0.03
 
 
+@pytest.mark.slow
 def test_a_network_distilled_for_guidance_is_told_its_scale(pipe):
     """Latent consistency models: no negative half, an embedded scale for every image instead."""
     unet = pipe.networks.unet.clone(time_cond_proj_dim=8)

@@ -104,6 +104,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("loop", ["host", "device"])
+@pytest.mark.slow
 def test_no_setting_compiles_anew(pipe, loop):
     pipe = variant(pipe, loop=loop)
     image, mask = picture(), half_mask()
@@ -287,6 +288,7 @@ def test_pictures_are_decoded_in_tiles_above_a_size(pipe):
         assert (images[0] != images[1]).any()
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(pipe):
     half = StableDiffusion(tiny_checkpoints.checkpoint("sd1"), jnp.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}

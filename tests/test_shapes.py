@@ -46,6 +46,7 @@ def test_pictures_show_what_the_prompts_ask_for(drawn):
     assert found["all"][0] >= 0.75  # 32 prompts; the model card has the share of many
 
 
+@pytest.mark.slow
 def test_another_prompt_from_the_same_noise_is_another_picture(pipe):
     red, green = pipe(
         ["a large red heart on white", "a large green heart on white"], seed=[3, 3],
@@ -55,6 +56,7 @@ def test_another_prompt_from_the_same_noise_is_another_picture(pipe):
     assert names == ["red", "green"]
 
 
+@pytest.mark.slow
 def test_a_picture_is_made_over_and_a_mask_keeps_the_rest(pipe):
     call = {"num_steps": STEPS, "guidance_scale": GUIDANCE}
     (picture,) = pipe("a large red circle on the left on white", seed=1, **call)
@@ -88,6 +90,7 @@ def test_words_that_it_does_not_know_are_named(pipe):
         pipe("a red star", negative_prompt="blurry", num_steps=2)
 
 
+@pytest.mark.slow
 def test_measuring_counts_every_prompt_once(pipe):
     settings = following.Settings(num_steps=2, batch_size=4)
     done = []

@@ -52,6 +52,7 @@ def test_clipping_bounds_the_update_and_not_the_reported_norm():
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
 @pytest.mark.parametrize("name", small_systems.NAMES)
+@pytest.mark.slow
 def test_accumulated_microbatches_equal_the_whole_batch(name, how):
     expected, _ = small_systems.run(name, "jit", 1, (2,))
 
@@ -87,6 +88,7 @@ def test_scanned_steps_equal_looped_steps_bit_for_bit_on_eight_devices(how):
     assert small_systems.identical(scanned, looped)
 
 
+@pytest.mark.slow
 def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
     """On CPU other operations are fused in loops than outside, hence 3 and 3."""
     halves, _ = small_systems.run("vae", chunks=(3, 3), network="conv")

@@ -93,6 +93,7 @@ def test_without_a_model_the_embedded_one_draws_what_is_asked(tmp_path):
     assert [scene.COLORS[one.color] for one in found.objects] == ["green"]
 
 
+@pytest.mark.slow
 def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
     colours = np.random.default_rng(0).integers(0, 256, (43, 50, 3), dtype=np.uint8)
     Image.fromarray(colours).save(tmp_path / "image.png")
@@ -171,6 +172,7 @@ def test_help_explains_every_option(tmp_path):
         assert words in stdout
 
 
+@pytest.mark.slow
 def test_control_c_stops_without_a_traceback(model, tmp_path):
     flags = ["--model", model, "--prompt", "a cat", "--steps", 90, "--output", tmp_path / "out"]
     process = subprocess.Popen(

@@ -65,6 +65,7 @@ def test_every_norm_has_the_epsilon_of_diffusers(name):
         assert epsilon == (1e-6 if is_transformer_2d else 1e-5), path
 
 
+@pytest.mark.slow
 def test_conditions_computed_beforehand_give_the_same_output():
     unet, params, (sample, timesteps, text, *added) = tiny("xl")
 
@@ -106,6 +107,7 @@ def test_odd_sizes_keep_their_shape():
     assert out.shape == sample.shape
 
 
+@pytest.mark.slow
 def test_bfloat16_unet_is_close_to_float32():
     unet, params, inputs = tiny("sd1", jnp.bfloat16)
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)  # as the pipeline loads them
