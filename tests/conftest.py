@@ -2,7 +2,7 @@
 """Every test runs strict: 8 forced host devices, no rank promotion, no key used twice.
 
 The strict settings hold for the package's own code; warnings are errors (pyproject.toml). LLVM
-optimises little: tiny programs spend their time in it, and a run of all tests more than half.
+optimises little: programs as tiny as these spend more time in it than they ever save.
 """
 
 import os

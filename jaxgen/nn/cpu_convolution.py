@@ -111,6 +111,7 @@ def _rearranged(
     x: Array,
     kernel: Array,
 ) -> Array:
+    """The convolution of operands in the layouts that `numbers` name, by a form that knows one."""
     image, weights, result = numbers  # each: batch and channels, or features and channels
     x = x.transpose(image[0], *image[2:], image[1])
     kernel = kernel.transpose(*weights[2:], weights[1], weights[0])
