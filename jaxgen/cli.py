@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import tyro
 
 from jaxgen.io import run_folder
-from jaxgen.nn import cpu_convolution
+from jaxgen.nn import cpu_convolution, cpu_sum
 from jaxgen.train import loop
 
 
@@ -218,6 +218,7 @@ def tune_cpu() -> None:
     if _YNNPACK not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=".lstrip()  # read once, at the first use
     cpu_convolution.register()
+    cpu_sum.register()
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() == "cpu":
         _keep_memory()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""How XLA's CPU backend is given sums: one axis first, then the others.
+
+XLA adds up several axes place by place: for every number of the result it goes through the whole
+array in steps of a row. Adding up the outermost axis alone goes through it once, in long rows, and
+leaves little to add up. Measured with AVX2 on 2 cores, batch 256, float32, jaxlib 0.10.2:
+
+- the gradient of a bias, [256, 28, 28, 32] -> [32]: 6.8 to 1.7 ms; [256, 14, 14, 64]: 3.3 to 0.5;
+- the mean of a group of channels, [256, 14, 14, 8, 8] -> [256, 8]: 2.4 to 0.5 ms.
+
+One product with a row of ones is as fast alone and slower in a network, where XLA computes what it
+adds up in the same loop, and would have to store it for a product.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
+from jax.interpreters import mlir
+
+_NUMBERS = 2**14  # a smaller array is added up before a second loop has begun
+_ROW = 64  # numbers in a row that is worth going along
+
+
+def register() -> None:
+    """Makes this the lowering of `lax.reduce_sum` for CPU, in this process.
+
+    Other platforms keep theirs. Call it before the first compilation.
+    """
+    mlir.register_lowering(lax.reduce_sum_p, _lower, platform="cpu")
+
+
+def _lower(
+    ctx: mlir.LoweringRuleContext, x: ir.Value, *, axes: Sequence[int], **_: Any
+) -> Sequence[ir.Value]:
+    (operand,), (out,) = ctx.avals_in, ctx.avals_out
+    element = ir.RankedTensorType(x.type).element_type
+    zero = mlir.ir_constant(np.zeros((), out.dtype))
+    shape = operand.shape
+    for i, together in enumerate(_in_turn(operand, axes)):
+        if i:
+            x = stablehlo.optimization_barrier([x])  # else XLA makes one sum of the two
+        shape = [n for axis, n in enumerate(shape) if axis not in together]
+        op = stablehlo.ReduceOp(
+            [ir.RankedTensorType.get(shape, element)], [x], [zero], mlir.dense_int_array(together)
+        )
+        number = ir.RankedTensorType.get((), element)
+        with ir.InsertionPoint(op.regions[0].blocks.append(number, number)) as at:
+            stablehlo.return_([stablehlo.add(*at.block.arguments)])
+        x = op.result
+    return [x]
+
+
+def _in_turn(operand: Any, axes: Sequence[int]) -> list[list[int]]:
+    """The axes to add up at once, each counted among those that are left then."""
+    long = [axis for axis in sorted(axes) if operand.shape[axis] > 1]
+    size = math.prod(operand.shape)
+    wide = jnp.issubdtype(operand.dtype, jnp.floating) and operand.dtype.itemsize >= 4
+    if not (wide and len(long) > 1 and size >= _NUMBERS):
+        return [list(axes)]
+    first, *_ = long
+    if math.prod(operand.shape[first + 1 :]) < _ROW:
+        return [list(axes)]
+    return [[first], [axis - (axis > first) for axis in axes if axis != first]]
