@@ -83,6 +83,12 @@ CASES = {
     "input gradient of a stride beyond the kernel": {
         "x_dilation": (2, 4), "padding": ((0, 1), (2, 3)), "sides": (1, 2),
     },
+    "input gradient of a stride, as many taps in every phase": {
+        "x_dilation": (2, 2), "padding": ((2, 3), (-1, 1)), "sides": (4, 2),
+    },
+    "input gradient of a stride, one tap": {
+        "x_dilation": (2, 3), "padding": ((0, 1), (2, -1)), "sides": (1, 1),
+    },
     "kernel gradient of a stride": {"kernel_dilation": (2, 1)},
     "groups": {"groups": 2, "channels": 4},
     "batch groups": {"batch_groups": 2},
@@ -162,7 +168,7 @@ def test_gradients_inside_a_loop_are_convolutions_that_xla_runs_with_threads():
             lambda v, slope: v - 0.1 * slope, carry, jax.grad(loss, (0, 1))(*carry)
         ), None
 
-    carry = jnp.ones((3, 3, 8, 16)), jnp.ones((4, 16, 16, 8))
+    carry = jnp.ones((4, 4, 8, 16)), jnp.ones((4, 16, 16, 8))
     compiled = jax.jit(lambda carry: lax.scan(step, carry, length=3)[0]).lower(carry).compile()
     layouts = re.findall(r"convolution\([^\n]*dim_labels=([\w>-]+)", compiled.as_text())
     assert layouts == [CANONICAL] * 3
@@ -211,10 +217,10 @@ def _compiled_gradients(shape, kernel_shape, stride, padding):
     return jax.jit(slopes).lower(x, kernel, jnp.ones(seen.shape)).compile().as_text()
 
 
-@pytest.mark.parametrize("side", [3, 4])
-def test_an_images_gradient_multiplies_with_no_zeros(side):
+@pytest.mark.parametrize(("side", "convolutions"), [(1, 1), (3, 1), (4, 2)])
+def test_an_images_gradient_multiplies_with_no_zeros(side, convolutions):
     text = _compiled_gradients((4, 16, 16, 8), (side, side, 8, 16), 2, "SAME")
-    assert text.count(CANONICAL) == 2
+    assert text.count(CANONICAL) == convolutions  # else a product, beside the kernel's gradient
     assert "lhs_dilate" not in text
 
 

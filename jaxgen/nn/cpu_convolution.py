@@ -18,8 +18,9 @@ rest on one with AVX-512, which is four times as fast:
   channel has neighbourhoods that cost nothing to gather: `_neighbourhoods_first` (AVX2:
   28x28x1 -> 32, 6.2 to 3.3 ms).
 - The gradient of a strided convolution's image is a convolution that multiplies with zeros, three
-  times out of four. `_in_phases` leaves them out (AVX2: 64x64x16 -> 32, batch 16, 12.7 to 3.9 ms;
-  14x14x32 -> 64 of 4x4, 11.0 to 6.0).
+  times out of four. `_in_phases` leaves them out (AVX2: 14x14x32 -> 64 of 4x4, 11.0 to 6.0 ms), but
+  adds some where a kernel's taps are no multiple of the stride. There `_product_first` has none
+  (AVX2: 14x14x32 -> 64 of 3x3, 5.2 to 3.1 ms).
 """
 
 import itertools
@@ -78,12 +79,13 @@ def _form(
     pixels, taps, places = _area(x, image), _area(kernel, weights), _area(out, result)
     strided, dilated, spread = (set(n) != {1} for n in (strides, kernel_dilation, x_dilation))
     match strided, dilated, spread:
-        case False, False, True if _phases_save(kernel, weights, x_dilation):
-            return partial(_in_phases, padding, x_dilation, out.dtype)
+        case False, False, True:
+            form = _in_phases if _waste(kernel, weights, x_dilation) < 1.5 else _product_first
+            return partial(form, padding, x_dilation, out.dtype)
         case False, False, False if taps > pixels or (taps == pixels and features < batch):
             return partial(_exchanged, padding, out.dtype)
         case False, False, False if taps <= places and taps * features <= 2 * channels:
-            return partial(_product_first, padding, out.dtype)
+            return partial(_product_first, padding, x_dilation, out.dtype)
         case _, False, False if channels == 1 < taps <= min(places, features):
             return partial(_neighbourhoods_first, padding, strides, out.dtype)
     return None
@@ -97,12 +99,10 @@ def _area(shaped: jax.ShapeDtypeStruct, spec: Sequence[int]) -> int:
     return math.prod(shaped.shape[axis] for axis in spec[2:])
 
 
-def _phases_save(
-    kernel: jax.ShapeDtypeStruct, weights: Sequence[int], dilation: Sequence[int]
-) -> bool:
-    """Whether every phase sees fewer taps than the kernel has."""
+def _waste(kernel: jax.ShapeDtypeStruct, weights: Sequence[int], dilation: Sequence[int]) -> float:
+    """How many times too many taps `_in_phases` multiplies: all phases as many as the first."""
     sizes = [kernel.shape[axis] for axis in weights[2:]]
-    return any(-(-k // d) < k for k, d in zip(sizes, dilation, strict=True))
+    return math.prod(-(-k // d) * d / k for k, d in zip(sizes, dilation, strict=True))
 
 
 def _rearranged(
@@ -189,22 +189,47 @@ def _exchanged(padding: Sequence[tuple[int, int]], dtype: Any, x: Array, kernel:
 
 
 def _product_first(
-    padding: Sequence[tuple[int, int]], dtype: Any, x: Array, kernel: Array
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    dtype: Any,
+    x: Array,
+    kernel: Array,
 ) -> Array:
-    """Every pixel times the kernel [C, taps * F]; then, tap by tap, what goes to which place."""
-    *taps, channels, features = kernel.shape
-    columns = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
+    """Every pixel times the kernel [C, taps * F]; then, tap by tap, what goes to which place.
 
+    Where d - 1 zeros lie between pixels, a place gets something from every d-th tap: the phases of
+    the result are added up apart, and woven into each other.
+    """
+    *sizes, channels, features = kernel.shape
+    columns = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
     total = jnp.promote_types(dtype, jnp.float32)  # half precision is added up in float32
     products = jnp.matmul(x, columns, preferred_element_type=total)
-    around = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
-    products = lax.pad(products, jnp.zeros((), total), around)
-    sides = [n - k + 1 for n, k in zip(products.shape[1:], taps, strict=False)]
-    out = jnp.zeros((len(x), *sides, features), total)
-    for i, tap in enumerate(itertools.product(*map(range, taps))):
-        first = (0, *tap, i * features)
-        last = (len(x), *(t + n for t, n in zip(tap, sides, strict=True)), (i + 1) * features)
-        out += lax.slice(products, first, last)
+    axes = list(zip(x.shape[1:-1], sizes, padding, dilation, strict=True))
+    sides = [(n - 1) * d + 1 + low + high - k + 1 for n, k, (low, high), d in axes]
+    places = [-(-side // d) for side, d in zip(sides, dilation, strict=True)]  # of one phase
+
+    def phase(first: tuple[int, ...]) -> Array:
+        out = jnp.zeros((len(x), *places, features), total)
+        for i, tap in enumerate(itertools.product(*map(range, sizes))):
+            around = []
+            for (n, _, (low, _), d), place, f, t in zip(axes, places, first, tap, strict=True):
+                pixel, between = divmod(f + t - low, d)  # what the first place sees by this tap
+                if between:
+                    break
+                around.append((-pixel, place + pixel - n, 0))
+            else:
+                part = lax.slice_in_dim(products, i * features, (i + 1) * features, axis=-1)
+                out += lax.pad(part, jnp.zeros((), total), [(0, 0, 0), *around, (0, 0, 0)])
+        return out
+
+    def woven(first: tuple[int, ...]) -> Array:
+        axis = len(first)
+        if axis == len(sizes):
+            return phase(first)
+        turns = jnp.stack([woven((*first, f)) for f in range(dilation[axis])], axis + 2)
+        return turns.reshape(*turns.shape[: axis + 1], -1, *turns.shape[axis + 3 :])
+
+    out = lax.slice(woven(()), [0] * x.ndim, (len(x), *sides, features))
     return out.astype(dtype)
 
 

@@ -35,25 +35,23 @@ def resident_batches(dataset: Any, batch_size: int, key: Key, mesh: Mesh) -> Bat
     everywhere = NamedSharding(mesh, jax.sharding.PartitionSpec())
     indices = NamedSharding(mesh, parallel.SCANNED[1])
 
-    @partial(jax.jit, static_argnums=2, out_shardings=everywhere)
-    def window(key: Key, epoch: Array, num_epochs: int) -> Array:
-        epochs = epoch + jnp.arange(num_epochs)
-        orders = jax.lax.map(lambda e: epoch_order(key, e, num_examples, batch_size), epochs)
-        return orders.reshape(-1, batch_size)
+    @partial(jax.jit, out_shardings=everywhere)
+    def shuffled(key: Key, epoch: Array) -> Array:
+        return epoch_order(key, epoch, num_examples, batch_size)
 
     @partial(jax.jit, static_argnums=2, out_shardings=indices)
-    def rows(window: Array, start: Array, count: int) -> Array:
-        return jax.lax.dynamic_slice_in_dim(window, start, count)
+    def rows(orders: list[Array], start: Array, count: int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(jnp.concatenate(orders), start, count)
 
     key = parallel.put(key, mesh)
-    kept: dict[tuple[int, int], Array] = {}  # the orders around the current epoch, shuffled once
+    kept: dict[int, Array] = {}  # by epoch: the orders that the last call needed
 
     def batches(first: int, count: int) -> tuple[Any, Array]:
         epoch, start = divmod(first, per_epoch)
-        num_epochs = (count - 1) // per_epoch + 2
-        if (epoch, num_epochs) not in kept:
-            kept.clear()
-            kept[epoch, num_epochs] = window(key, epoch, num_epochs)
-        return dataset, rows(kept[epoch, num_epochs], start, count)
+        epochs = range(epoch, (first + count - 1) // per_epoch + 1)
+        orders = [kept[e] if e in kept else shuffled(key, e) for e in epochs]
+        kept.clear()
+        kept.update(zip(epochs, orders, strict=True))
+        return dataset, rows(orders, start, count)
 
     return batches
