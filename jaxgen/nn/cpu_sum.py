@@ -57,13 +57,15 @@ def _lower(
 
 
 def _in_turn(operand: Any, axes: Sequence[int]) -> list[list[int]]:
-    """The axes to add up at once, each counted among those that are left then."""
+    """The axes to add up at once, each counted among those that are left then.
+
+    Half precision is added up at once: it would be rounded in between.
+    """
+    exact = jnp.issubdtype(operand.dtype, jnp.floating) and operand.dtype.itemsize >= 4
     long = [axis for axis in sorted(axes) if operand.shape[axis] > 1]
-    size = math.prod(operand.shape)
-    wide = jnp.issubdtype(operand.dtype, jnp.floating) and operand.dtype.itemsize >= 4
-    if not (wide and len(long) > 1 and size >= _NUMBERS):
+    if not exact or len(long) < 2 or math.prod(operand.shape) < _NUMBERS:
         return [list(axes)]
-    first, *_ = long
+    first = long[0]
     if math.prod(operand.shape[first + 1 :]) < _ROW:
         return [list(axes)]
     return [[first], [axis - (axis > first) for axis in axes if axis != first]]
