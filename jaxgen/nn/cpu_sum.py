@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -38,13 +39,13 @@ def register() -> None:
 def _lower(
     ctx: mlir.LoweringRuleContext, x: ir.Value, *, axes: Sequence[int], **_: Any
 ) -> Sequence[ir.Value]:
-    (operand,), (out,) = ctx.avals_in, ctx.avals_out
+    operand, out = map(_shaped, (*ctx.avals_in, *ctx.avals_out))
     element = ir.RankedTensorType(x.type).element_type
     zero = mlir.ir_constant(np.zeros((), out.dtype))
-    shape = operand.shape
+    shape = list(operand.shape)
     for i, together in enumerate(_in_turn(operand, axes)):
         if i:
-            x = stablehlo.optimization_barrier([x])  # else XLA makes one sum of the two
+            (x,) = stablehlo.OptimizationBarrierOp([x]).results  # else XLA makes one sum of the two
         shape = [n for axis, n in enumerate(shape) if axis not in together]
         op = stablehlo.ReduceOp(
             [ir.RankedTensorType.get(shape, element)], [x], [zero], mlir.dense_int_array(together)
@@ -56,7 +57,11 @@ def _lower(
     return [x]
 
 
-def _in_turn(operand: Any, axes: Sequence[int]) -> list[list[int]]:
+def _shaped(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def _in_turn(operand: jax.ShapeDtypeStruct, axes: Sequence[int]) -> list[list[int]]:
     """The axes to add up at once, each counted among those that are left then.
 
     Half precision is added up at once: it would be rounded in between.
