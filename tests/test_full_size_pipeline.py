@@ -18,7 +18,8 @@ pytestmark = [
     pytest.mark.full_size,
     pytest.mark.timeout(3600),
     pytest.mark.skipif(
-        os.environ.get("JAXGEN_FULL_SIZE") != "1", reason="set JAXGEN_FULL_SIZE=1 to run"
+        os.environ.get("JAXGEN_FULL_SIZE") != "1",
+        reason="takes long and gigabytes; set JAXGEN_FULL_SIZE=1 to run",
     ),
 ]
 VAE = {

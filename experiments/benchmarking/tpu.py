@@ -63,7 +63,7 @@ def topology(name: str) -> tuple[Chip, list[Any]]:
 
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, NotImplementedError) as error:  # by libtpu's version
         reason = str(error).splitlines()[0]
         raise ValueError(f"the TPU compiler does not give the topology {name}: {reason}") from None
     return CHIPS[kind], list(found.devices)

@@ -132,7 +132,7 @@ def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
 def _open_records(builder, expression: str):
     try:
         return builder.as_data_source(split=expression)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # tfds has no random access to this format
         raise ValueError(
             f"{builder.data_path} is in the {builder.info.file_format.value} format, which only "
             f"TensorFlow reads; prepare it again with file_format='array_record', or give another "

@@ -80,6 +80,7 @@ def _form(
     strided, dilated, spread = (set(n) != {1} for n in (strides, kernel_dilation, x_dilation))
     match strided, dilated, spread:
         case False, False, True:
+            # measured at 1.0 (4x4) and 1.8 (3x3) only: 1.6 times faster each by the form it gets
             form = _in_phases if _waste(kernel, weights, x_dilation) < 1.5 else _product_first
             return partial(form, padding, x_dilation, out.dtype)
         case False, False, False if taps > pixels or (taps == pixels and features < batch):
@@ -207,22 +208,25 @@ def _product_first(
     axes = list(zip(x.shape[1:-1], sizes, padding, dilation, strict=True))
     sides = [(n - 1) * d + 1 + low + high - k + 1 for n, k, (low, high), d in axes]
     places = [-(-side // d) for side, d in zip(sides, dilation, strict=True)]  # of one phase
+    lows = [low for low, _ in padding]
 
     def phase(first: tuple[int, ...]) -> Array:
+        """The places `first`, `first` + d, ...: [B, *places, F]."""
         out = jnp.zeros((len(x), *places, features), total)
         for i, tap in enumerate(itertools.product(*map(range, sizes))):
-            around = []
-            for (n, _, (low, _), d), place, f, t in zip(axes, places, first, tap, strict=True):
-                pixel, between = divmod(f + t - low, d)  # what the first place sees by this tap
-                if between:
-                    break
-                around.append((-pixel, place + pixel - n, 0))
-            else:
-                part = lax.slice_in_dim(products, i * features, (i + 1) * features, axis=-1)
-                out += lax.pad(part, jnp.zeros((), total), [(0, 0, 0), *around, (0, 0, 0)])
+            # the pixel that the first place sees by this tap, and how far behind it that lies
+            at = zip(first, tap, lows, dilation, strict=True)
+            seen = [divmod(f + t - low, d) for f, t, low, d in at]
+            if any(behind for _, behind in seen):
+                continue  # a zero, as for all places of the phase
+            part = lax.slice_in_dim(products, i * features, (i + 1) * features, axis=-1)
+            ends = zip(seen, places, x.shape[1:-1], strict=True)
+            around = [(-pixel, count + pixel - n, 0) for (pixel, _), count, n in ends]
+            out += lax.pad(part, jnp.zeros((), total), [(0, 0, 0), *around, (0, 0, 0)])
         return out
 
     def woven(first: tuple[int, ...]) -> Array:
+        """All phases that begin with `first`, in turns along the axes after it."""
         axis = len(first)
         if axis == len(sizes):
             return phase(first)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -24,8 +23,8 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
-_NUMBERS = 2**14  # a smaller array is added up before a second loop has begun
-_ROW = 64  # numbers in a row that is worth going along
+_NUMBERS = 2**14  # smaller arrays are left alone: a second loop costs something too
+_ROW = 64  # numbers that a row has at least; both limits are careful guesses, not measured
 
 
 def register() -> None:
@@ -39,11 +38,11 @@ def register() -> None:
 def _lower(
     ctx: mlir.LoweringRuleContext, x: ir.Value, *, axes: Sequence[int], **_: Any
 ) -> Sequence[ir.Value]:
-    operand, out = map(_shaped, (*ctx.avals_in, *ctx.avals_out))
-    element = ir.RankedTensorType(x.type).element_type
-    zero = mlir.ir_constant(np.zeros((), out.dtype))
-    shape = list(operand.shape)
-    for i, together in enumerate(_in_turn(operand, axes)):
+    tensor = ir.RankedTensorType(x.type)
+    element, shape = tensor.element_type, list(tensor.shape)
+    dtype = jnp.dtype(ctx.avals_out[0].dtype)
+    zero = mlir.ir_constant(np.zeros((), dtype))
+    for i, together in enumerate(_in_turn(shape, dtype, axes)):
         if i:
             (x,) = stablehlo.OptimizationBarrierOp([x]).results  # else XLA makes one sum of the two
         shape = [n for axis, n in enumerate(shape) if axis not in together]
@@ -57,20 +56,16 @@ def _lower(
     return [x]
 
 
-def _shaped(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-
-
-def _in_turn(operand: jax.ShapeDtypeStruct, axes: Sequence[int]) -> list[list[int]]:
+def _in_turn(shape: Sequence[int], dtype: np.dtype, axes: Sequence[int]) -> list[list[int]]:
     """The axes to add up at once, each counted among those that are left then.
 
     Half precision is added up at once: it would be rounded in between.
     """
-    exact = jnp.issubdtype(operand.dtype, jnp.floating) and operand.dtype.itemsize >= 4
-    long = [axis for axis in sorted(axes) if operand.shape[axis] > 1]
-    if not exact or len(long) < 2 or math.prod(operand.shape) < _NUMBERS:
+    exact = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 4
+    long = [axis for axis in sorted(axes) if shape[axis] > 1]
+    if not exact or len(long) < 2 or math.prod(shape) < _NUMBERS:
         return [list(axes)]
     first = long[0]
-    if math.prod(operand.shape[first + 1 :]) < _ROW:
+    if math.prod(shape[first + 1 :]) < _ROW:
         return [list(axes)]
     return [[first], [axis - (axis > first) for axis in axes if axis != first]]

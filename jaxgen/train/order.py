@@ -40,7 +40,7 @@ def resident_batches(dataset: Any, batch_size: int, key: Key, mesh: Mesh) -> Bat
         return epoch_order(key, epoch, num_examples, batch_size)
 
     @partial(jax.jit, static_argnums=2, out_shardings=indices)
-    def rows(orders: list[Array], start: Array, count: int) -> Array:
+    def rows(orders: list[Array], start: Array, count: int) -> Array:  # [N // B, B] each
         return jax.lax.dynamic_slice_in_dim(jnp.concatenate(orders), start, count)
 
     key = parallel.put(key, mesh)

@@ -28,6 +28,7 @@ DETERMINISTIC = (
 STOCHASTIC = ("ddpm", "euler_ancestral", "dpm2_ancestral", "dpmpp_2m_sde", "lcm", "tcd")
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# what diffusers raises for a combination that it lacks: by intent, or by falling over
 REFUSALS = (ValueError, NotImplementedError, UnboundLocalError)
 
 

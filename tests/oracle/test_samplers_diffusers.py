@@ -27,6 +27,7 @@ SPACINGS = ("leading", "linspace", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 RESPACINGS = ("karras", "exponential", "beta")
 SIZES = (1, 2, 3, 5, 20, 50)
+# what diffusers raises for a combination that it lacks: by intent, or by falling over
 REFUSALS = (ValueError, NotImplementedError, UnboundLocalError, torch.linalg.LinAlgError)
 
 # Relative to the largest coefficient of a row. Diffusers rounds its tables to float32: betas,
