@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Trains an autoencoder, a VAE and a GAN on digits, and draws prompts; offline, in a minute or two.
+"""Trains an autoencoder, a VAE and a GAN on digits, and draws prompts; offline, in 1 to 3 minutes.
 
     python experiments/demo.py
     python experiments/demo.py --quick     # a look in seconds
