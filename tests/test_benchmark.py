@@ -13,35 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as benchmark
+from benchmarks import diffusion, grid, race, sd_models, show, tpu, training
+from benchmarks import docs as benchmark_docs
+from benchmarks.peers import twins
+from jaxgen import cli, loading
+from jaxgen.measure import ceilings, environment, products
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "experiments"))  # scripts import each other as they lie there
-
-import benchmark  # noqa: E402
-import benchmark_docs  # noqa: E402
-from benchmarking import (  # noqa: E402
-    diffusion,
-    grid,
-    peers,
-    race,
-    sd_models,
-    show,
-    tpu,
-    training,
-)
-
-from jaxgen import cli, loading  # noqa: E402
-from jaxgen.measure import ceilings, environment, products  # noqa: E402
-
 TINY = ["--turns", "1", "--seconds", "0.001", "--no-peers"]
 CASE = training.Case("vae", "dense", 16, "float32")
 
 
-def execute(*flags: str, devices: int = 1, script: str = "benchmark", cwd: Path = ROOT):
+def execute(*flags: str, devices: int = 1, module: str = "benchmarks", cwd: Path = ROOT):
     flag = f"--xla_force_host_platform_device_count={devices}"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag, "PYTHONPATH": path}
     return subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *flags], cwd=cwd, env=env,
+        [sys.executable, "-m", module, *flags], cwd=cwd, env=env,
         capture_output=True, text=True, timeout=550, check=False,
     )  # fmt: skip
 
@@ -111,10 +100,10 @@ def test_the_script_exits_with_a_bad_arguments_code():
 
 
 def test_a_peer_that_is_not_installed_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(twins.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'PyTorch is not installed; pip install "jaxgen\[oracle'):
-        peers.chosen(["pytorch"], quick=False)
-    assert peers.chosen(None, quick=False) == []
+        twins.chosen(["pytorch"], quick=False)
+    assert twins.chosen(None, quick=False) == []
 
 
 @pytest.mark.parametrize(
@@ -123,9 +112,9 @@ def test_a_peer_that_is_not_installed_is_named_with_its_extra(monkeypatch):
 )
 def test_flax_diffusers_needs_the_versions_that_had_it(monkeypatch, diffusers, transformers, found):
     versions = {"diffusers": diffusers, "transformers": transformers}
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(peers.metadata, "version", versions.__getitem__)
-    reason = peers.missing("flax_diffusers", diffusion=True)
+    monkeypatch.setattr(twins.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(twins.metadata, "version", versions.__getitem__)
+    reason = twins.missing("flax_diffusers", diffusion=True)
     assert (reason is None) == found
     if not found:
         assert "pip install diffusers==0.39.0 transformers==4.57.6 in an env" in reason
@@ -134,11 +123,11 @@ def test_flax_diffusers_needs_the_versions_that_had_it(monkeypatch, diffusers, t
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parts_of_stable_diffusion_that_differ_are_refused(dtype):
     ours = diffusion.Part(None, {"parameters": 10}, np.ones((1, 4)))
-    peers.check_diffusion("pytorch: UNet step", dtype, 10, np.full((1, 4), 1.001), ours)
+    twins.check_diffusion("pytorch: UNet step", dtype, 10, np.full((1, 4), 1.001), ours)
     with pytest.raises(ValueError, match="11 parameters and jaxgen 10"):
-        peers.check_diffusion("pytorch: UNet step", dtype, 11, np.ones((1, 4)), ours)
+        twins.check_diffusion("pytorch: UNet step", dtype, 11, np.ones((1, 4)), ours)
     with pytest.raises(ValueError, match="do not compute the same"):
-        peers.check_diffusion("pytorch: UNet step", dtype, 10, np.full((1, 4), 1.1), ours)
+        twins.check_diffusion("pytorch: UNet step", dtype, 10, np.full((1, 4), 1.1), ours)
 
 
 @pytest.mark.slow
@@ -179,7 +168,7 @@ def test_stable_diffusion_has_a_row_for_each_part(tmp_path):
 
 def test_the_page_is_what_its_results_say():
     committed = (ROOT / "docs" / "benchmarks.md").read_text()
-    assert committed == benchmark_docs.generated(ROOT / "benchmarks")
+    assert committed == benchmark_docs.generated(ROOT / "benchmarks" / "results")
 
 
 def test_the_page_shows_every_row_of_a_result(tmp_path):
@@ -196,7 +185,7 @@ def test_the_page_shows_every_row_of_a_result(tmp_path):
     page = benchmark_docs.generated(tmp_path)
     assert "## A chip: chip.json" in page
     assert "| jaxgen step jit | 1,234 | 1,200 - 1,300 | 1,234 | 2.50 |" in page
-    assert "[benchmarks/chip.json](../benchmarks/chip.json)" in page
+    assert "[benchmarks/results/chip.json](../benchmarks/results/chip.json)" in page
 
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="no result of a benchmark"):
@@ -240,7 +229,7 @@ def test_whole_images_on_a_tpu_are_the_sum_of_their_parts():
     ],
 )
 def test_bad_arguments_of_the_tpu_script_get_one_line(flags, message):
-    done = execute(*flags, script="compile_for_tpu")
+    done = execute(*flags, module="benchmarks.compile_for_tpu")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
@@ -250,7 +239,7 @@ def test_bad_arguments_of_the_tpu_script_get_one_line(flags, message):
 def test_train_steps_and_pipelines_compile_for_a_tpu(tmp_path):
     output = tmp_path / "tpu.json"
     flags = ["--models", "vae", "tiny", "--topologies", "v5e:2x4", "--output", str(output)]
-    done = execute(*flags, script="compile_for_tpu")
+    done = execute(*flags, module="benchmarks.compile_for_tpu")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(output.read_text())["rows"]
     assert all(row["error"] is None for row in rows)
@@ -262,11 +251,11 @@ def test_train_steps_and_pipelines_compile_for_a_tpu(tmp_path):
 
 def test_candidates_that_do_not_train_the_same_are_refused():
     ours = {"parameters": 10, "losses": [2.0, 1.0]}
-    peers.check(CASE, "pytorch", 10, [2.00001, 1.0], ours)
+    twins.check(CASE, "pytorch", 10, [2.00001, 1.0], ours)
     with pytest.raises(ValueError, match="11 parameters in .* and jaxgen 10"):
-        peers.check(CASE, "pytorch", 11, [2.0, 1.0], ours)
+        twins.check(CASE, "pytorch", 11, [2.0, 1.0], ours)
     with pytest.raises(ValueError, match="do not train the same"):
-        peers.check(CASE, "pytorch", 10, [2.0, 1.01], ours)
+        twins.check(CASE, "pytorch", 10, [2.0, 1.01], ours)
 
 
 def test_the_draws_given_to_peers_are_binary_images_and_unit_noise():
@@ -304,7 +293,7 @@ def test_a_peer_that_fails_leaves_the_others_in_the_race(monkeypatch):
             raise RuntimeError("no compiler")
         return like
 
-    monkeypatch.setattr(peers, "start", start)
+    monkeypatch.setattr(twins, "start", start)
     rows, failures = race.train(
         CASE, [training.Way("step", "jit", 1)], ["pytorch", "pytorch_compile"],
         training.parallel.data_mesh(1), ceilings.Ceilings(1e12, 1e10), scan_steps=1, num_turns=1,

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from diffusing.options import NAME, Config, captions_of, check, sizes_of
 from PIL import Image
 
-from diffusing.options import NAME, Config, captions_of, check, sizes_of
 from jaxgen import captioned, cli, miniature, plan, run
 from jaxgen.io import data, images, run_folder
 from jaxgen.miniature import Sizes

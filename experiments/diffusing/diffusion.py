@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from PIL import Image
-
 from diffusing import autoencoder
 from diffusing.autoencoder import First, encoder_of
 from diffusing.options import NAME, Config, captions_of, check, sizes_of
+from PIL import Image
+
 from jaxgen import captioned, cli, loading, miniature, plan, run
 from jaxgen.io import data, images, run_folder, tokenizer
 from jaxgen.io.diffusers import Checkpoint

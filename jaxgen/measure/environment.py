@@ -29,7 +29,7 @@ def record() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": _commit(),
         "device": device.device_kind if device.platform != "cpu" else _processor(),
         "platform": device.platform,

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The PyTorch twins of the benchmark compute the same losses, before and after an update."""
 
-import sys
-from pathlib import Path
-
 import jax.numpy as jnp
 import pytest
 
 pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "experiments"))
 
-from benchmarking import diffusion, peers, sd_models, sd_programs, torch_networks, training
-
+from benchmarks import diffusion, sd_models, sd_programs, training
+from benchmarks.peers import torch_networks, twins
 from jaxgen.nn import gan
 from jaxgen.train import parallel
 
@@ -38,13 +34,13 @@ TINY_XL = {
 def test_a_peer_starts_only_if_it_trains_the_same(model, network, dtype):
     case = training.Case(model, network, 8, dtype)
     like = training.start(case, training.Way("step", "jit", 1), parallel.data_mesh(1), 1)
-    peer = peers.start(case, "pytorch", like)
+    peer = twins.start(case, "pytorch", like)
     assert peer.facts["parameters"] == like.facts["parameters"]
     peer.candidate.run(1)  # it trains on by itself
 
     wrong = like._replace(facts=like.facts | {"losses": [x * 1.1 for x in like.facts["losses"]]})
     with pytest.raises(ValueError, match="do not train the same"):
-        peers.start(case, "pytorch", wrong)
+        twins.start(case, "pytorch", wrong)
 
 
 def test_networks_without_a_twin_are_refused():
@@ -59,13 +55,13 @@ def test_networks_without_a_twin_are_refused():
 @pytest.mark.parametrize("name", ["tiny", "tiny_xl"])
 def test_peers_compute_the_same_parts_of_stable_diffusion(name, peer, dtype, monkeypatch):
     monkeypatch.setitem(sd_models.MODELS, "tiny_xl", TINY_XL)
-    reason = peers.missing(peer, diffusion=True)
+    reason = twins.missing(peer, diffusion=True)
     if reason is not None:
         pytest.skip(reason)
     model = sd_models.random(name, jnp.dtype(dtype))
     size = sd_programs.Size(batch_size=2, resolution=64, num_steps=2)
     ours, given = diffusion.start(model, size)
-    theirs = peers.start_diffusion(model, size, dtype, peer, ours, given)
+    theirs = twins.start_diffusion(model, size, dtype, peer, ours, given)
     for part in diffusion.PARTS:
         theirs[part].candidate.run(1)
         ours[part].candidate.run(1)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarking import sd_models, sd_programs, training
+from benchmarks import sd_models, sd_programs, training
 from jaxgen import conditions, loading, plan
 from jaxgen.measure import cost
 from jaxgen.programs import programs, rows

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Writes docs/benchmarks.md from the raw results in benchmarks/*.json.
+"""Writes docs/benchmarks.md from the raw results in benchmarks/results/*.json.
 
-python experiments/benchmark_docs.py
-python experiments/benchmark_docs.py --check      # status 1 if the page is not up to date
+python -m benchmarks.docs
+python -m benchmarks.docs --check      # status 1 if the page is not up to date
 """
 
 import json
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from benchmarking import page
 
+from benchmarks import page
 from jaxgen import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Config:
     """Options of the page."""
 
-    results: str = str(ROOT / "benchmarks")  # folder of raw results
+    results: str = str(ROOT / "benchmarks" / "results")  # folder of raw results
     output: str = str(ROOT / "docs" / "benchmarks.md")  # the page
     check: bool = False  # write nothing; say whether the page is up to date
 
@@ -34,7 +34,7 @@ def main() -> None:
         path.write_text(text)
         print(path)
     elif not path.is_file() or path.read_text() != text:
-        print(f"{path} is not what its results say; run python experiments/benchmark_docs.py")
+        print(f"{path} is not what its results say; run python -m benchmarks.docs")
         sys.exit(1)
 
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarking import sd_models, sd_programs
-from benchmarking.sd_models import Model
-from benchmarking.sd_programs import Size
+from benchmarks import sd_models, sd_programs
+from benchmarks.sd_models import Model
+from benchmarks.sd_programs import Size
 from jaxgen.conditions import Text
 from jaxgen.measure import cost, products, turns
 from jaxgen.programs import place_inputs, programs

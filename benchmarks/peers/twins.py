@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarking import diffusion, training
-from benchmarking.sd_models import Model
-from benchmarking.sd_programs import Size
+from benchmarks import diffusion, training
+from benchmarks.sd_models import Model
+from benchmarks.sd_programs import Size
 
 NAMES = ("pytorch", "pytorch_compile", "pytorch_graphs")
 FLAX = "flax_diffusers"  # only Stable Diffusion
@@ -101,17 +101,17 @@ def start(case: training.Case, name: str, like: training.Started) -> training.St
 
     Raises ValueError unless it has as many parameters and found the same two losses.
     """
-    from benchmarking import torch_training as twins
+    from benchmarks.peers import torch_training
 
-    twins.prepare()
-    before = twins.memory_mark()
-    mode = twins.MODES[name]
+    torch_training.prepare()
+    before = torch_training.memory_mark()
+    mode = torch_training.MODES[name]
     options = training.config_of(case)
-    peer = twins.peer(case.model, training.originals(case), like.params, options, mode)
+    peer = torch_training.peer(case.model, training.originals(case), like.params, options, mode)
     images, draws = training.dataset(), training.draws(case)
 
     began = time.perf_counter()
-    steps = twins.losses(peer, images[: case.batch_size], draws)
+    steps = torch_training.losses(peer, images[: case.batch_size], draws)
     losses = [next(steps)]
     first = time.perf_counter() - began
     losses += list(steps)
@@ -122,9 +122,9 @@ def start(case: training.Case, name: str, like: training.Started) -> training.St
         "dispatch": "step", "num_models": 1, "steps_per_dispatch": 1, "num_devices": 1,
         "time_to_first_step_s": first, "parameters": peer.num_parameters, "losses": losses,
         "product_flops_per_step": flops,
-        "device_memory_bytes": twins.memory_growth(before),
+        "device_memory_bytes": torch_training.memory_growth(before),
     }  # fmt: skip
-    candidate = twins.candidate(peer, images, case.batch_size)
+    candidate = torch_training.candidate(peer, images, case.batch_size)
     return training.Started(candidate, case.batch_size, facts, like.params)
 
 
@@ -163,7 +163,7 @@ def release() -> None:
     """Lets go of what frameworks keep of a finished case: programs, graphs, memory."""
     gc.collect()
     if "torch" in sys.modules:
-        from benchmarking import torch_training
+        from benchmarks.peers import torch_training
 
         torch_training.release()
 
@@ -171,10 +171,10 @@ def release() -> None:
 def _diffusion_twin(model: Model, size: Size, dtype: str, name: str, given: Any) -> Any:
     """The parts of a peer. Only the framework that is asked for is imported."""
     if name == FLAX:
-        from benchmarking import flax_diffusion
+        from benchmarks.peers import flax_diffusion
 
         return flax_diffusion.start(model, size, given, dtype)
-    from benchmarking import torch_diffusion, torch_training
+    from benchmarks.peers import torch_diffusion, torch_training
 
     torch_training.prepare()
     return torch_diffusion.start(model, size, given, dtype, torch_training.MODES[name])

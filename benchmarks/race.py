@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from benchmarking import diffusion, peers, training
-from benchmarking.sd_models import Model
-from benchmarking.sd_programs import Size
+from benchmarks import diffusion, training
+from benchmarks.peers import twins
+from benchmarks.sd_models import Model
+from benchmarks.sd_programs import Size
 from jaxgen.measure import ceilings, turns
 
 Row = dict[str, Any]
@@ -39,8 +40,8 @@ def train(
     started = {way.name: training.start(case, way, mesh, scan_steps) for way in ways}
     first = next(iter(started.values()))
     for name, ours in started.items():
-        peers.check(case, name, ours.facts["parameters"], ours.facts["losses"], first.facts)
-    others, failures = _started(peer_names, lambda name: peers.start(case, name, first))
+        twins.check(case, name, ours.facts["parameters"], ours.facts["losses"], first.facts)
+    others, failures = _started(peer_names, lambda name: twins.start(case, name, first))
     started |= others
     times = turns.take_turns({n: s.candidate for n, s in started.items()}, num_turns, seconds)
 
@@ -72,7 +73,7 @@ def diffuse(
     """
     parts, given = diffusion.start(model, size)
     others, failures = _started(
-        peer_names, lambda name: peers.start_diffusion(model, size, dtype, name, parts, given)
+        peer_names, lambda name: twins.start_diffusion(model, size, dtype, name, parts, given)
     )
     rows = []
     for part, ours in parts.items():

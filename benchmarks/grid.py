@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarking.sd_models import MODELS, RESOLUTIONS
-from benchmarking.sd_programs import Size
-from benchmarking.training import DISPATCHES, NETWORKS, SCRIPTS, Case, Way
+from benchmarks.sd_models import MODELS, RESOLUTIONS
+from benchmarks.sd_programs import Size
+from benchmarks.training import DISPATCHES, NETWORKS, SCRIPTS, Case, Way
 from jaxgen.train import parallel
 
 BASE = (128, "float32")

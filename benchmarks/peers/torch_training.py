@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarking import torch_networks
-from benchmarking.torch_networks import softplus
+from benchmarks.peers import torch_networks
+from benchmarks.peers.torch_networks import softplus
 from jaxgen.measure import turns
 
 Draws = tuple[torch.Tensor, ...]

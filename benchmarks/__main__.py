@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Measures speed: training steps and Stable Diffusion, beside PyTorch and the device's own limit.
 
-python experiments/benchmark.py --quick                      # two minutes on two cores
-python experiments/benchmark.py                              # AE, VAE and GAN in full
-python experiments/benchmark.py --models vae --networks dense --batch-sizes 128 4096
-python experiments/benchmark.py --models sd15 --resolutions 512 --dtypes bfloat16
-python experiments/benchmark.py --models sd15 --checkpoint path/to/model
+python -m benchmarks --quick                      # two minutes on two cores
+python -m benchmarks                              # AE, VAE and GAN in full
+python -m benchmarks --models vae --networks dense --batch-sizes 128 4096
+python -m benchmarks --models sd15 --resolutions 512 --dtypes bfloat16
+python -m benchmarks --models sd15 --checkpoint path/to/model
 
 Candidates take turns. Peers (extra: oracle) start from the same weights, and must have as many
 parameters and find the same losses, before and after an update, or nothing is reported.
@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import rich.console
 import tyro
-from benchmarking import grid, peers, race, sd_models, sd_programs, show, training
 from jax.sharding import Mesh
 
+from benchmarks import grid, race, sd_models, sd_programs, show, training
+from benchmarks.peers import twins
 from jaxgen import cli, loading
 from jaxgen.io import hub
 from jaxgen.measure import ceilings, environment
@@ -173,8 +174,8 @@ def peer_names(
         )
     asked = config.peers
     if asked is not None and not diffusion and set(config.models) & set(sd_models.MODELS):
-        asked = tuple(name for name in asked if name != peers.FLAX)  # it is for the others
-    return peers.chosen(asked, config.quick, diffusion)
+        asked = tuple(name for name in asked if name != twins.FLAX)  # it is for the others
+    return twins.chosen(asked, config.quick, diffusion)
 
 
 def without(config: Config, num_devices: int) -> list[str]:
@@ -183,7 +184,7 @@ def without(config: Config, num_devices: int) -> list[str]:
         return []
     if num_devices > 1:
         return [f"no peers beside {num_devices} devices; --num-devices 1 races them"]
-    return [f"without {name}: {why}" for name, why in peers.absent(config.quick).items()]
+    return [f"without {name}: {why}" for name, why in twins.absent(config.quick).items()]
 
 
 def races(
@@ -207,7 +208,7 @@ def races(
             result = race.Result([], {"jaxgen": f"{type(error).__name__}: {error}"})
         yield job, result
         jax.clear_caches()
-        peers.release()
+        twins.release()
 
 
 def device_limits(console: rich.console.Console, dtypes: set[str]) -> dict[str, ceilings.Ceilings]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Compiles every train step and the Stable Diffusion programs for TPUs, on a machine without one.
 
-python experiments/compile_for_tpu.py                                  # extra: tpu
-python experiments/compile_for_tpu.py --models sd15 --topologies v6e:2x4
+python -m benchmarks.compile_for_tpu                                  # extra: tpu
+python -m benchmarks.compile_for_tpu --models sd15 --topologies v6e:2x4
 
 All figures are estimates of the compiler: nothing runs. A program that does not compile, or needs
 more memory than a chip has, makes the exit status 1.
@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import rich.console
 import rich.table
 import tyro
-from benchmarking import sd_models, show, tpu, training
 
+from benchmarks import sd_models, show, tpu, training
 from jaxgen import cli
 from jaxgen.measure import environment
 

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import autoencoder
-import gan
 import jax
 import jax.numpy as jnp
 import numpy as np
-import vae
 from jax.sharding import Mesh
 
+from experiments import autoencoder, gan, vae
 from jaxgen import cli, plan
 from jaxgen.measure import cost, products, turns
 from jaxgen.train import augment, loop, losses, order, parallel, step

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarking.sd_models import Model
-from benchmarking.sd_programs import GUIDANCE, SCHEDULER, Size
-from benchmarking.torch_training import device, memory_growth, memory_mark, synchronize
+from benchmarks.peers.torch_training import device, memory_growth, memory_mark, synchronize
+from benchmarks.sd_models import Model
+from benchmarks.sd_programs import GUIDANCE, SCHEDULER, Size
 from jaxgen.io import configs, weights
 from jaxgen.measure import turns
 

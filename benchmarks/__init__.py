@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""How fast jaxgen is, beside its peers and the device: `python -m benchmarks`."""

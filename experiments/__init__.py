@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Scripts, each run by its path: `python experiments/vae.py`. The benchmarks import them."""

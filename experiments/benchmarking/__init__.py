@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: MIT
-"""What `benchmark.py` measures and how it is shown."""
