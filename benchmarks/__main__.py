@@ -32,9 +32,9 @@ from jax.sharding import Mesh
 from benchmarks import grid, race, sd_models, sd_programs, show, training
 from benchmarks.peers import twins
 from jaxgen import cli, loading
-from jaxgen.io import hub
 from jaxgen.measure import ceilings, environment
 from jaxgen.train import parallel
+from jaxgen.weights import hub
 
 Row = dict[str, Any]
 GPU_MINUTES = 9.0  # and a case takes up to one: a default run fits in ten

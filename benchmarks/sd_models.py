@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import loading
-from jaxgen.io import diffusers
-from jaxgen.io.diffusers import Checkpoint
 from jaxgen.loading import Networks
 from jaxgen.types import Params
+from jaxgen.weights import diffusers
+from jaxgen.weights.diffusers import Checkpoint
 
 VAE = {
     "block_out_channels": [128, 256, 512, 512],

@@ -19,10 +19,10 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxgen import cli, gallery, plan, run
+from jaxgen import cli, plan, run
 from jaxgen.evaluate import likelihood
-from jaxgen.io import images
 from jaxgen.nn import autoencoder, functional
+from jaxgen.pictures import images, latent_space
 from jaxgen.train import augment, losses, step
 from jaxgen.types import Array, Key, Params
 
@@ -122,11 +122,13 @@ def draw(
     rows = min(8, len(z) // 2)
     pictures = {
         "reconstructions": images.beside(images.to_uint8(seen), images.to_uint8(show(z))),
-        "interpolation": gallery.interpolation(show, z[:rows], z[rows : 2 * rows], straight=True),
-        "traversal": gallery.traversal(show, z[0], jnp.std(z, axis=0)),
+        "interpolation": latent_space.interpolation(
+            show, z[:rows], z[rows : 2 * rows], straight=True
+        ),
+        "traversal": latent_space.traversal(show, z[0], jnp.std(z, axis=0)),
     }
     if config.latent_dim == 2:
-        pictures["manifold"] = gallery.manifold(show, jnp.mean(z, axis=0), jnp.std(z, axis=0))
+        pictures["manifold"] = latent_space.manifold(show, jnp.mean(z, axis=0), jnp.std(z, axis=0))
     return pictures
 
 
@@ -153,7 +155,7 @@ def fitted_gaussian(key: Key, codes: np.ndarray, count: int) -> Array:
     """Draws [count, D] from the normal distribution with the codes' mean and covariance."""
     covariance = np.cov(codes, rowvar=False).reshape(codes.shape[1], codes.shape[1])
     root = np.linalg.cholesky(covariance + 1e-6 * np.eye(codes.shape[1]))
-    eps = gallery.normal(key, count, codes.shape[1])
+    eps = latent_space.normal(key, count, codes.shape[1])
     return jnp.asarray(codes.mean(axis=0)) + eps @ jnp.asarray(root.T, jnp.float32)
 
 

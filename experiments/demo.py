@@ -19,9 +19,11 @@ import tyro
 import vae
 
 from jaxgen import cli, run
-from jaxgen.io import hub, images, run_folder
 from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS
+from jaxgen.pictures import images
 from jaxgen.pipeline import StableDiffusion
+from jaxgen.runs import run_folder
+from jaxgen.weights import hub
 
 PROMPTS = (
     "a large red star above a small blue ring",

@@ -19,10 +19,10 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxgen import cli, gallery, judge, plan, run
+from jaxgen import cli, judge, plan, run
 from jaxgen.evaluate import classes
-from jaxgen.io import images
 from jaxgen.nn import functional, gan
+from jaxgen.pictures import images, latent_space
 from jaxgen.train import adversarial, augment, step
 from jaxgen.types import Array, Key, Params
 
@@ -152,7 +152,7 @@ def sampler(config: Config, generator: Any, apply: Any, params: Params, key: Key
     """
     variables = {"params": params}
     if config.norm == "batch" and config.network == "conv":
-        z = gallery.normal(key, 1000, config.latent_dim)
+        z = latent_space.normal(key, 1000, config.latent_dim)
         labels = jnp.arange(1000) % max(generator.num_classes, 1)
         _, standing = generator.apply(variables, z, labels, mutable="batch_stats")
         variables = variables | standing
@@ -174,10 +174,12 @@ def draw(
     def show_first_class(z: Array) -> Array:
         return make(z, jnp.zeros(len(z), jnp.int32))
 
-    ends = gallery.normal(ends_key, 16, config.latent_dim)
+    ends = latent_space.normal(ends_key, 16, config.latent_dim)
     return {
-        "samples": gallery.samples(show, gallery.normal(z_key, 100, config.latent_dim), columns),
-        "interpolation": gallery.interpolation(show_first_class, ends[:8], ends[8:]),
+        "samples": latent_space.samples(
+            show, latent_space.normal(z_key, 100, config.latent_dim), columns
+        ),
+        "interpolation": latent_space.interpolation(show_first_class, ends[:8], ends[8:]),
     }
 
 
@@ -188,7 +190,7 @@ def draws(config: Config, count: int, model: int = 0) -> tuple[np.ndarray, np.nd
     z_key, standing_key = jax.random.split(plan.sample_key(config.run))
     ema = plan.model(state, config.run, model).ema
     make = sampler(config, generator, jax.jit(generator.apply), ema, standing_key)
-    z = gallery.normal(z_key, count, config.latent_dim)
+    z = latent_space.normal(z_key, count, config.latent_dim)
     labels = np.arange(count, dtype=np.int32) % max(len(examples.class_names), 1)
     parts = [make(z[i : i + 500], labels[i : i + 500]) for i in range(0, count, 500)]
     return images.to_uint8(np.concatenate(parts)), labels, done

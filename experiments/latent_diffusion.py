@@ -18,8 +18,8 @@ from diffusing import autoencoder, diffusion
 from diffusing.options import NAME, STAGES, Config
 
 from jaxgen import captioned, cli, following, model_card, plan, run
-from jaxgen.io import diffusers
 from jaxgen.pipeline import StableDiffusion
+from jaxgen.weights import diffusers
 
 
 def main() -> None:

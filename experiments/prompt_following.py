@@ -19,9 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxgen import cli, following
-from jaxgen.io import hub, images, run_folder
 from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS
+from jaxgen.pictures import images
 from jaxgen.pipeline import StableDiffusion
+from jaxgen.runs import run_folder
+from jaxgen.weights import hub
 from jaxgen.world import reader
 
 SHOWN = 24  # pictures in each of the two grids

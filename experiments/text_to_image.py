@@ -32,10 +32,12 @@ from rich.console import Console
 
 import jaxgen
 from jaxgen import cli, loading, miniature, request
-from jaxgen.io import hub, images, png, signals
+from jaxgen.pictures import images, png
 from jaxgen.pipeline import OnStep, StableDiffusion
 from jaxgen.request import Request
+from jaxgen.runs import signals
 from jaxgen.types import Array
+from jaxgen.weights import hub
 
 
 @dataclass(frozen=True)

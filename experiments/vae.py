@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import tyro
 from PIL import Image
 
-from jaxgen import cli, gallery, plan, run
+from jaxgen import cli, plan, run
 from jaxgen.evaluate import likelihood
-from jaxgen.io import images
 from jaxgen.nn import autoencoder, functional
+from jaxgen.pictures import images, latent_space
 from jaxgen.train import augment, losses, step
 from jaxgen.types import Array, Key, Params
 
@@ -148,21 +148,25 @@ def draw(
 
     classes = jnp.arange(len(examples.class_names) if config.conditional else 1)
     rows = min(8, len(mean) // 2)
-    starts = jnp.repeat(label[:rows], gallery.POINTS)  # each row keeps the class that it starts in
+    starts = jnp.repeat(
+        label[:rows], latent_space.POINTS
+    )  # each row keeps the class that it starts in
     pictures = {
         "reconstructions": images.beside(images.to_uint8(x), images.to_uint8(show(label, mean))),
-        "samples": gallery.samples(
+        "samples": latent_space.samples(
             partial(show, classes),
-            gallery.normal(sample_key, 100, config.latent_dim),
+            latent_space.normal(sample_key, 100, config.latent_dim),
             len(classes) if config.conditional else 10,
         ),
-        "interpolation": gallery.interpolation(
+        "interpolation": latent_space.interpolation(
             partial(show, starts), mean[:rows], mean[rows : 2 * rows]
         ),
-        "traversal": gallery.traversal(partial(show, label[:1]), mean[0], jnp.std(mean, axis=0)),
+        "traversal": latent_space.traversal(
+            partial(show, label[:1]), mean[0], jnp.std(mean, axis=0)
+        ),
     }
     if config.latent_dim == 2:
-        pictures["manifold"] = gallery.manifold(
+        pictures["manifold"] = latent_space.manifold(
             partial(show, classes[:1]), jnp.zeros(2), jnp.ones(2)
         )
     return pictures
@@ -173,7 +177,7 @@ def sample(config: Config) -> None:
     state, done, examples = run.restore(config, build)
     _, decoder = networks(config, examples)
     params = plan.model(state, config.run).params["decoder"]
-    z = gallery.normal(plan.sample_key(config.run), config.num_samples, config.latent_dim)
+    z = latent_space.normal(plan.sample_key(config.run), config.num_samples, config.latent_dim)
     labels = jnp.arange(config.num_samples, dtype=jnp.int32) % max(len(examples.class_names), 1)
     output = shown_as(config, jax.jit(functional.apply(decoder))(params, z, labels))
 

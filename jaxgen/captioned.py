@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.io import caption_folder, tokenizer
-from jaxgen.io.caption_folder import Captioned
-from jaxgen.io.source import Source
-from jaxgen.io.tokenizer import Tokenizer
+from jaxgen.data import caption_folder
+from jaxgen.data.caption_folder import Captioned
+from jaxgen.data.source import Source
 from jaxgen.train import augment
 from jaxgen.types import Array, Params
+from jaxgen.weights import tokenizer
+from jaxgen.weights.tokenizer import Tokenizer
 from jaxgen.world import caption, render, scene
 
 WORLD = "world"

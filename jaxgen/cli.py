@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jaxgen.io import run_folder
 from jaxgen.nn import cpu_convolution, cpu_sum
+from jaxgen.runs import run_folder
 from jaxgen.train import loop
 
 

@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 
 from jaxgen import prompts
 from jaxgen.conditions import Text
-from jaxgen.io.tokenizer import Tokenizer
 from jaxgen.loading import Networks
 from jaxgen.programs import Programs, place
 from jaxgen.request import Request, Settings
 from jaxgen.types import Params
+from jaxgen.weights.tokenizer import Tokenizer
 
 
 class Embedder(NamedTuple):

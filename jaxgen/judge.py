@@ -10,7 +10,7 @@ import optax
 
 from jaxgen import run
 from jaxgen.cli import RunOptions
-from jaxgen.io import data
+from jaxgen.data import sets
 from jaxgen.nn import classifier, functional
 from jaxgen.train import augment, losses, order, parallel, step
 
@@ -42,7 +42,7 @@ def train(options: RunOptions) -> tuple[Classify, float, tuple[str, ...]]:
     return classify, float(np.mean(right)), train_set.class_names
 
 
-def _fit(train_set: data.Dataset) -> dict:
+def _fit(train_set: sets.Dataset) -> dict:
     """Parameters after NUM_STEPS of Adam with a cosine schedule and small shifts."""
     network = classifier.Classifier(len(train_set.class_names))
     init_key, train_key, data_key = jax.random.split(jax.random.key(20140610), 3)

@@ -10,12 +10,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.io import diffusers, weights
-from jaxgen.io.diffusers import Checkpoint
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.unet import UNet2DConditionModel
 from jaxgen.types import Array, Params
+from jaxgen.weights import diffusers, layout
+from jaxgen.weights.diffusers import Checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
 DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
@@ -62,7 +62,7 @@ def load(checkpoint: Checkpoint, networks: Networks, mesh: Mesh | None = None) -
     for name, module in modules.items():
         tensors = checkpoint.components[name].tensors
         try:
-            params[name] = weights.load(tensors, shapes(module), module.dtype, sharding(mesh))
+            params[name] = layout.load(tensors, shapes(module), module.dtype, sharding(mesh))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return params

@@ -14,11 +14,11 @@ from flax import traverse_util
 
 from jaxgen import loading
 from jaxgen.diffusion import schedule
-from jaxgen.io import diffusers
-from jaxgen.io.diffusers import Checkpoint, Component
-from jaxgen.io.tokenizer import Tokenizer
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.types import Key, Params
+from jaxgen.weights import diffusers
+from jaxgen.weights.diffusers import Checkpoint, Component
+from jaxgen.weights.tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
 TRAIN_STEPS = 1000

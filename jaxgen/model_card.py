@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxgen import cli
 from jaxgen.following import Settings
-from jaxgen.io.diffusers import Checkpoint
+from jaxgen.weights.diffusers import Checkpoint
 from jaxgen.world import reader
 
 HEAD = """---

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from jaxgen import plan
 from jaxgen.cli import RunOptions
-from jaxgen.io import checkpoint, images, log, run_folder, signals
+from jaxgen.pictures import images
+from jaxgen.runs import checkpoint, log, run_folder, signals
 from jaxgen.train import loop
 
 

@@ -21,11 +21,11 @@ from jaxgen import conditions, decoding, loading, request
 from jaxgen.conditions import Text
 from jaxgen.embedding import Embedder
 from jaxgen.generate import Inputs
-from jaxgen.io import hub
-from jaxgen.io.diffusers import Checkpoint
 from jaxgen.programs import place, place_inputs, programs
 from jaxgen.request import Request, Settings
 from jaxgen.types import Array
+from jaxgen.weights import hub
+from jaxgen.weights.diffusers import Checkpoint
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 # on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this

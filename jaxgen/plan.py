@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from jaxgen.cli import RunOptions
-from jaxgen.io import data
+from jaxgen.data import sets
 from jaxgen.train import optimizer, parallel
 from jaxgen.types import Array, Key, Step
 
@@ -42,7 +42,7 @@ class System(NamedTuple):
 
 
 Build = Callable[[Any, Examples, int], System]  # (config, examples, number of steps)
-OpenSplit = Callable[[RunOptions, str], data.Source]  # (options, "train" or "test")
+OpenSplit = Callable[[RunOptions, str], sets.Source]  # (options, "train" or "test")
 
 
 def model(state: Any, options: RunOptions, i: int = 0) -> Any:
@@ -80,15 +80,15 @@ def optimizer_of(
 # --- data --------------------------------------------------------------------------------------
 
 
-def open_split(options: RunOptions, split: str) -> data.Source:
-    return data.open_source(
+def open_split(options: RunOptions, split: str) -> sets.Source:
+    return sets.open_source(
         options.data, split, image_size=options.image_size, channels=options.channels,
         data_dir=options.data_dir,
     )  # fmt: skip
 
 
 def read_examples(
-    options: RunOptions, source: data.Source, test: data.Source, count: int = 64
+    options: RunOptions, source: sets.Source, test: sets.Source, count: int = 64
 ) -> Examples:
     """The training set's numbers and `count` test examples, spread over the split."""
     if test.image_shape != source.image_shape:
@@ -151,12 +151,12 @@ def make(config: Any, build: Build, examples: Examples) -> tuple[int, System]:
     return count, system
 
 
-def fits_on_device(options: RunOptions, source: data.Source) -> bool:
+def fits_on_device(options: RunOptions, source: sets.Source) -> bool:
     """Whether the set is kept on the devices: if it takes at most a quarter of their memory."""
     if options.data_on != "auto":
         return options.data_on == "device"
     stats = jax.local_devices()[0].memory_stats() or {}
-    return data.size_in_bytes(source) <= stats.get("bytes_limit", 8 * 2**30) / 4
+    return sets.size_in_bytes(source) <= stats.get("bytes_limit", 8 * 2**30) / 4
 
 
 def scan_steps(options: RunOptions, system: System, resident: bool) -> int:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgen.io import tokenizer as tokenizer_io
-from jaxgen.io.tokenizer import Tokenizer
+from jaxgen.weights import tokenizer as tokenizer_io
+from jaxgen.weights.tokenizer import Tokenizer
 
 STRONGER = 1.1
 MOST_WEIGHT = 1e3  # beyond it hidden states lose all precision; a slip of the keyboard

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from jaxgen import outputs, plan
 from jaxgen.cli import Interrupted, RunOptions
-from jaxgen.io import checkpoint, data, run_folder, stream
-from jaxgen.io.source import read_all
+from jaxgen.data import sets, stream
+from jaxgen.data.source import read_all
+from jaxgen.runs import checkpoint, run_folder
 from jaxgen.train import loop, order, parallel, step
 
 
@@ -108,7 +109,7 @@ def folder(options: RunOptions) -> Path:
     return Path(options.run_dir)
 
 
-def load_split(options: RunOptions, split: str) -> data.Dataset:
+def load_split(options: RunOptions, split: str) -> sets.Dataset:
     """The whole split, "train" or "test", in host memory."""
     return read_all(plan.open_split(options, split))
 
@@ -178,7 +179,7 @@ def _compiled(
 
 
 def _feed(
-    system: plan.System, options: RunOptions, mesh: Mesh, source: data.Source, resident: bool
+    system: plan.System, options: RunOptions, mesh: Mesh, source: sets.Source, resident: bool
 ) -> Callable[[int], loop.Batches]:
     """From the first step to the batches of the run. All data that stays is read at once."""
     if resident:

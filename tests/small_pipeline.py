@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import small_clip
 
-from jaxgen.io import configs, diffusers, tensors, tokenizer, weights
 from jaxgen.nn import autoencoder_kl, clip, unet
+from jaxgen.weights import configs, diffusers, layout, tensors, tokenizer
 
 VOCAB, MERGES = small_clip.small_vocabulary()
 
@@ -57,7 +57,7 @@ def checkpoint(seed: int = 0) -> diffusers.Checkpoint:
     components = {}
     for name, config in CONFIGS.items():
         component = diffusers.Component(CLASSES[name], config, {})
-        stored = weights.to_tensors(abstract(component), configs.conv_1x1(config))
+        stored = layout.to_tensors(abstract(component), configs.conv_1x1(config))
         values = {n: rng.normal(size=t.shape).astype(np.float32) for n, t in stored.items()}
         lazy = {n: tensors.from_array(array) for n, array in values.items()}
         components[name] = component._replace(tensors=lazy)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.io import images
+from jaxgen.pictures import images
 from jaxgen.train import augment
 
 NUM_DRAWS = 400

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.io import caption_folder, source
+from jaxgen.data import caption_folder, source
 
 RNG = np.random.default_rng(0)
 

@@ -8,8 +8,9 @@ import pytest
 import small_systems
 
 from jaxgen import captioned
-from jaxgen.io import data, source, tokenizer
+from jaxgen.data import sets, source
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.weights import tokenizer
 from jaxgen.world import reader, scene
 
 COUNT = 70  # more than a block
@@ -102,7 +103,7 @@ def test_labels_are_the_ids_of_the_captions_of_the_same_rows(train):
         words = [tokens.vocab[word + "</w>"] for word in train.captions[i].split()]
         expected = [tokens.bos_id, *words] + [tokens.eos_id] * (23 - len(words))
         assert row.tolist() == expected
-    assert data.size_in_bytes(ready) == COUNT * 64 * 64 * 3
+    assert sets.size_in_bytes(ready) == COUNT * 64 * 64 * 3
 
 
 # --- latents --------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ def test_encoded_pictures_do_not_depend_on_what_is_read_with_them(train, vae):
     for rows in ([5, 3], [69, 0, 69]):
         np.testing.assert_array_equal(ready.read(rows)[0], whole.images[rows])
         np.testing.assert_array_equal(ready.read(rows)[1], whole.labels[rows])
-    assert data.size_in_bytes(ready) == whole.images.nbytes
+    assert sets.size_in_bytes(ready) == whole.images.nbytes
 
 
 def test_scaled_latents_have_unit_variance(train, vae):

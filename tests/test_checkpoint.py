@@ -13,7 +13,7 @@ import optax
 import pytest
 import small_systems
 
-from jaxgen.io import checkpoint
+from jaxgen.runs import checkpoint
 from jaxgen.train import parallel, step
 
 

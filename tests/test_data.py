@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from jaxgen.io import data, source
+from jaxgen.data import sets, source
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (40, 5, 6), np.uint8)
@@ -37,7 +37,7 @@ def write_mnist(folder: pathlib.Path, *, packed: bool, splits=("train", "t10k"))
 
 
 def test_digits_are_scikit_learns_digits_on_the_full_byte_scale():
-    train, test = data.load("digits"), data.load("digits", "test")
+    train, test = sets.load("digits"), sets.load("digits", "test")
     stored = sklearn.datasets.load_digits()
 
     assert train.images.shape[1:] == (8, 8, 1)
@@ -51,13 +51,13 @@ def test_digits_are_scikit_learns_digits_on_the_full_byte_scale():
 
 
 def test_digits_splits_keep_the_share_of_every_class():
-    train, test = data.load("digits"), data.load("digits", "test")
+    train, test = sets.load("digits"), sets.load("digits", "test")
     share = np.bincount(test.labels) / (np.bincount(test.labels) + np.bincount(train.labels))
     np.testing.assert_allclose(share, 1 / 6, atol=0.006)  # 1 example of about 180
 
 
 def test_digits_are_enlarged_only_when_asked():
-    small, large = data.load("digits", "test"), data.load("digits", "test", image_size=32)
+    small, large = sets.load("digits", "test"), sets.load("digits", "test", image_size=32)
     assert large.images.shape == (len(small.images), 32, 32, 1)
     blocks = large.images.reshape(-1, 8, 4, 8, 4).mean((2, 4))
     assert np.corrcoef(blocks.ravel(), small.images.ravel())[0, 1] > 0.97  # the same pictures
@@ -76,8 +76,8 @@ def test_held_out_splits_never_overlap_and_cover_the_set():
 def test_a_set_too_small_to_hold_out_of_says_so(tmp_path):
     np.savez(tmp_path / "small.npz", images=IMAGES[:5])
     with pytest.raises(ValueError, match="no test split"):
-        data.load(str(tmp_path / "small.npz"), "test")
-    assert len(data.load(str(tmp_path / "small.npz")).images) == 5
+        sets.load(str(tmp_path / "small.npz"), "test")
+    assert len(sets.load(str(tmp_path / "small.npz")).images) == 5
 
 
 # IDX
@@ -86,7 +86,7 @@ def test_a_set_too_small_to_hold_out_of_says_so(tmp_path):
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_files_read_back_as_written(tmp_path, packed):
     folder = write_mnist(tmp_path / "mnist", packed=packed)
-    train, test = data.load(str(folder)), data.load(str(folder), "test")
+    train, test = sets.load(str(folder)), sets.load(str(folder), "test")
     np.testing.assert_array_equal(train.images[..., 0], IMAGES)
     np.testing.assert_array_equal(train.labels, LABELS)
     np.testing.assert_array_equal(test.images[..., 0], IMAGES[:10])
@@ -95,7 +95,7 @@ def test_idx_files_read_back_as_written(tmp_path, packed):
 
 def test_idx_without_test_files_is_held_out_of(tmp_path):
     folder = write_mnist(tmp_path, packed=False, splits=("train",))
-    train, test = data.load(str(folder)), data.load(str(folder), "test")
+    train, test = sets.load(str(folder)), sets.load(str(folder), "test")
     assert (len(train.images), len(test.images)) == (36, 4)
     assert np.bincount(test.labels).tolist() == [1, 1, 1, 1]
 
@@ -130,7 +130,7 @@ def test_damaged_idx_is_one_error_that_names_the_file(tmp_path, damage, words):
     path = folder / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=words) as caught:
-        data.load(str(folder))
+        sets.load(str(folder))
     assert "train-images-idx3-ubyte" in str(caught.value)
 
 
@@ -138,14 +138,14 @@ def test_idx_with_another_number_of_labels_is_refused(tmp_path):
     folder = write_mnist(tmp_path, packed=False)
     (folder / "train-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS[:39]))
     with pytest.raises(ValueError, match=r"40 images but .* 39 labels"):
-        data.load(str(folder))
+        sets.load(str(folder))
 
 
 def test_idx_without_labels_is_refused(tmp_path):
     folder = write_mnist(tmp_path, packed=False)
     (folder / "train-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match="has no labels beside it"):
-        data.load(str(folder))
+        sets.load(str(folder))
 
 
 # npz
@@ -154,7 +154,7 @@ def test_idx_without_labels_is_refused(tmp_path):
 def test_npz_in_splits_reads_back_as_written(tmp_path):
     path = str(tmp_path / "set.npz")
     np.savez(path, x_train=IMAGES, y_train=LABELS, x_test=IMAGES[:7], y_test=LABELS[:7] * 0)
-    train, test = data.load(path), data.load(path, "test")
+    train, test = sets.load(path), sets.load(path, "test")
     np.testing.assert_array_equal(train.images[..., 0], IMAGES)
     np.testing.assert_array_equal(train.labels, LABELS)
     np.testing.assert_array_equal(test.images[..., 0], IMAGES[:7])
@@ -167,7 +167,7 @@ def test_npz_in_splits_reads_back_as_written(tmp_path):
 def test_npz_in_one_piece_is_held_out_of(tmp_path, names):
     path = str(tmp_path / "set.npz")
     np.savez_compressed(path, **{names[0]: IMAGES, names[1]: LABELS[:, None].astype(np.int64)})
-    train, test = data.load(path), data.load(path, "test")
+    train, test = sets.load(path), sets.load(path, "test")
     both = np.concatenate([train.images, test.images])[..., 0]
     assert sorted(both.reshape(40, -1).tolist()) == sorted(IMAGES.reshape(40, -1).tolist())
     assert len(test.images) == 4
@@ -175,14 +175,14 @@ def test_npz_in_one_piece_is_held_out_of(tmp_path, names):
 
 def test_npz_without_labels_has_zeros_and_no_names(tmp_path):
     np.savez(tmp_path / "set.npz", images=IMAGES)
-    loaded = data.load(str(tmp_path / "set.npz"))
+    loaded = sets.load(str(tmp_path / "set.npz"))
     assert loaded.class_names == ()
     assert not loaded.labels.any()
 
 
 def test_npz_floats_in_the_unit_interval_become_bytes(tmp_path):
     np.savez(tmp_path / "set.npz", images=(IMAGES / 255).astype(np.float32))
-    loaded = data.load(str(tmp_path / "set.npz"))
+    loaded = sets.load(str(tmp_path / "set.npz"))
     np.testing.assert_array_equal(
         loaded.images[..., 0], IMAGES[source.holdout(0 * LABELS, "train")]
     )
@@ -209,7 +209,7 @@ def test_npz_floats_in_the_unit_interval_become_bytes(tmp_path):
 def test_unusable_npz_is_one_error_that_says_what_was_expected(tmp_path, arrays, words):
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(ValueError, match=words) as caught:
-        data.load(str(tmp_path / "set.npz"))
+        sets.load(str(tmp_path / "set.npz"))
     assert "set.npz" in str(caught.value)
 
 
@@ -225,14 +225,14 @@ def test_npz_that_unpacks_beyond_the_limit_is_refused_unread(tmp_path):
         archive.writestr("images.npy", npy_bytes((100, 1000, 1000), bytes(10**8)))
     assert (tmp_path / "bomb.npz").stat().st_size < 10**6
     with pytest.raises(ValueError, match=r"100,000,\d+ bytes, more than the limit"):
-        data.load(str(tmp_path / "bomb.npz"), max_bytes=10**7)
+        sets.load(str(tmp_path / "bomb.npz"), max_bytes=10**7)
 
 
 def test_npz_whose_header_promises_more_than_the_file_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "liar.npz", "w") as archive:
         archive.writestr("images.npy", npy_bytes((10**6, 10**5, 10**5), bytes(100)))
     with pytest.raises(ValueError, match="bytes of values but holds 100"):
-        data.load(str(tmp_path / "liar.npz"))
+        sets.load(str(tmp_path / "liar.npz"))
 
 
 @pytest.mark.parametrize("damage", [cut, lambda content: b"", lambda content: b"PK" * 100])
@@ -241,7 +241,7 @@ def test_damaged_npz_is_one_error_that_names_the_file(tmp_path, damage):
     np.savez(path, images=IMAGES)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"set.npz cannot be read as .npz"):
-        data.load(str(path))
+        sets.load(str(path))
 
 
 def test_npz_with_a_flipped_bit_is_refused(tmp_path):
@@ -251,7 +251,7 @@ def test_npz_with_a_flipped_bit_is_refused(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="CRC"):
-        data.load(str(path))
+        sets.load(str(path))
 
 
 # resolution
@@ -259,15 +259,15 @@ def test_npz_with_a_flipped_bit_is_refused(tmp_path):
 
 def test_shapes_and_sizes_are_known_before_reading(tmp_path):
     np.savez(tmp_path / "set.npz", images=IMAGES)
-    opened = data.open_source(str(tmp_path / "set.npz"), image_size=12, channels=3)
+    opened = sets.open_source(str(tmp_path / "set.npz"), image_size=12, channels=3)
     assert (opened.num_examples, opened.image_shape) == (36, (12, 12, 3))
-    assert data.size_in_bytes(opened) == 36 * 12 * 12 * 3
-    assert data.load(str(tmp_path / "set.npz"), image_size=12, channels=3).images.nbytes == 15552
+    assert sets.size_in_bytes(opened) == 36 * 12 * 12 * 3
+    assert sets.load(str(tmp_path / "set.npz"), image_size=12, channels=3).images.nbytes == 15552
 
 
 def test_a_set_over_the_memory_limit_is_refused_before_it_is_read():
     with pytest.raises(ValueError, match="stream it or use smaller images"):
-        data.load("digits", image_size=1024, max_bytes=10**8)
+        sets.load("digits", image_size=1024, max_bytes=10**8)
 
 
 @pytest.mark.parametrize(
@@ -282,4 +282,4 @@ def test_a_set_over_the_memory_limit_is_refused_before_it_is_read():
 )
 def test_wrong_arguments_are_named(name, options, words):
     with pytest.raises(ValueError, match=words):
-        data.load(name, **options)
+        sets.load(name, **options)

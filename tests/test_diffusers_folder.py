@@ -13,7 +13,8 @@ import pytest
 import safetensors.numpy
 import small_pipeline
 
-from jaxgen.io import configs, diffusers, json_file, tensors, weight_files, weights
+from jaxgen import files
+from jaxgen.weights import configs, diffusers, layout, tensors, weight_files
 
 UNET = small_pipeline.CONFIGS["unet"]
 
@@ -61,7 +62,7 @@ def test_written_pipeline_is_read_equal(original, folder):
     assert again.tokenizers["tokenizer"][:4] == original.tokenizers["tokenizer"][:4]
     for name, component in again.components.items():
         assert component.config == original.components[name].config
-        weights.load(component.tensors, small_pipeline.abstract(component))
+        layout.load(component.tensors, small_pipeline.abstract(component))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
@@ -479,11 +480,11 @@ def test_damaged_safetensors_are_refused_or_keep_their_shapes(tmp_path):
 
 def test_json_text_is_what_was_written(tmp_path):
     value = {"b": [1, 2.5, None, True], "a": {"ü": "x"}}
-    (tmp_path / "a.json").write_text(json_file.dumps(value))
-    assert json_file.read_object(tmp_path / "a.json") == value
+    (tmp_path / "a.json").write_text(files.dumps(value))
+    assert files.read_object(tmp_path / "a.json") == value
 
 
 def test_weights_of_a_folder_reach_the_device_as_asked(folder):
     component = diffusers.read(folder).components["vae"]
-    params = weights.load(component.tensors, small_pipeline.abstract(component), jnp.bfloat16)
+    params = layout.load(component.tensors, small_pipeline.abstract(component), jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}

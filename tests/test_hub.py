@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import small_pipeline
 
-from jaxgen.io import diffusers, hub
+from jaxgen.weights import diffusers, hub
 
 REPO = "someone/some-model"
 

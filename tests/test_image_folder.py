@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.io import data
+from jaxgen.data import sets
 
 RNG = np.random.default_rng(0)
 
@@ -25,7 +25,7 @@ def save(path: pathlib.Path, image: np.ndarray | Image.Image, **options) -> None
 def load_one(tmp_path: pathlib.Path, image, name: str = "a.png", size=None, channels=None, **save_):
     """The only picture of a folder, after a round trip through a file."""
     save(tmp_path / "one" / name, image, **save_)
-    loaded = data.load(str(tmp_path / "one"), image_size=size, channels=channels)
+    loaded = sets.load(str(tmp_path / "one"), image_size=size, channels=channels)
     assert len(loaded.images) == 1
     return loaded.images[0]
 
@@ -42,7 +42,7 @@ def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path):
     (tmp_path / "ant" / "notes.txt").write_text("no picture")
     (tmp_path / ".hidden").mkdir()
 
-    train, test = data.load(str(tmp_path)), data.load(str(tmp_path), "test")
+    train, test = sets.load(str(tmp_path)), sets.load(str(tmp_path), "test")
 
     assert train.class_names == ("ant", "cat", "dog")
     assert test.labels.tolist() == [0, 1, 2]
@@ -55,7 +55,7 @@ def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path):
 def test_flat_folders_have_no_labels(tmp_path):
     for i in range(10):
         save(tmp_path / f"{i}.png", picture())
-    train, test = data.load(str(tmp_path)), data.load(str(tmp_path), "test")
+    train, test = sets.load(str(tmp_path)), sets.load(str(tmp_path), "test")
     assert (len(train.images), len(test.images)) == (9, 1)
     assert train.class_names == ()
     assert not train.labels.any()
@@ -66,7 +66,7 @@ def test_split_folders_are_taken_as_given(tmp_path, test_name):
     for split, names in (("train", "abc"), (test_name, "bc")):
         for name in names:
             save(tmp_path / split / name / "1.png", picture())
-    train, test = data.load(str(tmp_path)), data.load(str(tmp_path), "test")
+    train, test = sets.load(str(tmp_path)), sets.load(str(tmp_path), "test")
     assert train.labels.tolist() == [0, 1, 2]
     assert test.labels.tolist() == [1, 2]  # the numbers of the training classes
     assert test.class_names == ("a", "b", "c")
@@ -76,20 +76,20 @@ def test_classes_only_in_the_test_folder_are_refused(tmp_path):
     save(tmp_path / "train" / "a" / "1.png", picture())
     save(tmp_path / "test" / "z" / "1.png", picture())
     with pytest.raises(ValueError, match=r"classes \['z'\]"):
-        data.load(str(tmp_path), "test")
+        sets.load(str(tmp_path), "test")
 
 
 def test_pictures_beside_class_folders_are_refused(tmp_path):
     save(tmp_path / "a" / "1.png", picture())
     save(tmp_path / "1.png", picture())
     with pytest.raises(ValueError, match="beside the class folders"):
-        data.load(str(tmp_path))
+        sets.load(str(tmp_path))
 
 
 def test_a_folder_without_pictures_says_what_is_understood(tmp_path):
     (tmp_path / "readme.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"expected pictures .*\.png.* IDX"):
-        data.load(str(tmp_path))
+        sets.load(str(tmp_path))
 
 
 # sizes
@@ -100,8 +100,8 @@ def test_mixed_sizes_without_image_size_list_the_sizes(tmp_path):
     save(tmp_path / "2.png", picture(6, 8))
     save(tmp_path / "3.png", picture(5, 5))
     with pytest.raises(ValueError, match=r"8x6 \(2 pictures\), 5x5 .*--image-size"):
-        data.load(str(tmp_path))
-    assert data.load(str(tmp_path), image_size=4).images.shape == (3, 4, 4, 3)
+        sets.load(str(tmp_path))
+    assert sets.load(str(tmp_path), image_size=4).images.shape == (3, 4, 4, 3)
 
 
 @pytest.mark.parametrize("wide", [True, False])
@@ -133,7 +133,7 @@ def test_grey_sets_have_one_channel_and_mixed_sets_three(tmp_path):
     grey = picture()[..., 0]
     assert load_one(tmp_path, grey).shape == (6, 6, 1)
     save(tmp_path / "one" / "b.png", picture())
-    both = data.load(str(tmp_path / "one")).images
+    both = sets.load(str(tmp_path / "one")).images
     assert both.shape == (2, 6, 6, 3)
     np.testing.assert_array_equal(both[0], np.repeat(grey[..., None], 3, -1))
 
@@ -193,8 +193,8 @@ def test_a_png_with_its_orientation_after_the_pixels_is_refused_not_squeezed(tmp
     late = chunks[:start] + chunks[pixels_start:end] + chunks[start:pixels_start] + chunks[end:]
     (tmp_path / "a.png").write_bytes(late)
     with pytest.raises(ValueError, match=r"a\.png: is 4x6, expected 6x4"):
-        data.load(str(tmp_path))
-    assert data.load(str(tmp_path), image_size=4).images.shape == (1, 4, 4, 3)
+        sets.load(str(tmp_path))
+    assert sets.load(str(tmp_path), image_size=4).images.shape == (1, 4, 4, 3)
 
 
 def test_bilevel_pictures_are_black_and_white(tmp_path):
@@ -205,7 +205,7 @@ def test_bilevel_pictures_are_black_and_white(tmp_path):
 def test_floating_point_pictures_are_refused(tmp_path):
     save(tmp_path / "a.tif", Image.fromarray(np.ones((4, 4), np.float32)))
     with pytest.raises(ValueError, match=r"a\.tif: pixels of mode F have no known range"):
-        data.load(str(tmp_path))
+        sets.load(str(tmp_path))
 
 
 # damage
@@ -220,19 +220,19 @@ def test_unreadable_pictures_are_counted_and_the_first_named(tmp_path):
     (tmp_path / "text.jpg").write_text("<html>404</html>")
 
     with pytest.raises(ValueError, match=r"3 of 7 examples cannot be read") as caught:
-        data.load(str(tmp_path), image_size=16, channels=3)
+        sets.load(str(tmp_path), image_size=16, channels=3)
     for line in ("cut.png: ", "empty.jpg: an empty file", "text.jpg: not a picture"):
         assert line in str(caught.value)
 
     with pytest.raises(ValueError, match=r"2 of 7 pictures cannot be opened"):
-        data.load(str(tmp_path))  # headers are read first
+        sets.load(str(tmp_path))  # headers are read first
 
 
 def test_pictures_over_pillows_pixel_limit_are_refused(tmp_path, monkeypatch):
     save(tmp_path / "a.png", picture(12, 12))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"a\.png: .*(limit|exceeds)"):
-        data.load(str(tmp_path))
+        sets.load(str(tmp_path))
 
 
 def test_pictures_over_the_limit_are_refused_where_pillow_only_warns(tmp_path, monkeypatch):
@@ -240,4 +240,4 @@ def test_pictures_over_the_limit_are_refused_where_pillow_only_warns(tmp_path, m
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(Image, "_decompression_bomb_check", lambda size: None)
     with pytest.raises(ValueError, match=r"12x12 is over Pillow's limit of 100"):
-        data.load(str(tmp_path), image_size=4, channels=3)
+        sets.load(str(tmp_path), image_size=4, channels=3)

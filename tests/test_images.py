@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.io import images
+from jaxgen.pictures import images
 
 
 def numbered(count, height=3, width=2, channels=1):

@@ -81,7 +81,7 @@ def test_every_folder_of_the_package_is_a_room():
     ("place", "line"),
     [
         ("nn/new.py", "from jaxgen.train import step"),
-        ("nn/new.py", "import jaxgen.io.data"),
+        ("nn/new.py", "import jaxgen.data.sets"),
         ("nn/new.py", "from jaxgen import types, io"),
         ("train/new.py", "from jaxgen import run"),
         ("train/new.py", "from . import step"),

@@ -17,8 +17,8 @@ from PIL import Image
 from test_experiments import newest_state, rows, width_of
 
 from jaxgen import cli, following, loading
-from jaxgen.io import diffusers, tokenizer
 from jaxgen.pipeline import StableDiffusion
+from jaxgen.weights import diffusers, tokenizer
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"

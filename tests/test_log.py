@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.io import log
+from jaxgen.runs import log
 
 
 def test_metrics_are_the_shortest_decimals_that_read_back_as_the_same_float32():

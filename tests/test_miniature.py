@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import miniature
-from jaxgen.io import tokenizer
+from jaxgen.weights import tokenizer
 
 
 def test_words_of_both_vocabularies_keep_their_embedding_and_new_ones_differ():

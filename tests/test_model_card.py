@@ -9,7 +9,7 @@ import pytest
 import small_pipeline
 
 from jaxgen import cli, following, model_card
-from jaxgen.io import tokenizer
+from jaxgen.weights import tokenizer
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 ACCURACY = {

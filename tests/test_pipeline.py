@@ -24,8 +24,8 @@ import jaxgen
 from jaxgen import generate
 from jaxgen.conditions import Text
 from jaxgen.diffusion import config, samplers, schedule
-from jaxgen.io import diffusers
 from jaxgen.pipeline import StableDiffusion
+from jaxgen.weights import diffusers
 
 DATA = np.load(pathlib.Path(__file__).parent / "data" / "pipeline.npz")
 STORED = json.loads(bytes(DATA["cases"]))
@@ -351,7 +351,7 @@ def test_a_folder_that_is_no_pipeline_is_an_error(tmp_path):
 
 def test_importing_jaxgen_imports_no_jax():
     code = "import sys, jaxgen; assert jaxgen.__version__; assert 'jax' not in sys.modules; "
-    code += "assert 'numpy' not in sys.modules; import jaxgen.io.png; jaxgen.StableDiffusion"
+    code += "assert 'numpy' not in sys.modules; import jaxgen.pictures.png; jaxgen.StableDiffusion"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     with pytest.raises(AttributeError, match="module 'jaxgen' has no attribute 'Stable'"):
         jaxgen.Stable  # noqa: B018

@@ -6,7 +6,7 @@ import pytest
 import small_clip
 
 from jaxgen import prompts
-from jaxgen.io import tokenizer
+from jaxgen.weights import tokenizer
 
 TOKENS = tokenizer.build(*small_clip.small_vocabulary())
 SECOND = tokenizer.build(*small_clip.small_vocabulary(), {"pad_token": "!"})

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxgen import captioned, following
-from jaxgen.io import hub
 from jaxgen.pipeline import StableDiffusion
+from jaxgen.weights import hub
 from jaxgen.world import caption, reader, scene
 
 FOLDER = hub.resolve(hub.EMBEDDED)

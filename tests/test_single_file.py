@@ -13,7 +13,7 @@ import safetensors.numpy
 import small_clip
 from ldm_shapes import TINY_V1, TINY_V2, TINY_XL, V1, V2, XL, shapes
 
-from jaxgen.io import (
+from jaxgen.weights import (
     diffusers,
     hub,
     ldm_configs,

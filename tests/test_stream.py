@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.io import data, source, stream
+from jaxgen.data import sets, source, stream
 
 SHAPE = (2, 2, 1)
 
@@ -144,9 +144,9 @@ def write_pictures(folder: pathlib.Path, number: int, size: int) -> str:
 
 def test_streamed_pictures_are_the_loaded_ones(tmp_path):
     folder = write_pictures(tmp_path, 40, 9)
-    loaded = data.load(folder, image_size=6, channels=3)
-    opened = data.open_source(folder, image_size=6, channels=3)
-    assert data.size_in_bytes(opened) == loaded.images.nbytes
+    loaded = sets.load(folder, image_size=6, channels=3)
+    opened = sets.open_source(folder, image_size=6, channels=3)
+    assert sets.size_in_bytes(opened) == loaded.images.nbytes
 
     batches = stream.shuffled_batches(opened, batch_size=36, seed=0)
     batch = next(batches)
@@ -159,20 +159,20 @@ def test_streamed_pictures_are_the_loaded_ones(tmp_path):
 
 def test_streaming_holds_a_few_batches_and_not_the_set(tmp_path):
     folder = write_pictures(tmp_path, 200, 128)  # 9.8 MB decoded
-    opened = data.open_source(folder, image_size=128, channels=3)
+    opened = sets.open_source(folder, image_size=128, channels=3)
     tracemalloc.start()
     batches = stream.shuffled_batches(opened, batch_size=4, seed=0, num_threads=2)
     for _ in range(60):
         next(batches)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < data.size_in_bytes(opened) / 3
+    assert peak < sets.size_in_bytes(opened) / 3
 
 
 def test_a_picture_that_cannot_be_read_stops_the_stream_with_its_name(tmp_path):
     folder = write_pictures(tmp_path, 20, 8)
     (tmp_path / "0" / "004.png").write_bytes(b"not a picture")
-    opened = data.open_source(folder, image_size=8, channels=3)
+    opened = sets.open_source(folder, image_size=8, channels=3)
     batches = stream.shuffled_batches(opened, batch_size=18, seed=0)
     with pytest.raises(ValueError, match=r"0/004\.png: not a picture"):
         next(batches)

@@ -14,7 +14,8 @@ import tiny_checkpoints
 from PIL import Image
 
 import jaxgen
-from jaxgen.io import diffusers, png
+from jaxgen.pictures import png
+from jaxgen.weights import diffusers
 from jaxgen.world import reader, scene
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -21,8 +21,8 @@ from PIL import Image
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.image_classification import cifar, mnist
 
-from jaxgen.io import data, source, stream, tfds_prepare
-from jaxgen.io import tfds as tfds_io
+from jaxgen.data import sets, source, stream, tfds_prepare
+from jaxgen.data import tfds as tfds_io
 
 RNG = np.random.default_rng(0)
 
@@ -71,8 +71,8 @@ def prepare(builder_class: type, root, **attributes):
 
 def test_a_prepared_set_is_read_by_name_and_by_folder(tmp_path):
     builder = prepare(Pictures, tmp_path, shape=(4, 8, 4), splits=("train", "test"))
-    by_name = data.load("pictures", data_dir=str(tmp_path))
-    by_folder = data.load(str(builder.data_path))
+    by_name = sets.load("pictures", data_dir=str(tmp_path))
+    by_folder = sets.load(str(builder.data_path))
 
     assert by_name.images.shape == (20, 4, 8, 3)
     assert by_name.class_names == ("ant", "bee", "cat")
@@ -86,13 +86,13 @@ def test_a_prepared_set_is_read_by_name_and_by_folder(tmp_path):
 def test_the_data_dir_is_taken_from_the_environment(tmp_path, monkeypatch):
     prepare(Pictures, tmp_path, shape=(4, 4, 4))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert data.load("pictures").images.shape == (18, 4, 4, 3)
+    assert sets.load("pictures").images.shape == (18, 4, 4, 3)
 
 
 def test_a_set_without_a_test_split_is_held_out_of(tmp_path):
     prepare(Pictures, tmp_path, shape=(4, 4, 1), labelled=False)
-    train = data.load("pictures", data_dir=str(tmp_path))
-    test = data.load("pictures", "test", data_dir=str(tmp_path))
+    train = sets.load("pictures", data_dir=str(tmp_path))
+    test = sets.load("pictures", "test", data_dir=str(tmp_path))
     values = np.concatenate([train.images, test.images])[:, 0, 0, 0]
     assert (len(train.images), len(test.images)) == (18, 2)
     assert sorted(values.tolist()) == list(range(0, 200, 10))
@@ -102,15 +102,15 @@ def test_a_set_without_a_test_split_is_held_out_of(tmp_path):
 
 def test_validation_stands_in_for_a_missing_test_split(tmp_path):
     prepare(Pictures, tmp_path, shape=(4, 4, 1), splits=("train", "validation"))
-    assert len(data.load("pictures", data_dir=str(tmp_path)).images) == 20
-    assert len(data.load("pictures", "test", data_dir=str(tmp_path)).images) == 20
+    assert len(sets.load("pictures", data_dir=str(tmp_path)).images) == 20
+    assert len(sets.load("pictures", "test", data_dir=str(tmp_path)).images) == 20
 
 
 def test_sets_of_mixed_sizes_ask_for_an_image_size(tmp_path):
     prepare(Pictures, tmp_path)
     with pytest.raises(ValueError, match="pass --image-size"):
-        data.load("pictures", data_dir=str(tmp_path))
-    loaded = data.load("pictures", data_dir=str(tmp_path), image_size=5, channels=1)
+        sets.load("pictures", data_dir=str(tmp_path))
+    loaded = sets.load("pictures", data_dir=str(tmp_path), image_size=5, channels=1)
     assert loaded.images.shape == (18, 5, 5, 1)
 
 
@@ -119,7 +119,7 @@ def test_a_set_in_tfrecord_format_says_who_can_read_it(tmp_path):
     path = builder.data_path / "dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     with pytest.raises(ValueError, match=r"tfrecord format, which only TensorFlow reads"):
-        data.load("pictures", data_dir=str(tmp_path))
+        sets.load("pictures", data_dir=str(tmp_path))
 
 
 def test_a_damaged_record_file_is_an_error_that_names_the_set(tmp_path):
@@ -131,7 +131,7 @@ def test_a_damaged_record_file_is_an_error_that_names_the_set(tmp_path):
         content[i] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"pictures/1\.0\.0"):
-        data.load("pictures", data_dir=str(tmp_path))
+        sets.load("pictures", data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -173,21 +173,21 @@ class Numbers(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def test_sets_without_images_are_refused(tmp_path):
     Numbers(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     with pytest.raises(ValueError, match=r"numbers has no 8-bit images; .*\['number'\]"):
-        data.load("numbers", data_dir=str(tmp_path))
+        sets.load("numbers", data_dir=str(tmp_path))
 
 
 def test_damaged_metadata_is_an_error_that_names_the_folder(tmp_path):
     builder = prepare(Pictures, tmp_path, shape=(4, 4, 1))
     (builder.data_path / "features.json").write_text("{")
     with pytest.raises(ValueError, match=r"pictures/1\.0\.0 is not a prepared TFDS set"):
-        data.load("pictures", data_dir=str(tmp_path))
+        sets.load("pictures", data_dir=str(tmp_path))
 
 
 def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):
     for version, shape in (("9.0.0", (9, 9, 1)), ("10.0.0", (10, 10, 1))):
         prepare(Pictures, tmp_path, shape=shape, VERSION=tfds.core.Version(version))
-    assert data.open_source("pictures", data_dir=str(tmp_path)).image_shape == (10, 10, 1)
-    assert data.open_source("pictures:9.0.0", data_dir=str(tmp_path)).image_shape == (9, 9, 1)
+    assert sets.open_source("pictures", data_dir=str(tmp_path)).image_shape == (10, 10, 1)
+    assert sets.open_source("pictures:9.0.0", data_dir=str(tmp_path)).image_shape == (9, 9, 1)
 
 
 def test_several_configurations_must_be_told_apart(tmp_path):
@@ -196,15 +196,15 @@ def test_several_configurations_must_be_told_apart(tmp_path):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         (tmp_path / config / "pictures").rename(tmp_path / "pictures" / config)
     with pytest.raises(ValueError, match=r"use one of \['pictures/big', 'pictures/small'\]"):
-        data.open_source("pictures", data_dir=str(tmp_path))
-    assert data.open_source("pictures/big", data_dir=str(tmp_path)).num_examples == 18
+        sets.open_source("pictures", data_dir=str(tmp_path))
+    assert sets.open_source("pictures/big", data_dir=str(tmp_path)).num_examples == 18
 
 
 def test_a_prepared_set_streams_the_examples_that_it_loads(tmp_path):
     prepare(Pictures, tmp_path)
     options = {"data_dir": str(tmp_path), "image_size": 5}
-    loaded = data.load("pictures", **options)
-    opened = data.open_source("pictures", **options)
+    loaded = sets.load("pictures", **options)
+    opened = sets.open_source("pictures", **options)
     batch = next(stream.shuffled_batches(opened, batch_size=18, seed=0))
     ours = as_multiset(batch["image"], batch["label"])
     assert ours == as_multiset(loaded.images, loaded.labels)
@@ -231,14 +231,14 @@ def test_a_prepared_set_streams_the_examples_that_it_loads(tmp_path):
 )
 def test_names_that_lead_nowhere_are_explained(name, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        data.load(name, data_dir=str(tmp_path))
+        sets.load(name, data_dir=str(tmp_path))
     assert not any(tmp_path.iterdir())
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r"jaxgen\[data\].*Did you mean 'digits'\?.*\.npz"):
-        data.load("digitz")
+        sets.load("digitz")
 
 
 # download and preparation, from a server on this machine
@@ -301,9 +301,9 @@ def test_mnist_is_downloaded_and_prepared(name, stock, host, monkeypatch, tmp_pa
     images, labels = serve_mnist(monkeypatch, *host, stock)
     root = tmp_path / "tfds"
 
-    train = data.load(name, data_dir=str(root))
+    train = sets.load(name, data_dir=str(root))
     monkeypatch.setattr(tfds_prepare, "prepare", None)  # now it is there
-    test = data.load(name, "test", data_dir=str(root))
+    test = sets.load(name, "test", data_dir=str(root))
 
     ours = as_multiset(train.images[..., 0], train.labels)
     assert ours == as_multiset(images[:30], labels[:30])  # TFDS shuffles as it writes
@@ -342,8 +342,8 @@ def test_cifar10_is_downloaded_and_prepared(host, monkeypatch, tmp_path):
         property(lambda self: info.fget(self)._replace(url=url + "cifar-10-binary.tar.gz")),
     )
 
-    train = data.load("cifar10", data_dir=str(tmp_path / "tfds"))
-    test = data.load("cifar10", "test", data_dir=str(tmp_path / "tfds"))
+    train = sets.load("cifar10", data_dir=str(tmp_path / "tfds"))
+    test = sets.load("cifar10", "test", data_dir=str(tmp_path / "tfds"))
 
     assert as_multiset(train.images, train.labels) == as_multiset(images[:10], labels[:10])
     assert as_multiset(test.images, test.labels) == as_multiset(images[10:], labels[10:])
@@ -357,7 +357,7 @@ def test_a_download_with_a_wrong_checksum_leaves_nothing_behind(host, monkeypatc
     path = folder / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(ValueError, match=r"(?s)mnist cannot be prepared: .*wrong checksum.*npz"):
-        data.load("mnist", data_dir=str(tmp_path / "tfds"))
+        sets.load("mnist", data_dir=str(tmp_path / "tfds"))
     assert not any((tmp_path / "tfds").iterdir())
 
 
@@ -367,14 +367,14 @@ def test_a_download_that_is_not_idx_leaves_nothing_behind(host, monkeypatch, tmp
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(b"<html>log in first</html>")
     expect_checksums(monkeypatch, folder, url)
     with pytest.raises(ValueError, match=r"mnist cannot be prepared: .*not an IDX file"):
-        data.load("mnist", data_dir=str(tmp_path / "tfds"))
+        sets.load("mnist", data_dir=str(tmp_path / "tfds"))
     assert not any((tmp_path / "tfds").iterdir())
 
 
 def test_a_missing_file_on_the_host_is_reported(host, monkeypatch, tmp_path):
     monkeypatch.setattr(mnist.MNIST, "URL", host[1])
     with pytest.raises(ValueError, match=r"cannot be reached \(HTTP Error 404"):
-        data.load("mnist", data_dir=str(tmp_path / "tfds"))
+        sets.load("mnist", data_dir=str(tmp_path / "tfds"))
 
 
 def test_offline_fails_at_once_with_three_ways_out(monkeypatch, tmp_path):
@@ -384,7 +384,7 @@ def test_offline_fails_at_once_with_three_ways_out(monkeypatch, tmp_path):
     monkeypatch.setattr(mnist.MNIST, "URL", f"http://127.0.0.1:{port}/")
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"Three ways need no download: copy .*IDX files.*\.npz"):
-        data.load("mnist", data_dir=str(tmp_path / "tfds"))
+        sets.load("mnist", data_dir=str(tmp_path / "tfds"))
     assert time.monotonic() - start < 5
     assert not (tmp_path / "tfds").exists()
 
@@ -396,7 +396,7 @@ def test_a_host_that_never_answers_is_given_up(monkeypatch, tmp_path):
         monkeypatch.setattr(mnist.MNIST, "URL", f"http://127.0.0.1:{mute.getsockname()[1]}/")
         start = time.monotonic()
         with pytest.raises(ValueError, match=r"cannot be reached \((timed out|no answer)"):
-            data.load("mnist", data_dir=str(tmp_path / "tfds"))
+            sets.load("mnist", data_dir=str(tmp_path / "tfds"))
         assert time.monotonic() - start < 3
 
 
@@ -406,6 +406,6 @@ def test_a_name_look_up_that_hangs_is_given_up(monkeypatch, tmp_path):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(20))
     start = time.monotonic()
     with pytest.raises(ValueError, match="no answer in"):
-        data.load("mnist", data_dir=str(tmp_path / "tfds"))
+        sets.load("mnist", data_dir=str(tmp_path / "tfds"))
     assert time.monotonic() - start < 3
     released.set()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_clip
 
-from jaxgen.io import tokenizer
+from jaxgen.weights import tokenizer
 
 STORED = Path(__file__).parent / "data" / "clip_ids.json"
 VOCAB, MERGES = small_clip.small_vocabulary()

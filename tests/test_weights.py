@@ -17,8 +17,8 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.io import configs, diffusers, tensors, weights
 from jaxgen.nn import autoencoder_kl, clip, unet
+from jaxgen.weights import configs, diffusers, layout, tensors
 
 SHAPES = json.loads(
     gzip.decompress((Path(__file__).parent / "data" / "state_shapes.json.gz").read_bytes())
@@ -70,7 +70,7 @@ def _assert_trees_equal(a, b):
 
 def test_layers_compute_what_their_torch_tensors_say():
     stored = _stored()
-    params = weights.load(_lazy(stored), _abstract())
+    params = layout.load(_lazy(stored), _abstract())
     x = np.random.default_rng(1).normal(size=(1, 4, 4, 2)).astype(np.float32)
     w, b = stored["conv_in.weight"], stored["conv_in.bias"]
 
@@ -90,13 +90,13 @@ def test_layers_compute_what_their_torch_tensors_say():
 
 def test_saved_tree_is_the_loaded_tensors(tmp_path):
     stored = _stored()
-    params = weights.load(_lazy(stored), _abstract())
-    tensors.write_file(tmp_path / "w.safetensors", weights.to_tensors(params))
+    params = layout.load(_lazy(stored), _abstract())
+    tensors.write_file(tmp_path / "w.safetensors", layout.to_tensors(params))
     again = safetensors.numpy.load_file(tmp_path / "w.safetensors")
     assert again.keys() == stored.keys()
     for name, array in stored.items():
         np.testing.assert_array_equal(again[name], array, err_msg=name)
-    loaded = weights.load(tensors.open_file(tmp_path / "w.safetensors"), _abstract())
+    loaded = layout.load(tensors.open_file(tmp_path / "w.safetensors"), _abstract())
     _assert_trees_equal(loaded, params)
 
 
@@ -106,13 +106,11 @@ def test_one_by_one_convolutions_and_linear_layers_fill_each_other():
     swapped["conv_shortcut.weight"] = stored["conv_shortcut.weight"][:, :, 0, 0]
     swapped["linear_1.weight"] = stored["linear_1.weight"][:, :, None, None]
     abstract = _abstract()
-    _assert_trees_equal(
-        weights.load(_lazy(swapped), abstract), weights.load(_lazy(stored), abstract)
-    )
+    _assert_trees_equal(layout.load(_lazy(swapped), abstract), layout.load(_lazy(stored), abstract))
 
     conv = jax.eval_shape(nn.Conv(5, (1, 1)).init, jax.random.key(0), jnp.zeros((1, 1, 1, 6)))
     linear = {n: stored[f"linear_1.{n}"] for n in ("weight", "bias")}
-    params = weights.load(_lazy({f"c.{n}": a for n, a in linear.items()}), {"c": conv["params"]})
+    params = layout.load(_lazy({f"c.{n}": a for n, a in linear.items()}), {"c": conv["params"]})
     np.testing.assert_array_equal(params["c"]["kernel"][0, 0], stored["linear_1.weight"].T)
 
 
@@ -123,7 +121,7 @@ def test_all_faults_are_one_error():
     stored["linear_1.weight"] = np.zeros((5, 7), np.float32)
     del stored["norm.bias"], stored["conv_in.weight"]
     with pytest.raises(ValueError, match="does not fit") as caught:
-        weights.load(_lazy(stored), _abstract())
+        layout.load(_lazy(stored), _abstract())
     message = str(caught.value)
     assert "2 unknown tensors (in the file, not in the model): extra.weight [2, 3]" in message
     assert "norm.running_mean [6]" in message
@@ -136,7 +134,7 @@ def test_all_faults_are_one_error():
 def test_long_lists_of_faults_are_counted():
     stored = {f"blocks.{i}.weight": np.zeros(1, np.float32) for i in range(1000)}
     with pytest.raises(ValueError, match=r"1000 unknown .* and 988 more") as caught:
-        weights.load(_lazy(stored), _abstract())
+        layout.load(_lazy(stored), _abstract())
     assert len(str(caught.value)) < 2000
 
 
@@ -147,13 +145,13 @@ def test_nothing_is_read_before_all_names_and_shapes_are_right():
     stored = {n: tensors.Tensor(a.shape, a.dtype, explode) for n, a in _stored().items()}
     stored["surplus.weight"] = tensors.Tensor((1,), np.dtype(np.float32), explode)
     with pytest.raises(ValueError, match="surplus"):
-        weights.load(stored, _abstract())
+        layout.load(stored, _abstract())
 
 
 def test_square_kernels_are_transposed_too():
     square = np.arange(16, dtype=np.float32).reshape(4, 4)
     abstract = {"to_q": {"kernel": jax.ShapeDtypeStruct((4, 4), jnp.float32)}}
-    params = weights.load(_lazy({"to_q.weight": square}), abstract)
+    params = layout.load(_lazy({"to_q.weight": square}), abstract)
     np.testing.assert_array_equal(params["to_q"]["kernel"], square.T)
 
 
@@ -162,7 +160,7 @@ def test_two_tensors_for_one_leaf_are_an_error():
     abstract = {"encoder": {"mid_block": {"attentions_0": {"to_q": leaf}}}}
     name, square = "encoder.mid_block.attentions.0.", np.zeros((4, 4), np.float32)
     with pytest.raises(ValueError, match="1 tensors for the same place"):
-        weights.load(_lazy({name + "to_q.weight": square, name + "query.weight": square}), abstract)
+        layout.load(_lazy({name + "to_q.weight": square, name + "query.weight": square}), abstract)
 
 
 def test_old_attention_names_and_position_ids_are_understood():
@@ -174,7 +172,7 @@ def test_old_attention_names_and_position_ids_are_understood():
         for i, name in enumerate(("query", "key", "value", "proj_attn"))
     }
     stored["text_model.embeddings.position_ids"] = np.arange(77)[None]
-    params = weights.load(_lazy(stored), abstract)["decoder"]["mid_block"]["attentions_0"]
+    params = layout.load(_lazy(stored), abstract)["decoder"]["mid_block"]["attentions_0"]
     assert {n: float(leaf["kernel"][0, 0]) for n, leaf in params.items()} == {
         "to_q": 0, "to_k": 1, "to_v": 2, "to_out_0": 3,
     }  # fmt: skip
@@ -182,7 +180,7 @@ def test_old_attention_names_and_position_ids_are_understood():
 
 def test_old_names_mean_nothing_outside_attention():
     abstract = {"query": {"kernel": jax.ShapeDtypeStruct((4, 4), jnp.float32)}}
-    params = weights.load(_lazy({"query.weight": np.ones((4, 4), np.float32)}), abstract)
+    params = layout.load(_lazy({"query.weight": np.ones((4, 4), np.float32)}), abstract)
     assert params["query"]["kernel"].shape == (4, 4)
 
 
@@ -191,7 +189,7 @@ def test_old_names_mean_nothing_outside_attention():
 def test_weights_are_cast_as_numpy_casts_them(tmp_path, source, target):
     stored = {name: array.astype(source) for name, array in _stored().items()}
     safetensors.numpy.save_file(stored, tmp_path / "w.safetensors")
-    params = weights.load(tensors.open_file(tmp_path / "w.safetensors"), _abstract(), target)
+    params = layout.load(tensors.open_file(tmp_path / "w.safetensors"), _abstract(), target)
     kernel = params["linear_1"]["kernel"]
     assert kernel.dtype == target
     np.testing.assert_array_equal(kernel, stored["linear_1.weight"].astype(target).T)
@@ -201,7 +199,7 @@ def test_integers_are_not_weights():
     stored = _stored()
     stored["norm.bias"] = np.zeros(6, np.int32)
     with pytest.raises(ValueError, match=r"floating point.*norm\.bias \(int32\)"):
-        weights.load(_lazy(stored), _abstract())
+        layout.load(_lazy(stored), _abstract())
 
 
 def test_every_leaf_goes_where_its_sharding_says():
@@ -211,16 +209,16 @@ def test_every_leaf_goes_where_its_sharding_says():
     def by_path(path, shape):
         return split if path[-1] == "kernel" and shape[0] % 2 == 0 else everywhere
 
-    plain = weights.load(_lazy(_stored()), _abstract())
-    sharded = weights.load(_lazy(_stored()), _abstract(), sharding=by_path)
+    plain = layout.load(_lazy(_stored()), _abstract())
+    sharded = layout.load(_lazy(_stored()), _abstract(), sharding=by_path)
     _assert_trees_equal(sharded, plain)
     assert sharded["linear_1"]["kernel"].sharding == split
     assert sharded["linear_1"]["bias"].sharding == everywhere
 
     tree = jax.tree.map(lambda leaf: leaf.sharding, sharded)
-    again = weights.load(_lazy(_stored()), _abstract(), sharding=tree)
+    again = layout.load(_lazy(_stored()), _abstract(), sharding=tree)
     assert jax.tree.map(lambda leaf: leaf.sharding, again) == tree
-    same = weights.load(_lazy(_stored()), _abstract(), sharding=everywhere)
+    same = layout.load(_lazy(_stored()), _abstract(), sharding=everywhere)
     assert {leaf.sharding for leaf in jax.tree.leaves(same)} == {everywhere}
 
 
@@ -253,15 +251,15 @@ def test_full_size_networks_are_matched_leaf_for_leaf(kind, name):
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(abstract)
     wanted = {tuple(k.key for k in keys): leaf.shape for keys, leaf in leaves}
-    plan = weights.match(stored, wanted)
+    plan = layout.match(stored, wanted)
     assert sorted(plan.values()) == sorted(stored)
-    back = weights.to_tensors(abstract, configs.conv_1x1(config))
+    back = layout.to_tensors(abstract, configs.conv_1x1(config))
     assert {n: tensor.shape for n, tensor in back.items()} == stored
 
 
 def test_leaf_without_a_place_in_diffusers_cannot_be_saved():
     with pytest.raises(ValueError, match="no place in a diffusers checkpoint"):
-        weights.to_tensors({"dense": {"gamma": jnp.zeros(3)}})
+        layout.to_tensors({"dense": {"gamma": jnp.zeros(3)}})
 
 
 def test_interrupted_writing_leaves_no_file(tmp_path):
@@ -277,7 +275,7 @@ def test_interrupted_writing_leaves_no_file(tmp_path):
 MEASURE = """
 import sys, threading, time
 import jax, jax.numpy as jnp
-from jaxgen.io import tensors, weights
+from jaxgen.weights import layout, tensors
 jax.block_until_ready(jnp.ones(8) + 1)
 
 def resident():
@@ -295,7 +293,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-params = weights.load(tensors_, abstract)
+params = layout.load(tensors_, abstract)
 done.set(); thread.join()
 print(max(peak[0], resident()) - before)
 """

@@ -8,7 +8,7 @@ import small_clip
 import tiny_networks
 
 from jaxgen import loading
-from jaxgen.io import diffusers, tokenizer
+from jaxgen.weights import diffusers, tokenizer
 
 VOCAB, MERGES = small_clip.small_vocabulary()
 SIZE = 32  # pixels

@@ -25,9 +25,9 @@ from transformers.models.clip import modeling_flax_clip
 
 from benchmarks.sd_models import Model, num_parameters
 from benchmarks.sd_programs import GUIDANCE, SCHEDULER, Size
-from jaxgen.io import configs, weights
 from jaxgen.measure import turns
 from jaxgen.types import Array, Params
+from jaxgen.weights import configs, layout
 
 CLASSES: dict[str, Any] = {
     "unet": unet_2d_condition_flax.FlaxUNet2DConditionModel,
@@ -158,7 +158,7 @@ def _params(network: Any, model: Model, name: str, kind: Any) -> Params:
     """jaxgen's parameters under the names of Flax diffusers. Raises ValueError if one is left."""
     shapes = jax.eval_shape(lambda: network.init_weights(jax.random.key(0), *_given(name)))
     known: dict[Any, Any] = flax.traverse_util.flatten_dict(shapes)
-    stored = weights.to_tensors(model.params[name], configs.conv_1x1(model.configs[name]))
+    stored = layout.to_tensors(model.params[name], configs.conv_1x1(model.configs[name]))
     made = {}
     for key, tensor in stored.items():
         path = next((p for p in _paths(key) if p in known), None)

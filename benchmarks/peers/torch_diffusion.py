@@ -12,8 +12,8 @@ import transformers
 from benchmarks.peers.torch_training import device, memory_growth, memory_mark, synchronize
 from benchmarks.sd_models import Model
 from benchmarks.sd_programs import GUIDANCE, SCHEDULER, Size
-from jaxgen.io import configs, weights
 from jaxgen.measure import turns
+from jaxgen.weights import configs, layout
 
 CLASSES: dict[str, Any] = {
     "unet": diffusers.UNet2DConditionModel,
@@ -149,7 +149,7 @@ def _network(name: str, model: Model, kind: Any) -> Any:
         made = CLASSES[name](transformers.CLIPTextConfig(**config))
     else:
         made = CLASSES[name].from_config(config)
-    stored = weights.to_tensors(model.params[name], configs.conv_1x1(config))
+    stored = layout.to_tensors(model.params[name], configs.conv_1x1(config))
     known = made.state_dict()
     state = {
         _known(key, known): torch.from_numpy(np.array(tensor.read(), np.float32))

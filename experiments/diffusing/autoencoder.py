@@ -12,9 +12,11 @@ from diffusing.options import NAME, Config, captions_of, check, sizes_of
 from PIL import Image
 
 from jaxgen import captioned, cli, miniature, plan, run
-from jaxgen.io import data, images, run_folder
+from jaxgen.data import sets
 from jaxgen.miniature import Sizes
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.pictures import images
+from jaxgen.runs import run_folder
 from jaxgen.train import augment, losses, step
 from jaxgen.types import Array, Key, Params
 
@@ -28,7 +30,7 @@ class First(NamedTuple):
     runs: tuple[tuple[Config, int], ...]  # options and steps of the runs that trained it, in order
 
 
-def open_split(config: Config, options: cli.RunOptions, split: str) -> data.Source:
+def open_split(config: Config, options: cli.RunOptions, split: str) -> sets.Source:
     """The pictures of "train" or "test", without their captions."""
     check(config)
     return captions_of(config, options, split).source

@@ -14,13 +14,16 @@ from diffusing.options import NAME, Config, captions_of, check, sizes_of
 from PIL import Image
 
 from jaxgen import captioned, cli, loading, miniature, plan, run
-from jaxgen.io import data, images, run_folder, tokenizer
-from jaxgen.io.diffusers import Checkpoint
-from jaxgen.io.tokenizer import Tokenizer
+from jaxgen.data import sets
 from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS, Sizes
+from jaxgen.pictures import images
 from jaxgen.pipeline import StableDiffusion
+from jaxgen.runs import run_folder
 from jaxgen.train import losses, step
 from jaxgen.types import Array, Key, Params
+from jaxgen.weights import tokenizer
+from jaxgen.weights.diffusers import Checkpoint
+from jaxgen.weights.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"  # in the run folder
 
@@ -89,7 +92,7 @@ def _earlier(run_dir: str) -> Second:
     return second._replace(begun=ema, runs=(*second.runs, (config, done)))
 
 
-def open_split(config: Config, second: Second, options: cli.RunOptions, split: str) -> data.Source:
+def open_split(config: Config, second: Second, options: cli.RunOptions, split: str) -> sets.Source:
     """Latents of the pictures, with token ids as labels."""
     first, tokens = second.first, second.checkpoint.tokenizers["tokenizer"]
     scale = second.checkpoint.components["vae"].config["scaling_factor"]

@@ -30,7 +30,7 @@ from diffusers.pipelines.stable_diffusion import (
 )
 from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl_img2img
 
-from jaxgen.io import diffusers as diffusers_io
+from jaxgen.weights import diffusers as diffusers_io
 
 CLASSES = {
     ("sd", "text"): diffusers.StableDiffusionPipeline,

@@ -17,8 +17,8 @@ import ldm_shapes  # noqa: E402
 import safetensors.numpy  # noqa: E402
 from diffusers.loaders import single_file_utils  # noqa: E402
 
-from jaxgen.io import diffusers, ldm_configs, ldm_names, tensors, tokenizer, weights  # noqa: E402  # noqa: E402
 from jaxgen.nn import autoencoder_kl, clip, unet  # noqa: E402
+from jaxgen.weights import diffusers, layout, ldm_configs, ldm_names, tensors, tokenizer  # noqa: E402  # noqa: E402
 
 pytestmark = [
     pytest.mark.oracle,
@@ -143,7 +143,7 @@ def _params(component):
     else:
         module, inputs = clip.CLIPTextModel(**fields), [jnp.zeros((1, 77), jnp.int32)]
     abstract = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    return module, weights.load(component.tensors, abstract)
+    return module, layout.load(component.tensors, abstract)
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])

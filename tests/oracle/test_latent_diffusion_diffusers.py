@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from tiny_networks import weights_by_path
 
 from jaxgen import captioned, loading, miniature
-from jaxgen.io import diffusers, tokenizer
 from jaxgen.pipeline import StableDiffusion
+from jaxgen.weights import diffusers, tokenizer
 from jaxgen.world import caption
 
 pytestmark = pytest.mark.oracle

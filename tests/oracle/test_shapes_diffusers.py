@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from jaxgen.io import hub, tokenizer
 from jaxgen.pipeline import StableDiffusion
+from jaxgen.weights import hub, tokenizer
 
 # torch and diffusers warn of each other's and of numpy's future
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]

@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 import small_clip  # noqa: E402
 from make_clip_ids import write_folder  # noqa: E402
 
-from jaxgen.io import tokenizer  # noqa: E402
+from jaxgen.weights import tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgen.io import configs, json_file, tokenizer, weight_files, weights
-from jaxgen.io.tensors import Tensor
-from jaxgen.io.tokenizer import Tokenizer
+from jaxgen import files
 from jaxgen.types import Params
+from jaxgen.weights import configs, layout, tokenizer, weight_files
+from jaxgen.weights.tensors import Tensor
+from jaxgen.weights.tokenizer import Tokenizer
 
 # component -> (library, its file stem, the classes that jaxgen implements)
 NETWORKS = {
@@ -65,7 +66,7 @@ def fields(component: Component) -> dict[str, Any]:
 
 def with_params(component: Component, params: Params) -> Component:
     """The component with the parameters of its jaxgen module as weights, for `write`."""
-    stored = weights.to_tensors(params, configs.conv_1x1(component.config))
+    stored = layout.to_tensors(params, configs.conv_1x1(component.config))
     return component._replace(tensors=stored)
 
 
@@ -84,7 +85,7 @@ def read(folder: str | Path, variant: str | None = None) -> Checkpoint:
         if _present(index, name)
     }
     tokens = {name: tokenizer.read(folder / name) for name in TOKENIZERS if _present(index, name)}
-    scheduler = json_file.read_object(folder / "scheduler" / "scheduler_config.json")
+    scheduler = files.read_object(folder / "scheduler" / "scheduler_config.json")
     scheduler.setdefault("_class_name", index["scheduler"][1])
     options = {name: value for name, value in index.items() if not isinstance(value, list)}
     return Checkpoint(options, components, tokens, scheduler)
@@ -124,9 +125,11 @@ def wanted_files(names: list[str], variant: str | None, where: str) -> list[str]
         inside = [n.removeprefix(f"{name}/") for n in names if n.startswith(f"{name}/")]
         if inside:
             chosen = weight_files.choose(inside, stem, variant, f"{where}/{name}")
-            files = ["config.json", chosen]
-            files += weight_files.shards_of(inside, chosen) if chosen.endswith(".json") else []
-            wanted += [f"{name}/{file}" for file in files]
+            inside_files = ["config.json", chosen]
+            inside_files += (
+                weight_files.shards_of(inside, chosen) if chosen.endswith(".json") else []
+            )
+            wanted += [f"{name}/{file}" for file in inside_files]
     return wanted
 
 
@@ -139,7 +142,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"{folder} has no model_index.json, so it is no diffusers pipeline; it holds {found}. "
             "Give the folder of a pipeline, or the path of one single-file .safetensors checkpoint"
         )
-    return json_file.read_object(folder / "model_index.json")
+    return files.read_object(folder / "model_index.json")
 
 
 def _present(index: dict[str, Any], name: str) -> bool:
@@ -178,7 +181,7 @@ def _check_complete(folder: Path, index: dict[str, Any]) -> None:
 
 
 def _read_component(folder: Path, name: str, class_name: str, variant: str | None) -> Component:
-    config = json_file.read_object(folder / "config.json")
+    config = files.read_object(folder / "config.json")
     stored = weight_files.open_component(folder, NETWORKS[name][1], variant)
     component = Component(class_name, config, with_text_model(stored, class_name))
     try:
@@ -204,7 +207,7 @@ def _write(folder: Path, checkpoint: Checkpoint, dtype: Any) -> None:
         library, stem, _ = NETWORKS[name]
         index[name] = [library, component.class_name]
         (folder / name).mkdir()
-        (folder / name / "config.json").write_text(json_file.dumps(component.config))
+        (folder / name / "config.json").write_text(files.dumps(component.config))
         weight_files.write_component(folder / name, stem, component.tensors, dtype)
     for name, tokens in checkpoint.tokenizers.items():
         index[name] = ["transformers", "CLIPTokenizer"]
@@ -212,6 +215,6 @@ def _write(folder: Path, checkpoint: Checkpoint, dtype: Any) -> None:
         tokenizer.write(folder / name, tokens)
     index["scheduler"] = ["diffusers", checkpoint.scheduler["_class_name"]]
     (folder / "scheduler").mkdir()
-    text = json_file.dumps(checkpoint.scheduler)
+    text = files.dumps(checkpoint.scheduler)
     (folder / "scheduler" / "scheduler_config.json").write_text(text)
-    (folder / "model_index.json").write_text(json_file.dumps(index))
+    (folder / "model_index.json").write_text(files.dumps(index))

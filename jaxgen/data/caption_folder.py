@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxgen.io import image_folder, json_file, source
+from jaxgen import files
+from jaxgen.data import image_folder, source
 
 _METADATA = "metadata.jsonl"
 _METADATA_BYTES = 2**28  # a million lines of 250 bytes
@@ -60,8 +61,8 @@ def open_split(
         held_out = source.holdout(np.zeros(len(names), np.int32), split)
         names = [names[i] for i in held_out.tolist()]
     paths = [str(place / name) for name in names]
-    files = image_folder.ImageFiles(paths, np.arange(len(paths), dtype=np.int32), ())
-    pictures = image_folder.open_split(files, image_size=image_size, channels=channels)
+    listing = image_folder.ImageFiles(paths, np.arange(len(paths), dtype=np.int32), ())
+    pictures = image_folder.open_split(listing, image_size=image_size, channels=channels)
     return Captioned(pictures, [captions[name] for name in names])
 
 
@@ -114,7 +115,7 @@ def _describe(kind: str, faults: list[str]) -> str:
 
 def _read_lines(place: pathlib.Path) -> tuple[dict[str, str], list[str]]:
     """Captions by file name, and what is wrong with the lines that hold none."""
-    data = json_file.read_bytes(place / _METADATA, _METADATA_BYTES)
+    data = files.read_bytes(place / _METADATA, _METADATA_BYTES)
     root = pathlib.Path(os.path.realpath(place))
     captions, faults = {}, []
     for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
@@ -134,9 +135,9 @@ def _read_lines(place: pathlib.Path) -> tuple[dict[str, str], list[str]]:
 
 def _parse_line(line: bytes) -> tuple[str, str]:
     """File name, in one spelling, and caption."""
-    if len(line) > json_file.CONFIG_BYTES:
-        raise ValueError(f"it has {len(line)} bytes; at most {json_file.CONFIG_BYTES} are read")
-    entry = json_file.parse_object(line, "it")
+    if len(line) > files.CONFIG_BYTES:
+        raise ValueError(f"it has {len(line)} bytes; at most {files.CONFIG_BYTES} are read")
+    entry = files.parse_object(line, "it")
     name = _get_text(entry, "file_name", _NAME_CHARACTERS)
     key = "caption" if "caption" in entry and "text" not in entry else "text"
     return pathlib.PurePath(name).as_posix(), _get_text(entry, key, _CAPTION_CHARACTERS)

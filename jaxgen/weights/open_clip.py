@@ -7,8 +7,8 @@ Mirrors diffusers' convert_open_clip_checkpoint; names from open_clip.transforme
 import re
 from collections.abc import Mapping
 
-from jaxgen.io import tensors
-from jaxgen.io.tensors import Tensor
+from jaxgen.weights import tensors
+from jaxgen.weights.tensors import Tensor
 
 LAYER = {
     "ln_1": "layer_norm1",

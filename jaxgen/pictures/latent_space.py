@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxgen.io import images
+from jaxgen.pictures import images
 from jaxgen.types import Array, Key
 
 Decode = Callable[[Array], Array]

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from jaxgen.io import json_file
+from jaxgen import files
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORDS = (
@@ -135,9 +135,9 @@ def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
     malformed, too large or do not belong together.
     """
     folder = Path(folder)
-    combined = _optional(folder / "tokenizer.json", json_file.INDEX_BYTES)
+    combined = _optional(folder / "tokenizer.json", files.INDEX_BYTES)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocab = json_file.read_object(folder / "vocab.json", json_file.INDEX_BYTES)
+        vocab = files.read_object(folder / "vocab.json", files.INDEX_BYTES)
         merges = _read_merges(folder / "merges.txt")
     elif combined:
         vocab, merges = _model(combined, folder / "tokenizer.json")
@@ -172,8 +172,8 @@ def write(folder: Path, tokenizer: Tokenizer) -> None:
     vocab = json.dumps(tokenizer.vocab, ensure_ascii=False)
     (folder / "vocab.json").write_text(vocab, encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json_file.dumps(config), encoding="utf-8")
-    special = json_file.dumps(tokenizer.special)
+    (folder / "tokenizer_config.json").write_text(files.dumps(config), encoding="utf-8")
+    special = files.dumps(tokenizer.special)
     (folder / "special_tokens_map.json").write_text(special, encoding="utf-8")
 
 
@@ -255,7 +255,7 @@ def _special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    data = json_file.read_bytes(path, json_file.INDEX_BYTES)
+    data = files.read_bytes(path, files.INDEX_BYTES)
     try:
         lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -293,5 +293,5 @@ def _check_vocab(vocab: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder}: two tokens of the vocabulary have the same id")
 
 
-def _optional(path: Path, max_bytes: int = json_file.CONFIG_BYTES) -> dict[str, Any]:
-    return json_file.read_object(path, max_bytes) if path.is_file() else {}
+def _optional(path: Path, max_bytes: int = files.CONFIG_BYTES) -> dict[str, Any]:
+    return files.read_object(path, max_bytes) if path.is_file() else {}

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from jaxgen.io import idx
+from jaxgen.data import idx
 
 NAMES = ("mnist", "fashion_mnist", "cifar10")
 _PROBE_SECONDS = 8.0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.io import json_file, tensors
-from jaxgen.io.tensors import Tensor
+from jaxgen import files
+from jaxgen.weights import tensors
+from jaxgen.weights.tensors import Tensor
 
 VARIANTS = ("fp16", "bf16")  # taken in this order where there is no plain file
 UNSAFE = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".pkl")
@@ -94,13 +95,13 @@ def write_component(
         weight_map.update(dict.fromkeys(group, file))
         total += sum(tensors.stored_bytes(tensor, dtype) for tensor in group.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / f"{stem}.safetensors.index.json").write_text(json_file.dumps(index))
+    (folder / f"{stem}.safetensors.index.json").write_text(files.dumps(index))
     return None
 
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor name -> file name of an index, every file name proved to stay in the folder."""
-    shards = json_file.read_object(path, json_file.INDEX_BYTES).get("weight_map")
+    shards = files.read_object(path, files.INDEX_BYTES).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"{path} has no weight_map; expected tensor name -> file name")
     for file in set(map(str, shards.values())):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxgen.io import pixels
+from jaxgen.data import pixels
 
 SPLITS = ("train", "test")
 _NUM_THREADS = 8  # Pillow decodes without the interpreter lock, so threads are enough

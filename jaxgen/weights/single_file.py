@@ -7,9 +7,9 @@ neither tells (heads, scheduler, scaling factor) follows from the model. The tok
 
 from pathlib import Path
 
-from jaxgen.io import ldm_configs, ldm_names, tensors, tokenizer, weight_files
-from jaxgen.io.diffusers import Checkpoint, Component
-from jaxgen.io.tokenizer import Tokenizer
+from jaxgen.weights import ldm_configs, ldm_names, tensors, tokenizer, weight_files
+from jaxgen.weights.diffusers import Checkpoint, Component
+from jaxgen.weights.tokenizer import Tokenizer
 
 NEEDS_TOKENIZER = (
     "a single-file checkpoint carries no tokenizer: pass tokenizer= the folder with vocab.json and "

@@ -9,7 +9,7 @@ Anything else is an error, and absent keys take the defaults of diffusers' (tran
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxgen.io import weights
+from jaxgen.weights import layout
 
 MAX_WIDTH = 2**15  # channels and features; the widest layer of XL has 10240
 MAX_LAYERS = 128
@@ -52,8 +52,8 @@ def clip_text_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def conv_1x1(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The modules that diffusers stores as 1x1 convolutions, for `weights.to_tensors`."""
     if config.get("use_linear_projection"):
-        return weights.CONV_1X1
-    return (*weights.CONV_1X1, "proj_in", "proj_out")  # of the UNet of SD 1; no other has these
+        return layout.CONV_1X1
+    return (*layout.CONV_1X1, "proj_in", "proj_out")  # of the UNet of SD 1; no other has these
 
 
 def _read(config: Mapping[str, Any], table: Table, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from jaxgen.io import json_file
+from jaxgen import files
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -141,9 +141,9 @@ def stored_bytes(tensor: Tensor, dtype: np.dtype | None = None) -> int:
 
 def _checked_header(path: Path) -> tuple[int, dict]:
     """Where the data begin, and the header, both proved consistent with the file's size."""
-    prefix = json_file.read_bytes_at(path, 0, 8)
+    prefix = files.read_bytes_at(path, 0, 8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-    if not 2 <= length <= min(json_file.INDEX_BYTES, path.stat().st_size - 8):
+    if not 2 <= length <= min(files.INDEX_BYTES, path.stat().st_size - 8):
         raise ValueError(
             f"{path} is not a complete safetensors file: its header claims {length} bytes of a "
             f"file of {path.stat().st_size}. Fetch the file again"
@@ -155,8 +155,8 @@ def _checked_header(path: Path) -> tuple[int, dict]:
         raise ValueError(
             f"{path} is truncated or corrupt: {str(error)[:300]}. Fetch the file again"
         ) from None
-    text = json_file.read_bytes_at(path, 8, length)
-    return 8 + length, json_file.parse_object(text, f"the header of {path}")
+    text = files.read_bytes_at(path, 8, length)
+    return 8 + length, files.parse_object(text, f"the header of {path}")
 
 
 def _reader(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> Callable:

@@ -10,8 +10,8 @@ diffusers.loaders.single_file_utils.
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from jaxgen.io import diffusers, open_clip, tensors
-from jaxgen.io.tensors import Tensor
+from jaxgen.weights import diffusers, open_clip, tensors
+from jaxgen.weights.tensors import Tensor
 
 Namer = Callable[[str], str | None]  # an old name -> the new one, None if it has none
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.io import idx, image_folder, npz, source, tfds
+from jaxgen.data import idx, image_folder, npz, source, tfds
 
 Dataset = source.Dataset
 Source = source.Source

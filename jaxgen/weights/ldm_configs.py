@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxgen.io.tensors import Tensor
+from jaxgen.weights.tensors import Tensor
 
 SHAPES = Mapping[str, Tensor]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors
 
-from jaxgen.io import diffusers, single_file, weight_files
-from jaxgen.io.diffusers import Checkpoint
+from jaxgen.weights import diffusers, single_file, weight_files
+from jaxgen.weights.diffusers import Checkpoint
 
 # A model that comes with jaxgen, trained by experiments/latent_diffusion.py.
 EMBEDDED = "shapes"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.io import source
+from jaxgen.data import source
 
 _ROUNDS = 4  # of the index shuffle, as grain itself uses
 _MAX_PIECE = 16  # rows of a batch that one thread reads in its turn

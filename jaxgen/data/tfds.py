@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from jaxgen.io import pixels, source, tfds_prepare
+from jaxgen.data import pixels, source, tfds_prepare
 
 _NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\d.*]+)?")  # name/configuration:version
 

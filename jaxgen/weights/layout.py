@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from jaxgen.io import tensors as tensors_io
-from jaxgen.io.tensors import Tensor
 from jaxgen.types import Array, Params
+from jaxgen.weights import tensors as tensors_io
+from jaxgen.weights.tensors import Tensor
 
 Path = tuple[str, ...]
 

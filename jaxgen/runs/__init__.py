@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""One training run, from its options to its folder."""
