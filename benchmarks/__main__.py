@@ -31,8 +31,10 @@ from jax.sharding import Mesh
 
 from benchmarks import grid, race, sd_models, sd_programs, show, training
 from benchmarks.peers import twins
-from jaxgen import cli, loading
+from jaxgen import script
+from jaxgen.cpu import tune
 from jaxgen.measure import ceilings, environment
+from jaxgen.stable_diffusion import loading
 from jaxgen.train import parallel
 from jaxgen.weights import hub
 
@@ -78,7 +80,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if config.quick:
         config = replace(config, turns=min(config.turns, 3), seconds=min(config.seconds, 0.3))
-    cli.tune_cpu()  # as the training scripts do; the allocator's part serves the peers as well
+    tune.tune_cpu()  # as the training scripts do; the allocator's part serves the peers as well
     mesh = parallel.data_mesh(config.num_devices)
     _check(config)
     jobs = [*training_jobs(config, mesh), *diffusion_jobs(config)]
@@ -265,4 +267,4 @@ def _subtitle(record: Row) -> str:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

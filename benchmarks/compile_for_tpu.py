@@ -26,7 +26,7 @@ import rich.table
 import tyro
 
 from benchmarks import sd_models, show, tpu, training
-from jaxgen import cli
+from jaxgen import script
 from jaxgen.measure import environment
 
 DIFFUSION = ("sd15", "sd21", "sdxl")
@@ -110,4 +110,4 @@ def _write(config: Config, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

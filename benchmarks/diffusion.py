@@ -13,9 +13,9 @@ import numpy as np
 from benchmarks import sd_models, sd_programs
 from benchmarks.sd_models import Model
 from benchmarks.sd_programs import Size
-from jaxgen.conditions import Text
 from jaxgen.measure import cost, products, turns
-from jaxgen.programs import place_inputs, programs
+from jaxgen.stable_diffusion.programs import place_inputs, programs
+from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array
 
 PARTS = ("text encoder", "UNet step", "VAE decode", "images")

@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks import page
-from jaxgen import cli
+from jaxgen import script
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,4 +50,4 @@ def generated(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

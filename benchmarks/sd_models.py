@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import loading
-from jaxgen.loading import Networks
+from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.types import Params
 from jaxgen.weights import diffusers
 from jaxgen.weights.diffusers import Checkpoint

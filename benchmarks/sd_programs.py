@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen import conditions, decoding
 from jaxgen.diffusion import config as sampler_config
-from jaxgen.generate import Inputs
-from jaxgen.loading import Networks
-from jaxgen.prompts import Chunks
+from jaxgen.stable_diffusion import decoding, text_encoding
+from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.prompts import Chunks
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
@@ -62,7 +62,7 @@ def chunks(networks: Networks, size: Size, texts: int = 1) -> dict[str, Chunks]:
     return made
 
 
-def inputs(networks: Networks, size: Size, text: conditions.Text) -> Inputs:
+def inputs(networks: Networks, size: Size, text: text_encoding.Text) -> Inputs:
     """DDIM and guidance. text: context [B, 2, T, E] and pooled [B, 2, P], negative before
     positive."""
     b, shape = size.batch_size, latent_shape(networks, size)
@@ -70,7 +70,7 @@ def inputs(networks: Networks, size: Size, text: conditions.Text) -> Inputs:
     sizes = None
     if text.pooled is not None:
         pixels = (size.resolution, size.resolution)
-        sizes = conditions.time_ids(pixels, (0, 0), pixels, b)
+        sizes = text_encoding.time_ids(pixels, (0, 0), pixels, b)
     return Inputs(
         table=table._replace(**{n: _as_float32(x) for n, x in table._asdict().items()}),
         noise=np.random.default_rng(0).normal(size=shape).astype(np.float32),

@@ -16,9 +16,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import sd_models, sd_programs, training
-from jaxgen import conditions, loading, plan
 from jaxgen.measure import cost
-from jaxgen.programs import programs, rows
+from jaxgen.runs import experiment, plan
+from jaxgen.stable_diffusion import loading, text_encoding
+from jaxgen.stable_diffusion.programs import programs, rows
 from jaxgen.train import parallel, step
 
 Row = dict[str, Any]
@@ -150,7 +151,7 @@ def _training_program(case: training.Case, how: str, mesh: Mesh) -> Program:
     with as_on_tpu():
         _, system = plan.make(config, training.SCRIPTS[case.model].build, training.examples())
     run = parallel.parallelize(step.scan_steps(system.step), mesh, how, parallel.SCANNED)
-    state = jax.eval_shape(system.init, plan.init_keys(config.run))
+    state = jax.eval_shape(system.init, experiment.init_keys(config.run))
     data = jax.ShapeDtypeStruct((training.NUM_IMAGES, *training.SHAPE), jnp.uint8)
     indices = jax.ShapeDtypeStruct((SCANNED_STEPS, case.batch_size), jnp.int32)
     everywhere = NamedSharding(mesh, P())
@@ -160,7 +161,7 @@ def _training_program(case: training.Case, how: str, mesh: Mesh) -> Program:
             {"image": _lying(data, everywhere)},
             _lying(indices, NamedSharding(mesh, P(None, "data"))),
         ),
-        _lying(jax.eval_shape(lambda: plan.train_keys(config.run)), everywhere),
+        _lying(jax.eval_shape(lambda: experiment.train_keys(config.run)), everywhere),
     )
     name = f"{case.model} {case.network}, batch {case.batch_size}, {case.dtype}, scan {how}"
     return Program(name, jax.jit(run, donate_argnums=0), args, {}, case.batch_size)
@@ -225,7 +226,7 @@ def _inputs(
     pair = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0], 2, *x.shape[1:]), x.dtype), text
     )
-    made = sd_programs.inputs(networks, size, conditions.Text(*pair))
+    made = sd_programs.inputs(networks, size, text_encoding.Text(*pair))
     everywhere, divided = NamedSharding(mesh, P()), rows(mesh)
     fields = {
         name: _lying(_shapes(value), everywhere if name in ("table", "from_image") else divided)

@@ -12,8 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import autoencoder, gan, vae
-from jaxgen import cli, plan
 from jaxgen.measure import cost, products, turns
+from jaxgen.runs import experiment, plan
+from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, loop, losses, order, parallel, step
 from jaxgen.types import Array, Key
 
@@ -66,10 +68,10 @@ def config_of(case: Case, num_models: int = 1) -> Any:
     return replace(preset, network=case.network, run=run, **changed)
 
 
-def examples() -> plan.Examples:
+def examples() -> Examples:
     """Random images stand for the data: speed does not depend on what they show."""
     images = dataset(64)
-    return plan.Examples(NUM_IMAGES, SHAPE, (), images, np.zeros(64, np.int32))
+    return Examples(NUM_IMAGES, SHAPE, (), images, np.zeros(64, np.int32))
 
 
 def dataset(count: int = NUM_IMAGES) -> np.ndarray:
@@ -105,10 +107,10 @@ def start(case: Case, way: Way, mesh: Mesh, scan_steps: int) -> Started:
     chunk = scan_steps if way.dispatch == "scan" else 1
 
     data = parallel.put({"image": dataset()}, mesh)
-    batches = order.resident_batches(data, case.batch_size, plan.data_key(config.run), mesh)
-    key = parallel.put(plan.train_keys(config.run), mesh)
+    batches = order.resident_batches(data, case.batch_size, experiment.data_key(config.run), mesh)
+    key = parallel.put(experiment.train_keys(config.run), mesh)
     state = initial_state(system, config.run, mesh)
-    params = jax.device_get(plan.model(params_by_name(state), config.run))
+    params = jax.device_get(experiment.model(params_by_name(state), config.run))
     same = np.tile(np.arange(case.batch_size, dtype=np.int32), (chunk, 1))
     batch = data, parallel.put(same, mesh, parallel.SCANNED[1])
 
@@ -134,9 +136,9 @@ def start(case: Case, way: Way, mesh: Mesh, scan_steps: int) -> Started:
     return Started(candidate, case.batch_size * way.num_models, facts, params)
 
 
-def initial_state(system: plan.System, options: cli.RunOptions, mesh: Mesh) -> Any:
+def initial_state(system: System, options: RunOptions, mesh: Mesh) -> Any:
     init = system.init if options.num_models == 1 else jax.vmap(system.init)
-    key = parallel.put(plan.init_keys(options), mesh)
+    key = parallel.put(experiment.init_keys(options), mesh)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.block_until_ready(jax.jit(init, out_shardings=everywhere)(key))
 
@@ -200,7 +202,7 @@ def _costs(run: Any, args: tuple, chunk: int, told: cost.Cost) -> dict[str, Any]
 
 def draws(case: Case) -> list[tuple[np.ndarray, ...]]:
     """The random draws of the first two steps of `start`, on the first images of the set."""
-    key = plan.train_keys(config_of(case).run)
+    key = experiment.train_keys(config_of(case).run)
     images = jnp.asarray(dataset(case.batch_size))
     made = jax.jit(_draws, static_argnums=0)
     return [jax.tree.map(np.asarray, made(case, key, i, images)) for i in range(2)]

@@ -19,10 +19,13 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxgen import cli, plan, run
+from jaxgen import script
 from jaxgen.evaluate import likelihood
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
+from jaxgen.runs import command_line, experiment, plan, run
+from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, losses, step
 from jaxgen.types import Array, Key, Params
 
@@ -42,25 +45,25 @@ class Config:
     noise: float = 0.0  # standard deviation added to the encoder's input (images span -1 to 1)
     num_samples: int = 64  # sample: how many images
     output: str | None = None  # sample: the PNG to write; in the run's folder by default
-    run: Annotated[cli.RunOptions, tyro.conf.arg(name="")] = field(default_factory=cli.RunOptions)
+    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
 
 PRESETS = {
-    "digits": Config(run=cli.RunOptions(steps=3000, draw_every=300)),
+    "digits": Config(run=RunOptions(steps=3000, draw_every=300)),
     "mnist": Config(
         preset="mnist", latent_dim=32,
-        run=cli.RunOptions(data="mnist", epochs=20, draw_every=1000, checkpoint_every=2000),
+        run=RunOptions(data="mnist", epochs=20, draw_every=1000, checkpoint_every=2000),
     ),
     "cifar10": Config(
         preset="cifar10", network="conv", latent_dim=256, width=64,
-        run=cli.RunOptions(
+        run=RunOptions(
             data="cifar10", epochs=50, augment="flip", draw_every=2000, checkpoint_every=2000
         ),
     ),
 }  # fmt: skip
 
 
-def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
+def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
     """Encoder [H, W, C] -> [D] and decoder [D] -> [H, W, C], as linen modules."""
     return autoencoder.encoder_and_decoder(
         config.network,
@@ -69,11 +72,11 @@ def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
         hidden=config.hidden,
         width=config.width,
         norm=config.norm,
-        dtype=cli.network_dtype(config.run),
+        dtype=experiment.network_dtype(config.run),
     )
 
 
-def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
+def build(config: Config, examples: Examples, num_steps: int) -> System:
     """The autoencoder as the run wants it: first state, one step, pictures."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
     plan.check_range(config, 0, "noise")
@@ -81,7 +84,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
     encode, decode = functional.apply(encoder), functional.apply(decoder)
     loss = losses.autoencoder_loss(encode, decode, config.reconstruction, config.noise)
     options = config.run
-    tx = plan.optimizer_of(options, num_steps)
+    tx = experiment.optimizer_of(options, num_steps)
 
     def init(key: Key) -> Any:
         encoder_key, decoder_key = jax.random.split(key)
@@ -91,7 +94,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
         }
         return step.init_state(params, tx)
 
-    return plan.System(
+    return System(
         init=init,
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
@@ -109,7 +112,7 @@ def shown_as(config: Config, output: Array) -> Array:
 
 
 def draw(
-    config: Config, encode: Any, decode: Any, state: Any, examples: plan.Examples, key: Key
+    config: Config, encode: Any, decode: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Reconstructions beside their inputs, interpolation, traversal, and a map of two latents."""
     x = augment.to_unit_range(jnp.asarray(examples.images))
@@ -136,14 +139,14 @@ def sample(config: Config) -> None:
     """Decodes draws from a Gaussian fitted to the test set's codes: an autoencoder has no prior."""
     state, done, examples = run.restore(config, build)
     encoder, decoder = networks(config, examples)
-    params = plan.model(state, config.run).params
+    params = experiment.model(state, config.run).params
     test = run.load_split(config.run, "test")
     encode = jax.jit(functional.apply(encoder))
     codes = np.concatenate([
         np.asarray(encode(params["encoder"], augment.to_unit_range(jnp.asarray(part))))
         for part in np.array_split(test.images, max(1, len(test.images) // 1000))
     ])  # fmt: skip
-    z = fitted_gaussian(plan.sample_key(config.run), codes, config.num_samples)
+    z = fitted_gaussian(experiment.sample_key(config.run), codes, config.num_samples)
     output = shown_as(config, jax.jit(functional.apply(decoder))(params["decoder"], z))
 
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
@@ -168,9 +171,9 @@ def evaluate(config: Config) -> None:
     )
     test = run.load_split(config.run, "test")
     for i in range(config.run.num_models):
-        params: Params = plan.model(state, config.run, i).params
+        params: Params = experiment.model(state, config.run, i).params
         terms = likelihood.mean_terms(
-            augment.on_uint8(loss), params, test._asdict(), plan.sample_key(config.run)
+            augment.on_uint8(loss), params, test._asdict(), experiment.sample_key(config.run)
         )
         mse, error = terms["mse"]
         # pixels span 2 in [-1, 1]: a quarter of the error on the scale of [0, 1]
@@ -181,8 +184,8 @@ def evaluate(config: Config) -> None:
 
 
 def main() -> None:
-    config = cli.parse("autoencoder", PRESETS, __doc__)
-    cli.set_up(config.run)
+    config = command_line.parse("autoencoder", PRESETS, __doc__)
+    script.set_up(config.run.distributed)
     match config.action:
         case "train":
             run.train("autoencoder", config, build)
@@ -193,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

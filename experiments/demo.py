@@ -12,17 +12,18 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import autoencoder
 import gan
 import tyro
 import vae
 
-from jaxgen import cli, run
-from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS
+from jaxgen import script
+from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS
 from jaxgen.pictures import images
-from jaxgen.pipeline import StableDiffusion
-from jaxgen.runs import run_folder
+from jaxgen.runs import run, run_folder
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import hub
 
 PROMPTS = (
@@ -49,8 +50,9 @@ def main() -> None:
     root = Path(config.run_dir) if config.run_dir else run_folder.choose("demo")
     run_folder.check_free(root, overwrite=False)
     began = time.monotonic()
-    for name, script in (("autoencoder", autoencoder), ("vae", vae), ("gan", gan)):
-        train_one(config, name, script, root / name)
+    script.set_up()
+    for name, system in (("autoencoder", autoencoder), ("vae", vae), ("gan", gan)):
+        train_one(config, name, system, root / name)
     draw_prompts(config, root / "text_to_image.png")
 
     overview(root)
@@ -58,16 +60,15 @@ def main() -> None:
     print("  samples.png reconstructions.png interpolation.png curves.png progress.gif")
 
 
-def train_one(config: Config, name: str, script, folder: Path) -> None:
+def train_one(config: Config, name: str, system: ModuleType, folder: Path) -> None:
     """One system on its digits preset."""
-    preset = script.PRESETS["digits"]
+    preset = system.PRESETS["digits"]
     steps = preset.run.steps // 10 if config.quick else preset.run.steps
     options = dataclasses.replace(
         preset.run, steps=steps, draw_every=max(steps // 10, 1), seed=config.seed,
         run_dir=str(folder),
     )  # fmt: skip
-    cli.set_up(options)
-    run.train(name, dataclasses.replace(preset, run=options), script.build)
+    run.train(name, dataclasses.replace(preset, run=options), system.build)
 
 
 def draw_prompts(config: Config, path: Path) -> None:
@@ -91,4 +92,4 @@ def overview(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

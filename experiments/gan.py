@@ -19,10 +19,13 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxgen import cli, judge, plan, run
-from jaxgen.evaluate import classes
+from jaxgen import script
+from jaxgen.evaluate import classes, judge
 from jaxgen.nn import functional, gan
 from jaxgen.pictures import images, latent_space
+from jaxgen.runs import command_line, experiment, plan, run
+from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import adversarial, augment, step
 from jaxgen.types import Array, Key, Params
 
@@ -53,16 +56,16 @@ class Config:
     ema_decay: float = 0.999  # of the generator's moving average, which samples are drawn with
     num_samples: int = 64  # sample: how many images
     output: str | None = None  # sample: the PNG to write; in the run's folder by default
-    run: Annotated[cli.RunOptions, tyro.conf.arg(name="")] = field(default_factory=cli.RunOptions)
+    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
 
 PRESETS = {
     "digits": Config(
-        r1=0.1, run=cli.RunOptions(steps=6000, learning_rate=1e-3, batch_size=64, draw_every=600)
+        r1=0.1, run=RunOptions(steps=6000, learning_rate=1e-3, batch_size=64, draw_every=600)
     ),
     "mnist": Config(
         preset="mnist", network="conv", width=32, r1=1.0,
-        run=cli.RunOptions(
+        run=RunOptions(
             data="mnist", epochs=10, batch_size=64, learning_rate=2e-4, draw_every=1000,
             checkpoint_every=2000,
         ),
@@ -70,7 +73,7 @@ PRESETS = {
     "cifar10": Config(
         preset="cifar10", network="conv", latent_dim=128, objective="hinge", spectral=True,
         discriminator_steps=5, b1=0.0,
-        run=cli.RunOptions(
+        run=RunOptions(
             data="cifar10", steps=100_000, batch_size=64, learning_rate=2e-4, augment="flip",
             schedule="linear", draw_every=2000, checkpoint_every=5000,
         ),
@@ -78,11 +81,11 @@ PRESETS = {
 }  # fmt: skip
 
 
-def players(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
+def players(config: Config, examples: Examples) -> tuple[Any, Any]:
     """Generator [D] -> [H, W, C] and discriminator [H, W, C] -> logit, as linen modules."""
     common = {
-        "num_classes": plan.num_classes(examples, config.conditional),
-        "dtype": cli.network_dtype(config.run),
+        "num_classes": experiment.num_classes(examples, config.conditional),
+        "dtype": experiment.network_dtype(config.run),
     }
     if config.network == "dense":
         return (
@@ -95,7 +98,7 @@ def players(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
     )
 
 
-def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
+def build(config: Config, examples: Examples, num_steps: int) -> System:
     """The GAN as the run wants it: first state, one step of both players, pictures."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
     plan.check_range(config, 0, "gradient_penalty", "r1", "r2")
@@ -113,7 +116,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
         augment.by_name(options.augment),
     )
     g_loss = adversarial.generator_loss(generate, judge_image, game, config.latent_dim, seen)
-    g_tx = plan.optimizer_of(options, num_steps, config.b1)
+    g_tx = experiment.optimizer_of(options, num_steps, config.b1)
     k = config.discriminator_steps
     rate = config.discriminator_rate
     d_options = replace(
@@ -121,7 +124,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
         learning_rate=options.learning_rate if rate is None else rate,
         warmup_steps=options.warmup_steps * k,
     )
-    d_tx = plan.optimizer_of(d_options, num_steps * k, config.b1)
+    d_tx = experiment.optimizer_of(d_options, num_steps * k, config.b1)
 
     def init(key: Key) -> step.GanState:
         g_key, d_key = jax.random.split(key)
@@ -131,7 +134,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
         average = jax.tree.map(jnp.array, g)
         return step.GanState(step.init_state(g, g_tx), step.init_state(d, d_tx), average)
 
-    return plan.System(
+    return System(
         init=init,
         step=step.gan_step(
             d_loss, g_loss, d_tx, g_tx, k, config.ema_decay,
@@ -160,7 +163,7 @@ def sampler(config: Config, generator: Any, apply: Any, params: Params, key: Key
 
 
 def draw(
-    config: Config, generator: Any, apply: Any, state: Any, examples: plan.Examples, key: Key
+    config: Config, generator: Any, apply: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Samples of the moving average for fixed z, with a column per class if conditional, and
     interpolations."""
@@ -187,8 +190,8 @@ def draws(config: Config, count: int, model: int = 0) -> tuple[np.ndarray, np.nd
     """Samples uint8 [count, H, W, C] of a run, their labels [count], and its step."""
     state, done, examples = run.restore(config, build)
     generator, _ = players(config, examples)
-    z_key, standing_key = jax.random.split(plan.sample_key(config.run))
-    ema = plan.model(state, config.run, model).ema
+    z_key, standing_key = jax.random.split(experiment.sample_key(config.run))
+    ema = experiment.model(state, config.run, model).ema
     make = sampler(config, generator, jax.jit(generator.apply), ema, standing_key)
     z = latent_space.normal(z_key, count, config.latent_dim)
     labels = np.arange(count, dtype=np.int32) % max(len(examples.class_names), 1)
@@ -207,7 +210,9 @@ def sample(config: Config) -> None:
 
 def evaluate(config: Config) -> None:
     """Trains a classifier on the real images and prints what it says of 10,000 samples."""
-    classify, accuracy, names = judge.train(config.run)
+    train_set = run.load_split(config.run, "train")
+    classify, accuracy = judge.train(train_set, run.load_split(config.run, "test"))
+    names = train_set.class_names
     print(f"classifier: {accuracy:.4f} of the real test images right")
     for i in range(config.run.num_models):
         drawn, labels, done = draws(config, 10_000, i)
@@ -225,8 +230,8 @@ def evaluate(config: Config) -> None:
 
 
 def main() -> None:
-    config = cli.parse("gan", PRESETS, __doc__)
-    cli.set_up(config.run)
+    config = command_line.parse("gan", PRESETS, __doc__)
+    script.set_up(config.run.distributed)
     match config.action:
         case "train":
             run.train("gan", config, build)
@@ -237,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

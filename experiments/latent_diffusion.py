@@ -17,14 +17,17 @@ import jax.numpy as jnp
 from diffusing import autoencoder, diffusion
 from diffusing.options import NAME, STAGES, Config
 
-from jaxgen import captioned, cli, following, model_card, plan, run
-from jaxgen.pipeline import StableDiffusion
+from jaxgen import script
+from jaxgen.miniature import captioned, following, model_card
+from jaxgen.runs import command_line, experiment, run
+from jaxgen.runs.experiment import Build, OpenSplit
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers
 
 
 def main() -> None:
-    config = cli.parse(NAME, STAGES, __doc__, choice="stage")
-    cli.set_up(config.run)
+    config = command_line.parse(NAME, STAGES, __doc__, choice="stage")
+    script.set_up(config.run.distributed)
     if config.stage == "autoencoder":
         if config.action == "export":
             raise ValueError("a model has both stages; export the run of --stage diffusion")
@@ -37,7 +40,7 @@ def main() -> None:
     run.train(NAME, config, *parts_of(config, second))
 
 
-def parts_of(config: Config, second: diffusion.Second) -> tuple[plan.Build, plan.OpenSplit]:
+def parts_of(config: Config, second: diffusion.Second) -> tuple[Build, OpenSplit]:
     """How the second stage is built and where its data comes from."""
     return partial(diffusion.build, second), partial(diffusion.open_split, config, second)
 
@@ -48,7 +51,7 @@ def export(config: Config, second: diffusion.Second) -> None:
     if config.decoder:
         second = second._replace(first=autoencoder.with_decoder(second.first, config.decoder))
     folder = Path(config.output)
-    made = diffusion.trained(second, plan.model(state, config.run))
+    made = diffusion.trained(second, experiment.model(state, config.run))
     diffusers.write(folder, made, jnp.float16)
 
     is_world = config.run.data == captioned.WORLD
@@ -67,4 +70,4 @@ def export(config: Config, second: diffusion.Second) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

@@ -18,11 +18,13 @@ from rich import progress
 from rich.console import Console
 from rich.table import Table
 
-from jaxgen import cli, following
-from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS
+from jaxgen import script
+from jaxgen.cpu import tune
+from jaxgen.miniature import following
+from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS
 from jaxgen.pictures import images
-from jaxgen.pipeline import StableDiffusion
 from jaxgen.runs import run_folder
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import hub
 from jaxgen.world import reader
 
@@ -45,8 +47,8 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=str(__doc__).replace("\npython", "\n\npython"))
-    cli.compilation_cache()
-    cli.tune_cpu()
+    script.compilation_cache()
+    tune.tune_cpu()
     settings = settings_of(config)
     pipe = StableDiffusion.from_pretrained(config.model)
     groups = measure(pipe, config.num_prompts, settings)
@@ -105,4 +107,4 @@ def write(config: Config, settings: following.Settings, groups: dict, found: dic
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

@@ -31,11 +31,13 @@ from rich import progress
 from rich.console import Console
 
 import jaxgen
-from jaxgen import cli, loading, miniature, request
+from jaxgen import script
+from jaxgen.cpu import tune
+from jaxgen.miniature import model
 from jaxgen.pictures import images, png
-from jaxgen.pipeline import OnStep, StableDiffusion
-from jaxgen.request import Request
-from jaxgen.runs import signals
+from jaxgen.stable_diffusion import loading, request
+from jaxgen.stable_diffusion.pipeline import OnStep, StableDiffusion
+from jaxgen.stable_diffusion.request import Request
 from jaxgen.types import Array
 from jaxgen.weights import hub
 
@@ -75,15 +77,15 @@ class Config:
 def main() -> None:
     # one paragraph for each example, or the help runs them together
     config = tyro.cli(Config, description=str(__doc__).replace("\npython", "\n\npython"))
-    cli.compilation_cache()
-    cli.tune_cpu()
+    script.compilation_cache()
+    tune.tune_cpu()
     asked = request_of(config)
     with stopwatch() as load:
         pipe = load_model(config, asked)
     # flush: a pipe would show it with the pictures only
     print(f"load {load.seconds:.1f} s: {pipe.dtype.name} on {devices(pipe)}", flush=True)
 
-    with signals.stop_requests() as signal, stopwatch() as call, bar(signal) as on_step:
+    with script.stop_requests() as signal, stopwatch() as call, bar(signal) as on_step:
         latents = pipe.latents(pipe.inputs(asked), on_step)
         pictures = pipe.decode(latents)
     count, height, width, _ = pictures.shape
@@ -98,7 +100,7 @@ def main() -> None:
 
 def steps_and_guidance(config: Config) -> tuple[int, float]:
     """As given, or what suits the model."""
-    own = miniature.NUM_STEPS, miniature.GUIDANCE_SCALE
+    own = model.NUM_STEPS, model.GUIDANCE_SCALE
     steps, guidance = own if config.model == hub.EMBEDDED else (50, 7.5)
     return (
         steps if config.steps is None else config.steps,
@@ -276,4 +278,4 @@ def next_number(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

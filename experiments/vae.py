@@ -20,10 +20,13 @@ import jax.numpy as jnp
 import tyro
 from PIL import Image
 
-from jaxgen import cli, plan, run
+from jaxgen import script
 from jaxgen.evaluate import likelihood
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
+from jaxgen.runs import command_line, experiment, plan, run
+from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, losses, step
 from jaxgen.types import Array, Key, Params
 
@@ -47,19 +50,19 @@ class Config:
     nll_samples: int = 0  # evaluate: importance samples per image for log p(x); 0 leaves it out
     num_samples: int = 64  # sample: how many images
     output: str | None = None  # sample: the PNG to write; in the run's folder by default
-    run: Annotated[cli.RunOptions, tyro.conf.arg(name="")] = field(default_factory=cli.RunOptions)
+    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
 
 PRESETS = {
-    "digits": Config(run=cli.RunOptions(steps=3000, draw_every=300)),
+    "digits": Config(run=RunOptions(steps=3000, draw_every=300)),
     "mnist": Config(
         preset="mnist",
-        run=cli.RunOptions(data="mnist", epochs=20, draw_every=1000, checkpoint_every=2000),
+        run=RunOptions(data="mnist", epochs=20, draw_every=1000, checkpoint_every=2000),
     ),
     "cifar10": Config(
         preset="cifar10", network="conv", latent_dim=128, width=64, likelihood="logistic",
         binarize=False, kl_warmup_steps=2000,
-        run=cli.RunOptions(
+        run=RunOptions(
             data="cifar10", epochs=50, augment="flip", clip_norm=100.0, draw_every=2000,
             checkpoint_every=2000,
         ),
@@ -67,7 +70,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
+def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
     """Encoder [H, W, C] -> [2 D] and decoder [D] -> [H, W, C], as linen modules."""
     return autoencoder.encoder_and_decoder(
         config.network,
@@ -76,12 +79,12 @@ def networks(config: Config, examples: plan.Examples) -> tuple[Any, Any]:
         hidden=config.hidden,
         width=config.width,
         norm=config.norm,
-        num_classes=plan.num_classes(examples, config.conditional),
-        dtype=cli.network_dtype(config.run),
+        num_classes=experiment.num_classes(examples, config.conditional),
+        dtype=experiment.network_dtype(config.run),
     )
 
 
-def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
+def build(config: Config, examples: Examples, num_steps: int) -> System:
     """The VAE as the run wants it: first state, one step, pictures."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
     plan.check_range(config, 0, "beta", "kl_warmup_steps")
@@ -96,7 +99,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
         binary(config),
     )
     options = config.run
-    tx = plan.optimizer_of(options, num_steps)
+    tx = experiment.optimizer_of(options, num_steps)
 
     def init(key: Key) -> Any:
         encoder_key, decoder_key = jax.random.split(key)
@@ -111,7 +114,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
             params["log_scale"] = jnp.full((examples.image_shape[-1],), -1.0)
         return step.init_state(params, tx)
 
-    return plan.System(
+    return System(
         init=init,
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
@@ -133,7 +136,7 @@ def shown_as(config: Config, output: Array) -> Array:
 
 
 def draw(
-    config: Config, encode: Any, decode: Any, state: Any, examples: plan.Examples, key: Key
+    config: Config, encode: Any, decode: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Reconstructions, samples, interpolation, traversal and, for two latents, the manifold."""
     sample_key, binarize_key = jax.random.split(key)
@@ -176,8 +179,10 @@ def sample(config: Config) -> None:
     """Draws from the prior and writes one grid."""
     state, done, examples = run.restore(config, build)
     _, decoder = networks(config, examples)
-    params = plan.model(state, config.run).params["decoder"]
-    z = latent_space.normal(plan.sample_key(config.run), config.num_samples, config.latent_dim)
+    params = experiment.model(state, config.run).params["decoder"]
+    z = latent_space.normal(
+        experiment.sample_key(config.run), config.num_samples, config.latent_dim
+    )
     labels = jnp.arange(config.num_samples, dtype=jnp.int32) % max(len(examples.class_names), 1)
     output = shown_as(config, jax.jit(functional.apply(decoder))(params, z, labels))
 
@@ -199,11 +204,11 @@ def evaluate(config: Config) -> None:
     log_likelihood = losses.likelihood(config.likelihood)
     loss = losses.vae_loss(encode, decode, log_likelihood, losses.linear_warmup(0), binary(config))
     test = run.load_split(config.run, "test")
-    bound_key, weight_key = jax.random.split(plan.sample_key(config.run))
+    bound_key, weight_key = jax.random.split(experiment.sample_key(config.run))
     size = math.prod(examples.image_shape)
 
     for i in range(config.run.num_models):
-        params = plan.model(state, config.run, i).params
+        params = experiment.model(state, config.run, i).params
         terms = likelihood.mean_terms(augment.on_uint8(loss), params, test._asdict(), bound_key)
         print(f"model {i}, step {done}, {len(test.images)} test images:")
         for name in ("neg_elbo_nats", "recon_nats", "kl_nats"):
@@ -228,8 +233,8 @@ def weigh(config: Config, weight: Any, params: Params, example: Any, key: Key, w
 
 
 def main() -> None:
-    config = cli.parse("vae", PRESETS, __doc__)
-    cli.set_up(config.run)
+    config = command_line.parse("vae", PRESETS, __doc__)
+    script.set_up(config.run.distributed)
     match config.action:
         case "train":
             run.train("vae", config, build)
@@ -240,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    script.main(main)

@@ -8,9 +8,9 @@ import json
 import numpy as np
 import tiny_checkpoints
 
-from jaxgen import generate
-from jaxgen.pipeline import StableDiffusion
-from jaxgen.request import Request
+from jaxgen.stable_diffusion import generate
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.request import Request
 
 PROMPTS = ["a photo of an astronaut riding a horse", "the mountain lake, sunset"]
 NEGATIVES = ["", "the dog in a picture"]

@@ -17,8 +17,10 @@ from benchmarks import __main__ as benchmark
 from benchmarks import diffusion, grid, race, sd_models, show, tpu, training
 from benchmarks import docs as benchmark_docs
 from benchmarks.peers import twins
-from jaxgen import cli, loading
+from jaxgen import script
+from jaxgen.cpu import tune
 from jaxgen.measure import ceilings, environment, products
+from jaxgen.stable_diffusion import loading
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--turns", "1", "--seconds", "0.001", "--no-peers"]
@@ -81,10 +83,10 @@ def test_a_run_prints_a_table_and_leaves_json_and_a_chart(tmp_path):
     ],
 )
 def test_bad_arguments_get_one_line(monkeypatch, capsys, flags, message):
-    monkeypatch.setattr(cli, "tune_cpu", lambda: None)  # it is for a process that has done nothing
+    monkeypatch.setattr(tune, "tune_cpu", lambda: None)  # it is for a process that has done nothing
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
     with pytest.raises(SystemExit) as stopped:
-        cli.main(benchmark.main)
+        script.main(benchmark.main)
     assert stopped.value.code == 2
     told = capsys.readouterr()
     assert told.out == ""  # it comes at once, before the ceilings are measured

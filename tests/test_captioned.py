@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import small_systems
 
-from jaxgen import captioned
 from jaxgen.data import sets, source
+from jaxgen.miniature import captioned
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.weights import tokenizer
 from jaxgen.world import reader, scene

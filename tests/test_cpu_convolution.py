@@ -15,7 +15,7 @@ import pytest
 import small_systems
 from jax import lax
 
-from jaxgen.nn import cpu_convolution
+from jaxgen.cpu import convolution
 
 CANONICAL = "b01f_01io->b01f"
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -23,8 +23,8 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 
 TUNED = """
 import os, jax, jax.numpy as jnp
-from jaxgen import cli
-cli.tune_cpu()
+from jaxgen.cpu import tune
+tune.tune_cpu()
 convolved = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers={})
 lowered = jax.jit(convolved).lower(jnp.ones((8, 16, 16, 32)), jnp.ones((3, 3, 32, 32)))
 asynchronous = jax.config.read("jax_cpu_enable_async_dispatch")
@@ -35,7 +35,7 @@ print("ynn" in lowered.compile().as_text(), asynchronous, os.environ["XLA_FLAGS"
 @pytest.fixture(autouse=True)
 def registered():
     """For the rest of this process; nothing but the speed of later tests depends on it."""
-    cpu_convolution.register()
+    convolution.register()
 
 
 def by_definition(x, kernel, stride, padding, x_dilation, kernel_dilation, groups, batch_groups):

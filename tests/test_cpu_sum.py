@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.nn import cpu_sum
+from jaxgen.cpu import sums
 
 SHAPE = (16, 7, 6, 8, 4)
 AXES = [(0,), (4,), (0, 1, 2), (1, 2), (1, 2, 4), (0, 2, 4), (2, 1, 0), (0, 1, 2, 3, 4), (3, 4), ()]
@@ -16,7 +16,7 @@ AXES = [(0,), (4,), (0, 1, 2), (1, 2), (1, 2, 4), (0, 2, 4), (2, 1, 0), (0, 1, 2
 @pytest.fixture(autouse=True)
 def registered():
     """For the rest of this process; nothing but the speed of later tests depends on it."""
-    cpu_sum.register()
+    sums.register()
 
 
 def numbers(shape, dtype="float32"):

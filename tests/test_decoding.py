@@ -10,7 +10,7 @@ import pipeline_cases
 import pytest
 from tiny_networks import psnr, quick_jit
 
-from jaxgen import decoding
+from jaxgen.stable_diffusion import decoding
 
 TINY = pipeline_cases.pipeline("sd1")
 VAE, PARAMS = TINY.networks.vae, TINY.params["vae"]

@@ -12,7 +12,7 @@ import pytest
 import tiny_checkpoints
 from tiny_networks import FULL_SIZE_UNETS, psnr
 
-from jaxgen.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 
 pytestmark = [
     pytest.mark.full_size,

@@ -10,9 +10,9 @@ import pipeline_cases
 import pytest
 import small_systems
 
-from jaxgen import generate
 from jaxgen.diffusion import table
-from jaxgen.request import Request
+from jaxgen.stable_diffusion import generate
+from jaxgen.stable_diffusion.request import Request
 
 
 @pytest.fixture(scope="module", autouse=True)

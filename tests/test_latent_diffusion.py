@@ -16,8 +16,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from test_experiments import newest_state, rows, width_of
 
-from jaxgen import cli, following, loading
-from jaxgen.pipeline import StableDiffusion
+from jaxgen.miniature import following
+from jaxgen.runs import command_line
+from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers, tokenizer
 
 pytestmark = pytest.mark.slow
@@ -57,7 +59,9 @@ def script(tmp_path_factory):
         programs_kept_in(tmp_path_factory.mktemp("programs")),
     ):
         patch.syspath_prepend(str(EXPERIMENTS))
-        patch.setattr(cli, "set_up", lambda options: None)  # changes this process for good
+        patch.setattr(
+            "jaxgen.script.set_up", lambda distributed: None
+        )  # changes this process for good
         import latent_diffusion
 
         def call(*flags):
@@ -171,7 +175,7 @@ def test_the_exported_model_says_what_it_is(exported):
 def test_latents_are_scaled_to_unit_variance(script, runs, exported):
     folder, _ = exported
     scale = json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
-    config = cli.from_dict(
+    config = command_line.from_dict(
         script.module.Config, json.loads((runs / "second" / "config.json").read_text())["config"]
     )
     second = script.module.diffusion.prepare(config)
@@ -197,7 +201,7 @@ def test_a_run_can_begin_with_the_parameters_of_another(script, runs, stage):
     module = script.module
     stored = json.loads((runs / stage / "config.json").read_text())["config"]
     stored["begin_with"] = str(runs / stage)
-    config = cli.from_dict(module.Config, stored)
+    config = command_line.from_dict(module.Config, stored)
     if stage == "first":
         state = module.autoencoder.build(config, None, 4).init(jax.random.key(9))
         expected, found = module.autoencoder.trained(str(runs / stage)).params, state.params
@@ -214,7 +218,7 @@ def test_a_run_can_begin_with_the_parameters_of_another(script, runs, stage):
 def test_the_ids_of_a_run_are_those_of_its_folder_whatever_the_captions_are_now(script, runs):
     prepare = script.module.diffusion.prepare
     stored = json.loads((runs / "second" / "config.json").read_text())["config"]
-    config = cli.from_dict(script.module.Config, {**stored, "num_scenes": 2})
+    config = command_line.from_dict(script.module.Config, {**stored, "num_scenes": 2})
     new, kept = (
         prepare(config, begun_before).checkpoint.tokenizers["tokenizer"].vocab
         for begun_before in (False, True)
@@ -227,7 +231,7 @@ def test_an_earlier_run_of_other_captions_gives_the_words_that_both_know(script,
     prepare = script.module.diffusion.prepare
     stored = json.loads((runs / "second" / "config.json").read_text())["config"]
     changes = {"num_scenes": 2, "begin_with": str(runs / "second")}
-    second = prepare(cli.from_dict(script.module.Config, {**stored, **changes}))
+    second = prepare(command_line.from_dict(script.module.Config, {**stored, **changes}))
     earlier = script.module.diffusion._earlier(str(runs / "second"))
     tables = [
         each.begun["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]

@@ -9,8 +9,8 @@ import tiny_checkpoints
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxgen import loading
 from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.stable_diffusion import loading
 
 
 def mixed(kind, **parts):

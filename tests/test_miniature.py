@@ -2,7 +2,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import miniature
+from jaxgen.miniature import model
 from jaxgen.weights import tokenizer
 
 
@@ -11,7 +11,7 @@ def test_words_of_both_vocabularies_keep_their_embedding_and_new_ones_differ():
     new = tokenizer.train(["a ring at the top", "a star at the bottom"], 12)
     table = np.arange(2.0 * len(old.vocab), dtype=np.float32).reshape(-1, 2)
     params = {"text": {"token_embedding": {"embedding": jnp.asarray(table)}, "rest": jnp.ones(3)}}
-    made = miniature.with_vocabulary(params, old, new)["text"]
+    made = model.with_vocabulary(params, old, new)["text"]
     rows = np.asarray(made["token_embedding"]["embedding"])
     assert rows.shape == (len(new.vocab), 2)
     assert rows.dtype == np.float32

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import small_pipeline
 
-from jaxgen import cli, following, model_card
+from jaxgen.miniature import following, model_card
+from jaxgen.runs import command_line
 from jaxgen.weights import tokenizer
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
@@ -46,7 +47,7 @@ def card(stages=(), accuracy=None, words=("red", "a")):
     ],
 )
 def test_the_flags_of_a_run_give_its_configuration_again(options, stage, flags):
-    parse = lambda flags: cli.parse(  # noqa: E731
+    parse = lambda flags: command_line.parse(  # noqa: E731
         options.NAME, options.STAGES, "", ["--stage", stage, *flags], choice="stage"
     )
     config = parse([*flags, "--run-dir", "somewhere", "--begin-with", "other", "--output", "x"])
@@ -64,7 +65,7 @@ def numbers_of(config):
     """The options that change a number of the run."""
     values = dataclasses.asdict(config)
     flat = values.pop("run") | values
-    return {(name, value) for name, value in flat.items() if name not in cli.FREE}
+    return {(name, value) for name, value in flat.items() if name not in command_line.FREE}
 
 
 def test_runs_are_numbered_in_their_order(options):

@@ -21,10 +21,10 @@ from PIL import Image
 from tiny_networks import psnr
 
 import jaxgen
-from jaxgen import generate
-from jaxgen.conditions import Text
 from jaxgen.diffusion import config, samplers, schedule
-from jaxgen.pipeline import StableDiffusion
+from jaxgen.stable_diffusion import generate
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.weights import diffusers
 
 DATA = np.load(pathlib.Path(__file__).parent / "data" / "pipeline.npz")
@@ -160,7 +160,7 @@ def test_image_j_takes_seed_plus_j(pipe):
 
 
 def test_without_guidance_only_the_prompt_is_evaluated(pipe):
-    inputs = pipe.inputs(jaxgen.pipeline.Request("a cat", guidance_scale=1.0))
+    inputs = pipe.inputs(jaxgen.stable_diffusion.pipeline.Request("a cat", guidance_scale=1.0))
     assert inputs.context.shape[:2] == (1, 1)
     guided = pipe(["a cat"] * 2, guidance_scale=[1.0, 5.0], seed=[1, 1], **LATENT)
     plain = pipe("a cat", guidance_scale=1.0, seed=1, **LATENT)
@@ -316,7 +316,7 @@ def test_a_result_that_is_not_finite_says_which_type_to_use(pipe):
 
 
 def test_the_buffer_of_the_noise_is_given_away(pipe):
-    inputs = pipe.inputs(jaxgen.pipeline.Request("a cat", num_steps=2))
+    inputs = pipe.inputs(jaxgen.stable_diffusion.pipeline.Request("a cat", num_steps=2))
     variant(pipe, loop="device").latents(inputs)
     assert inputs.noise.is_deleted()
 

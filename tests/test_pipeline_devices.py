@@ -13,9 +13,9 @@ import small_systems
 import tiny_checkpoints
 from jax.sharding import Mesh
 
-from jaxgen import loading
-from jaxgen.pipeline import StableDiffusion
-from jaxgen.request import Request
+from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.request import Request
 
 pytestmark = pytest.mark.slow
 PROMPTS = [

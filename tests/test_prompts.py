@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import small_clip
 
-from jaxgen import prompts
+from jaxgen.stable_diffusion import prompts
 from jaxgen.weights import tokenizer
 
 TOKENS = tokenizer.build(*small_clip.small_vocabulary())

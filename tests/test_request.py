@@ -11,10 +11,10 @@ import pytest
 import tiny_checkpoints
 from PIL import Image
 
-from jaxgen import request
-from jaxgen.conditions import Text
 from jaxgen.diffusion import samplers, schedule
-from jaxgen.request import Request
+from jaxgen.stable_diffusion import request
+from jaxgen.stable_diffusion.request import Request
+from jaxgen.stable_diffusion.text_encoding import Text
 
 SCHEDULER = tiny_checkpoints.SCHEDULERS["sd1"]
 MODEL = request.Model(8, 4, (64, 48), False, SCHEDULER)

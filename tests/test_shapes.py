@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from jaxgen import captioned, following
-from jaxgen.pipeline import StableDiffusion
+from jaxgen.miniature import captioned, following
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import hub
 from jaxgen.world import caption, reader, scene
 

@@ -132,16 +132,16 @@ def test_bad_use_is_one_line(model, tmp_path, monkeypatch, capsys, flags, messag
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     import text_to_image
 
-    from jaxgen import cli
+    from jaxgen import script
 
-    monkeypatch.setattr(cli, "compilation_cache", lambda: None)
+    monkeypatch.setattr(script, "compilation_cache", lambda: None)
     flags = [str(model) if flag == "MODEL" else flag for flag in flags]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["text_to_image.py", *flags])
     if "--data-devices" in flags:
         monkeypatch.setattr(text_to_image.jax, "device_count", lambda: 2)
     with pytest.raises(SystemExit) as stopped:
-        cli.main(text_to_image.main)
+        script.main(text_to_image.main)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -8,7 +8,7 @@ import pytest
 from tiny_networks import relative_error, shapes_of, weights_by_path
 
 from jaxgen.nn.embeddings import sinusoid
-from jaxgen.nn.group_norm import GroupNorm
+from jaxgen.nn.norm import GroupNorm
 from jaxgen.nn.resnet import Downsample2D, Upsample2D
 from jaxgen.nn.transformer import GEGLU, Transformer2DModel
 

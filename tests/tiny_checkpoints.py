@@ -7,7 +7,7 @@ The same numbers on every machine, so that stored results of PyTorch diffusers s
 import small_clip
 import tiny_networks
 
-from jaxgen import loading
+from jaxgen.stable_diffusion import loading
 from jaxgen.weights import diffusers, tokenizer
 
 VOCAB, MERGES = small_clip.small_vocabulary()

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from diffusing.options import NAME, Config, captions_of, check, sizes_of
 from PIL import Image
 
-from jaxgen import captioned, cli, miniature, plan, run
 from jaxgen.data import sets
-from jaxgen.miniature import Sizes
+from jaxgen.miniature import captioned, model
+from jaxgen.miniature.model import Sizes
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.pictures import images
-from jaxgen.runs import run_folder
+from jaxgen.runs import command_line, experiment, run, run_folder
+from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, losses, step
 from jaxgen.types import Array, Key, Params
 
@@ -30,7 +32,7 @@ class First(NamedTuple):
     runs: tuple[tuple[Config, int], ...]  # options and steps of the runs that trained it, in order
 
 
-def open_split(config: Config, options: cli.RunOptions, split: str) -> sets.Source:
+def open_split(config: Config, options: RunOptions, split: str) -> sets.Source:
     """The pictures of "train" or "test", without their captions."""
     check(config)
     return captions_of(config, options, split).source
@@ -45,10 +47,10 @@ def encoder_of(vae: AutoencoderKL) -> captioned.Encode:
     return encode
 
 
-def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
+def build(config: Config, examples: Examples, num_steps: int) -> System:
     """The first stage as the run wants it: first state, one step, pictures."""
     check(config)
-    vae = miniature.autoencoder(sizes_of(config), cli.network_dtype(config.run))
+    vae = model.autoencoder(sizes_of(config), experiment.network_dtype(config.run))
     encode = encoder_of(vae)
 
     def encode_one(params: Params, x: Array) -> tuple[Array, Array]:
@@ -62,16 +64,16 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
 
     loss = losses.autoencoder_kl_loss(encode_one, decode_one, config.kl_weight, config.edge_weight)
     options = config.run
-    tx = plan.optimizer_of(options, num_steps)
+    tx = experiment.optimizer_of(options, num_steps)
 
     begun = trained(config.begin_with).params if config.begin_with else None
     if begun is not None:
-        miniature.check_fits(begun, vae, config.begin_with)
+        model.check_fits(begun, vae, config.begin_with)
 
     def init(key: Key) -> Any:
-        return step.init_state(miniature.init(key, vae) if begun is None else begun, tx)
+        return step.init_state(model.init(key, vae) if begun is None else begun, tx)
 
-    return plan.System(
+    return System(
         init=init,
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
@@ -84,7 +86,7 @@ def build(config: Config, examples: plan.Examples, num_steps: int) -> plan.Syste
 
 
 def draw_reconstructions(
-    vae: AutoencoderKL, state: Any, examples: plan.Examples, key: Key
+    vae: AutoencoderKL, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Test pictures beside what comes back through the posterior's mean."""
     shown = examples.images[:40]
@@ -94,7 +96,7 @@ def draw_reconstructions(
 
 def trained(run_dir: str) -> First:
     """The autoencoder that a run of the first stage has trained."""
-    config = cli.from_dict(Config, run_folder.read_config(Path(run_dir), NAME))
+    config = command_line.from_dict(Config, run_folder.read_config(Path(run_dir), NAME))
     if config.stage != "autoencoder":
         raise ValueError(f"{run_dir} is a run of the stage {config.stage}, not of the autoencoder")
     config = replace(config, run=replace(config.run, run_dir=run_dir))
@@ -103,8 +105,8 @@ def trained(run_dir: str) -> First:
     alone = replace(config, begin_with="")
     state, done, _ = run.restore(alone, build, partial(open_split, alone))
     sizes = sizes_of(config)
-    params = plan.model(state, config.run).params
-    return First(sizes, miniature.autoencoder(sizes), params, (*earlier, (config, done)))
+    params = experiment.model(state, config.run).params
+    return First(sizes, model.autoencoder(sizes), params, (*earlier, (config, done)))
 
 
 def with_decoder(first: First, run_dir: str) -> First:

@@ -13,12 +13,15 @@ from diffusing.autoencoder import First, encoder_of
 from diffusing.options import NAME, Config, captions_of, check, sizes_of
 from PIL import Image
 
-from jaxgen import captioned, cli, loading, miniature, plan, run
 from jaxgen.data import sets
-from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS, Sizes
+from jaxgen.miniature import captioned, model
+from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS, Sizes
 from jaxgen.pictures import images
-from jaxgen.pipeline import StableDiffusion
-from jaxgen.runs import run_folder
+from jaxgen.runs import command_line, experiment, run, run_folder
+from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.experiment import Examples, System
+from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.train import losses, step
 from jaxgen.types import Array, Key, Params
 from jaxgen.weights import tokenizer
@@ -58,7 +61,7 @@ def prepare(config: Config, begun_before: bool = False) -> Second:
     else:
         tokens = tokenizer.train(train.captions, config.max_tokens)
     scale = captioned.scale_of_latents(train.source, encoder_of(first.vae), first.params)
-    made = miniature.checkpoint(sizes, tokens, scale)
+    made = model.checkpoint(sizes, tokens, scale)
     begun, runs = (None, ()) if earlier is None else (_carried(earlier, tokens), earlier.runs)
     return Second(first, made, test.captions, begun, runs)
 
@@ -74,13 +77,13 @@ def _check_same(sizes: Sizes, first: First, run_dir: str) -> None:
 def _carried(earlier: Second, tokens: Tokenizer) -> Params:
     """What an earlier run has come to, for this run's vocabulary."""
     params, old = earlier.begun or {}, earlier.checkpoint.tokenizers["tokenizer"]
-    text_encoder = miniature.with_vocabulary(params["text_encoder"], old, tokens)
+    text_encoder = model.with_vocabulary(params["text_encoder"], old, tokens)
     return {**params, "text_encoder": text_encoder}
 
 
 def _earlier(run_dir: str) -> Second:
     """A run of the second stage, `begun` being what it has come to."""
-    config = cli.from_dict(Config, run_folder.read_config(Path(run_dir), NAME))
+    config = command_line.from_dict(Config, run_folder.read_config(Path(run_dir), NAME))
     if config.stage != "diffusion":
         raise ValueError(f"{run_dir} is a run of the stage {config.stage}, not of diffusion")
     config = replace(config, run=replace(config.run, run_dir=run_dir))
@@ -88,11 +91,11 @@ def _earlier(run_dir: str) -> Second:
     state, done, _ = run.restore(
         config, partial(build, second), partial(open_split, config, second)
     )
-    ema = plan.model(state, config.run).ema
+    ema = experiment.model(state, config.run).ema
     return second._replace(begun=ema, runs=(*second.runs, (config, done)))
 
 
-def open_split(config: Config, second: Second, options: cli.RunOptions, split: str) -> sets.Source:
+def open_split(config: Config, second: Second, options: RunOptions, split: str) -> sets.Source:
     """Latents of the pictures, with token ids as labels."""
     first, tokens = second.first, second.checkpoint.tokenizers["tokenizer"]
     scale = second.checkpoint.components["vae"].config["scaling_factor"]
@@ -100,9 +103,9 @@ def open_split(config: Config, second: Second, options: cli.RunOptions, split: s
     return captioned.encoded(pictures, encoder_of(first.vae), first.params, scale)
 
 
-def build(second: Second, config: Config, examples: plan.Examples, num_steps: int) -> plan.System:
+def build(second: Second, config: Config, examples: Examples, num_steps: int) -> System:
     """The second stage as the run wants it: first state, one step, pictures."""
-    networks = loading.networks(second.checkpoint, cli.network_dtype(config.run))
+    networks = loading.networks(second.checkpoint, experiment.network_dtype(config.run))
     unet, text_encoder = networks.unet, networks.encoders["text_encoder"]
     tokens = second.checkpoint.tokenizers["tokenizer"]
 
@@ -115,23 +118,23 @@ def build(second: Second, config: Config, examples: plan.Examples, num_steps: in
 
     if second.begun is not None:
         for name, module in (("unet", unet), ("text_encoder", text_encoder)):
-            miniature.check_fits(second.begun[name], module, config.begin_with)
+            model.check_fits(second.begun[name], module, config.begin_with)
     loss = losses.diffusion_loss(
-        predict, embed, miniature.alphas_cumprod(), config.prediction,
+        predict, embed, model.alphas_cumprod(), config.prediction,
         tokenizer.tokenize(tokens, [""])[0], config.caption_dropout,
     )  # fmt: skip
     options = config.run
-    tx = plan.optimizer_of(options, num_steps)
+    tx = experiment.optimizer_of(options, num_steps)
 
     def init(key: Key) -> step.AveragedState:
         unet_key, text_key = jax.random.split(key)
         params = second.begun or {
-            "unet": miniature.init(unet_key, unet),
-            "text_encoder": miniature.init(text_key, text_encoder),
+            "unet": model.init(unet_key, unet),
+            "text_encoder": model.init(text_key, text_encoder),
         }
         return step.AveragedState(step.init_state(params, tx), jax.tree.map(jnp.copy, params))
 
-    return plan.System(
+    return System(
         init=init,
         step=step.averaged(step.gradient_step(loss, tx, options.accumulate), config.ema_decay),
         draw=partial(draw_samples, second),
@@ -150,11 +153,11 @@ def keep_vocabulary(tokens: Tokenizer, folder: Path) -> None:
 
 def trained(second: Second, state: Any) -> Checkpoint:
     """The whole model with its weights, those of the second stage averaged."""
-    return miniature.with_params(second.checkpoint, {**state.ema, "vae": second.first.params})
+    return model.with_params(second.checkpoint, {**state.ema, "vae": second.first.params})
 
 
 def draw_samples(
-    second: Second, state: Any, examples: plan.Examples, key: Key
+    second: Second, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Pictures of captions that training has not seen, made by the pipeline."""
     prompts = second.prompts[:32]

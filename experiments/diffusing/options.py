@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgen import captioned, cli, plan
-from jaxgen.miniature import Sizes
+from jaxgen.miniature import captioned
+from jaxgen.miniature.model import Sizes
+from jaxgen.runs import plan
+from jaxgen.runs.command_line import RunOptions
 
 NAME = "latent_diffusion"
 
@@ -37,10 +39,10 @@ class Config:
     decoder: str = ""  # export: a run of the first stage that froze this encoder; take its decoder
     output: str = "shapes"  # export: the folder to write, in diffusers' layout
     num_prompts: int = 400  # export: measure so many of each of four groups; 0 does not measure
-    run: Annotated[cli.RunOptions, tyro.conf.arg(name="")] = field(default_factory=cli.RunOptions)
+    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
 
 
-COMMON = cli.RunOptions(data=captioned.WORLD, schedule="cosine", clip_norm=1.0)
+COMMON = RunOptions(data=captioned.WORLD, schedule="cosine", clip_norm=1.0)
 # each under an hour on two CPU cores, where many small steps learn more than few large ones
 STAGES = {
     "autoencoder": Config(
@@ -102,6 +104,6 @@ def check_multiple(name: str, values: tuple[int, ...], of: int, what: str) -> No
             raise ValueError(f"--{flag} has {value}; use multiples of {of} ({what})")
 
 
-def captions_of(config: Config, options: cli.RunOptions, split: str) -> captioned.Captioned:
+def captions_of(config: Config, options: RunOptions, split: str) -> captioned.Captioned:
     """The captioned pictures of "train" or "test"."""
     return captioned.open_split(options.data, split, options.image_size, config.num_scenes)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxgen.nn.attention import attention
 from jaxgen.nn.convolution import Conv3x3
-from jaxgen.nn.group_norm import GroupNorm
+from jaxgen.nn.norm import GroupNorm
 from jaxgen.nn.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from jaxgen.types import Array
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn.convolution import Conv3x3
-from jaxgen.nn.group_norm import GroupNorm
+from jaxgen.nn.norm import GroupNorm
 from jaxgen.types import Array
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn.attention import attention
-from jaxgen.nn.group_norm import GroupNorm
+from jaxgen.nn.norm import GroupNorm
 from jaxgen.types import Array
 
 KeysValues = tuple[Array, Array]  # each [B, S, heads, D]

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxgen.nn.convolution import Conv3x3
 from jaxgen.nn.embeddings import TimestepEmbedding, sinusoid
-from jaxgen.nn.group_norm import GroupNorm
+from jaxgen.nn.norm import GroupNorm
 from jaxgen.nn.unet_blocks import DownBlock, Level, MidBlock, TextContext, UpBlock
 from jaxgen.types import Array
 

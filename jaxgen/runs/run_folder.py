@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 
-import jaxgen
-
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -70,7 +68,7 @@ def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
     content = {
         "system": system,
         "config": config,
-        "versions": {"jaxgen": jaxgen.__version__, "python": platform.python_version()}
+        "versions": {"jaxgen": metadata.version("jaxgen"), "python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
         "commands": [*earlier, sys.argv],

@@ -163,7 +163,7 @@ def scan_steps(step: Step) -> Step:
     Chunks of any length give the same run, bit for bit where the backend fuses the same operations
     in and outside loops. CPU does not always for convolutional networks: one row runs without a
     loop, and may differ from a scanned one in the last bits. There, scan convolutions only with
-    `nn.cpu_convolution` registered, as `cli.tune_cpu` does; they are many times slower without.
+    `cpu.convolution` registered, as `cpu.tune.tune_cpu` does; they are many times slower without.
     """
     one = gathered(step)
 

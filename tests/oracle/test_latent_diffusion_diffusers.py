@@ -16,8 +16,9 @@ transformers = pytest.importorskip("transformers")
 import jax.numpy as jnp
 from tiny_networks import weights_by_path
 
-from jaxgen import captioned, loading, miniature
-from jaxgen.pipeline import StableDiffusion
+from jaxgen.miniature import captioned, model
+from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers, tokenizer
 from jaxgen.world import caption
 
@@ -34,13 +35,13 @@ def captions():
 @pytest.fixture(scope="module", params=["v_prediction", "epsilon"])
 def folder(request, captions, tmp_path_factory):
     """An export with weights that no training has seen, stored in half precision."""
-    sizes = miniature.Sizes(64, (8, 8, 8, 8), (8, 16), 2, 32, 2, 4, request.param)
-    made = miniature.checkpoint(sizes, tokenizer.train(captions, 24), scaling_factor=0.8)
+    sizes = model.Sizes(64, (8, 8, 8, 8), (8, 16), 2, 32, 2, 4, request.param)
+    made = model.checkpoint(sizes, tokenizer.train(captions, 24), scaling_factor=0.8)
     networks = loading.networks(made)
     modules = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
     params = {name: weights_by_path(loading.shapes(module)) for name, module in modules.items()}
     path = tmp_path_factory.mktemp("export") / request.param
-    diffusers.write(path, miniature.with_params(made, params), jnp.float16)
+    diffusers.write(path, model.with_params(made, params), jnp.float16)
     return path
 
 

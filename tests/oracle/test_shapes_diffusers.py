@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from jaxgen.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import hub, tokenizer
 
 # torch and diffusers warn of each other's and of numpy's future

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen import conditions, decoding, generate
-from jaxgen.generate import Inputs
-from jaxgen.loading import DATA, Networks
+from jaxgen.stable_diffusion import decoding, generate, text_encoding
+from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.loading import DATA, Networks
 from jaxgen.types import Array, Params
 
 
@@ -40,8 +40,8 @@ def programs(networks: Networks, mesh: Mesh | None = None) -> Programs:
     def whole_run(params: Params, inputs: Inputs, noise: Array) -> Array:
         return generate.latents(unet, params, inputs._replace(noise=noise))
 
-    def pair(negative: conditions.Text, positive: conditions.Text, empty: Array):
-        return conditions.pairs(conditions.blank(negative, empty), positive)
+    def pair(negative: text_encoding.Text, positive: text_encoding.Text, empty: Array):
+        return text_encoding.pairs(text_encoding.blank(negative, empty), positive)
 
     def draw(moments: list[Array], seeds: Array, shape: Any, purpose: str, plan: decoding.Plan):
         noise = generate.posterior_noise(seeds, shape, purpose)
@@ -52,7 +52,9 @@ def programs(networks: Networks, mesh: Mesh | None = None) -> Programs:
 
     static = {"static_argnames": "plan"}
     return Programs(
-        embed=jax.jit(partial(conditions.encode, networks.encoders), static_argnames="clip_skip"),
+        embed=jax.jit(
+            partial(text_encoding.encode, networks.encoders), static_argnames="clip_skip"
+        ),
         pair=jax.jit(pair),
         noise=jax.jit(generate.initial_noise, static_argnames="shape", out_shardings=batch),
         begin=jax.jit(partial(generate.begin, unet), out_shardings=(None, state)),

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jaxgen import loading
 from jaxgen.diffusion import schedule
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.stable_diffusion import loading
 from jaxgen.types import Key, Params
 from jaxgen.weights import diffusers
 from jaxgen.weights.diffusers import Checkpoint, Component

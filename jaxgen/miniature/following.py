@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen import captioned
-from jaxgen.miniature import GUIDANCE_SCALE, NUM_STEPS
-from jaxgen.pipeline import StableDiffusion
+from jaxgen.miniature import captioned
+from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.world import caption, reader, scene
 from jaxgen.world.scene import Scene
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.nn.clip import CLIPTextModel
-from jaxgen.prompts import Chunks
+from jaxgen.stable_diffusion.prompts import Chunks
 from jaxgen.types import AnyArray, Array, Params
 
 

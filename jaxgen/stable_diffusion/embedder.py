@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import prompts
-from jaxgen.conditions import Text
-from jaxgen.loading import Networks
-from jaxgen.programs import Programs, place
-from jaxgen.request import Request, Settings
+from jaxgen.stable_diffusion import prompts
+from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.programs import Programs, place
+from jaxgen.stable_diffusion.request import Request, Settings
+from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Params
 from jaxgen.weights.tokenizer import Tokenizer
 

@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Command lines of the training scripts: common options, presets, resuming, one-line errors."""
+"""The command line of a training script: options that all of them have, presets, resuming."""
 
 import argparse
-import ctypes
 import dataclasses
-import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-import jax
-import jax.numpy as jnp
 import tyro
 
-from jaxgen.nn import cpu_convolution, cpu_sum
 from jaxgen.runs import run_folder
-from jaxgen.train import loop
 
 
 class Dataclass(Protocol):
@@ -76,19 +69,6 @@ FREE = {
     "draw_every", "log_every", "tensorboard", "wandb", "num_samples", "output", "nll_samples",
     "num_prompts", "decoder",
 }  # fmt: skip
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
-_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"  # what XLA hands to YNNPACK, a flag of its
-
-
-class Interrupted(Exception):
-    """A run that was asked to stop by a signal, and has saved."""
-
-    def __init__(self, folder: Path, done: int, num_steps: int, signal: int) -> None:
-        self.exit_code = 128 + signal  # as a shell reports it
-        what = f"saved at step {done} of {num_steps}" if done else "stopped before the first step"
-        super().__init__(f"{what}; go on with --run-dir {folder} --resume")
 
 
 def parse(
@@ -174,76 +154,3 @@ def _check_same(stored: Any, config: Any, run_dir: str) -> None:
 def _flat(config: Any) -> dict[str, Any]:
     values = asdict(config)
     return values.pop("run") | values
-
-
-def main(start: Callable[[], None]) -> None:
-    """Runs a script's body; errors of use become one line, an interrupted run its exit code."""
-    try:
-        start()
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, ImportError, loop.NonFiniteError) as error:
-        if os.environ.get("JAXGEN_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def set_up(options: RunOptions) -> None:
-    """What comes before the first array: hosts, the cache of compiled programs, CPU settings."""
-    compilation_cache()
-    if options.distributed:
-        _join_hosts()
-    tune_cpu()
-
-
-def compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that a second start is warm."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxgen" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def tune_cpu() -> None:
-    """What makes XLA's CPU backend fast, in this process; docs/design.md says why.
-
-    Call it before anything is computed. Other backends are left alone, and so is a flag that
-    XLA_FLAGS has already.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _YNNPACK not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=".lstrip()  # read once, at the first use
-    cpu_convolution.register()
-    cpu_sum.register()
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if jax.default_backend() == "cpu":
-        _keep_memory()
-
-
-def _keep_memory() -> None:
-    """Makes glibc keep the memory that a step frees for the next step.
-
-    XLA allocates its temporaries anew in every step. Large ones come from mmap, and the system
-    zeroes their pages each time: about a tenth of the step of a convolutional VAE.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's own
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _join_hosts() -> None:
-    """Finds the other processes: through the cluster manager, or as the environment says."""
-    given = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
-    count, index = (None if value is None else int(value) for value in given)
-    # a dead peer is noticed after this long instead of 100 s, and ends the others
-    jax.distributed.initialize(num_processes=count, process_id=index, heartbeat_timeout_seconds=30)
-
-
-def network_dtype(options: RunOptions) -> Any:
-    """The compute type of the networks; parameters, statistics and losses stay float32."""
-    return jnp.dtype(options.dtype)

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen import cli
-from jaxgen.following import Settings
+from jaxgen.miniature.following import Settings
+from jaxgen.runs import command_line
 from jaxgen.weights.diffusers import Checkpoint
 from jaxgen.world import reader
 
@@ -101,7 +101,7 @@ def _accuracy(accuracy: dict[str, dict[str, Any]], settings: Settings) -> str:
 def _stage(number: int, name: str, config: Any, done: int) -> str:
     """The options of one run, as flags of the script, paths left out."""
     values = dataclasses.asdict(config)
-    unsaid = {"autoencoder", "begin_with", *cli.FREE} - {"steps"}
+    unsaid = {"autoencoder", "begin_with", *command_line.FREE} - {"steps"}
     kept = {k: v for k, v in (values.pop("run") | values).items() if k not in unsaid}
     flags = " ".join(_flag(k.replace("_", "-"), v) for k, v in kept.items() if v is not None)
     begun = ", begun with the parameters of the run before" if config.begin_with else ""

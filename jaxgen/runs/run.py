@@ -14,16 +14,20 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxgen import outputs, plan
-from jaxgen.cli import Interrupted, RunOptions
 from jaxgen.data import sets, stream
 from jaxgen.data.source import read_all
-from jaxgen.runs import checkpoint, run_folder
+from jaxgen.runs import checkpoint, experiment, outputs, plan, run_folder
+from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.experiment import Build, Examples, OpenSplit, System
+from jaxgen.script import Interrupted
 from jaxgen.train import loop, order, parallel, step
 
 
 def train(
-    name: str, config: Any, build: plan.Build, open_split: plan.OpenSplit = plan.open_split
+    name: str,
+    config: Any,
+    build: Build,
+    open_split: OpenSplit = plan.open_split,
 ) -> None:
     """Trains the system from its start, or from its newest checkpoint, to the last step.
 
@@ -36,8 +40,8 @@ def train(
 def _train(
     name: str,
     config: Any,
-    build: plan.Build,
-    open_split: plan.OpenSplit,
+    build: Build,
+    open_split: OpenSplit,
     stopping: outputs.StopRequests,
 ) -> None:
     options: RunOptions = config.run
@@ -68,7 +72,7 @@ def _train(
         if options.resume:
             outputs.keep_metrics(folder, name, start)
             _write_config(folder, name, config)
-        key = parallel.put(plan.train_keys(options), mesh)
+        key = parallel.put(experiment.train_keys(options), mesh)
         steps = _compiled(system, options, mesh, resident)
         this = outputs.Run(folder, config, system, examples, start, num_steps, chunk)
         with outputs.opened(this, manager, stopping) as callbacks:
@@ -83,8 +87,8 @@ def _train(
 
 
 def restore(
-    config: Any, build: plan.Build, open_split: plan.OpenSplit = plan.open_split
-) -> tuple[Any, int, plan.Examples]:
+    config: Any, build: Build, open_split: OpenSplit = plan.open_split
+) -> tuple[Any, int, Examples]:
     """The newest state of a finished or unfinished run on one device, its step, and examples.
 
     States of several models keep their leading axis; `model(state, options, i)` takes one.
@@ -144,16 +148,16 @@ def _all_here(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def _template(system: plan.System, options: RunOptions, mesh: Mesh) -> Any:
+def _template(system: System, options: RunOptions, mesh: Mesh) -> Any:
     init = system.init if options.num_models == 1 else jax.vmap(system.init)
-    shapes = jax.eval_shape(init, plan.init_keys(options))
+    shapes = jax.eval_shape(init, experiment.init_keys(options))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
     )
 
 
-def _start(system: plan.System, options: RunOptions, mesh: Mesh, manager: Any) -> tuple[Any, int]:
+def _start(system: System, options: RunOptions, mesh: Mesh, manager: Any) -> tuple[Any, int]:
     """The state to begin with and the number of steps it has behind it.
 
     A run that was killed before its first checkpoint begins again, with the same numbers.
@@ -164,12 +168,12 @@ def _start(system: plan.System, options: RunOptions, mesh: Mesh, manager: Any) -
         return state, start
     init = system.init if options.num_models == 1 else jax.vmap(system.init)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    key = parallel.put(plan.init_keys(options), mesh)
+    key = parallel.put(experiment.init_keys(options), mesh)
     return jax.jit(init, out_shardings=everywhere)(key), 0
 
 
 def _compiled(
-    system: plan.System, options: RunOptions, mesh: Mesh, resident: bool
+    system: System, options: RunOptions, mesh: Mesh, resident: bool
 ) -> Callable[..., Any]:
     """The step as the loop calls it, for data on the devices or from the host."""
     one = system.step if options.num_models == 1 else step.vmap_models(system.step)
@@ -179,13 +183,13 @@ def _compiled(
 
 
 def _feed(
-    system: plan.System, options: RunOptions, mesh: Mesh, source: sets.Source, resident: bool
+    system: System, options: RunOptions, mesh: Mesh, source: sets.Source, resident: bool
 ) -> Callable[[int], loop.Batches]:
     """From the first step to the batches of the run. All data that stays is read at once."""
     if resident:
         whole = read_all(source)
         dataset = parallel.put({"image": whole.images, "label": whole.labels}, mesh)
-        data_key = plan.data_key(options)
+        data_key = experiment.data_key(options)
         batches = order.resident_batches(dataset, system.images_per_step, data_key, mesh)
         return lambda start: batches
 

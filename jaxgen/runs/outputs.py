@@ -14,10 +14,11 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxgen import plan
-from jaxgen.cli import RunOptions
+from jaxgen import script
 from jaxgen.pictures import images
-from jaxgen.runs import checkpoint, log, run_folder, signals
+from jaxgen.runs import checkpoint, experiment, log, run_folder
+from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import loop
 
 
@@ -33,8 +34,8 @@ class Run(NamedTuple):
 
     folder: Path
     config: Any
-    system: plan.System
-    examples: plan.Examples
+    system: System
+    examples: Examples
     start: int
     stop: int
     chunk: int
@@ -44,7 +45,7 @@ def announce(
     folder: Path,
     name: str,
     options: RunOptions,
-    examples: plan.Examples,
+    examples: Examples,
     mesh: Mesh,
     chunk: int,
 ) -> None:
@@ -143,15 +144,15 @@ def stop_requests() -> Iterator[StopRequests]:
         agreed = multihost_utils.reached_preemption_sync_point
         yield StopRequests(agreed, lambda: int(signal.SIGTERM))
         return
-    with signals.stop_requests() as received:
+    with script.stop_requests() as received:
         yield StopRequests(lambda done: received() != 0, received)
 
 
 def _draw(run: Run, done: int, state: Any) -> None:
     options: RunOptions = run.config.run
     local = jax.tree.map(lambda x: x.addressable_data(0), state)
-    one = plan.model(local, options)
-    pictures = run.system.draw(one, run.examples, plan.sample_key(options))
+    one = experiment.model(local, options)
+    pictures = run.system.draw(one, run.examples, experiment.sample_key(options))
     for name, picture in pictures.items():
         images.save(run.folder / "pictures" / f"{name}-{done:07d}.png", picture)
 

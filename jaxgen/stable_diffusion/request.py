@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen.conditions import Text
 from jaxgen.diffusion import config, schedule
 from jaxgen.diffusion.table import Table
-from jaxgen.loading import Networks
+from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.text_encoding import Text
 
 OUTPUTS = ("image", "latent")
 MOST_PIXELS = 2**26  # 8192 x 8192; beyond, a size is a slip of the keyboard

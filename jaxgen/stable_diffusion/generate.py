@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import decoding
 from jaxgen.diffusion import sample
 from jaxgen.diffusion.table import Table
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.stable_diffusion import decoding
 from jaxgen.types import AnyArray, Array, Params
 
 

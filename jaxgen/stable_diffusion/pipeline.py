@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import conditions, decoding, loading, request
-from jaxgen.conditions import Text
-from jaxgen.embedding import Embedder
-from jaxgen.generate import Inputs
-from jaxgen.programs import place, place_inputs, programs
-from jaxgen.request import Request, Settings
+from jaxgen.stable_diffusion import decoding, loading, request, text_encoding
+from jaxgen.stable_diffusion.embedder import Embedder
+from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.programs import place, place_inputs, programs
+from jaxgen.stable_diffusion.request import Request, Settings
+from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint
@@ -132,9 +132,9 @@ class StableDiffusion:
         image: Pillow, uint8, or floats in [-1, 1]; `strength` of its steps are run. mask: white
         where the image is made anew. latents: unit noise that replaces the seeds' own.
         clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
-        reads brackets in prompts as text (see jaxgen.prompts). original_size, crop, target_size:
-        XL's conditions, (height, width) and (top, left). prompt_embeds and negative_prompt_embeds:
-        what `embed` returns.
+        reads brackets in prompts as text (see prompts.py). original_size, crop, target_size: XL's
+        conditions, (height, width) and (top, left). prompt_embeds and negative_prompt_embeds: what
+        `embed` returns.
         on_step(done, total, latents, estimate) is called on the host after every step.
         Raises ValueError before any long work, or when the result is not finite.
         """
@@ -178,7 +178,7 @@ class StableDiffusion:
         """XL's conditions on sizes, [B, 6]."""
         if self.embedder.is_xl:
             original, target = asked.original_size or chosen.size, asked.target_size or chosen.size
-            return conditions.time_ids(original, asked.crop, target, len(chosen.seeds))
+            return text_encoding.time_ids(original, asked.crop, target, len(chosen.seeds))
         if asked.original_size or asked.target_size or any(asked.crop):
             raise ValueError(
                 "original_size, crop and target_size are conditions of Stable Diffusion XL, and "

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""A small Stable Diffusion of your own: its data, networks, figures and model card."""

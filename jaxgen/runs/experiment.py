@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""What an experiment gives to a run, and what it is built from: system, optimizer, keys."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+
+from jaxgen.data import sets
+from jaxgen.runs.command_line import RunOptions
+from jaxgen.train import optimizer
+from jaxgen.types import Array, Key, Step
+
+
+class Examples(NamedTuple):
+    """What a network needs to know of its data, and a few held-out examples to draw."""
+
+    num_examples: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    images: np.ndarray  # uint8 [K, H, W, C], from the test split; floats where encoded
+    labels: np.ndarray  # int32 [K], or [K, T] token ids
+
+
+class System(NamedTuple):
+    """What an experiment builds: the state at step 0, one step, and its pictures."""
+
+    init: Callable[[Key], Any]
+    step: Step
+    draw: Callable[[Any, Examples, Key], dict[str, Image.Image]]  # of one model's state
+    images_per_step: int
+    shown: tuple[str, ...]  # metrics beside the progress
+    convolutional: bool
+    keep: Callable[[Path], None] = lambda folder: None  # writes what else the new run is made of
+
+
+Build = Callable[[Any, Examples, int], System]  # (config, examples, number of steps)
+OpenSplit = Callable[[RunOptions, str], sets.Source]  # (options, "train" or "test")
+
+
+def model(state: Any, options: RunOptions, i: int = 0) -> Any:
+    """The state of model i, as it would be in a run of its own."""
+    return state if options.num_models == 1 else jax.tree.map(lambda x: x[i], state)
+
+
+def num_classes(examples: Examples, conditional: bool) -> int:
+    """How many classes the networks are conditioned on; 0 for none.
+
+    Raises ValueError when that is asked for and the data has no labels.
+    """
+    if conditional and not examples.class_names:
+        raise ValueError("--conditional needs labels, and this data has none")
+    return len(examples.class_names) if conditional else 0
+
+
+def optimizer_of(
+    options: RunOptions, num_steps: int, b1: float = 0.9, b2: float = 0.999
+) -> optax.GradientTransformation:
+    """Adam with the schedule and the clipping that the options ask for."""
+    rate = optimizer.schedule(
+        options.learning_rate, num_steps, options.schedule, options.warmup_steps
+    )
+    return optimizer.adam(rate, b1, b2, options.clip_norm)
+
+
+def network_dtype(options: RunOptions) -> Any:
+    """The compute type of the networks; parameters, statistics and losses stay float32."""
+    return jnp.dtype(options.dtype)
+
+
+# --- keys --------------------------------------------------------------------------------------
+
+
+def streams(seed: int | Array) -> Key:
+    """The four streams of a run [4]: parameters, training noise, order of the data, pictures."""
+    return jax.random.split(jax.random.key(seed), 4)
+
+
+def init_keys(options: RunOptions) -> Key:
+    """The key of the initial parameters, [S] of them for S models."""
+    return _of_models(options, 0)
+
+
+def train_keys(options: RunOptions) -> Key:
+    """The key of the training noise, [S] of them for S models."""
+    return _of_models(options, 1)
+
+
+def data_key(options: RunOptions) -> Key:
+    """The key of the order of the data, which all models of a run share."""
+    return streams(options.seed)[2]
+
+
+def sample_key(options: RunOptions) -> Key:
+    """The key of pictures and samples: the same noise at every step of a run."""
+    return streams(options.seed)[3]
+
+
+def _of_models(options: RunOptions, stream: int) -> Key:
+    """Model i gets what a run of its own with seed + i would get."""
+    if options.num_models == 1:
+        return streams(options.seed)[stream]
+    seeds = options.seed + jnp.arange(options.num_models)
+    return jax.vmap(streams)(seeds)[:, stream]

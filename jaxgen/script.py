@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""What every script begins and ends with: hosts, caches, CPU settings, signals, one-line errors."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import jax
+
+from jaxgen.cpu import tune
+from jaxgen.train import loop
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop by a signal, and has saved."""
+
+    def __init__(self, folder: Path, done: int, num_steps: int, signal: int) -> None:
+        self.exit_code = 128 + signal  # as a shell reports it
+        what = f"saved at step {done} of {num_steps}" if done else "stopped before the first step"
+        super().__init__(f"{what}; go on with --run-dir {folder} --resume")
+
+
+def main(start: Callable[[], None]) -> None:
+    """Runs a script's body; errors of use become one line, an interrupted run its exit code."""
+    try:
+        start()
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, ImportError, loop.NonFiniteError) as error:
+        if os.environ.get("JAXGEN_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def set_up(distributed: bool = False) -> None:
+    """What comes before the first array: hosts, the cache of compiled programs, CPU settings."""
+    compilation_cache()
+    if distributed:
+        _join_hosts()
+    tune.tune_cpu()
+
+
+def compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start is warm."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxgen" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _join_hosts() -> None:
+    """Finds the other processes: through the cluster manager, or as the environment says."""
+    given = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
+    count, index = (None if value is None else int(value) for value in given)
+    # a dead peer is noticed after this long instead of 100 s, and ends the others
+    jax.distributed.initialize(num_processes=count, process_id=index, heartbeat_timeout_seconds=30)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """Yields a function that gives the number of the signal received so far, 0 for none.
+
+    The first SIGTERM or SIGINT only notes itself; the second exits the process at once with
+    128 + its number, as a shell reports it. The previous handlers come back at the end.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        name = signal.Signals(number).name
+        os.write(
+            sys.stderr.fileno(),
+            f"\n{name}: stopping after the step under way; again to quit at once\n".encode(),
+        )
+
+    previous = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
