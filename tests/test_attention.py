@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_networks import relative_error
+from support.networks import relative_error
 
 from jaxgen.nn.attention import (
     attention,

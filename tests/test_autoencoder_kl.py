@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_networks import (
+from support.networks import (
     VAE,
     make_vae,
     norm_epsilons,

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_systems
+from support import systems
 
 from jaxgen.data import sets, source
 from jaxgen.miniature import captioned
@@ -18,7 +18,7 @@ COUNT = 70  # more than a block
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    with small_systems.quick_compilation():
+    with systems.quick_compilation():
         yield
 
 

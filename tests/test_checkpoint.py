@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small_systems
+from support import systems
 
 from jaxgen.runs import checkpoint
 from jaxgen.train import parallel, step
@@ -58,7 +58,7 @@ def test_a_state_comes_back_bit_for_bit(manager):
     state, found = checkpoint.restore(manager, template(state_of(1), 1))
 
     assert found == 7
-    assert small_systems.identical(state, state_of(1, seed=7))
+    assert systems.identical(state, state_of(1, seed=7))
 
 
 def test_a_state_saved_on_eight_devices_comes_back_on_one_and_on_four(manager):
@@ -67,7 +67,7 @@ def test_a_state_saved_on_eight_devices_comes_back_on_one_and_on_four(manager):
 
     for devices in (1, 4):
         state, _ = checkpoint.restore(manager, template(state_of(1), devices))
-        assert small_systems.identical(state, state_of(1, seed=3))
+        assert systems.identical(state, state_of(1, seed=3))
         assert len(state.params["kernel"].sharding.device_set) == devices
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(manager):
         state, found = checkpoint.restore(manager, template(state_of(1), 1))
 
     assert found == 1
-    assert small_systems.identical(state, state_of(1, seed=1))
+    assert systems.identical(state, state_of(1, seed=1))
 
 
 def test_no_flipped_bit_of_the_arrays_loads_silently(manager, tmp_path):
@@ -130,7 +130,7 @@ def test_no_flipped_bit_of_the_arrays_loads_silently(manager, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state, found = checkpoint.restore(manager, template(state_of(1), 1))
-        assert small_systems.identical(state, state_of(1, seed=found))
+        assert systems.identical(state, state_of(1, seed=found))
         found_damaged += found == 1
 
     assert found_damaged >= 8

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_systems
 from jax import lax
+from support import systems
 
 from jaxgen.cpu import convolution
 
@@ -262,23 +262,23 @@ def test_a_gradient_penalty_is_differentiated_twice():
     np.testing.assert_allclose(jnp.vdot(slope, towards), (risen - fallen) / (2 * h), rtol=2e-3)
 
 
-@pytest.mark.parametrize("name", small_systems.NAMES)
+@pytest.mark.parametrize("name", systems.NAMES)
 def test_scanned_steps_of_convolutional_networks_equal_looped_ones(name):
-    looped, _ = small_systems.run(name, chunks=(1,) * 4, network="conv")
+    looped, _ = systems.run(name, chunks=(1,) * 4, network="conv")
 
-    scanned, _ = small_systems.run(name, chunks=(4,), network="conv")
+    scanned, _ = systems.run(name, chunks=(4,), network="conv")
 
     # fusions, not convolutions, round differently
-    assert small_systems.largest_difference(scanned, looped) < 1e-6
+    assert systems.largest_difference(scanned, looped) < 1e-6
 
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map", "jit"])
 def test_eight_devices_train_as_one(how):
-    alone, _ = small_systems.run("vae", "jit", 1, (2,), network="conv")
+    alone, _ = systems.run("vae", "jit", 1, (2,), network="conv")
 
-    together, _ = small_systems.run("vae", how, 8, (2,), network="conv")
+    together, _ = systems.run("vae", how, 8, (2,), network="conv")
 
-    assert small_systems.largest_difference(together, alone) < 1e-5
+    assert systems.largest_difference(together, alone) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pipeline_cases
 import pytest
-from tiny_networks import psnr, quick_jit
+from support import pipeline_cases
+from support.networks import psnr, quick_jit
 
 from jaxgen.stable_diffusion import decoding
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import small_pipeline
+from support import small_pipeline
 
 from jaxgen import files
 from jaxgen.weights import configs, diffusers, layout, tensors, weight_files

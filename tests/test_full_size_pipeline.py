@@ -9,8 +9,8 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_checkpoints
-from tiny_networks import FULL_SIZE_UNETS, psnr
+from support import checkpoints
+from support.networks import FULL_SIZE_UNETS, psnr
 
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 
@@ -36,10 +36,10 @@ CLIP = {
 def test_bfloat16_is_close_to_float32_at_full_size(monkeypatch):
     """On CPU, where bfloat16 is slow: few steps of a small picture. Random weights."""
     unet = {"_class_name": "UNet2DConditionModel", **FULL_SIZE_UNETS["sd15"]}
-    monkeypatch.setitem(tiny_checkpoints.UNETS, "sd1", unet)
-    monkeypatch.setattr(tiny_checkpoints, "VAE", VAE)
-    monkeypatch.setattr(tiny_checkpoints, "_CLIP", tiny_checkpoints._CLIP | CLIP)
-    checkpoint = tiny_checkpoints.checkpoint("sd1")
+    monkeypatch.setitem(checkpoints.UNETS, "sd1", unet)
+    monkeypatch.setattr(checkpoints, "VAE", VAE)
+    monkeypatch.setattr(checkpoints, "_CLIP", checkpoints._CLIP | CLIP)
+    checkpoint = checkpoints.checkpoint("sd1")
 
     settings = {"num_steps": 4, "sampler": "euler", "height": 256, "width": 256, "seed": 3}
     latents, images = {}, {}

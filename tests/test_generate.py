@@ -6,9 +6,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pipeline_cases
 import pytest
-import small_systems
+from support import pipeline_cases, systems
 
 from jaxgen.diffusion import table
 from jaxgen.stable_diffusion import generate
@@ -17,7 +16,7 @@ from jaxgen.stable_diffusion.request import Request
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    with small_systems.quick_compilation():
+    with systems.quick_compilation():
         yield
 
 

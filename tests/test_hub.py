@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-import small_pipeline
+from support import small_pipeline
 
 from jaxgen.weights import diffusers, hub
 

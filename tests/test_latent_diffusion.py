@@ -11,9 +11,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-import small_systems
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
+from support import systems
 from test_experiments import newest_state, rows, width_of
 
 from jaxgen.miniature import following
@@ -55,7 +55,7 @@ def script(tmp_path_factory):
     """The script as a function of its flags."""
     with (
         pytest.MonkeyPatch.context() as patch,
-        small_systems.quick_compilation(),
+        systems.quick_compilation(),
         programs_kept_in(tmp_path_factory.mktemp("programs")),
     ):
         patch.syspath_prepend(str(EXPERIMENTS))
@@ -140,8 +140,8 @@ def test_the_exported_model_is_the_average_and_the_first_stages_autoencoder(scri
     first = script.module.autoencoder.trained(str(runs / "first"))
     params = jax.device_get({**state.ema, "vae": first.params})
     expected = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), params)
-    assert small_systems.identical(found, expected)
-    assert small_systems.largest_difference(state.ema, state.train.params) > 1e-5
+    assert systems.identical(found, expected)
+    assert systems.largest_difference(state.ema, state.train.params) > 1e-5
 
 
 def test_the_exported_model_draws_and_knows_its_words(exported):
@@ -210,8 +210,8 @@ def test_a_run_can_begin_with_the_parameters_of_another(script, runs, stage):
         assert [done for _, done in second.runs] == [4]
         state = module.diffusion.build(second, config, None, 4).init(jax.random.key(9))
         expected, found = second.begun, state.ema
-        assert small_systems.identical(state.train.params, state.ema)
-    assert small_systems.identical(found, expected)
+        assert systems.identical(state.train.params, state.ema)
+    assert systems.identical(found, expected)
     assert int(state.step) == 0
 
 
@@ -251,12 +251,12 @@ def test_a_frozen_encoder_stays_and_its_new_decoder_can_be_exported(script, runs
     script(*flags, "--run-dir", runs / "thawed")
     first, frozen = (module.trained(str(runs / name)) for name in ("first", "frozen"))
     for name in ("encoder", "quant_conv"):
-        assert small_systems.identical(first.params[name], frozen.params[name])
+        assert systems.identical(first.params[name], frozen.params[name])
     for name in ("decoder", "post_quant_conv"):
-        assert small_systems.largest_difference(first.params[name], frozen.params[name]) > 1e-5
+        assert systems.largest_difference(first.params[name], frozen.params[name]) > 1e-5
 
     taken = module.with_decoder(first, str(runs / "frozen"))
-    assert small_systems.identical(taken.params, frozen.params)
+    assert systems.identical(taken.params, frozen.params)
     assert [done for _, done in taken.runs] == [4, 4]
     with pytest.raises(ValueError, match="thawed has another encoder than the diffusion"):
         module.with_decoder(first, str(runs / "thawed"))

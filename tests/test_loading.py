@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_checkpoints
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from support import checkpoints
 
 from jaxgen.nn.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import loading
@@ -15,10 +15,10 @@ from jaxgen.stable_diffusion import loading
 
 def mixed(kind, **parts):
     """A checkpoint with components of others: name=(kind, component)."""
-    checkpoint = tiny_checkpoints.checkpoint(kind)
+    checkpoint = checkpoints.checkpoint(kind)
     components = dict(checkpoint.components)
     for name, (other, component) in parts.items():
-        components[name] = tiny_checkpoints.checkpoint(other).components[component]
+        components[name] = checkpoints.checkpoint(other).components[component]
     return checkpoint._replace(components=components)
 
 
@@ -34,7 +34,7 @@ def test_parts_of_different_models_are_named_together():
 
 
 def test_channels_of_network_and_autoencoder_must_fit():
-    checkpoint = tiny_checkpoints.checkpoint("sd1")
+    checkpoint = checkpoints.checkpoint("sd1")
     unet = checkpoint.components["unet"]
     unet = unet._replace(config=unet.config | {"in_channels": 7, "out_channels": 8})
     checkpoint = checkpoint._replace(components=checkpoint.components | {"unet": unet})
@@ -50,7 +50,7 @@ def test_a_fault_in_the_weights_names_the_component():
     checkpoint = checkpoint._replace(
         components=checkpoint.components
         | {"vae": checkpoint.components["vae"]._replace(
-            class_name="AutoencoderKL", config=tiny_checkpoints.VAE)}
+            class_name="AutoencoderKL", config=checkpoints.VAE)}
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"^vae: "):
         loading.load(checkpoint, loading.networks(checkpoint))
@@ -58,7 +58,7 @@ def test_a_fault_in_the_weights_names_the_component():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_parameters_have_the_type_asked_for(dtype):
-    checkpoint = tiny_checkpoints.checkpoint("sd1")
+    checkpoint = checkpoints.checkpoint("sd1")
     networks = loading.networks(checkpoint, loading.check_dtype(dtype))
     params = loading.load(checkpoint, networks)
     found = {name: {x.dtype for x in jax.tree.leaves(tree)} for name, tree in params.items()}

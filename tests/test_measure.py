@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_systems
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
+from support import systems
 
 from jaxgen.measure import ceilings, cost, environment, products, turns
 from jaxgen.train import parallel, step
@@ -167,11 +167,11 @@ def test_a_dense_training_step_is_counted_as_by_hand():
 
 @pytest.mark.parametrize("how", parallel.MODES)
 def test_a_step_on_several_devices_reduces_its_gradient(how):
-    init, one = small_systems.make("autoencoder")
+    init, one = systems.make("autoencoder")
     mesh = parallel.data_mesh(4)
     run = parallel.parallelize(step.scan_steps(one), mesh, how, parallel.SCANNED)
     rows = np.zeros((1, 8), np.int32)
-    args = (init(jax.random.key(0)), (small_systems.dataset(), rows), jax.random.key(1))
+    args = (init(jax.random.key(0)), (systems.dataset(), rows), jax.random.key(1))
     lowered = jax.jit(run, donate_argnums=0).lower(*args)
     told = cost.cost(lowered, lowered.compile())
     weights = sum(leaf.size * 4 for leaf in jax.tree.leaves(args[0].params))

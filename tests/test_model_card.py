@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-import small_pipeline
+from support import small_pipeline
 
 from jaxgen.miniature import following, model_card
 from jaxgen.runs import command_line

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small_systems
 from jax.sharding import PartitionSpec as P
+from support import systems
 
 from jaxgen.train import parallel, step
 
@@ -17,39 +17,39 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(autouse=True)
 def quick():
-    with small_systems.quick_compilation():
+    with systems.quick_compilation():
         yield
 
 
 @pytest.mark.parametrize("how", parallel.MODES)
-@pytest.mark.parametrize("name", small_systems.NAMES)
+@pytest.mark.parametrize("name", systems.NAMES)
 def test_eight_devices_train_like_one(name, how):
-    expected, metrics = small_systems.run(name, "jit", 1)
+    expected, metrics = systems.run(name, "jit", 1)
 
-    state, spread = small_systems.run(name, how, 8)
+    state, spread = systems.run(name, how, 8)
 
-    assert small_systems.largest_difference(state, expected) < TOLERANCE
+    assert systems.largest_difference(state, expected) < TOLERANCE
     for term in metrics:
         np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_other_numbers_of_devices_train_like_one(devices):
-    expected, _ = small_systems.run("vae", "jit", 1)
+    expected, _ = systems.run("vae", "jit", 1)
 
-    state, _ = small_systems.run("vae", "shard_map", devices)
+    state, _ = systems.run("vae", "shard_map", devices)
 
-    assert small_systems.largest_difference(state, expected) < TOLERANCE
+    assert systems.largest_difference(state, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("how", parallel.MODES)
 @pytest.mark.parametrize("name", ["vae", "gan"])
 def test_batch_norm_uses_the_global_batch_in_every_mode(name, how):
-    expected, _ = small_systems.run(name, "jit", 1, (2,), network="conv", norm="batch")
+    expected, _ = systems.run(name, "jit", 1, (2,), network="conv", norm="batch")
 
-    state, _ = small_systems.run(name, how, 8, (2,), network="conv", norm="batch")
+    state, _ = systems.run(name, how, 8, (2,), network="conv", norm="batch")
 
-    assert small_systems.largest_difference(state, expected) < TOLERANCE
+    assert systems.largest_difference(state, expected) < TOLERANCE
 
 
 def test_the_noise_of_an_example_does_not_depend_on_the_division_of_the_batch():
@@ -75,11 +75,11 @@ def test_the_noise_of_an_example_does_not_depend_on_the_division_of_the_batch():
 
 @pytest.mark.parametrize("how", parallel.MODES)
 def test_the_state_never_grows_a_device_axis_and_is_donated(how):
-    init, one = small_systems.make("vae")
+    init, one = systems.make("vae")
     mesh = parallel.data_mesh(8)
     state = parallel.put(init(jax.random.key(0)), mesh)
     shapes = jax.tree.map(jnp.shape, state)
-    batch = {"image": small_systems.dataset(16)["image"], "label": np.zeros(16, np.int32)}
+    batch = {"image": systems.dataset(16)["image"], "label": np.zeros(16, np.int32)}
     go = parallel.parallelize(one, mesh, how)
 
     after, _ = go(state, parallel.put(batch, mesh, parallel.EXAMPLES), jax.random.key(1))
@@ -90,7 +90,7 @@ def test_the_state_never_grows_a_device_axis_and_is_donated(how):
 
 
 def test_a_batch_that_devices_cannot_share_names_the_multiple():
-    _, one = small_systems.make("vae")
+    _, one = systems.make("vae")
     go = parallel.parallelize(one, parallel.data_mesh(8), "jit")
 
     with pytest.raises(
@@ -100,7 +100,7 @@ def test_a_batch_that_devices_cannot_share_names_the_multiple():
 
 
 def test_unknown_modes_and_too_many_devices_are_named():
-    _, one = small_systems.make("vae")
+    _, one = systems.make("vae")
 
     with pytest.raises(ValueError, match="unknown parallel mode 'mpi'; use one of jit, pmap"):
         parallel.parallelize(one, parallel.data_mesh(1), "mpi")

@@ -9,16 +9,13 @@ import pathlib
 import subprocess
 import sys
 
-import compilations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pipeline_cases
 import pytest
-import small_systems
-import tiny_checkpoints
 from PIL import Image
-from tiny_networks import psnr
+from support import checkpoints, compilations, pipeline_cases, systems
+from support.networks import psnr
 
 import jaxgen
 from jaxgen.diffusion import config, samplers, schedule
@@ -34,7 +31,7 @@ LATENT = {"num_steps": 4, "output": "latent"}
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    with small_systems.quick_compilation():
+    with systems.quick_compilation():
         yield
 
 
@@ -60,13 +57,13 @@ def close(found, expected, tolerance=1e-5):
 
 
 def picture(seed=0, batch=None):
-    shape = (tiny_checkpoints.SIZE, tiny_checkpoints.SIZE, 3)
+    shape = (checkpoints.SIZE, checkpoints.SIZE, 3)
     shape = shape if batch is None else (batch, *shape)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def half_mask():
-    mask = np.zeros((tiny_checkpoints.SIZE, tiny_checkpoints.SIZE), bool)
+    mask = np.zeros((checkpoints.SIZE, checkpoints.SIZE), bool)
     mask[:, 16:] = True
     return mask
 
@@ -182,7 +179,7 @@ def test_no_negative_prompt_is_zeros_in_xl(xl):
 
 def test_sizes_and_crop_change_what_xl_draws(xl):
     plain = xl("a cat", **LATENT)
-    size = (tiny_checkpoints.SIZE, tiny_checkpoints.SIZE)
+    size = (checkpoints.SIZE, checkpoints.SIZE)
     assert close(xl("a cat", original_size=size, target_size=size, **LATENT), plain, 1e-6)
     for other in ({"original_size": (900, 400)}, {"crop": (0, 50)}, {"target_size": (64, 32)}):
         assert not close(xl("a cat", **other, **LATENT), plain, 1e-3)
@@ -290,7 +287,7 @@ def test_pictures_are_decoded_in_tiles_above_a_size(pipe):
 
 @pytest.mark.slow
 def test_bfloat16_is_close_to_float32(pipe):
-    half = StableDiffusion(tiny_checkpoints.checkpoint("sd1"), jnp.bfloat16)
+    half = StableDiffusion(checkpoints.checkpoint("sd1"), jnp.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
     settings = {"num_steps": 20, "sampler": "dpmpp_2m", "guidance_scale": 5}
     images = [model(["a cat", "a dog"], **settings) for model in (half, pipe)]
@@ -322,7 +319,7 @@ def test_the_buffer_of_the_noise_is_given_away(pipe):
 
 
 def test_a_folder_is_a_pipeline(pipe, tmp_path):
-    diffusers.write(tmp_path / "model", tiny_checkpoints.checkpoint("sd1"))
+    diffusers.write(tmp_path / "model", checkpoints.checkpoint("sd1"))
     loaded = jaxgen.StableDiffusion.from_pretrained(tmp_path / "model")
     for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(pipe.params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -337,9 +334,9 @@ def test_a_folder_that_is_no_pipeline_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="dtype is int8; use one of float32, bfloat16, float16"):
         StableDiffusion.from_pretrained(tmp_path, dtype=jnp.int8)
     with pytest.raises(ValueError, match="loop is 'gpu'; use 'device', 'host', or None"):
-        StableDiffusion(tiny_checkpoints.checkpoint("sd1"), loop="gpu")
+        StableDiffusion(checkpoints.checkpoint("sd1"), loop="gpu")
     folder = tmp_path / "model"
-    diffusers.write(folder, tiny_checkpoints.checkpoint("sd1"))
+    diffusers.write(folder, checkpoints.checkpoint("sd1"))
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="unet"):

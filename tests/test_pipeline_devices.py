@@ -4,14 +4,11 @@
 import functools
 import itertools
 
-import compilations
 import jax
 import numpy as np
-import pipeline_cases
 import pytest
-import small_systems
-import tiny_checkpoints
 from jax.sharding import Mesh
+from support import checkpoints, compilations, pipeline_cases, systems
 
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
@@ -31,7 +28,7 @@ MESHES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    with small_systems.quick_compilation():
+    with systems.quick_compilation():
         yield
 
 
@@ -45,7 +42,7 @@ def on_mesh(request):
     """(name, pipeline); parameters that are small in earnest count as large."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "SHARDED_FROM", 2**8)
-        checkpoint = tiny_checkpoints.checkpoint("sd1")
+        checkpoint = checkpoints.checkpoint("sd1")
         return request.param, StableDiffusion(checkpoint, mesh=mesh_of(request.param))
 
 
@@ -126,7 +123,7 @@ def test_an_image_and_a_mask_are_divided_too(on_mesh):
 def test_xl_on_a_mesh_gives_the_pictures_of_one_device():
     asked = SETTINGS | {"negative_prompt": None, "output": "latent"}
     expected = pipeline_cases.pipeline("xl")(PROMPTS, **asked)
-    pipe = StableDiffusion(tiny_checkpoints.checkpoint("xl"), mesh=mesh_of("both"))
+    pipe = StableDiffusion(checkpoints.checkpoint("xl"), mesh=mesh_of("both"))
     assert pipeline_cases.relative_error(pipe(PROMPTS, **asked), expected) < 1e-5
 
 
@@ -143,4 +140,4 @@ def test_a_batch_that_cannot_be_divided_is_an_error(on_mesh):
 def test_a_mesh_of_other_axes_is_an_error():
     mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
     with pytest.raises(ValueError, match="the mesh has axes x; expected 'data'"):
-        StableDiffusion(tiny_checkpoints.checkpoint("sd1"), mesh=mesh)
+        StableDiffusion(checkpoints.checkpoint("sd1"), mesh=mesh)

@@ -3,13 +3,13 @@
 
 import numpy as np
 import pytest
-import small_clip
+from support import clip_words
 
 from jaxgen.stable_diffusion import prompts
 from jaxgen.weights import tokenizer
 
-TOKENS = tokenizer.build(*small_clip.small_vocabulary())
-SECOND = tokenizer.build(*small_clip.small_vocabulary(), {"pad_token": "!"})
+TOKENS = tokenizer.build(*clip_words.small_vocabulary())
+SECOND = tokenizer.build(*clip_words.small_vocabulary(), {"pad_token": "!"})
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_prompt_is_read_as_pieces_with_weights(prompt, pieces):
 
 
 def test_any_string_is_a_prompt():
-    for text in small_clip.strings(1500, seed=3):
+    for text in clip_words.strings(1500, seed=3):
         assert all(np.isfinite(weight) for _, weight in prompts.parse(text))
 
 

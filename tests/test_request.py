@@ -3,20 +3,18 @@
 
 import functools
 
-import compilations
 import jax.numpy as jnp
 import numpy as np
-import pipeline_cases
 import pytest
-import tiny_checkpoints
 from PIL import Image
+from support import checkpoints, compilations, pipeline_cases
 
 from jaxgen.diffusion import samplers, schedule
 from jaxgen.stable_diffusion import request
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
 
-SCHEDULER = tiny_checkpoints.SCHEDULERS["sd1"]
+SCHEDULER = checkpoints.SCHEDULERS["sd1"]
 MODEL = request.Model(8, 4, (64, 48), False, SCHEDULER)
 PICTURE = np.zeros((32, 32, 3), np.uint8)
 

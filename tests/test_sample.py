@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sampler_maps as maps
+import support.sampler_maps as maps
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 import pytest
-import sampler_maps as maps
+import support.sampler_maps as maps
 
 from jaxgen.diffusion import config, prediction, samplers, schedule
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import small_clip
-from ldm_shapes import TINY_V1, TINY_V2, TINY_XL, V1, V2, XL, shapes
+from support import clip_words
+from support.ldm_shapes import TINY_V1, TINY_V2, TINY_XL, V1, V2, XL, shapes
 
 from jaxgen.weights import (
     diffusers,
@@ -41,7 +41,7 @@ def _shapes_only(ldm):
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.write(folder, tokenizer.build(*small_clip.small_vocabulary()))
+    tokenizer.write(folder, tokenizer.build(*clip_words.small_vocabulary()))
     return folder
 
 

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small_systems
+from support import systems
 
 from jaxgen.train import adversarial, parallel, step
 
 
 @pytest.fixture
 def quick():
-    with small_systems.quick_compilation():
+    with systems.quick_compilation():
         yield
 
 
@@ -51,14 +51,14 @@ def test_clipping_bounds_the_update_and_not_the_reported_norm():
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
-@pytest.mark.parametrize("name", small_systems.NAMES)
+@pytest.mark.parametrize("name", systems.NAMES)
 @pytest.mark.slow
 def test_accumulated_microbatches_equal_the_whole_batch(name, how):
-    expected, _ = small_systems.run(name, "jit", 1, (2,))
+    expected, _ = systems.run(name, "jit", 1, (2,))
 
-    state, _ = small_systems.run(name, how, 2, (2,), accumulate=4)
+    state, _ = systems.run(name, how, 2, (2,), accumulate=4)
 
-    assert small_systems.largest_difference(state, expected) < 1e-6  # another order of sums
+    assert systems.largest_difference(state, expected) < 1e-6  # another order of sums
 
 
 def test_a_batch_that_cannot_be_dealt_is_named():
@@ -69,42 +69,42 @@ def test_a_batch_that_cannot_be_dealt_is_named():
         one(state, {"x": jnp.ones(3)}, jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", small_systems.NAMES)
+@pytest.mark.parametrize("name", systems.NAMES)
 def test_scanned_steps_equal_looped_steps_bit_for_bit(name):
-    looped, looped_metrics = small_systems.run(name, chunks=(1,) * 6)
+    looped, looped_metrics = systems.run(name, chunks=(1,) * 6)
 
-    scanned, scanned_metrics = small_systems.run(name, chunks=(6,))
+    scanned, scanned_metrics = systems.run(name, chunks=(6,))
 
-    assert small_systems.identical(scanned, looped)
-    assert small_systems.identical(scanned_metrics, looped_metrics)
+    assert systems.identical(scanned, looped)
+    assert systems.identical(scanned_metrics, looped_metrics)
 
 
 @pytest.mark.parametrize("how", parallel.MODES)
 def test_scanned_steps_equal_looped_steps_bit_for_bit_on_eight_devices(how):
-    looped, _ = small_systems.run("vae", how, 8, (1,) * 4)
+    looped, _ = systems.run("vae", how, 8, (1,) * 4)
 
-    scanned, _ = small_systems.run("vae", how, 8, (4,))
+    scanned, _ = systems.run("vae", how, 8, (4,))
 
-    assert small_systems.identical(scanned, looped)
+    assert systems.identical(scanned, looped)
 
 
 @pytest.mark.slow
 def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
     """On CPU other operations are fused in loops than outside, hence 3 and 3."""
-    halves, _ = small_systems.run("vae", chunks=(3, 3), network="conv")
+    halves, _ = systems.run("vae", chunks=(3, 3), network="conv")
 
-    whole, _ = small_systems.run("vae", chunks=(6,), network="conv")
-    single, _ = small_systems.run("vae", chunks=(1,) * 6, network="conv")
+    whole, _ = systems.run("vae", chunks=(6,), network="conv")
+    single, _ = systems.run("vae", chunks=(1,) * 6, network="conv")
 
-    assert small_systems.identical(whole, halves)
-    assert small_systems.largest_difference(whole, single) < 1e-6
+    assert systems.identical(whole, halves)
+    assert systems.largest_difference(whole, single) < 1e-6
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("name", ["vae", "gan"])
 def test_models_trained_at_once_equal_models_trained_alone(name):
-    init, one = small_systems.make(name)
-    batch = jax.tree.map(lambda x: x[:32], small_systems.dataset())
+    init, one = systems.make(name)
+    batch = jax.tree.map(lambda x: x[:32], systems.dataset())
     alone = [
         jax.jit(one)(init(jax.random.key(i)), batch, jax.random.key(10 + i))[0] for i in range(3)
     ]
@@ -116,13 +116,13 @@ def test_models_trained_at_once_equal_models_trained_alone(name):
     assert metrics["loss"].shape == (3,)
     for i in range(3):
         model = jax.tree.map(lambda x, i=i: x[i], together)
-        assert small_systems.largest_difference(model, alone[i]) < 1e-6  # batched matmuls
+        assert systems.largest_difference(model, alone[i]) < 1e-6  # batched matmuls
 
 
 def test_a_chunk_of_one_has_metrics_with_a_leading_axis():
-    _, one = small_systems.make("vae")
-    init, _ = small_systems.make("vae")
-    batch = jax.tree.map(lambda x: x[:8], small_systems.dataset())
+    _, one = systems.make("vae")
+    init, _ = systems.make("vae")
+    batch = jax.tree.map(lambda x: x[:8], systems.dataset())
 
     _, metrics = jax.jit(step.chunk_of_one(one))(init(jax.random.key(0)), batch, jax.random.key(1))
 
@@ -247,5 +247,5 @@ def test_the_average_does_not_change_the_run_it_averages():
     batch = {"x": jnp.array([1.0, 3.0])}
     plain, metrics = one(plain, batch, jax.random.key(0))
     both, same = step.averaged(one, 0.999)(both, batch, jax.random.key(0))
-    assert small_systems.identical(both.train, plain)
-    assert small_systems.identical(same, metrics)
+    assert systems.identical(both.train, plain)
+    assert systems.identical(same, metrics)

@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 import pytest
-import tiny_checkpoints
 from PIL import Image
+from support import checkpoints
 
 import jaxgen
 from jaxgen.pictures import png
@@ -19,7 +19,7 @@ from jaxgen.weights import diffusers
 from jaxgen.world import reader, scene
 
 ROOT = pathlib.Path(__file__).parent.parent
-SIZE = tiny_checkpoints.SIZE
+SIZE = checkpoints.SIZE
 
 
 def command(*flags):
@@ -46,7 +46,7 @@ def execute(tmp_path, *flags, ok=True, devices=1):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    diffusers.write(folder, tiny_checkpoints.checkpoint("sd1"))
+    diffusers.write(folder, checkpoints.checkpoint("sd1"))
     return folder
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_clip
+from support import clip_words
 
 from jaxgen.weights import tokenizer
 
 STORED = Path(__file__).parent / "data" / "clip_ids.json"
-VOCAB, MERGES = small_clip.small_vocabulary()
+VOCAB, MERGES = clip_words.small_vocabulary()
 BOS, EOS = len(VOCAB) - 2, len(VOCAB) - 1
 
 
@@ -33,7 +33,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize(("name", "pad"), [("end", "<|endoftext|>"), ("exclamation", "!")])
 def test_ids_equal_those_of_transformers(name, pad):
     stored = json.loads(STORED.read_text())
-    texts = small_clip.strings(stored["count"])
+    texts = clip_words.strings(stored["count"])
     tokens = _build(pad)
     wrong = []
     for text, row in zip(texts, stored[name], strict=True):
@@ -172,7 +172,7 @@ def test_a_trained_vocabulary_is_laid_out_as_clips(trained):
     """Bytes, bytes at the end of a word, merges in their order, first and last token."""
     tokens = sorted(trained.vocab, key=trained.vocab.get)
     assert list(trained.vocab.values()) == list(range(len(tokens)))
-    assert set(tokens[:256]) == set(small_clip.byte_characters())
+    assert set(tokens[:256]) == set(clip_words.byte_characters())
     assert tokens[256:512] == [token + "</w>" for token in tokens[:256]]
     assert tokens[512:-2] == list(dict.fromkeys(a + b for a, b in trained.merges))
     assert tokens[-2:] == [tokenizer.BOS, tokenizer.EOS]

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_networks import relative_error, shapes_of, weights_by_path
+from support.networks import relative_error, shapes_of, weights_by_path
 
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.norm import GroupNorm

@@ -14,14 +14,14 @@ import transformers
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-import small_clip
+from support import clip_words
 
 COUNT = 500
 
 
 def main() -> None:
-    vocab, merges = small_clip.small_vocabulary()
-    texts = small_clip.strings(COUNT)
+    vocab, merges = clip_words.small_vocabulary()
+    texts = clip_words.strings(COUNT)
     result = {"transformers": transformers.__version__, "count": COUNT}
     for name, pad in (("end", "<|endoftext|>"), ("exclamation", "!")):
         with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,7 @@
 """Writes tests/data/networks.npz: what PyTorch computes for the tiny networks.
 
 Run from the repository root: python tests/oracle/make_network_values.py
-Inputs and weights are functions of fixed seeds (tests/tiny_networks.py), so outputs suffice.
+Inputs and weights are functions of fixed seeds (tests/support/networks.py), so outputs suffice.
 """
 
 import sys
@@ -17,7 +17,7 @@ import transformers
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from tiny_networks import (
+from support.networks import (
     CLIP_ONLY_OURS,
     CLIPS,
     UNETS,

@@ -20,8 +20,6 @@ sys.path[:0] = [str(pathlib.Path(__file__).parents[i]) for i in (1, 2)]
 import diffusers
 import make_sampler_values
 import numpy as np
-import pipeline_cases
-import tiny_checkpoints
 import torch
 from diffusers.models.autoencoders import vae as torch_vae
 from diffusers.pipelines.stable_diffusion import (
@@ -29,6 +27,7 @@ from diffusers.pipelines.stable_diffusion import (
     pipeline_stable_diffusion_inpaint,
 )
 from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl_img2img
+from support import checkpoints, pipeline_cases
 
 from jaxgen.weights import diffusers as diffusers_io
 
@@ -53,7 +52,7 @@ def components(kind):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = pathlib.Path(folder) / kind
-        diffusers_io.write(folder, tiny_checkpoints.checkpoint(kind))
+        diffusers_io.write(folder, checkpoints.checkpoint(kind))
         task = "inpaint" if kind == "inpaint" else "text"
         cls = CLASSES["xl" if kind == "xl" else "sd", task]
         options = {} if kind == "xl" else {"safety_checker": None}
@@ -104,7 +103,7 @@ def _pictures(case):
         return {"latents": _nchw(pipeline_cases.noise(case)), **sizes}
     given = {"image": _nchw(pipeline_cases.image(case)), "strength": case["strength"]}
     if case["task"] == "inpaint":
-        size = {"height": tiny_checkpoints.SIZE, "width": tiny_checkpoints.SIZE}
+        size = {"height": checkpoints.SIZE, "width": checkpoints.SIZE}
         given |= {"mask_image": _nchw(pipeline_cases.mask(case)), **size}
     return given
 

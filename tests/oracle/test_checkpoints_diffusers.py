@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 diffusers_torch = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-import ldm_shapes  # noqa: E402
 import safetensors.numpy  # noqa: E402
 from diffusers.loaders import single_file_utils  # noqa: E402
+from support import ldm_shapes  # noqa: E402
 
 from jaxgen.nn import autoencoder_kl, clip, unet  # noqa: E402
 from jaxgen.weights import diffusers, layout, ldm_configs, ldm_names, tensors, tokenizer  # noqa: E402  # noqa: E402

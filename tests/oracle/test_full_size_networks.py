@@ -20,7 +20,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import safetensors
 import safetensors.torch
-from tiny_networks import FULL_SIZE_UNETS, make_unet, relative_error, unet_inputs
+from support.networks import FULL_SIZE_UNETS, make_unet, relative_error, unet_inputs
 from torch_weights import nchw, nhwc, perturb, torch_name
 
 pytestmark = [

@@ -6,15 +6,14 @@ import warnings
 
 import numpy as np
 import pytest
-import small_clip
-import small_systems
+from support import clip_words, systems
 
 torch = pytest.importorskip("torch")
 torch_diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 import jax.numpy as jnp
-from tiny_networks import weights_by_path
+from support.networks import weights_by_path
 
 from jaxgen.miniature import captioned, model
 from jaxgen.stable_diffusion import loading
@@ -69,7 +68,7 @@ def test_diffusers_draws_the_same_from_the_same_noise(folder, theirs):
             for kind in ("latent", "np")
         )
 
-    with small_systems.quick_compilation():
+    with systems.quick_compilation():
         pipe = StableDiffusion.from_pretrained(folder)
         found = pipe(PROMPTS, num_steps=6, latents=noise, output="latent", **CALL)
         levels = pipe(PROMPTS, num_steps=6, latents=noise, **CALL).astype(int)
@@ -95,6 +94,6 @@ def test_ids_of_trained_vocabularies_equal_those_of_transformers(folder, caption
     theirs = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
     ours = tokenizer.read(folder / "tokenizer")
     assert theirs.model_max_length == ours.max_length == 24
-    for texts in (captions, small_clip.strings(1000, seed=4)):
+    for texts in (captions, clip_words.strings(1000, seed=4)):
         rows = theirs(texts, padding="max_length", truncation=True, max_length=24).input_ids
         assert tokenizer.tokenize(ours, texts).tolist() == rows

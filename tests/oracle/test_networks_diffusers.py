@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 from diffusers.models import attention, resnet
 from diffusers.models import transformers as transformer_models
 from diffusers.models.autoencoders import vae as torch_vae
-from tiny_networks import (
+from support.networks import (
     CLIP_ONLY_OURS,
     CLIPS,
     UNETS,

@@ -9,8 +9,8 @@ import itertools
 
 import numpy as np
 import pytest
-import small_systems
-from pipeline_cases import BASE, IMAGE, INPAINT, NEGATIVES, XL, noise, ours, relative_error
+from support import systems
+from support.pipeline_cases import BASE, IMAGE, INPAINT, NEGATIVES, XL, noise, ours, relative_error
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -36,7 +36,7 @@ REFUSALS = (ValueError, NotImplementedError, UnboundLocalError)
 def quick():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so tiny a network only waits for its threads
-    with small_systems.quick_compilation():
+    with systems.quick_compilation():
         yield
     torch.set_num_threads(threads)
 

@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-import sampler_maps as maps
+import support.sampler_maps as maps
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -13,14 +13,14 @@ import pytest
 
 transformers = pytest.importorskip("transformers")
 
-import small_clip  # noqa: E402
 from make_clip_ids import write_folder  # noqa: E402
+from support import clip_words  # noqa: E402
 
 from jaxgen.weights import tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
-TEXTS = small_clip.strings(6000, seed=1)
+TEXTS = clip_words.strings(6000, seed=1)
 PADS = ["<|endoftext|>", "!"]
 
 
@@ -35,14 +35,14 @@ def _assert_ids_equal(ours, reference):
 @pytest.fixture(params=["small", "real"])
 def vocabulary(request):
     if request.param == "small":
-        return small_clip.small_vocabulary()
+        return clip_words.small_vocabulary()
     path = os.environ.get("JAXGEN_CLIP_BPE")
     if not path:
         pytest.skip("JAXGEN_CLIP_BPE does not name CLIP's merge list")
     with gzip.open(path, "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
-    tokens = small_clip.byte_characters()
+    tokens = clip_words.byte_characters()
     tokens += [token + "</w>" for token in tokens]
     tokens += ["".join(pair) for pair in merges] + ["<|startoftext|>", "<|endoftext|>"]
     assert len(tokens) == 49408

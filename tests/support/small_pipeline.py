@@ -4,12 +4,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import small_clip
 
 from jaxgen.nn import autoencoder_kl, clip, unet
 from jaxgen.weights import configs, diffusers, layout, tensors, tokenizer
+from support import clip_words
 
-VOCAB, MERGES = small_clip.small_vocabulary()
+VOCAB, MERGES = clip_words.small_vocabulary()
 
 CONFIGS = {
     "unet": {

@@ -6,15 +6,15 @@ import functools
 import json
 
 import numpy as np
-import tiny_checkpoints
 
 from jaxgen.stable_diffusion import generate
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
+from support import checkpoints
 
 PROMPTS = ["a photo of an astronaut riding a horse", "the mountain lake, sunset"]
 NEGATIVES = ["", "the dog in a picture"]
-LATENT = (tiny_checkpoints.SIZE // 2, tiny_checkpoints.SIZE // 2, 4)
+LATENT = (checkpoints.SIZE // 2, checkpoints.SIZE // 2, 4)
 BASE = {"kind": "sd1", "prompt": PROMPTS, "negative_prompt": NEGATIVES, "num_steps": 20,
         "guidance_scale": 3.0, "seed": 5}  # fmt: skip
 XL = {"kind": "xl", "sampler": "euler", "negative_prompt": None}
@@ -44,7 +44,7 @@ STORED = [
 @functools.cache
 def pipeline(kind):
     """The tiny pipeline of a kind, compiled once for all tests of a process."""
-    return StableDiffusion(tiny_checkpoints.checkpoint(kind))
+    return StableDiffusion(checkpoints.checkpoint(kind))
 
 
 def ours(case, output="latent"):
@@ -96,7 +96,7 @@ def posterior_noise(case):
 
 def image(case):
     """Smooth pictures in [-1, 1], [B, H, W, 3]."""
-    size = tiny_checkpoints.SIZE
+    size = checkpoints.SIZE
     waves = np.sin(np.arange(size) * 0.3)[:, None] * np.cos(np.arange(size) * 0.2)
     shades = np.linspace(0.3, 1, 3 * len(case["prompt"])).reshape(-1, 1, 1, 3)
     return (waves[None, :, :, None] * shades).astype(np.float32)
@@ -104,7 +104,7 @@ def image(case):
 
 def mask(case):
     """One in a corner of odd extent, so that the grid of latents cuts through it."""
-    size = tiny_checkpoints.SIZE
+    size = checkpoints.SIZE
     made = np.zeros((len(case["prompt"]), size, size, 1), np.float32)
     made[:, : size // 2 + 3, 5:] = 1
     return made

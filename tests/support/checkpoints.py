@@ -4,13 +4,11 @@
 The same numbers on every machine, so that stored results of PyTorch diffusers stay valid.
 """
 
-import small_clip
-import tiny_networks
-
 from jaxgen.stable_diffusion import loading
 from jaxgen.weights import diffusers, tokenizer
+from support import clip_words, networks
 
-VOCAB, MERGES = small_clip.small_vocabulary()
+VOCAB, MERGES = clip_words.small_vocabulary()
 SIZE = 32  # pixels
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -83,7 +81,7 @@ def _component(class_name, config):
     component = diffusers.Component(class_name, config, {})
     name = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}.get(class_name, "text_encoder")
     module = loading.MODULES[name](**diffusers.fields(component))
-    params = tiny_networks.weights_by_path(loading.shapes(module))
+    params = networks.weights_by_path(loading.shapes(module))
     return diffusers.with_params(component, params)
 
 
