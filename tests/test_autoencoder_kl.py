@@ -10,7 +10,6 @@ from support.networks import (
     make_vae,
     norm_epsilons,
     psnr,
-    quick_jit,
     relative_error,
     vae_inputs,
     weights_by_path,
@@ -22,8 +21,8 @@ STORED = Path(__file__).parent / "data" / "networks.npz"
 def tiny(dtype=jnp.float32):
     vae, shapes = make_vae(VAE, dtype)
     params = {"params": weights_by_path(shapes)}
-    encode = quick_jit(lambda x: vae.apply(params, x, method="encode"))
-    decode = quick_jit(lambda z: vae.apply(params, z, method="decode"))
+    encode = jax.jit(lambda x: vae.apply(params, x, method="encode"))
+    decode = jax.jit(lambda z: vae.apply(params, z, method="decode"))
     return encode, decode
 
 
@@ -57,7 +56,7 @@ def test_log_variance_is_clipped_as_diffusers_clips_it():
     vae, shapes = make_vae(VAE)
     params = weights_by_path(shapes)
     params["quant_conv"]["bias"][4:] = (-1000, 1000, -1000, 1000)
-    encode = quick_jit(lambda x: vae.apply({"params": params}, x, method="encode"))
+    encode = jax.jit(lambda x: vae.apply({"params": params}, x, method="encode"))
     _, logvar = encode(jnp.zeros((1, 8, 8, 3)))
     np.testing.assert_array_equal(logvar[0, 0, 0], [-30, 20, -30, 20])
 

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import systems
 
 from jaxgen.data import sets, source
 from jaxgen.miniature import captioned
@@ -14,12 +13,6 @@ from jaxgen.weights import tokenizer
 from jaxgen.world import reader, scene
 
 COUNT = 70  # more than a block
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with systems.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from support.networks import (
     make_clip,
     norm_epsilons,
     psnr,
-    quick_jit,
     relative_error,
     token_ids,
     weights_by_path,
@@ -42,7 +41,7 @@ FULL_SIZE = {
 def tiny(name, dtype=jnp.float32, **options):
     clip, shapes = make_clip(CLIPS[name], dtype)
     params = {"params": weights_by_path(shapes)}
-    return quick_jit(lambda ids: clip.apply(params, ids, **options))
+    return jax.jit(lambda ids: clip.apply(params, ids, **options))
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -72,7 +71,7 @@ def test_skipping_layers_equals_a_shallower_encoder():
 
     shallow = CLIPS["clip_l"] | {"num_hidden_layers": CLIPS["clip_l"]["num_hidden_layers"] - 1}
     clip, shapes = make_clip(shallow)  # weights follow from paths: the first layers agree
-    direct = quick_jit(clip.apply)({"params": weights_by_path(shapes)}, ids)
+    direct = jax.jit(clip.apply)({"params": weights_by_path(shapes)}, ids)
     np.testing.assert_allclose(skipped.context, direct.context, rtol=1e-5, atol=1e-6)
 
 

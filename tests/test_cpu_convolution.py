@@ -17,6 +17,7 @@ from support import systems
 
 from jaxgen.cpu import convolution
 
+pytestmark = pytest.mark.optimized
 CANONICAL = "b01f_01io->b01f"
 NHWC = ("NHWC", "HWIO", "NHWC")
 

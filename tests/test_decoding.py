@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import pipeline_cases
-from support.networks import psnr, quick_jit
+from support.networks import psnr
 
 from jaxgen.stable_diffusion import decoding
 
@@ -25,7 +25,7 @@ def smooth_latents(batch, size):
 
 
 def decoded(z, plan):
-    return quick_jit(lambda params, z: decoding.decode(VAE, params, z, plan))(PARAMS, z)
+    return jax.jit(lambda params, z: decoding.decode(VAE, params, z, plan))(PARAMS, z)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_pieces_from_python_are_the_pieces_of_one_dispatch():
     z = smooth_latents(2, 24)
     plan = decoding.plan(z.shape, 2, tile=16)._replace(chunks=2)
     at_once, _ = decoded(z, plan)
-    one = quick_jit(lambda params, z, cut: decoding.decode_piece(VAE, params, z, plan, cut))
+    one = jax.jit(lambda params, z, cut: decoding.decode_piece(VAE, params, z, plan, cut))
     pieces = jnp.stack([one(PARAMS, z, cut) for cut in plan.pieces])
     one_by_one, _ = decoding.assemble(pieces, plan)
     np.testing.assert_array_equal(one_by_one, at_once)

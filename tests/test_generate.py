@@ -7,17 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import pipeline_cases, systems
+from support import pipeline_cases
 
 from jaxgen.diffusion import table
 from jaxgen.stable_diffusion import generate
 from jaxgen.stable_diffusion.request import Request
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with systems.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Both stages of experiments/latent_diffusion.py, tiny, in this process: train, resume, export."""
 
-import contextlib
 import functools
 import json
 import pathlib
@@ -11,7 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from support import systems
 from test_experiments import newest_state, rows, width_of
@@ -36,28 +34,10 @@ SECOND = (
 )  # fmt: skip
 
 
-@contextlib.contextmanager
-def programs_kept_in(folder):
-    """Compiled programs on disk, as `cli.compilation_cache` has it: most runs here repeat one."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(folder), 0.2), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def script(tmp_path_factory):
+def script():
     """The script as a function of its flags."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        systems.quick_compilation(),
-        programs_kept_in(tmp_path_factory.mktemp("programs")),
-    ):
+    with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXPERIMENTS))
         patch.setattr(
             "jaxgen.script.set_up", lambda distributed: None

@@ -15,12 +15,6 @@ from jaxgen.train import parallel, step
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def quick():
-    with systems.quick_compilation():
-        yield
-
-
 @pytest.mark.parametrize("how", parallel.MODES)
 @pytest.mark.parametrize("name", systems.NAMES)
 def test_eight_devices_train_like_one(name, how):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from support import checkpoints, compilations, pipeline_cases, systems
+from support import checkpoints, compilations, pipeline_cases
 from support.networks import psnr
 
 import jaxgen
@@ -27,12 +27,6 @@ from jaxgen.weights import diffusers
 DATA = np.load(pathlib.Path(__file__).parent / "data" / "pipeline.npz")
 STORED = json.loads(bytes(DATA["cases"]))
 LATENT = {"num_steps": 4, "output": "latent"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with systems.quick_compilation():
-        yield
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from support import checkpoints, compilations, pipeline_cases, systems
+from support import checkpoints, compilations, pipeline_cases
 
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
@@ -24,12 +24,6 @@ MESHES = {
     "model": ((8,), ("model",)),
     "both": ((2, 4), ("data", "model")),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with systems.quick_compilation():
-        yield
 
 
 def mesh_of(name):

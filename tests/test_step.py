@@ -11,12 +11,6 @@ from support import systems
 from jaxgen.train import adversarial, parallel, step
 
 
-@pytest.fixture
-def quick():
-    with systems.quick_compilation():
-        yield
-
-
 def quadratic(params, example, key):
     """(w - x)^2 / 2: its gradient w - x can be averaged by hand."""
     value = 0.5 * (params["w"] - example["x"]) ** 2
@@ -49,7 +43,6 @@ def test_clipping_bounds_the_update_and_not_the_reported_norm():
     assert float(metrics["grad_norm"]) == pytest.approx(2.0)
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
 @pytest.mark.parametrize("name", systems.NAMES)
 @pytest.mark.slow
@@ -69,6 +62,7 @@ def test_a_batch_that_cannot_be_dealt_is_named():
         one(state, {"x": jnp.ones(3)}, jax.random.key(0))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", systems.NAMES)
 def test_scanned_steps_equal_looped_steps_bit_for_bit(name):
     looped, looped_metrics = systems.run(name, chunks=(1,) * 6)
@@ -79,6 +73,7 @@ def test_scanned_steps_equal_looped_steps_bit_for_bit(name):
     assert systems.identical(scanned_metrics, looped_metrics)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("how", parallel.MODES)
 def test_scanned_steps_equal_looped_steps_bit_for_bit_on_eight_devices(how):
     looped, _ = systems.run("vae", how, 8, (1,) * 4)
@@ -88,6 +83,7 @@ def test_scanned_steps_equal_looped_steps_bit_for_bit_on_eight_devices(how):
     assert systems.identical(scanned, looped)
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
     """On CPU other operations are fused in loops than outside, hence 3 and 3."""
@@ -100,7 +96,6 @@ def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
     assert systems.largest_difference(whole, single) < 1e-6
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("name", ["vae", "gan"])
 def test_models_trained_at_once_equal_models_trained_alone(name):
     init, one = systems.make(name)

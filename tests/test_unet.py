@@ -11,7 +11,6 @@ from support.networks import (
     make_unet,
     norm_epsilons,
     psnr,
-    quick_jit,
     relative_error,
     unet_inputs,
     weights_by_path,
@@ -30,7 +29,7 @@ def tiny(name, dtype=jnp.float32):
 @pytest.mark.parametrize("name", UNETS)
 def test_unet_equals_stored_diffusers_output(name):
     unet, params, inputs = tiny(name)
-    out = quick_jit(unet.apply)(params, *inputs)
+    out = jax.jit(unet.apply)(params, *inputs)
     assert out.dtype == jnp.float32
     with np.load(STORED) as stored:
         assert relative_error(out, stored[f"unet/{name}"]) < 1e-4
@@ -69,7 +68,7 @@ def test_every_norm_has_the_epsilon_of_diffusers(name):
 def test_conditions_computed_beforehand_give_the_same_output():
     unet, params, (sample, timesteps, text, *added) = tiny("xl")
 
-    @quick_jit
+    @jax.jit
     def precompute(params, schedule, text, *added):
         emb = unet.apply(params, schedule, method="embed_time")
         context = unet.apply(params, text, method="text_context")
@@ -77,7 +76,7 @@ def test_conditions_computed_beforehand_give_the_same_output():
 
     schedule = jnp.concatenate([jnp.arange(3.0), timesteps])  # a whole run's timesteps
     emb, added_emb, context = precompute(params, schedule, text, *added)
-    denoise = quick_jit(lambda params, *args: unet.apply(params, *args, method="denoise"))
+    denoise = jax.jit(lambda params, *args: unet.apply(params, *args, method="denoise"))
     out = denoise(params, sample, emb[3:] + added_emb, context)
     with np.load(STORED) as stored:
         assert relative_error(out, stored["unet/xl"]) < 1e-5
@@ -111,7 +110,7 @@ def test_odd_sizes_keep_their_shape():
 def test_bfloat16_unet_is_close_to_float32():
     unet, params, inputs = tiny("sd1", jnp.bfloat16)
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)  # as the pipeline loads them
-    out = quick_jit(unet.apply)(params, *inputs)
+    out = jax.jit(unet.apply)(params, *inputs)
     assert out.dtype == jnp.bfloat16
     with np.load(STORED) as stored:
         assert psnr(out, stored["unet/sd1"]) > 30
@@ -124,7 +123,7 @@ def test_xl_sizes_survive_bfloat16():
     sizes = np.full_like(sizes, 1023)
 
     def embed(module, sizes):
-        call = quick_jit(lambda sizes: module.apply(params, pooled, sizes, method="embed_added"))
+        call = jax.jit(lambda sizes: module.apply(params, pooled, sizes, method="embed_added"))
         return call(sizes)
 
     exact = embed(unet, sizes)

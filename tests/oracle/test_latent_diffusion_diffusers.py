@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from support import clip_words, systems
+from support import clip_words
 
 torch = pytest.importorskip("torch")
 torch_diffusers = pytest.importorskip("diffusers")
@@ -68,10 +68,9 @@ def test_diffusers_draws_the_same_from_the_same_noise(folder, theirs):
             for kind in ("latent", "np")
         )
 
-    with systems.quick_compilation():
-        pipe = StableDiffusion.from_pretrained(folder)
-        found = pipe(PROMPTS, num_steps=6, latents=noise, output="latent", **CALL)
-        levels = pipe(PROMPTS, num_steps=6, latents=noise, **CALL).astype(int)
+    pipe = StableDiffusion.from_pretrained(folder)
+    found = pipe(PROMPTS, num_steps=6, latents=noise, output="latent", **CALL)
+    levels = pipe(PROMPTS, num_steps=6, latents=noise, **CALL).astype(int)
 
     expected = np.moveaxis(final.numpy(), 1, -1)
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)

@@ -9,7 +9,6 @@ import itertools
 
 import numpy as np
 import pytest
-from support import systems
 from support.pipeline_cases import BASE, IMAGE, INPAINT, NEGATIVES, XL, noise, ours, relative_error
 
 torch = pytest.importorskip("torch")
@@ -33,11 +32,10 @@ REFUSALS = (ValueError, NotImplementedError, UnboundLocalError)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so tiny a network only waits for its threads
-    with systems.quick_compilation():
-        yield
+    yield
     torch.set_num_threads(threads)
 
 

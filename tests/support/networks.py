@@ -109,11 +109,6 @@ def shapes_of(module, *inputs):
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
-def quick_jit(function):
-    """jax.jit without the optimisations of LLVM, most of the time of a tiny test."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def unet_inputs(config, batch=2, size=16, tokens=77):
     """Seeded latents, fractional and integer timesteps, text, and XL's pooled text and sizes."""
     rng = np.random.default_rng(7)

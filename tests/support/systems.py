@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Tiny AE, VAE and GAN on 8x8 images with SGD: Adam would forgive a gradient N times too large."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -108,20 +106,6 @@ def run(
         first += count * batch_size
     joined = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
     return jax.device_get(state), joined
-
-
-@contextmanager
-def quick_compilation() -> Iterator[None]:
-    """XLA without its optimisations, for tests that compile more than they compute.
-
-    Not for those that compare bits: they are about the programs that users run.
-    """
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def largest_difference(a: Any, b: Any) -> float:
