@@ -4,8 +4,8 @@
     python experiments/minimal/autoencoder.py [steps]        # writes runs/minimal/autoencoder.png
 
 The encoder squeezes an image x of 64 pixels into a code z of 16 numbers, and the decoder makes the
-image from it again. Training lowers the squared error, that is, Goodfellow, Bengio & Courville 2016
-(Deep Learning), eq. 14.1 with the mean squared error as its L:
+image from it again. Training lowers the error of the pixels: Goodfellow, Bengio & Courville 2016
+(Deep Learning), eq. 14.1, with the mean squared error as its L.
 
     (1)  loss = mean over pixels of  (x - decoder(z))^2,    z = encoder(x + NOISE eps)
 
@@ -79,7 +79,7 @@ def loss(params, image, key):
 
 
 def batch_indices(key, step, num_examples):
-    """The examples of a step, [B]: each epoch has its own order, its last incomplete batch left."""
+    """The examples of a step, [B]: each epoch has its own order and drops an incomplete batch."""
     epoch, place = divmod(step, num_examples // BATCH_SIZE)
     order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
     return jax.lax.dynamic_slice_in_dim(order, place * BATCH_SIZE, BATCH_SIZE)

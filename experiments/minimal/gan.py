@@ -12,7 +12,7 @@ keeps D from becoming steep, is Mescheder et al. 2018 (arXiv:1801.04406), eq. 9:
     (3)  R1 = R1_WEIGHT / 2 |gradient of D at x|^2
 
 By eq. 1 alone, G would lower log(1 - sigmoid(D(G(z)))). That is flat where D is sure that an image
-is not real, as it is at first, and G would not learn; (2) is steep there.
+is not real, as it soon is at first, and G would not learn; (2) is steep there.
 
 The losses are those of `python experiments/gan.py`, which draws from the same keys.
 """
@@ -66,7 +66,7 @@ generate, judge = Generator().apply, Discriminator().apply  # (params, input) ->
 
 def discriminator_loss(d_params, g_params, image, key):
     """The loss (1) for ONE real and ONE generated image."""
-    z_key, *_ = jax.random.split(key, 4)  # the script draws its augmentations from the others
+    z_key, *_ = jax.random.split(key, 4)  # from the others the script draws augmentations
     real = image.astype(jnp.float32) * (2 / 255) - 1
     fake = generate(g_params, jax.random.normal(z_key, (LATENT_DIM,)))
     # -log sigmoid(l) = softplus(-l) and -log(1 - sigmoid(l)) = softplus(l), exact for any logit
@@ -76,21 +76,21 @@ def discriminator_loss(d_params, g_params, image, key):
 
 
 def generator_loss(g_params, d_params, image, key):
-    """The loss (2) for ONE generated image; it never sees the real one."""
+    """The loss (2) for ONE generated image; the real one plays no part."""
     z_key, _ = jax.random.split(key)
     fake = generate(g_params, jax.random.normal(z_key, (LATENT_DIM,)))
     return jax.nn.softplus(-judge(d_params, fake))
 
 
 def batch_indices(key, step, num_examples):
-    """The examples of a step, [B]: each epoch has its own order, its last incomplete batch left."""
+    """The examples of a step, [B]: each epoch has its own order and drops an incomplete batch."""
     epoch, place = divmod(step, num_examples // BATCH_SIZE)
     order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
     return jax.lax.dynamic_slice_in_dim(order, place * BATCH_SIZE, BATCH_SIZE)
 
 
 def example_keys(key, step):
-    """One key per example of a step, [B]."""
+    """One key per example of a player's step, [B]; players count their own steps, here alike."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(BATCH_SIZE))
 

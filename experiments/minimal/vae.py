@@ -12,6 +12,7 @@ into the probability y that each pixel is white. Training lowers a bound on -log
     (3)  log p(x | z) = sum over pixels of  x log y + (1 - x) log(1 - y),    y = sigmoid(logits)
     (4)  KL = -1/2 sum over entries of z of  1 + log sigma^2 - mean^2 - sigma^2
 
+In (3) a pixel x is 0 or 1; the networks, and the code below, have -1 or 1 in its place.
 The losses are those of `python experiments/vae.py`: there as here, parameters, noise and order of
 the data are functions of the seed, the step and the example's place in its batch.
 """
@@ -80,14 +81,15 @@ def loss(params, image, key):
     z = mean + jnp.exp(logvar / 2) * jax.random.normal(eps_key, mean.shape)
     logits = decoder.apply(params["decoder"], z)
 
-    # (3) as x l - log(1 + e^l); a sum, as (4) is: its mean would let the KL weigh 64 times as much
+    # (3) is x l - log(1 + e^l) of a logit l. It is a sum over pixels, as (4) is one over entries
+    # of z: with a mean instead, the KL would weigh 64 times as much, and z would carry nothing
     log_likelihood = jnp.sum((x + 1) / 2 * logits - jax.nn.softplus(logits))
     kl = -0.5 * jnp.sum(1 + logvar - mean**2 - jnp.exp(logvar))  # (4)
     return -log_likelihood + kl  # (1)
 
 
 def batch_indices(key, step, num_examples):
-    """The examples of a step, [B]: each epoch has its own order, its last incomplete batch left."""
+    """The examples of a step, [B]: each epoch has its own order and drops an incomplete batch."""
     epoch, place = divmod(step, num_examples // BATCH_SIZE)
     order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
     return jax.lax.dynamic_slice_in_dim(order, place * BATCH_SIZE, BATCH_SIZE)
