@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""JSON from strangers: a config folder is read with limits, and every fault is one ValueError."""
+"""Files are read with limits, and written whole or not at all.
+
+A folder of configs may come from anywhere, so every fault in it is one ValueError.
+"""
 
 import json
 import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +61,33 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
         raise ValueError(f"{name} holds a JSON {type(value).__name__}; expected an object")
     _check_depth(value, name)
     return value
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Makes a file or a folder that appears under its name only when it is complete and on disk.
+
+    `write` gets the path of a temporary neighbour and makes the file or folder there; if it fails,
+    nothing is left behind. The folder around `path` is made if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # two writers of one path must not share a temporary; a name has at most 255 bytes
+    partial = path.with_name(f".{path.name[-50:]}.{secrets.token_hex(4)}.partial")
+    try:
+        write(partial)
+        if partial.is_file():
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an error in one short line; its class where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def dumps(value: Any) -> str:

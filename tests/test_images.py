@@ -91,7 +91,7 @@ def test_saved_picture_reads_back_and_leaves_no_other_file(tmp_path):
 def test_failed_drawing_leaves_the_old_file(tmp_path):
     class Broken:
         def save(self, file, **options):
-            file.write(b"half a picture")
+            file.write_bytes(b"half a picture")
             raise OSError("disk full")
 
     path = tmp_path / "grid.png"

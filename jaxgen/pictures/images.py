@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Pictures of a run: image grids, animations, loss curves. Files appear whole or not at all."""
 
-import io
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from jaxgen import files
 
 TILE = 56  # images are shown at this many pixels or more, so that 8x8 digits can be seen
 GAP = 2
@@ -118,18 +117,21 @@ def read(path: Path) -> Image.Image:
 
 def save(path: Path, picture: Image.Image) -> None:
     """Writes a PNG, making the folder if need be."""
-    with _whole(path) as file:
-        picture.save(file, format="PNG", optimize=True)
+    files.write_whole(
+        Path(path), lambda partial: picture.save(partial, format="PNG", optimize=True)
+    )
 
 
 def save_gif(path: Path, pictures: Sequence[Image.Image], seconds: float = 0.3) -> None:
     """Writes a looping animation that rests on its last picture."""
     frames = [picture.convert("RGB") for picture in pictures]
     times = [int(1000 * seconds)] * (len(frames) - 1) + [2000]
-    with _whole(path) as file:
-        frames[0].save(
-            file, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
-        )
+    files.write_whole(
+        Path(path),
+        lambda partial: frames[0].save(
+            partial, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
+        ),
+    )
 
 
 def save_curves(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -156,8 +158,7 @@ def save_curves(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     figure.suptitle(title, fontsize=11)
-    with _whole(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    files.write_whole(Path(path), lambda partial: figure.savefig(partial, format="png", dpi=110))
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,15 +176,3 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = min(low, values[-1]), max(high, values[-1])
     margin = 0.08 * (high - low) or max(abs(high), 1e-3) * 0.1
     return float(low - margin), float(high + margin)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[io.BytesIO]:
-    """A buffer whose bytes become the file in one rename."""
-    buffer = io.BytesIO()
-    yield buffer
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)

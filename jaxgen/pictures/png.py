@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Pictures with their story: PNG files whose text chunks say how they were made."""
 
-import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+
+from jaxgen import files
 
 MOST_TEXT = 2**16  # characters of one entry; readers refuse chunks of more than a megabyte
 
@@ -27,14 +27,7 @@ def write(path: str | Path, picture: np.ndarray | Image.Image, text: Mapping[str
         safe = str(value)[:MOST_TEXT].encode("utf-8", "replace").decode("utf-8")
         chunks.add_itxt(key, safe)
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=chunks)
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_bytes(buffer.getvalue())
-    os.replace(partial, path)
+    files.write_whole(Path(path), lambda partial: image.save(partial, format="PNG", pnginfo=chunks))
 
 
 def read_text(path: str | Path) -> dict[str, str]:

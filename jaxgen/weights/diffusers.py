@@ -8,8 +8,6 @@ tokenizer/  tokenizer_2/       vocab.json, merges.txt, tokenizer_config.json, ..
 scheduler/                     scheduler_config.json
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,15 +97,7 @@ def write(folder: str | Path, checkpoint: Checkpoint, dtype: Any = None) -> None
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists; choose a new folder or remove it first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
-        _write(partial, checkpoint, dtype)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+    files.write_whole(folder, lambda partial: _write(partial, checkpoint, dtype))
 
 
 def wanted_files(names: list[str], variant: str | None, where: str) -> list[str]:
@@ -203,6 +193,7 @@ def with_text_model(stored: dict[str, Tensor], class_name: str) -> dict[str, Ten
 def _write(folder: Path, checkpoint: Checkpoint, dtype: Any) -> None:
     index = {"_diffusers_version": DIFFUSERS_VERSION, **checkpoint.index}
     index.update({name: [None, None] for name in OPTIONAL})
+    folder.mkdir()
     for name, component in checkpoint.components.items():
         library, stem, _ = NETWORKS[name]
         index[name] = [library, component.class_name]

@@ -15,6 +15,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors
 
+from jaxgen import files
 from jaxgen.weights import diffusers, single_file, weight_files
 from jaxgen.weights.diffusers import Checkpoint
 
@@ -98,17 +99,17 @@ def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
         raise ValueError(
             f"there is no folder {repo}, and the Hub does not give out a model of that name: check "
             "the spelling, accept its terms on huggingface.co, or set HF_TOKEN "
-            f"({_first_line(error)})"
+            f"({files.first_line(error)})"
         ) from None
     except (OSError, errors.HTTPError) as error:
         return _cached(repo, error)
-    files = wanted([file.rfilename for file in info.siblings or []])
+    names = wanted([file.rfilename for file in info.siblings or []])
     try:
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=files))
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=names))
     except (OSError, errors.HTTPError) as error:
         raise ValueError(
-            f"fetching {repo} from the Hub failed ({_first_line(error)}); what arrived is kept, so "
-            "run the same again"
+            f"fetching {repo} from the Hub failed ({files.first_line(error)}); what arrived is "
+            "kept, so run the same again"
         ) from None
 
 
@@ -122,10 +123,6 @@ def _cached(repo: str, reason: Exception) -> Path:
     except OSError:
         raise ValueError(
             f"{repo} is neither a folder here nor in the Hub's cache, and the Hub cannot be "
-            f"reached ({_first_line(reason)}). Give a local folder, or run once online; HF_HOME "
-            "says where the cache is, and HF_HUB_OFFLINE=1 forbids asking the Hub"
+            f"reached ({files.first_line(reason)}). Give a local folder, or run once online; "
+            "HF_HOME says where the cache is, and HF_HUB_OFFLINE=1 forbids asking the Hub"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -6,7 +6,6 @@ kept after it, so moving a model to its devices holds one tensor at a time in ho
 """
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -117,15 +116,14 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], dtype: np.dtype | None
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin aligned, as the format asks
 
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, tensor in tensors.items():
-            values = np.ascontiguousarray(tensor.read(), DTYPES[codes[name]])
-            file.write(values.reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name, tensor in tensors.items():
+                values = np.ascontiguousarray(tensor.read(), DTYPES[codes[name]])
+                file.write(values.reshape(-1).view(np.uint8).data)
+
+    files.write_whole(path, write)
 
 
 def stored_dtype(tensor: Tensor, dtype: np.dtype | None) -> np.dtype:

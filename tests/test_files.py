@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""Files and folders appear whole under their name, or not at all."""
+
+import os
+
+import pytest
+
+from jaxgen import files
+
+
+def test_a_file_appears_alone_and_complete_in_a_new_folder(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    files.write_whole(path, lambda partial: partial.write_text("whole"))
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_appears_with_all_its_files(tmp_path):
+    def write(partial):
+        partial.mkdir()
+        (partial / "a").write_text("1")
+        assert not (tmp_path / "folder").exists()
+
+    files.write_whole(tmp_path / "folder", write)
+    assert (tmp_path / "folder" / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, is_folder):
+    old = tmp_path / "a"
+    old.write_text("old")
+
+    def write(partial):
+        if is_folder:
+            partial.mkdir()
+            partial = partial / "inside"
+        partial.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_whole(old, write)
+    assert old.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_two_writers_of_one_name_do_not_share_a_temporary(tmp_path):
+    path = tmp_path / "a"
+
+    def write(partial):
+        files.write_whole(path, lambda other: other.write_text("inner"))
+        partial.write_text("outer")
+
+    files.write_whole(path, write)
+    assert path.read_text() == "outer"
+
+
+def test_the_longest_name_that_a_file_can_have_can_be_written(tmp_path):
+    path = tmp_path / ("a" * os.pathconf(tmp_path, "PC_NAME_MAX"))
+    files.write_whole(path, lambda partial: partial.write_text("x"))
+    assert path.read_text() == "x"
+
+
+def test_an_error_without_words_is_called_by_its_class():
+    assert files.first_line(ValueError("\n one\ntwo")) == "one"
+    assert files.first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert len(files.first_line(ValueError("x" * 1000))) == 200
