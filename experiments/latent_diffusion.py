@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
-from diffusing import autoencoder, diffusion
+import latent_autoencoder as autoencoder
+from diffusing import diffusion
 from diffusing.options import NAME, STAGES, Config
 
 from jaxgen import script

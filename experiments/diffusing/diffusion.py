@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from diffusing import autoencoder
-from diffusing.autoencoder import First, encoder_of
+import latent_autoencoder as autoencoder
 from diffusing.options import NAME, Config, captions_of, check, sizes_of
+from latent_autoencoder import First, encoder_of
 from PIL import Image
 
 from jaxgen.data import sets
