@@ -149,7 +149,9 @@ def training_programs(
 def _training_program(case: training.Case, how: str, mesh: Mesh) -> Program:
     config = training.config_of(case)
     with as_on_tpu():
-        _, system = plan.make(config, training.SCRIPTS[case.model].build, training.examples())
+        system = plan.checked_system(
+            config, training.SCRIPTS[case.model].build, training.examples()
+        )
     run = parallel.parallelize(step.scan_steps(system.step), mesh, how, parallel.SCANNED)
     state = jax.eval_shape(system.init, experiment.init_keys(config.run))
     data = jax.ShapeDtypeStruct((training.NUM_IMAGES, *training.SHAPE), jnp.uint8)

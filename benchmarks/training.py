@@ -100,7 +100,7 @@ def check(case: Case, mesh: Mesh) -> None:
 def start(case: Case, way: Way, mesh: Mesh, scan_steps: int) -> Started:
     """The case as jaxgen trains it, past its first step. Raises ValueError for a wrong option."""
     config = config_of(case, way.num_models)
-    _, system = plan.make(config, SCRIPTS[case.model].build, examples())
+    system = plan.checked_system(config, SCRIPTS[case.model].build, examples())
     many = way.num_models > 1
     one = step.vmap_models(system.step) if many else system.step
     run = parallel.parallelize(step.scan_steps(one), mesh, way.parallel, parallel.SCANNED)

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Trains an autoencoder; draws its reconstructions; measures their error.
 
-python experiments/autoencoder.py                            # handwritten digits, a minute
-python experiments/autoencoder.py --latent-dim 2             # with a map of its latent space
-python experiments/autoencoder.py --noise 0.5                # denoising
-python experiments/autoencoder.py --preset mnist --network conv
-python experiments/autoencoder.py --run-dir runs/autoencoder-digits --action evaluate
+Examples:
+    python experiments/autoencoder.py                            # handwritten digits, a minute
+    python experiments/autoencoder.py --latent-dim 2             # with a map of its latent space
+    python experiments/autoencoder.py --noise 0.5                # denoising
+    python experiments/autoencoder.py --preset mnist --network conv
+    python experiments/autoencoder.py --run-dir runs/autoencoder-digits --action evaluate
 """
 
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jaxgen.evaluate import likelihood
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
-from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, losses, step
 from jaxgen.types import Array, Key, Params
@@ -34,7 +35,7 @@ from jaxgen.types import Array, Key, Params
 class Config:
     """Options of the autoencoder."""
 
-    action: Literal["train", "sample", "evaluate"] = "train"  # what to do
+    action: Literal["train", "sample", "evaluate"] = may_change("train")  # what to do
     preset: Literal["digits", "mnist", "cifar10"] = "digits"  # defaults for this data set
     network: Literal["dense", "conv"] = "dense"  # kind of encoder and decoder
     latent_dim: int = 16  # entries of the latent vector
@@ -43,9 +44,11 @@ class Config:
     norm: Literal["none", "group", "layer"] = "none"  # conv: normalisation
     reconstruction: Literal["mse", "bernoulli"] = "mse"  # what is minimised
     noise: float = 0.0  # standard deviation added to the encoder's input (images span -1 to 1)
-    num_samples: int = 64  # sample: how many images
-    output: str | None = None  # sample: the PNG to write; in the run's folder by default
-    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+    num_samples: int = may_change(64)  # sample: how many images
+    # sample: the PNG to write; in the run's folder by default
+    output: str | None = may_change(None)
+    # its flags are made by command_line.py
+    run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
 
 
 PRESETS = {
@@ -76,14 +79,15 @@ def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
     )
 
 
-def build(config: Config, examples: Examples, num_steps: int) -> System:
-    """The autoencoder as the run wants it: first state, one step, pictures."""
+def build(config: Config, examples: Examples) -> System:
+    """The System of the autoencoder: its first state, its step, its pictures."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
     plan.check_range(config, 0, "noise")
     encoder, decoder = networks(config, examples)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
     loss = losses.autoencoder_loss(encode, decode, config.reconstruction, config.noise)
     options = config.run
+    num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
 
     def init(key: Key) -> Any:
@@ -101,14 +105,14 @@ def build(config: Config, examples: Examples, num_steps: int) -> System:
         ),
         draw=partial(draw, config, encode, decode),
         images_per_step=options.batch_size,
-        shown=("loss", "mse"),
+        progress_metrics=("loss", "mse"),
         convolutional=config.network == "conv",
     )
 
 
 def shown_as(config: Config, output: Array) -> Array:
     """The decoder's output as an image in [-1, 1]."""
-    return 2 * jax.nn.sigmoid(output) - 1 if config.reconstruction == "bernoulli" else output
+    return losses.bernoulli_mean(output) if config.reconstruction == "bernoulli" else output
 
 
 def draw(
@@ -116,15 +120,15 @@ def draw(
 ) -> dict[str, Image.Image]:
     """Reconstructions beside their inputs, interpolation, traversal, and a map of two latents."""
     x = augment.to_unit_range(jnp.asarray(examples.images))
-    seen = x + config.noise * jax.random.normal(key, x.shape)
-    z = jax.jit(encode)(state.params["encoder"], seen)
+    noisy = x + config.noise * jax.random.normal(key, x.shape)
+    z = jax.jit(encode)(state.params["encoder"], noisy)
 
     def show(z: Array) -> Array:
         return shown_as(config, jax.jit(decode)(state.params["decoder"], z))
 
     rows = min(8, len(z) // 2)
     pictures = {
-        "reconstructions": images.beside(images.to_uint8(seen), images.to_uint8(show(z))),
+        "reconstructions": images.beside(images.to_uint8(noisy), images.to_uint8(show(z))),
         "interpolation": latent_space.interpolation(
             show, z[:rows], z[rows : 2 * rows], straight=True
         ),
@@ -166,14 +170,16 @@ def evaluate(config: Config) -> None:
     """Prints the error of clean reconstructions on the test set, with its standard error."""
     state, done, examples = run.restore(config, build)
     encoder, decoder = networks(config, examples)
-    loss = losses.autoencoder_loss(
-        functional.apply(encoder), functional.apply(decoder), config.reconstruction
+    loss = augment.on_uint8(
+        losses.autoencoder_loss(
+            functional.apply(encoder), functional.apply(decoder), config.reconstruction
+        )
     )
     test = run.load_split(config.run, "test")
     for i in range(config.run.num_models):
         params: Params = experiment.model(state, config.run, i).params
         terms = likelihood.mean_terms(
-            augment.on_uint8(loss), params, test._asdict(), experiment.sample_key(config.run)
+            loss, params, test._asdict(), experiment.sample_key(config.run)
         )
         mse, error = terms["mse"]
         # pixels span 2 in [-1, 1]: a quarter of the error on the scale of [0, 1]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Trains an autoencoder, a VAE and a GAN on digits, and draws prompts; offline, in 1 to 3 minutes.
 
+Examples:
     python experiments/demo.py
     python experiments/demo.py --quick     # a look in seconds
 
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def train_one(config: Config, name: str, system: ModuleType, folder: Path) -> None:
-    """One system on its digits preset."""
+    """Trains one system with its preset for digits."""
     preset = system.PRESETS["digits"]
     steps = preset.run.steps // 10 if config.quick else preset.run.steps
     options = dataclasses.replace(
@@ -72,14 +73,14 @@ def train_one(config: Config, name: str, system: ModuleType, folder: Path) -> No
 
 
 def draw_prompts(config: Config, path: Path) -> None:
-    """Pictures of `PROMPTS` above the words."""
+    """Draws `PROMPTS`, each picture above its words."""
     pipe = StableDiffusion.from_pretrained(hub.EMBEDDED)
-    drawn = pipe(PROMPTS, num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, seed=config.seed)
-    images.save(path, images.captioned(drawn, PROMPTS, columns=3))
+    pictures = pipe(PROMPTS, num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, seed=config.seed)
+    images.save(path, images.captioned(pictures, PROMPTS, columns=3))
 
 
 def overview(root: Path) -> None:
-    """One picture of all: what they reconstruct and what they draw."""
+    """Puts the reconstructions and samples of all systems side by side in one picture."""
     parts = [
         ("autoencoder: digits, reconstructions below", "autoencoder/reconstructions"),
         ("VAE: binarized digits, reconstructions below", "vae/reconstructions"),

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Trains a generative adversarial network; draws samples; has a classifier judge them.
 
-python experiments/gan.py                                    # handwritten digits, a minute
-python experiments/gan.py --objective minimax                # Goodfellow 2014, eq. 1
-python experiments/gan.py --objective wasserstein --gradient-penalty 10 --discriminator-steps 5
-python experiments/gan.py --preset mnist --conditional
-python experiments/gan.py --run-dir runs/gan-digits --action evaluate
+Examples:
+    python experiments/gan.py                                    # handwritten digits, a minute
+    python experiments/gan.py --objective minimax                # Goodfellow 2014, eq. 1
+    python experiments/gan.py --objective wasserstein --gradient-penalty 10 --discriminator-steps 5
+    python experiments/gan.py --preset mnist --conditional
+    python experiments/gan.py --run-dir runs/gan-digits --action evaluate
 """
 
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jaxgen.evaluate import classes, judge
 from jaxgen.nn import functional, gan
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
-from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import adversarial, augment, step
 from jaxgen.types import Array, Key, Params
@@ -34,7 +35,7 @@ from jaxgen.types import Array, Key, Params
 class Config:
     """Options of the GAN."""
 
-    action: Literal["train", "sample", "evaluate"] = "train"  # what to do
+    action: Literal["train", "sample", "evaluate"] = may_change("train")  # what to do
     preset: Literal["digits", "mnist", "cifar10"] = "digits"  # defaults for this data set
     network: Literal["dense", "conv"] = "dense"  # kind of generator and discriminator
     latent_dim: int = 64  # entries of z
@@ -54,9 +55,11 @@ class Config:
     discriminator_rate: float | None = None  # its learning rate; the generator's by default
     b1: float = 0.5  # Adam's momentum
     ema_decay: float = 0.999  # of the generator's moving average, which samples are drawn with
-    num_samples: int = 64  # sample: how many images
-    output: str | None = None  # sample: the PNG to write; in the run's folder by default
-    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+    num_samples: int = may_change(64)  # sample: how many images
+    # sample: the PNG to write; in the run's folder by default
+    output: str | None = may_change(None)
+    # its flags are made by command_line.py
+    run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
 
 
 PRESETS = {
@@ -98,9 +101,11 @@ def players(config: Config, examples: Examples) -> tuple[Any, Any]:
     )
 
 
-def build(config: Config, examples: Examples, num_steps: int) -> System:
-    """The GAN as the run wants it: first state, one step of both players, pictures."""
-    plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
+def build(config: Config, examples: Examples) -> System:
+    """The System of the GAN: its first state, a step of both players, its pictures."""
+    plan.check_range(
+        config, 1, "latent_dim", "hidden", "width", "num_samples", "discriminator_steps"
+    )
     plan.check_range(config, 0, "gradient_penalty", "r1", "r2")
     plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
     generator, discriminator = players(config, examples)
@@ -108,16 +113,17 @@ def build(config: Config, examples: Examples, num_steps: int) -> System:
     options = config.run
     game = adversarial.objective(config.objective)
     penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
-    seen = augment.differentiable if config.diff_augment else adversarial.identity
+    transform = augment.differentiable if config.diff_augment else adversarial.identity
     d_loss = augment.on_uint8(
         adversarial.discriminator_loss(
-            generate, judge_image, game, config.latent_dim, penalties, seen
+            generate, judge_image, game, config.latent_dim, penalties, transform
         ),
         augment.by_name(options.augment),
     )
-    g_loss = adversarial.generator_loss(generate, judge_image, game, config.latent_dim, seen)
-    g_tx = experiment.optimizer_of(options, num_steps, config.b1)
+    g_loss = adversarial.generator_loss(generate, judge_image, game, config.latent_dim, transform)
     k = config.discriminator_steps
+    num_steps = experiment.num_steps(options, examples, options.batch_size * k)
+    g_tx = experiment.optimizer_of(options, num_steps, config.b1)
     rate = config.discriminator_rate
     d_options = replace(
         options,
@@ -142,13 +148,13 @@ def build(config: Config, examples: Examples, num_steps: int) -> System:
         ),
         draw=partial(draw, config, generator, jax.jit(generator.apply)),
         images_per_step=options.batch_size * k,
-        shown=("d_loss", "g_loss", "d_real", "d_fake"),
+        progress_metrics=("d_loss", "g_loss", "d_real", "d_fake"),
         convolutional=config.network == "conv",
     )  # fmt: skip
 
 
 def sampler(config: Config, generator: Any, apply: Any, params: Params, key: Key) -> Any:
-    """(z [N, D], labels [N]) -> images [N, H, W, C]. apply: generator.apply, compiled.
+    """A function (z [N, D], labels [N]) -> images [N, H, W, C]. apply: generator.apply, compiled.
 
     Batch normalisation gets statistics of 1,000 draws first, so that every image is then a
     function of its own z alone.
@@ -165,17 +171,18 @@ def sampler(config: Config, generator: Any, apply: Any, params: Params, key: Key
 def draw(
     config: Config, generator: Any, apply: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
-    """Samples of the moving average for fixed z, with a column per class if conditional, and
-    interpolations."""
+    """Samples of the moving average for fixed z (a column per class if conditional), and
+    interpolations.
+    """
     z_key, ends_key, standing_key = jax.random.split(key, 3)
-    make = sampler(config, generator, apply, state.ema, standing_key)
+    generate = sampler(config, generator, apply, state.ema, standing_key)
     columns = len(examples.class_names) if config.conditional else 10
 
     def show(z: Array) -> Array:
-        return make(z, jnp.arange(len(z), dtype=jnp.int32) % columns)
+        return generate(z, jnp.arange(len(z), dtype=jnp.int32) % columns)
 
     def show_first_class(z: Array) -> Array:
-        return make(z, jnp.zeros(len(z), jnp.int32))
+        return generate(z, jnp.zeros(len(z), jnp.int32))
 
     ends = latent_space.normal(ends_key, 16, config.latent_dim)
     return {
@@ -186,47 +193,67 @@ def draw(
     }
 
 
-def draws(config: Config, count: int, model: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
-    """Samples uint8 [count, H, W, C] of a run, their labels [count], and its step."""
+class Trained(NamedTuple):
+    """A run that is read from its folder once, with its generator compiled once for all models."""
+
+    state: Any
+    done: int  # steps
+    examples: Examples
+    generator: Any
+    apply: Any
+
+
+def trained(config: Config) -> Trained:
+    """The newest state of the run in --run-dir."""
     state, done, examples = run.restore(config, build)
     generator, _ = players(config, examples)
+    return Trained(state, done, examples, generator, jax.jit(generator.apply))
+
+
+def draws(config: Config, source: Trained, count: int, model: int = 0) -> Any:
+    """Samples uint8 [count, H, W, C] of one of the run's models, and their labels [count]."""
     z_key, standing_key = jax.random.split(experiment.sample_key(config.run))
-    ema = experiment.model(state, config.run, model).ema
-    make = sampler(config, generator, jax.jit(generator.apply), ema, standing_key)
+    ema = experiment.model(source.state, config.run, model).ema
+    generate = sampler(config, source.generator, source.apply, ema, standing_key)
     z = latent_space.normal(z_key, count, config.latent_dim)
-    labels = np.arange(count, dtype=np.int32) % max(len(examples.class_names), 1)
-    parts = [make(z[i : i + 500], labels[i : i + 500]) for i in range(0, count, 500)]
-    return images.to_uint8(np.concatenate(parts)), labels, done
+    labels = np.arange(count, dtype=np.int32) % max(len(source.examples.class_names), 1)
+    parts = [generate(z[i : i + 500], labels[i : i + 500]) for i in range(0, count, 500)]
+    return images.to_uint8(np.concatenate(parts)), labels
 
 
 def sample(config: Config) -> None:
     """Draws from the moving average and writes one grid."""
-    drawn, labels, done = draws(config, config.num_samples)
+    source = trained(config)
+    pictures, labels = draws(config, source, config.num_samples)
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     columns = int(labels.max()) + 1 if config.conditional else None
-    images.save(path, images.grid(drawn, columns))
-    print(f"{config.num_samples} samples after step {done}: {path}")
+    images.save(path, images.grid(pictures, columns))
+    print(f"{config.num_samples} samples after step {source.done}: {path}")
 
 
 def evaluate(config: Config) -> None:
-    """Trains a classifier on the real images and prints what it says of 10,000 samples."""
+    """Trains a classifier on the real images and prints its figures for 10,000 samples."""
+    source = trained(config)
     train_set = run.load_split(config.run, "train")
     classify, accuracy = judge.train(train_set, run.load_split(config.run, "test"))
-    names = train_set.class_names
     print(f"classifier: {accuracy:.4f} of the real test images right")
     for i in range(config.run.num_models):
-        drawn, labels, done = draws(config, 10_000, i)
-        probabilities = classify(drawn)
-        found = classes.report(probabilities)
-        print(f"model {i}, step {done}, 10000 samples:")
-        print(f"  confidence       {found.confidence:.4f}")
-        print(f"  class entropy    {found.entropy_nats:.4f} of {np.log(len(names)):.4f} nats")
-        shares = "  ".join(f"{n} {h:.3f}" for n, h in zip(names, found.histogram, strict=True))
-        print(f"  class shares     {shares}")
-        missing = ", ".join(names[c] for c in found.missing) or "none"
-        print(f"  missing classes  {missing}")
+        pictures, labels = draws(config, source, 10_000, i)
+        probabilities = classify(pictures)
+        print(f"model {i}, step {source.done}, 10000 samples:")
+        show(classes.report(probabilities), train_set.class_names)
         if config.conditional:
             print(f"  as asked         {classes.agreement(probabilities, labels):.4f}")
+
+
+def show(report: classes.ClassReport, names: tuple[str, ...]) -> None:
+    """Prints the figures of one model's samples."""
+    print(f"  confidence       {report.confidence:.4f}")
+    print(f"  class entropy    {report.entropy_nats:.4f} of {np.log(len(names)):.4f} nats")
+    shares = "  ".join(f"{n} {h:.3f}" for n, h in zip(names, report.histogram, strict=True))
+    print(f"  class shares     {shares}")
+    missing = ", ".join(names[c] for c in report.missing) or "none"
+    print(f"  missing classes  {missing}")
 
 
 def main() -> None:

@@ -1,45 +1,93 @@
 # SPDX-License-Identifier: MIT
-"""The first stage: pictures to latents and back."""
+"""Trains the autoencoder of a small Stable Diffusion: pictures to latents and back.
 
-from dataclasses import replace
+Examples:
+    python experiments/latent_autoencoder.py --run-dir runs/first
+    python experiments/latent_autoencoder.py --data path/to/folder --image-size 64
+    python experiments/latent_autoencoder.py --begin-with runs/first --freeze-encoder
+
+It is the first of two stages; latent_diffusion.py is the second. The data is a rendered world of
+coloured shapes, or a folder of pictures with a metadata.jsonl as latent_diffusion.py needs it.
+"""
+
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from diffusing.options import NAME, Config, captions_of, check, sizes_of
+import tyro
 from PIL import Image
 
+from jaxgen import script
 from jaxgen.data import sets
 from jaxgen.miniature import captioned, model
-from jaxgen.miniature.model import Sizes
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.pictures import images
-from jaxgen.runs import command_line, experiment, run, run_folder
+from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, losses, step
 from jaxgen.types import Array, Key, Params
+from jaxgen.world import scene
+
+NAME = "latent_autoencoder"
 
 
-class First(NamedTuple):
-    """The trained first stage."""
+@dataclass(frozen=True)
+class Config:
+    """Options of the autoencoder."""
 
-    sizes: Sizes
-    vae: AutoencoderKL
-    params: Params
-    runs: tuple[tuple[Config, int], ...]  # options and steps of the runs that trained it, in order
+    begin_with: str = ""  # the folder of an earlier run whose parameters to begin with
+    freeze_encoder: bool = False  # train the decoder alone; latents stay as they are
+    num_scenes: int = 30_000  # world: how many of its scenes are the training set
+    vae_channels: tuple[int, ...] = (16, 32, 64, 64)  # of each level; each but the first halves
+    norm_groups: int = 8  # groups of every normalisation
+    kl_weight: float = 2e-4  # of the KL term, a mean over latent entries
+    edge_weight: float = 1.0  # of the error of outlines
+    # its flags are made by command_line.py
+    run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
+
+
+# under an hour on two CPU cores, where many small steps learn more than few large ones
+WORLD = Config(
+    run=RunOptions(
+        data=captioned.WORLD, schedule="cosine", clip_norm=1.0, steps=16_000, batch_size=4,
+        learning_rate=1e-3, warmup_steps=200, draw_every=1000, checkpoint_every=1000,
+    )
+)  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for the first option that no network can have."""
+    plan.check_range(config, 1, "num_scenes", "vae_channels", "norm_groups")
+    plan.check_range(config, 0, "kl_weight", "edge_weight")
+    plan.check_multiple("vae_channels", config.vae_channels, config.norm_groups, "norm_groups")
+    if config.run.data != captioned.WORLD and config.run.image_size is None:
+        raise ValueError("a folder of pictures needs --image-size, to resize and crop them to one")
+    factor = 2 ** (len(config.vae_channels) - 1)
+    plan.check_multiple("image_size", (image_size(config),), factor, "the autoencoder's reduction")
+
+
+def image_size(config: Config) -> int:
+    """Height and width of the pictures."""
+    return config.run.image_size or scene.SIZE
 
 
 def open_split(config: Config, options: RunOptions, split: str) -> sets.Source:
     """The pictures of "train" or "test", without their captions."""
     check(config)
-    return captions_of(config, options, split).source
+    pictures = captioned.open_split(options.data, split, options.image_size, config.num_scenes)
+    return pictures.source
+
+
+def network(config: Config, dtype: Any = jnp.float32) -> AutoencoderKL:
+    """The module that the options describe."""
+    return model.autoencoder(image_size(config), config.vae_channels, config.norm_groups, dtype)
 
 
 def encoder_of(vae: AutoencoderKL) -> captioned.Encode:
-    """(params, pictures [B, H, W, 3]) -> mean and log-variance [B, h, w, C]."""
+    """The encoder as a function (params, pictures [B, H, W, 3]) -> mean, logvar [B, h, w, C]."""
 
     def encode(params: Params, x: Array) -> Any:  # a pair; linen's type allows for more
         return vae.apply({"params": params}, x, method="encode")
@@ -47,10 +95,10 @@ def encoder_of(vae: AutoencoderKL) -> captioned.Encode:
     return encode
 
 
-def build(config: Config, examples: Examples, num_steps: int) -> System:
-    """The first stage as the run wants it: first state, one step, pictures."""
+def build(config: Config, examples: Examples) -> System:
+    """The System of the autoencoder: its first state, its step, its pictures."""
     check(config)
-    vae = model.autoencoder(sizes_of(config), experiment.network_dtype(config.run))
+    vae = network(config, experiment.network_dtype(config.run))
     encode = encoder_of(vae)
 
     def encode_one(params: Params, x: Array) -> tuple[Array, Array]:
@@ -64,58 +112,67 @@ def build(config: Config, examples: Examples, num_steps: int) -> System:
 
     loss = losses.autoencoder_kl_loss(encode_one, decode_one, config.kl_weight, config.edge_weight)
     options = config.run
+    num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
 
-    begun = trained(config.begin_with).params if config.begin_with else None
-    if begun is not None:
-        model.check_fits(begun, vae, config.begin_with)
+    earlier = trained(config.begin_with).params if config.begin_with else None
+    if earlier is not None:
+        model.check_fits(earlier, vae, config.begin_with)
 
     def init(key: Key) -> Any:
-        return step.init_state(model.init(key, vae) if begun is None else begun, tx)
+        return step.init_state(model.init(key, vae) if earlier is None else earlier, tx)
 
     return System(
         init=init,
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
         ),
-        draw=partial(draw_reconstructions, vae),
+        draw=partial(draw_reconstructions, jax.jit(vae.apply)),
         images_per_step=options.batch_size,
-        shown=("l1", "mse", "kl_nats"),
+        progress_metrics=("l1", "mse", "kl_nats"),
         convolutional=True,
     )
 
 
 def draw_reconstructions(
-    vae: AutoencoderKL, state: Any, examples: Examples, key: Key
+    apply: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Test pictures beside what comes back through the posterior's mean."""
-    shown = examples.images[:40]
-    output = jax.jit(vae.apply)({"params": state.params}, augment.to_unit_range(jnp.asarray(shown)))
-    return {"reconstructions": images.beside(shown, images.to_uint8(output))}
+    inputs = examples.images[:40]
+    output = apply({"params": state.params}, augment.to_unit_range(jnp.asarray(inputs)))
+    return {"reconstructions": images.beside(inputs, images.to_uint8(output))}
 
 
-def trained(run_dir: str) -> First:
-    """The autoencoder that a run of the first stage has trained."""
-    config = command_line.from_dict(Config, run_folder.read_config(Path(run_dir), NAME))
-    if config.stage != "autoencoder":
-        raise ValueError(f"{run_dir} is a run of the stage {config.stage}, not of the autoencoder")
-    config = replace(config, run=replace(config.run, run_dir=run_dir))
+class Trained(NamedTuple):
+    """An autoencoder that a run has trained."""
+
+    config: Config
+    image_size: int  # pixels
+    vae: AutoencoderKL
+    encode: captioned.Encode  # one function, so that what is compiled with it serves again
+    params: Params
+    runs: tuple[tuple[Config, int], ...]  # options and steps of the runs that trained it, in order
+
+
+def trained(run_dir: str) -> Trained:
+    """The autoencoder in a run folder, with the newest parameters there."""
+    config = command_line.read(Config, run_dir, NAME)
     earlier = trained(config.begin_with).runs if config.begin_with else ()
     # what it began with is no part of its state, and is not read again
     alone = replace(config, begin_with="")
     state, done, _ = run.restore(alone, build, partial(open_split, alone))
-    sizes = sizes_of(config)
-    params = experiment.model(state, config.run).params
-    return First(sizes, model.autoencoder(sizes), params, (*earlier, (config, done)))
+    params, vae = experiment.model(state, config.run).params, network(config)
+    runs = (*earlier, (config, done))
+    return Trained(config, image_size(config), vae, encoder_of(vae), params, runs)
 
 
-def with_decoder(first: First, run_dir: str) -> First:
+def with_decoder(first: Trained, run_dir: str) -> Trained:
     """The autoencoder with the decoder of a run that began with it and froze the encoder.
 
     Raises ValueError when that run's encoder is another, so that its latents would be.
     """
     other = trained(run_dir)
-    if other.sizes != first.sizes or not _same(_encoders(first.params), _encoders(other.params)):
+    if other.vae != first.vae or not _same(_encoders(first.params), _encoders(other.params)):
         raise ValueError(
             f"{run_dir} has another encoder than the diffusion was trained with; take a run with "
             f"--freeze-encoder --begin-with that autoencoder"
@@ -129,3 +186,13 @@ def _encoders(params: Params) -> Params:
 
 def _same(a: Params, b: Params) -> bool:
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
+
+
+def main() -> None:
+    config = command_line.parse(NAME, {"world": WORLD}, __doc__)
+    script.set_up(config.run.distributed)
+    run.train(NAME, config, build, partial(open_split, config))
+
+
+if __name__ == "__main__":
+    script.main(main)

@@ -1,73 +1,296 @@
 # SPDX-License-Identifier: MIT
-"""Trains a small Stable Diffusion from nothing, measures it, and writes it for diffusers.
+"""Trains a small Stable Diffusion on the latents of an autoencoder, and writes it for diffusers.
 
-python experiments/latent_diffusion.py --stage autoencoder --run-dir runs/1
-python experiments/latent_diffusion.py --stage diffusion --autoencoder runs/1 --run-dir runs/2
-python experiments/latent_diffusion.py --stage diffusion --run-dir runs/2 --action export
-python experiments/latent_diffusion.py --stage autoencoder --data path/to/folder --image-size 64
+Examples:
+    python experiments/latent_diffusion.py --autoencoder runs/first --run-dir runs/second
+    python experiments/latent_diffusion.py --run-dir runs/second --resume
+    python experiments/latent_diffusion.py --run-dir runs/second --action export --output shapes
 
-The data is a rendered world of coloured shapes, or a folder of images with a metadata.jsonl that
-gives "file_name" and "text".
+It is the second of two stages; runs/first is a run of latent_autoencoder.py. The data is a rendered
+world of coloured shapes, or a folder of pictures with a metadata.jsonl that gives "file_name" and
+the caption as "text". The export of a model of the world says how well it follows prompts.
 """
 
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
-import latent_autoencoder as autoencoder
-from diffusing import diffusion
-from diffusing.options import NAME, STAGES, Config
+import latent_autoencoder
+import tyro
+from PIL import Image
 
 from jaxgen import script
-from jaxgen.miniature import captioned, following, model_card
-from jaxgen.runs import command_line, experiment, run
-from jaxgen.runs.experiment import Build, OpenSplit
+from jaxgen.data import sets
+from jaxgen.miniature import captioned, following, model, model_card
+from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS, Sizes
+from jaxgen.pictures import images
+from jaxgen.runs import command_line, experiment, plan, run
+from jaxgen.runs.command_line import RunOptions, may_change
+from jaxgen.runs.experiment import Build, Examples, OpenSplit, System
+from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
-from jaxgen.weights import diffusers
+from jaxgen.train import losses, step
+from jaxgen.types import Array, Key, Params
+from jaxgen.weights import diffusers, tokenizer
+from jaxgen.weights.diffusers import Checkpoint
+from jaxgen.weights.tokenizer import Tokenizer
+from jaxgen.world import scene
+
+NAME = "latent_diffusion"
+TOKENIZER = "tokenizer"  # in the run folder
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of UNet and text encoder, and of the finished model."""
+
+    action: Literal["train", "export"] = may_change("train")  # export: write the finished model
+    autoencoder: str = ""  # the run folder of latent_autoencoder.py; needed
+    begin_with: str = ""  # the folder of an earlier run whose parameters to begin with
+    num_scenes: int = 60_000  # world: how many of its scenes are the training set
+    unet_channels: tuple[int, ...] = (80, 112)  # of each level
+    unet_heads: int = 4  # attention heads
+    text_width: int = 96  # features of the text encoder
+    text_layers: int = 2  # its layers
+    max_tokens: int = 24  # of a caption, with first and last
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"  # what the UNet predicts
+    caption_dropout: float = 0.1  # share of examples without caption, for guidance
+    ema_decay: float = 0.999  # of the moving average that is exported
+    # export: a run of latent_autoencoder.py that froze this encoder; take its decoder
+    decoder: str = may_change("")
+    output: str = may_change("shapes")  # export: the folder to write, in diffusers' layout
+    # export: measure so many prompts of each of four groups; 0 does not measure
+    num_prompts: int = may_change(400)
+    # its flags are made by command_line.py
+    run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
+
+
+# about an hour on two CPU cores
+WORLD = Config(
+    run=RunOptions(
+        data=captioned.WORLD, schedule="cosine", clip_norm=1.0, steps=10_500, batch_size=32,
+        learning_rate=1e-3, warmup_steps=300, draw_every=1000, checkpoint_every=500,
+    )
+)  # fmt: skip
+
+
+def check(config: Config, first: latent_autoencoder.Trained) -> None:
+    """Raises ValueError for the first option that no network, or not this autoencoder, can have."""
+    size, groups = first.image_size, first.config.norm_groups
+    if config.run.image_size not in (None, size):
+        raise ValueError(
+            f"--image-size is {config.run.image_size} and {config.autoencoder} was trained with "
+            f"{size}; leave it out"
+        )
+    if config.run.data == captioned.WORLD and size != scene.SIZE:
+        raise ValueError(
+            f"{config.autoencoder} was trained with pictures of {size} pixels, and the world is "
+            f"drawn in {scene.SIZE}; give --data the folder that it was trained on"
+        )
+    plan.check_multiple("unet_channels", config.unet_channels, groups, "its --norm-groups")
+
+
+def sizes_of(config: Config, first: latent_autoencoder.Trained) -> Sizes:
+    """The sizes of all networks; those of the autoencoder are as it was trained."""
+    return Sizes(
+        first.image_size,
+        first.config.vae_channels,
+        config.unet_channels,
+        config.unet_heads,
+        config.text_width,
+        config.text_layers,
+        first.config.norm_groups,
+        config.prediction,
+    )
+
+
+class Parts(NamedTuple):
+    """The things that a run is built from, beside its options."""
+
+    first: latent_autoencoder.Trained
+    checkpoint: Checkpoint  # without weights
+    prompts: list[str]  # of the test split
+    earlier: Params | None  # what UNet and text encoder begin with; None begins at random
+    runs: tuple[tuple[Config, int], ...]  # options and steps of the runs behind `earlier`
+
+
+def prepare(config: Config, has_folder: bool = False) -> Parts:
+    """The trained autoencoder, the networks of this stage, and captions to draw.
+
+    has_folder: the run folder exists, and its vocabulary is the one that was trained with.
+    """
+    plan.check_range(
+        config, 1, "num_scenes", "unet_channels", "unet_heads", "text_width", "text_layers"
+    )
+    plan.check_range(config, 0, "ema_decay", high=0.99999)
+    plan.check_range(config, 3, "max_tokens")
+    plan.check_range(config, 0, "caption_dropout", high=0.99)
+    plan.check_multiple("unet_channels", config.unet_channels, config.unet_heads, "unet_heads")
+    plan.check_multiple("text_width", (config.text_width,), 32, "a head's features")
+    if config.run.augment != "none":
+        raise ValueError("--augment changes pictures that are encoded once; leave it out")
+    if not config.autoencoder:
+        raise ValueError("which autoencoder? Give --autoencoder a run of latent_autoencoder.py")
+    first = latent_autoencoder.trained(config.autoencoder)
+    check(config, first)
+    earlier = trained(config.begin_with) if config.begin_with else None
+    train, test = (captions_of(config, first, config.run, split) for split in ("train", "test"))
+    if has_folder:
+        tokens = tokenizer.read(run.folder(config.run) / TOKENIZER)
+    else:
+        tokens = tokenizer.train(train.captions, config.max_tokens)
+    scale = captioned.scale_of_latents(train.source, first.encode, first.params)
+    checkpoint = model.checkpoint(sizes_of(config, first), tokens, scale)
+    if earlier is None:
+        return Parts(first, checkpoint, test.captions, None, ())
+    return Parts(first, checkpoint, test.captions, _for_words(earlier, tokens), earlier.runs)
+
+
+def captions_of(
+    config: Config, first: latent_autoencoder.Trained, options: RunOptions, split: str
+) -> captioned.Captioned:
+    """The captioned pictures of "train" or "test", in the autoencoder's size."""
+    return captioned.open_split(options.data, split, first.image_size, config.num_scenes)
+
+
+def _for_words(parts: Parts, tokens: Tokenizer) -> Params:
+    """The parameters that an earlier run has come to, for this run's vocabulary."""
+    params, old = parts.earlier or {}, parts.checkpoint.tokenizers["tokenizer"]
+    text_encoder = model.with_vocabulary(params["text_encoder"], old, tokens)
+    return {**params, "text_encoder": text_encoder}
+
+
+def trained(run_dir: str) -> Parts:
+    """The parts of a run for one that goes on with it; `earlier` is what the run has come to."""
+    config = command_line.read(Config, run_dir, NAME)
+    parts = prepare(config, has_folder=True)
+    state, done, _ = run.restore(config, *_for_run(config, parts))
+    ema = experiment.model(state, config.run).ema
+    return parts._replace(earlier=ema, runs=(*parts.runs, (config, done)))
+
+
+def _for_run(config: Config, parts: Parts) -> tuple[Build, OpenSplit]:
+    """How `run` builds the System, and where it finds the data."""
+    return partial(build, parts), partial(open_split, config, parts)
+
+
+def open_split(config: Config, parts: Parts, options: RunOptions, split: str) -> sets.Source:
+    """Latents of the pictures, with token ids as labels."""
+    first, tokens = parts.first, parts.checkpoint.tokenizers["tokenizer"]
+    scale = parts.checkpoint.components["vae"].config["scaling_factor"]
+    pictures = captioned.tokenized(captions_of(config, first, options, split), tokens)
+    return captioned.encoded(pictures, first.encode, first.params, scale)
+
+
+def build(parts: Parts, config: Config, examples: Examples) -> System:
+    """The System of UNet and text encoder: their first state, a step, pictures."""
+    networks = loading.networks(parts.checkpoint, experiment.network_dtype(config.run))
+    unet, text_encoder = networks.unet, networks.encoders["text_encoder"]
+    tokens = parts.checkpoint.tokenizers["tokenizer"]
+
+    def predict(params: Params, x_t: Array, t: Array, context: Array) -> Array:
+        return unet.apply({"params": params}, x_t[None], t[None], context[None])[0]
+
+    def embed(params: Params, ids: Array) -> Array:
+        encoding: Any = text_encoder.apply({"params": params}, ids[None])
+        return encoding.context[0]
+
+    if parts.earlier is not None:
+        for name, module in (("unet", unet), ("text_encoder", text_encoder)):
+            model.check_fits(parts.earlier[name], module, config.begin_with)
+    loss = losses.diffusion_loss(
+        predict, embed, model.alphas_cumprod(), config.prediction,
+        tokenizer.tokenize(tokens, [""])[0], config.caption_dropout,
+    )  # fmt: skip
+    options = config.run
+    num_steps = experiment.num_steps(options, examples, options.batch_size)
+    tx = experiment.optimizer_of(options, num_steps)
+
+    def init(key: Key) -> step.AveragedState:
+        unet_key, text_key = jax.random.split(key)
+        params = parts.earlier or {
+            "unet": model.init(unet_key, unet),
+            "text_encoder": model.init(text_key, text_encoder),
+        }
+        return step.AveragedState(step.init_state(params, tx), jax.tree.map(jnp.copy, params))
+
+    return System(
+        init=init,
+        step=step.averaged(step.gradient_step(loss, tx, options.accumulate), config.ema_decay),
+        draw=painter(parts),
+        keep=partial(keep_vocabulary, tokens),
+        images_per_step=options.batch_size,
+        progress_metrics=("loss", "grad_norm"),
+        convolutional=True,
+    )
+
+
+def keep_vocabulary(tokens: Tokenizer, folder: Path) -> None:
+    """Writes the vocabulary into the run folder: what the ids mean must outlive the captions."""
+    (folder / TOKENIZER).mkdir()
+    tokenizer.write(folder / TOKENIZER, tokens)
+
+
+def params_of(parts: Parts, state: Any) -> dict[str, Params]:
+    """The parameters of the whole model by component; those of this stage are averages."""
+    return {**state.ema, "vae": parts.first.params}
+
+
+def painter(parts: Parts) -> Any:
+    """A function that draws captions which training has not seen, with the pipeline of users.
+
+    It compiles at its first call; the parameters of later states are data of the same programs.
+    """
+    pipe: StableDiffusion | None = None
+
+    def draw(state: Any, examples: Examples, key: Key) -> dict[str, Image.Image]:
+        nonlocal pipe
+        params = params_of(parts, state)
+        if pipe is None:
+            pipe = StableDiffusion(model.with_params(parts.checkpoint, params))
+        pipe = pipe.with_params(params)
+        pictures = pipe(parts.prompts[:32], num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE)
+        return {"samples": images.grid(pictures, 8)}
+
+    return draw
+
+
+def export(config: Config, parts: Parts) -> None:
+    """Writes the whole model in diffusers' layout, measures it there, and adds its model card."""
+    state, done, _ = run.restore(config, *_for_run(config, parts))
+    if config.decoder:
+        first = latent_autoencoder.with_decoder(parts.first, config.decoder)
+        parts = parts._replace(first=first)
+    folder = Path(config.output)
+    params = params_of(parts, experiment.model(state, config.run))
+    checkpoint = model.with_params(parts.checkpoint, params)
+    diffusers.write(folder, checkpoint, jnp.float16)
+
+    is_world, accuracy = config.run.data == captioned.WORLD, None
+    if is_world and config.num_prompts:
+        pipe = StableDiffusion.from_pretrained(folder)
+        accuracy = following.table(following.measure(pipe, config.num_prompts))
+    title = "shapes: a small Stable Diffusion" if is_world else folder.name
+    data = "on jaxgen's rendered world of coloured shapes" if is_world else "on captioned pictures"
+    prompt = "a large red star above a small blue ring" if is_world else parts.prompts[0]
+    stages = [(latent_autoencoder.NAME, *each) for each in parts.first.runs]
+    stages += [(NAME, *each) for each in (*parts.runs, (config, done))]
+    card = model_card.write(title, data, prompt, checkpoint, stages, accuracy)
+    (folder / "README.md").write_text(card)
+    print(f"{folder}: {sum(f.stat().st_size for f in folder.rglob('*.*')) / 1e6:.1f} MB")
 
 
 def main() -> None:
-    config = command_line.parse(NAME, STAGES, __doc__, choice="stage")
+    config = command_line.parse(NAME, {"world": WORLD}, __doc__)
     script.set_up(config.run.distributed)
-    if config.stage == "autoencoder":
-        if config.action == "export":
-            raise ValueError("a model has both stages; export the run of --stage diffusion")
-        run.train(NAME, config, autoencoder.build, partial(autoencoder.open_split, config))
-        return
-    second = diffusion.prepare(config, config.run.resume or config.action == "export")
+    parts = prepare(config, has_folder=config.run.resume or config.action == "export")
     if config.action == "export":
-        export(config, second)
-        return
-    run.train(NAME, config, *parts_of(config, second))
-
-
-def parts_of(config: Config, second: diffusion.Second) -> tuple[Build, OpenSplit]:
-    """How the second stage is built and where its data comes from."""
-    return partial(diffusion.build, second), partial(diffusion.open_split, config, second)
-
-
-def export(config: Config, second: diffusion.Second) -> None:
-    """Writes the whole model in diffusers' layout, measures it there, and adds its model card."""
-    state, done, _ = run.restore(config, *parts_of(config, second))
-    if config.decoder:
-        second = second._replace(first=autoencoder.with_decoder(second.first, config.decoder))
-    folder = Path(config.output)
-    made = diffusion.trained(second, experiment.model(state, config.run))
-    diffusers.write(folder, made, jnp.float16)
-
-    is_world = config.run.data == captioned.WORLD
-    settings, accuracy = following.Settings(), None
-    if is_world and config.num_prompts:
-        pipe = StableDiffusion.from_pretrained(folder)
-        accuracy = following.table(following.measure(pipe, config.num_prompts, settings))
-    title = "shapes: a small Stable Diffusion" if is_world else folder.name
-    data = "on jaxgen's rendered world of coloured shapes" if is_world else "on captioned pictures"
-    prompt = "a large red star above a small blue ring" if is_world else second.prompts[0]
-    stages = [("autoencoder", *each) for each in second.first.runs]
-    stages += [("diffusion", *each) for each in (*second.runs, (config, done))]
-    card = model_card.write(title, data, prompt, made, stages, settings, accuracy)
-    (folder / "README.md").write_text(card)
-    print(f"{folder}: {sum(f.stat().st_size for f in folder.rglob('*.*')) / 1e6:.1f} MB")
+        export(config, parts)
+    else:
+        run.train(NAME, config, *_for_run(config, parts))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Measures how well a model of the rendered world follows prompts.
 
-python experiments/prompt_following.py                       # the model that comes with jaxgen
-python experiments/prompt_following.py --model runs/shapes --num-prompts 100 --guidance 5
+Examples:
+    python experiments/prompt_following.py                       # the model that comes with jaxgen
+    python experiments/prompt_following.py --model runs/shapes --num-prompts 100 --guidance 5
 
 Four groups of prompts: one or two objects, of pairs of shape and colour that training has seen or
 that were held out from it. An independent reader says which attributes each picture shows.
@@ -10,7 +11,7 @@ Leaves OUTPUT.json with the shares, OUTPUT-right.png and OUTPUT-wrong.png.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -46,30 +47,20 @@ class Config:
 
 
 def main() -> None:
-    config = tyro.cli(Config, description=str(__doc__).replace("\npython", "\n\npython"))
+    config = tyro.cli(Config, description=__doc__)
     script.compilation_cache()
     tune.tune_cpu()
-    settings = settings_of(config)
-    pipe = StableDiffusion.from_pretrained(config.model)
-    groups = measure(pipe, config.num_prompts, settings)
-    found = following.table(groups)
-    show(found)
-    for path in write(config, settings, groups, found):
+    if config.num_prompts < 1 or config.batch_size < 1:
+        raise ValueError("--num-prompts and --batch-size must be 1 or more")
+    config = replace(config, batch_size=min(config.batch_size, config.num_prompts))
+    groups = measure(config, StableDiffusion.from_pretrained(config.model))
+    table = following.table(groups)
+    show(table)
+    for path in write(config, groups, table):
         print(path)
 
 
-def settings_of(config: Config) -> following.Settings:
-    if config.num_prompts < 1 or config.batch_size < 1:
-        raise ValueError("--num-prompts and --batch-size must be 1 or more")
-    return following.Settings(
-        config.steps, config.guidance, config.sampler, config.seed,
-        min(config.batch_size, config.num_prompts),
-    )  # fmt: skip
-
-
-def measure(
-    pipe: StableDiffusion, count: int, settings: following.Settings
-) -> dict[str, following.Group]:
+def measure(config: Config, pipe: StableDiffusion) -> dict[str, following.Group]:
     """The groups, with a bar of pictures on a terminal."""
     columns = (
         progress.TextColumn("pictures"),
@@ -81,25 +72,39 @@ def measure(
     with progress.Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
         task = bar.add_task("")
         return following.measure(
-            pipe, count, settings, lambda done, all: bar.update(task, completed=done, total=all)
+            pipe,
+            config.num_prompts,
+            num_steps=config.steps,
+            guidance_scale=config.guidance,
+            sampler=config.sampler,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            on_batch=lambda done, total: bar.update(task, completed=done, total=total),
         )
 
 
-def show(found: dict) -> None:
-    """The table: percent of prompts whose attribute holds."""
+def show(shares: dict) -> None:
+    """Prints the percentage of prompts whose attribute holds."""
     table = Table("prompts of", "number", *reader.ATTRIBUTES, title="held, in %")
-    for name, row in found.items():
+    for name, row in shares.items():
         cells = [f"{100 * row[a]['share']:.1f}" if a in row else "" for a in reader.ATTRIBUTES]
         table.add_row(name, str(row["prompts"]), *cells)
     Console().print(table)
 
 
-def write(config: Config, settings: following.Settings, groups: dict, found: dict) -> list[Path]:
+def write(config: Config, groups: dict[str, following.Group], shares: dict) -> list[Path]:
+    """Writes the shares with the settings, and pictures that are right and wrong; their paths."""
     paths = [config.output.with_suffix(".json")]
-    told = {"model": config.model, **settings._asdict(), "groups": found}
-    run_folder.write_json(paths[0], told)
+    settings = {
+        "num_steps": config.steps,
+        "guidance_scale": config.guidance,
+        "sampler": config.sampler,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+    }
+    run_folder.write_json(paths[0], {"model": config.model, **settings, "groups": shares})
     for word, right in (("right", True), ("wrong", False)):
-        pictures, prompts = following.chosen(groups, right, SHOWN)
+        pictures, prompts = following.examples(groups, right, SHOWN)
         if len(pictures):
             paths.append(config.output.with_name(f"{config.output.name}-{word}.png"))
             images.save(paths[-1], images.captioned(pictures, prompts))

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
 """Trains a variational autoencoder; draws samples from it; measures its likelihood.
 
-python experiments/vae.py                                    # handwritten digits, a minute
-python experiments/vae.py --preset mnist --network conv      # MNIST through TFDS
-python experiments/vae.py --data path/to/images --image-size 32
-python experiments/vae.py --run-dir runs/vae-digits --resume --steps 8000
-python experiments/vae.py --run-dir runs/vae-digits --action evaluate
-python experiments/vae.py --run-dir runs/vae-digits --action sample --num-samples 100
+Examples:
+    python experiments/vae.py                                    # handwritten digits, a minute
+    python experiments/vae.py --preset mnist --network conv      # MNIST through TFDS
+    python experiments/vae.py --data path/to/images --image-size 32
+    python experiments/vae.py --run-dir runs/vae-digits --resume --steps 8000
+    python experiments/vae.py --run-dir runs/vae-digits --action evaluate
+    python experiments/vae.py --run-dir runs/vae-digits --action sample --num-samples 100
 """
 
 import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jaxgen.evaluate import likelihood
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
-from jaxgen.runs.command_line import RunOptions
+from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, losses, step
 from jaxgen.types import Array, Key, Params
@@ -35,7 +36,7 @@ from jaxgen.types import Array, Key, Params
 class Config:
     """Options of the VAE."""
 
-    action: Literal["train", "sample", "evaluate"] = "train"  # what to do
+    action: Literal["train", "sample", "evaluate"] = may_change("train")  # what to do
     preset: Literal["digits", "mnist", "cifar10"] = "digits"  # defaults for this data set
     network: Literal["dense", "conv"] = "dense"  # kind of encoder and decoder
     latent_dim: int = 20  # entries of z
@@ -47,10 +48,13 @@ class Config:
     binarize: bool = True  # bernoulli: draw every pixel as 0 or 1 anew each time it is seen
     beta: float = 1.0  # weight of the KL term at the end of its warm-up
     kl_warmup_steps: int = 0  # steps over which that weight rises from 0
-    nll_samples: int = 0  # evaluate: importance samples per image for log p(x); 0 leaves it out
-    num_samples: int = 64  # sample: how many images
-    output: str | None = None  # sample: the PNG to write; in the run's folder by default
-    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+    # evaluate: importance samples per image for log p(x); 0 leaves it out
+    nll_samples: int = may_change(0)
+    num_samples: int = may_change(64)  # sample: how many images
+    # sample: the PNG to write; in the run's folder by default
+    output: str | None = may_change(None)
+    # its flags are made by command_line.py
+    run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
 
 
 PRESETS = {
@@ -84,8 +88,8 @@ def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
     )
 
 
-def build(config: Config, examples: Examples, num_steps: int) -> System:
-    """The VAE as the run wants it: first state, one step, pictures."""
+def build(config: Config, examples: Examples) -> System:
+    """The System of the VAE: its first state, its step, its pictures."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
     plan.check_range(config, 0, "beta", "kl_warmup_steps")
     encoder, decoder = networks(config, examples)
@@ -94,11 +98,12 @@ def build(config: Config, examples: Examples, num_steps: int) -> System:
     loss = losses.vae_loss(
         encode,
         decode,
-        losses.likelihood(config.likelihood),
+        losses.LIKELIHOODS[config.likelihood].log_likelihood,
         losses.linear_warmup(config.kl_warmup_steps, config.beta),
         binary(config),
     )
     options = config.run
+    num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
 
     def init(key: Key) -> Any:
@@ -110,7 +115,7 @@ def build(config: Config, examples: Examples, num_steps: int) -> System:
             ),
             "decoder": functional.init(decoder, decoder_key, jnp.zeros(config.latent_dim), label),
         }
-        if config.likelihood != "bernoulli":
+        if losses.LIKELIHOODS[config.likelihood].learns_scale:
             params["log_scale"] = jnp.full((examples.image_shape[-1],), -1.0)
         return step.init_state(params, tx)
 
@@ -121,18 +126,14 @@ def build(config: Config, examples: Examples, num_steps: int) -> System:
         ),
         draw=partial(draw, config, encode, decode),
         images_per_step=options.batch_size,
-        shown=("neg_elbo_nats", "recon_nats", "kl_nats"),
+        progress_metrics=("neg_elbo_nats", "recon_nats", "kl_nats"),
         convolutional=config.network == "conv",
     )
 
 
 def binary(config: Config) -> bool:
-    return config.likelihood == "bernoulli" and config.binarize
-
-
-def shown_as(config: Config, output: Array) -> Array:
-    """The decoder's output as an image in [-1, 1]: the mean of p(x | z)."""
-    return 2 * jax.nn.sigmoid(output) - 1 if config.likelihood == "bernoulli" else output
+    """Whether images are binarized before the networks see them."""
+    return losses.LIKELIHOODS[config.likelihood].is_binary and config.binarize
 
 
 def draw(
@@ -147,7 +148,8 @@ def draw(
 
     def show(labels: Array, z: Array) -> Array:
         labels = jnp.resize(labels, z.shape[:1])
-        return shown_as(config, jax.jit(decode)(state.params["decoder"], z, labels))
+        output = jax.jit(decode)(state.params["decoder"], z, labels)
+        return losses.LIKELIHOODS[config.likelihood].mean(output)
 
     classes = jnp.arange(len(examples.class_names) if config.conditional else 1)
     rows = min(8, len(mean) // 2)
@@ -184,10 +186,11 @@ def sample(config: Config) -> None:
         experiment.sample_key(config.run), config.num_samples, config.latent_dim
     )
     labels = jnp.arange(config.num_samples, dtype=jnp.int32) % max(len(examples.class_names), 1)
-    output = shown_as(config, jax.jit(functional.apply(decoder))(params, z, labels))
+    output = jax.jit(functional.apply(decoder))(params, z, labels)
+    means = losses.LIKELIHOODS[config.likelihood].mean(output)
 
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
-    images.save(path, images.grid(images.to_uint8(output)))
+    images.save(path, images.grid(images.to_uint8(means)))
     print(f"{config.num_samples} samples after step {done}: {path}")
 
 
@@ -199,37 +202,42 @@ def evaluate(config: Config) -> None:
             f"--nll-samples is {config.nll_samples}; above {likelihood.CHUNK} use a multiple of it"
         )
     state, done, examples = run.restore(config, build)
-    encoder, decoder = networks(config, examples)
-    encode, decode = functional.apply(encoder), functional.apply(decoder)
-    log_likelihood = losses.likelihood(config.likelihood)
-    loss = losses.vae_loss(encode, decode, log_likelihood, losses.linear_warmup(0), binary(config))
+    encode, decode = (functional.apply(module) for module in networks(config, examples))
+    pixels = losses.LIKELIHOODS[config.likelihood]
+    # one function of each kind for all models, which compiles once
+    loss = augment.on_uint8(
+        losses.vae_loss(encode, decode, pixels.log_likelihood, dynamic_binarization=binary(config))
+    )
+    log_weight = partial(
+        log_weight_of, config, losses.log_weight(encode, decode, pixels.log_likelihood)
+    )
     test = run.load_split(config.run, "test")
     bound_key, weight_key = jax.random.split(experiment.sample_key(config.run))
     size = math.prod(examples.image_shape)
 
     for i in range(config.run.num_models):
         params = experiment.model(state, config.run, i).params
-        terms = likelihood.mean_terms(augment.on_uint8(loss), params, test._asdict(), bound_key)
+        terms = likelihood.mean_terms(loss, params, test._asdict(), bound_key)
         print(f"model {i}, step {done}, {len(test.images)} test images:")
         for name in ("neg_elbo_nats", "recon_nats", "kl_nats"):
             mean, error = terms[name]
             print(f"  {name:16s} {mean:9.3f} +- {error:.3f}")
-        if config.likelihood == "logistic":
+        if pixels.is_of_bytes:
             print(f"  bits per dim     {terms['neg_elbo_nats'][0] / size / math.log(2):9.4f}")
         if config.nll_samples:
-            weight = losses.log_weight(encode, decode, log_likelihood)
-            nll = likelihood.importance_nll(
-                partial(weigh, config, weight), params, test._asdict(), weight_key,
-                config.nll_samples,
-            )  # fmt: skip
-            print(f"  nll_nats         {nll[0]:9.3f} +- {nll[1]:.3f}  (k = {config.nll_samples})")
+            mean, error = likelihood.importance_nll(
+                log_weight, params, test._asdict(), weight_key, config.nll_samples
+            )
+            print(f"  nll_nats         {mean:9.3f} +- {error:.3f}  (k = {config.nll_samples})")
 
 
-def weigh(config: Config, weight: Any, params: Params, example: Any, key: Key, weight_key: Key):
-    """The log weight of one test image; `key` binarizes it, `weight_key` draws z."""
+def log_weight_of(
+    config: Config, log_weight: Any, params: Params, example: Any, key: Key, weight_key: Key
+) -> Array:
+    """The log importance weight of one uint8 image; `key` binarizes it, `weight_key` draws z."""
     x = augment.to_unit_range(example["image"])
     x = losses.binarize(key, x) if binary(config) else x
-    return weight(params, x, example["label"], weight_key)
+    return log_weight(params, x, example["label"], weight_key)
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every script begins and ends with: hosts, caches, CPU settings, signals, one-line errors."""
+"""The beginning and end of every script: hosts, caches, CPU settings, signals, one-line errors."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from jaxgen.train import loop
 
 
 class Interrupted(Exception):
-    """A run that was asked to stop by a signal, and has saved."""
+    """A signal has asked the run to stop, and it has saved."""
 
     def __init__(self, folder: Path, done: int, num_steps: int, signal: int) -> None:
         self.exit_code = 128 + signal  # as a shell reports it
@@ -25,7 +25,7 @@ class Interrupted(Exception):
 
 
 def main(start: Callable[[], None]) -> None:
-    """Runs a script's body; errors of use become one line, an interrupted run its exit code."""
+    """Runs a script's body; an error of use becomes one line, an interruption its exit code."""
     try:
         start()
     except Interrupted as stopped:
@@ -42,7 +42,7 @@ def main(start: Callable[[], None]) -> None:
 
 
 def set_up(distributed: bool = False) -> None:
-    """What comes before the first array: hosts, the cache of compiled programs, CPU settings."""
+    """Sets up what must come before the first array: hosts, compilation cache, CPU settings."""
     compilation_cache()
     if distributed:
         _join_hosts()
@@ -63,10 +63,10 @@ def compilation_cache() -> None:
 
 
 def _join_hosts() -> None:
-    """Finds the other processes: through the cluster manager, or as the environment says."""
-    given = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
-    count, index = (None if value is None else int(value) for value in given)
-    # a dead peer is noticed after this long instead of 100 s, and ends the others
+    """Finds the other processes, through the cluster manager or the environment's variables."""
+    texts = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
+    count, index = (None if text is None else int(text) for text in texts)
+    # a dead process is noticed after this long instead of 100 s, and ends the others
     jax.distributed.initialize(num_processes=count, process_id=index, heartbeat_timeout_seconds=30)
 
 

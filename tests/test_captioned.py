@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import compilations
 
 from jaxgen.data import sets, source
 from jaxgen.miniature import captioned
@@ -66,6 +67,13 @@ def test_streams_share_no_scene():
     streams = ("train", "test", "prompts", "held_out")
     centers = [captioned.world_scenes(name, 50).center[:, 0].ravel() for name in streams]
     assert len(np.unique(np.concatenate(centers))) > 0.99 * 4 * 100
+
+
+def test_another_stream_of_the_world_compiles_nothing():
+    captioned.world_scenes("prompts", 5)
+    with compilations.counted() as seconds:
+        captioned.world_scenes("held_out", 5, scene.HELD_OUT[[0] * len(scene.SEEN)])
+    assert seconds == []
 
 
 def test_splits_of_the_world_have_their_sizes():

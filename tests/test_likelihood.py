@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from support import compilations
 
 from jaxgen.evaluate import likelihood
 from jaxgen.train import losses
@@ -155,6 +156,17 @@ def test_all_samples_of_an_image_see_the_same_draw_of_the_image():
         key = jax.random.key(i)
         values.append(likelihood.importance_nll(weight, (), test, key, 8, chunk=4)[0])
     np.testing.assert_allclose(sorted(set(np.round(values, 3))), [-50, 50])
+
+
+def test_another_model_and_key_compile_nothing():
+    """The functions of one evaluation serve all of its models."""
+    test, keys = drawn(), jax.random.split(jax.random.key(0), 2)
+    loss = losses.vae_loss(encode, decode, losses.gaussian)
+    for params, key, expected in ((model(), keys[0], True), (model(1.0), keys[1], False)):
+        with compilations.counted() as seconds:
+            likelihood.mean_terms(loss, params, test, key)
+            likelihood.importance_nll(log_weight, params, test, key, 7)
+        assert bool(seconds) == expected
 
 
 def test_number_of_samples_must_fill_its_chunks():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import small_pipeline
 
-from jaxgen.miniature import following, model_card
+from jaxgen.miniature import model_card
 from jaxgen.runs import command_line
 from jaxgen.weights import tokenizer
 
@@ -20,42 +20,46 @@ ACCURACY = {
 
 
 @pytest.fixture
-def options(monkeypatch):
+def scripts(monkeypatch):
+    """The modules of the two scripts by name."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    from diffusing import options
+    import latent_autoencoder
+    import latent_diffusion
 
-    return options
+    return {script.NAME: script for script in (latent_autoencoder, latent_diffusion)}
 
 
 def card(stages=(), accuracy=None, words=("red", "a")):
     made = small_pipeline.checkpoint()
     tokens = made.tokenizers["tokenizer"]._replace(words=frozenset(words))
     made = made._replace(tokenizers={"tokenizer": tokens})
-    settings = following.Settings(num_steps=7, guidance_scale=2.5, seed=9)
-    return model_card.write("a title", "on pictures", "a red", made, stages, settings, accuracy)
+    return model_card.write(
+        "a title", "on pictures", "a red", made, stages, accuracy, num_steps=7, guidance_scale=2.5,
+        seed=9,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+@pytest.mark.parametrize("name", ["latent_autoencoder", "latent_diffusion"])
 @pytest.mark.parametrize(
     "flags",
     [
         [],
-        # the defaults of RunOptions, which are not those of the stages
+        # the defaults of RunOptions, which are not those of the scripts
         ["--warmup-steps", "0", "--clip-norm", "0", "--data-on", "host"],
-        ["--vae-channels", "8", "16", "--dtype", "bfloat16", "--seed", "3"],
+        ["--num-scenes", "7", "--dtype", "bfloat16", "--seed", "3"],
         ["--schedule", "constant", "--batch-size", "128", "--learning-rate", "1e-3"],
     ],
 )
-def test_the_flags_of_a_run_give_its_configuration_again(options, stage, flags):
-    parse = lambda flags: command_line.parse(  # noqa: E731
-        options.NAME, options.STAGES, "", ["--stage", stage, *flags], choice="stage"
-    )
-    config = parse([*flags, "--run-dir", "somewhere", "--begin-with", "other", "--output", "x"])
-    text = card([(stage, config, 1234)])
-    assert f"## Run 1: {stage}, 1,234 steps" in text
+def test_the_flags_of_a_run_give_its_configuration_again(scripts, name, flags):
+    def parse(flags):
+        return command_line.parse(name, {"world": scripts[name].WORLD}, "", flags)
+
+    config = parse([*flags, "--run-dir", "somewhere", "--begin-with", "other"])
+    text = card([(name, config, 1234)])
+    assert f"## Run 1: {name}, 1,234 steps" in text
     assert "somewhere" not in text
 
-    written = text.split(f"## Run 1: {stage}")[1].split("```")[1].split()
+    written = text.split(f"## Run 1: {name}")[1].split("```")[1].split()
     assert numbers_of(parse(written)) == numbers_of(config) - {("begin_with", "other")} | {
         ("begin_with", "")
     }
@@ -65,11 +69,12 @@ def numbers_of(config):
     """The options that change a number of the run."""
     values = dataclasses.asdict(config)
     flat = values.pop("run") | values
-    return {(name, value) for name, value in flat.items() if name not in command_line.FREE}
+    changeable = command_line.changeable(config)
+    return {(name, value) for name, value in flat.items() if name not in changeable}
 
 
-def test_runs_are_numbered_in_their_order(options):
-    config = options.STAGES["diffusion"]
+def test_runs_are_numbered_in_their_order(scripts):
+    config = scripts["latent_diffusion"].WORLD
     text = card([("one", config, 1), ("two", dataclasses.replace(config, begin_with="x"), 20_000)])
     first, second = [line for line in text.splitlines() if line.startswith("## Run")]
     assert first == "## Run 1: one, 1 steps"

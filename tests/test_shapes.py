@@ -92,9 +92,10 @@ def test_words_that_it_does_not_know_are_named(pipe):
 
 @pytest.mark.slow
 def test_measuring_counts_every_prompt_once(pipe):
-    settings = following.Settings(num_steps=2, batch_size=4)
     done = []
-    groups = following.measure(pipe, 6, settings, lambda *counts: done.append(counts))
+    groups = following.measure(
+        pipe, 6, num_steps=2, batch_size=4, on_batch=lambda *counts: done.append(counts)
+    )
     assert done == [(4, 24), (6, 24), (10, 24), (12, 24), (16, 24), (18, 24), (22, 24), (24, 24)]
     for name, row in following.table(groups).items():
         assert row["prompts"] == row["all"]["asked"] == row["count"]["asked"] == 6

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""How good a model is: likelihoods, and what a classifier says of samples."""
+"""How good a model is: likelihoods, and a classifier's view of samples."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Pictures with captions as training data: from the rendered world, or from a folder.
 
-captioned pictures -> `tokenized`: the labels are token ids -> `encoded`: the pictures are latents.
+captioned pictures -> `tokenized`: labels become token ids -> `encoded`: pictures become latents.
 """
 
 import functools
@@ -23,14 +23,15 @@ from jaxgen.world import caption, render, scene
 
 WORLD = "world"
 STREAMS = {"train": 0, "test": 1, "prompts": 2, "held_out": 3}  # never the same scene twice
-BLOCK = 64  # pictures rendered or encoded at once, so that one program does
+BLOCK = 64  # pictures rendered or encoded at once: always a multiple, so that one program serves
+# (params, pictures [B, H, W, 3] in [-1, 1]) -> mean and log-variance [B, h, w, C]
 Encode = Callable[[Params, Array], tuple[Array, Array]]
 
 
 def open_split(data: str, split: str, image_size: int | None, num_scenes: int) -> Captioned:
     """The "train" or "test" split of "world" or of a folder with metadata.jsonl.
 
-    num_scenes: how many scenes of the endless world training goes over; a test split has 1024.
+    num_scenes: how many scenes of the endless world are the training set; a test split has 1024.
     """
     if data == WORLD:
         if image_size not in (None, scene.SIZE):
@@ -46,8 +47,7 @@ def world_scenes(
     if count < 1:
         raise ValueError(f"{count} scenes; use 1 or more")
     key = jax.random.fold_in(jax.random.key(0), STREAMS[stream])
-    draw = jax.jit(lambda key: scene.draw_many(key, count, pairs, two_objects))
-    return jax.device_get(draw(key))
+    return jax.device_get(_scenes(key, count, pairs, two_objects))
 
 
 @functools.cache
@@ -77,17 +77,19 @@ def tokenized(pictures: Captioned, tokens: Tokenizer) -> Source:
 def encoded(pictures: Source, encode: Encode, params: Params, scaling_factor: float) -> Source:
     """The pictures as posteriors of their latents, in the scale of the sampler.
 
-    Images become float16 [h, w, 2 C]: mean and log-variance of scaling_factor * z.
+    Images become float16 [h, w, 2 C]: mean and log-variance of scaling_factor * z. Compiled once
+    for each function `encode`, whatever the split and the factor.
     """
-    height, width, _ = pictures.image_shape
-    moments = jax.jit(lambda params, x: _moments(encode, params, x, scaling_factor))
+    scale = np.float32(scaling_factor), np.float32(2 * np.log(scaling_factor))
+    moments = functools.partial(_moments, encode, params, *scale)
 
     def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
         images, labels = pictures.read(indices)
         padded = np.resize(images, (_rounded(len(images)), *images.shape[1:]))
-        return np.asarray(moments(params, padded))[: len(images)], labels
+        return np.asarray(moments(padded))[: len(images)], labels
 
-    shape = jax.eval_shape(moments, params, np.zeros((1, height, width, 3), np.uint8)).shape[1:]
+    block = jax.ShapeDtypeStruct((BLOCK, *pictures.image_shape), np.uint8)
+    shape = jax.eval_shape(moments, block).shape[1:]
     return pictures._replace(image_shape=shape, dtype=np.float16, read=read)
 
 
@@ -97,26 +99,32 @@ def scale_of_latents(pictures: Source, encode: Encode, params: Params, count: in
     Rombach et al. 2022 (arXiv:2112.10752), appendix G: latents of unit variance.
     """
     raw = encoded(pictures, encode, params, 1.0)
-    used = list(range(min(count, pictures.num_examples)))
+    rows = list(range(min(count, pictures.num_examples)))
     moments = np.concatenate(
-        [raw.read(used[i : i + BLOCK])[0] for i in range(0, len(used), BLOCK)]
+        [raw.read(rows[i : i + BLOCK])[0] for i in range(0, len(rows), BLOCK)]
     ).astype(np.float64)
     mean, logvar = np.split(moments, 2, axis=-1)
     variance = np.var(mean) + np.mean(np.exp(logvar))
     return float(f"{variance**-0.5:.4g}")
 
 
-def _moments(encode: Encode, params: Params, images: Array, scaling_factor: float) -> Array:
+@functools.partial(jax.jit, static_argnames="encode")
+def _moments(encode: Encode, params: Params, scale: Array, shift: Array, images: Array) -> Array:
+    """Mean and log-variance of `scale` times the latents of images uint8; shift: 2 log(scale)."""
     mean, logvar = encode(params, augment.to_unit_range(images))
-    moments = [mean * scaling_factor, logvar + 2 * np.log(scaling_factor)]
-    return jnp.concatenate(moments, axis=-1).astype(jnp.float16)
+    return jnp.concatenate([mean * scale, logvar + shift], axis=-1).astype(jnp.float16)
+
+
+_scenes = jax.jit(scene.draw_many, static_argnames=("count", "two_objects"))
 
 
 def _rounded(count: int) -> int:
+    """The next multiple of BLOCK."""
     return -(-count // BLOCK) * BLOCK
 
 
 @jax.jit
 def _pictures(scenes: scene.Scene) -> Array:
+    """Rendered scenes, uint8 [N, SIZE, SIZE, 3]."""
     x = jax.vmap(render.render)(scenes)
     return jnp.rint((x + 1) * 127.5).astype(jnp.uint8)

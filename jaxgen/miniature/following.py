@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How well a model of the rendered world follows its prompts, read back from its pictures.
 
-prompts of scenes -> pictures by the pipeline -> `world.reader` -> shares that hold what was asked.
+prompts of scenes -> pictures by the pipeline -> `world.reader` -> shares that hold each attribute.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.world import caption, reader, scene
 from jaxgen.world.scene import Scene
 
-# what is asked for: (pairs of shape and colour of the first object, probability of a second one)
+# name -> (pairs of shape and colour of the first object, probability of a second one)
 GROUPS = {
     "seen, one object": (scene.SEEN, 0.0),
     "seen, two objects": (scene.SEEN, 1.0),
@@ -24,55 +24,61 @@ GROUPS = {
 }
 
 
-class Settings(NamedTuple):
-    """How pictures are made."""
-
-    num_steps: int = NUM_STEPS
-    guidance_scale: float = GUIDANCE_SCALE
-    sampler: str | None = None  # the model's own
-    seed: int = 0
-    batch_size: int = 64
-
-
 class Group(NamedTuple):
-    """The prompts of one kind and what came of them."""
+    """The prompts of one kind, their pictures, and how far these hold to them."""
 
     scenes: Scene  # [N]
     prompts: list[str]
     pictures: np.ndarray  # uint8 [N, SIZE, SIZE, 3]
-    checks: list[dict[str, bool]]  # of each picture, what of the prompt holds
+    checks: list[dict[str, bool]]  # of each picture, whether it has each attribute of its prompt
 
 
 def measure(
     pipe: StableDiffusion,
     count: int,
-    settings: Settings,
+    *,
+    num_steps: int = NUM_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
+    sampler: str | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, Group]:
-    """Every group with `count` prompts, made and checked; image j of a group has seed + j.
+    """Every group with `count` prompts, drawn and checked; image j of a group has seed + j.
 
-    on_batch(done, total) is called with the number of pictures after every batch.
+    sampler: None is the model's own. on_batch(done, total) is called with the number of pictures
+    after every batch.
     """
-    total, found = count * len(GROUPS), {}
+    groups: dict[str, Group] = {}
     for i, (name, (pairs, two_objects)) in enumerate(GROUPS.items()):
         scenes = captioned.world_scenes(_stream(pairs), count, pairs, two_objects)
         prompts = caption.captions(scenes)
-        made = []
-        for start in range(0, count, settings.batch_size):
-            made.append(_pictures(pipe, prompts, start, settings))
+        batches = []
+        for start in range(0, count, batch_size):
+            # the last batch is filled up, so that one program serves for all
+            rows = np.arange(start, start + batch_size) % count
+            batches.append(
+                pipe(
+                    [prompts[j] for j in rows],
+                    num_steps=num_steps,
+                    guidance_scale=guidance_scale,
+                    sampler=sampler,
+                    seed=[int(seed + j) for j in rows],
+                )
+            )
             if on_batch is not None:
-                on_batch(i * count + min(count, start + settings.batch_size), total)
-        pictures = np.concatenate(made)[:count]
+                on_batch(i * count + min(count, start + batch_size), count * len(GROUPS))
+        pictures = np.concatenate(batches)[:count]
         checks = [
             reader.check(scene.take(scenes, j), reader.read(picture))
             for j, picture in enumerate(pictures)
         ]
-        found[name] = Group(scenes, prompts, pictures, checks)
-    return found
+        groups[name] = Group(scenes, prompts, pictures, checks)
+    return groups
 
 
 def table(groups: dict[str, Group]) -> dict[str, dict[str, Any]]:
-    """Per group the number of prompts, and per attribute the share that holds and of how many."""
+    """Per group the number of prompts; per attribute the share that holds, and of how many."""
     return {
         name: {
             "prompts": len(group.prompts),
@@ -85,8 +91,11 @@ def table(groups: dict[str, Group]) -> dict[str, dict[str, Any]]:
     }
 
 
-def chosen(groups: dict[str, Group], right: bool, count: int) -> tuple[np.ndarray, list[str]]:
-    """Pictures and prompts that hold all that was asked, or fail: evenly from the groups."""
+def examples(groups: dict[str, Group], right: bool, count: int) -> tuple[np.ndarray, list[str]]:
+    """About `count` pictures that are right, or wrong, evenly from the groups, and their prompts.
+
+    A wrong one's prompt is followed by the attributes that failed.
+    """
     pictures, prompts = [], []
     for group in groups.values():
         rows = [j for j, check in enumerate(group.checks) if check["all"] is right]
@@ -99,18 +108,5 @@ def chosen(groups: dict[str, Group], right: bool, count: int) -> tuple[np.ndarra
 
 
 def _stream(pairs: np.ndarray) -> str:
+    """The stream of the world that scenes of these pairs come from."""
     return "held_out" if pairs is scene.HELD_OUT else "prompts"
-
-
-def _pictures(
-    pipe: StableDiffusion, prompts: list[str], start: int, settings: Settings
-) -> np.ndarray:
-    """One batch, the last filled up so that one program does for all."""
-    rows = np.arange(start, start + settings.batch_size) % len(prompts)
-    return pipe(
-        [prompts[j] for j in rows],
-        num_steps=settings.num_steps,
-        guidance_scale=settings.guidance_scale,
-        sampler=settings.sampler,
-        seed=[int(settings.seed + j) for j in rows],
-    )

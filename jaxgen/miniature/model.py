@@ -53,7 +53,10 @@ def checkpoint(sizes: Sizes, tokenizer: Tokenizer, scaling_factor: float = 1.0) 
     """The pipeline as diffusers stores it, without weights."""
     classes = {
         "unet": ("UNet2DConditionModel", _unet(sizes)),
-        "vae": ("AutoencoderKL", _vae(sizes, scaling_factor)),
+        "vae": (
+            "AutoencoderKL",
+            _vae(sizes.image_size, sizes.vae_channels, sizes.norm_groups, scaling_factor),
+        ),
         "text_encoder": ("CLIPTextModel", _text_encoder(sizes, tokenizer)),
     }
     components = {name: Component(kind, config, {}) for name, (kind, config) in classes.items()}
@@ -61,9 +64,11 @@ def checkpoint(sizes: Sizes, tokenizer: Tokenizer, scaling_factor: float = 1.0) 
     return Checkpoint(index, components, {"tokenizer": tokenizer}, scheduler(sizes))
 
 
-def autoencoder(sizes: Sizes, dtype: Any = jnp.float32) -> AutoencoderKL:
-    """The autoencoder alone, for the first stage."""
-    component = Component("AutoencoderKL", _vae(sizes, 1.0), {})
+def autoencoder(
+    image_size: int, channels: tuple[int, ...], norm_groups: int, dtype: Any = jnp.float32
+) -> AutoencoderKL:
+    """The autoencoder by itself, for the first stage; arguments as in `Sizes`."""
+    component = Component("AutoencoderKL", _vae(image_size, channels, norm_groups, 1.0), {})
     return AutoencoderKL(**diffusers.fields(component), dtype=dtype)
 
 
@@ -126,19 +131,21 @@ def check_fits(params: Params, module: Any, where: str) -> None:
         )
 
 
-def _vae(sizes: Sizes, scaling_factor: float) -> dict[str, Any]:
-    levels = len(sizes.vae_channels)
+def _vae(
+    image_size: int, channels: tuple[int, ...], norm_groups: int, scaling_factor: float
+) -> dict[str, Any]:
+    levels = len(channels)
     return {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
-        "block_out_channels": list(sizes.vae_channels),
+        "block_out_channels": list(channels),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "in_channels": 3,
         "latent_channels": LATENT_CHANNELS,
         "layers_per_block": 1,
-        "norm_num_groups": sizes.norm_groups,
+        "norm_num_groups": norm_groups,
         "out_channels": 3,
-        "sample_size": sizes.image_size,
+        "sample_size": image_size,
         "scaling_factor": scaling_factor,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }

@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.miniature.following import Settings
+from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS
 from jaxgen.runs import command_line
 from jaxgen.weights.diffusers import Checkpoint
 from jaxgen.world import reader
 
+OWN_SAMPLER = "the model's own sampler"
 HEAD = """---
 license: mit
 library_name: diffusers
@@ -20,7 +21,8 @@ pipeline_tag: text-to-image
 # {title}
 
 A complete Stable Diffusion in miniature (text encoder, latent autoencoder, conditional UNet),
-trained from nothing by jaxgen's `experiments/latent_diffusion.py` {data}.
+trained from nothing by jaxgen's `experiments/latent_autoencoder.py` and `latent_diffusion.py`
+{data}.
 PyTorch diffusers loads this folder as it is, and so does jaxgen:
 
 ```python
@@ -39,27 +41,30 @@ def write(
     prompt: str,
     checkpoint: Checkpoint,
     stages: Sequence[tuple[str, Any, int]],
-    settings: Settings,
     accuracy: dict[str, dict[str, Any]] | None,
+    *,
+    num_steps: int = NUM_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
+    sampler: str | None = None,
+    seed: int = 0,
 ) -> str:
     """The card as Markdown.
 
-    data: "on ...". prompt: one that the model knows the words of. stages: name, configuration and
-    steps of each run, in order. accuracy: `following.table`, for models of the rendered world.
+    data: "on ...". prompt: one whose words the model knows. stages: script, configuration and
+    steps of each run, in order. accuracy: `following.table`, for models of the rendered world; the
+    keywords are those that `following.measure` had.
     """
-    parts = [
-        HEAD.format(
-            title=title,
-            data=data,
-            prompt=json.dumps(prompt, ensure_ascii=False),
-            steps=settings.num_steps,
-            guidance=settings.guidance_scale,
-        ),
-        _sizes(checkpoint),
-        _words(checkpoint),
-    ]
+    head = HEAD.format(
+        title=title, data=data, prompt=json.dumps(prompt, ensure_ascii=False), steps=num_steps,
+        guidance=guidance_scale,
+    )  # fmt: skip
+    parts = [head, _sizes(checkpoint), _words(checkpoint)]
     if accuracy is not None:
-        parts.append(_accuracy(accuracy, settings))
+        method = (
+            f"{sampler or OWN_SAMPLER}, {num_steps} steps, guidance "
+            f"{guidance_scale:g}, seeds from {seed}"
+        )
+        parts.append(_accuracy(accuracy, method))
     parts += [_stage(i + 1, *stage) for i, stage in enumerate(stages)]
     return "\n".join(parts)
 
@@ -79,15 +84,13 @@ def _words(checkpoint: Checkpoint) -> str:
     return "## Words it knows\n\n" + ", ".join(sorted(words)) + "\n"
 
 
-def _accuracy(accuracy: dict[str, dict[str, Any]], settings: Settings) -> str:
-    """The table of `following.table` in percent."""
-    sampler = settings.sampler or "the model's own sampler"
+def _accuracy(accuracy: dict[str, dict[str, Any]], method: str) -> str:
+    """The table of `following.table` in percent; method: how the pictures were drawn."""
     lines = [
         "## How well it follows prompts",
         "",
-        f"Share of prompts in %, read back from the pictures by `jaxgen.world.reader`: {sampler}, "
-        f"{settings.num_steps} steps, guidance {settings.guidance_scale:g}, seeds from "
-        f'{settings.seed}. "Held out" are pairs of shape and colour that training never showed.',
+        f"Share of prompts in %, read back from the pictures by `jaxgen.world.reader`: {method}. "
+        '"Held out" are pairs of shape and colour that training never showed.',
         "",
         "| prompts of | number | " + " | ".join(reader.ATTRIBUTES) + " |",
         "|---" * (len(reader.ATTRIBUTES) + 2) + "|",
@@ -99,11 +102,11 @@ def _accuracy(accuracy: dict[str, dict[str, Any]], settings: Settings) -> str:
 
 
 def _stage(number: int, name: str, config: Any, done: int) -> str:
-    """The options of one run, as flags of the script, paths left out."""
+    """The options of one run that change its numbers, as flags of the script, paths left out."""
     values = dataclasses.asdict(config)
-    unsaid = {"autoencoder", "begin_with", *command_line.FREE} - {"steps"}
-    kept = {k: v for k, v in (values.pop("run") | values).items() if k not in unsaid}
-    flags = " ".join(_flag(k.replace("_", "-"), v) for k, v in kept.items() if v is not None)
+    omitted = {"autoencoder", "begin_with", *command_line.changeable(config)} - {"steps"}
+    options = {k: v for k, v in (values.pop("run") | values).items() if k not in omitted}
+    flags = " ".join(_flag(k.replace("_", "-"), v) for k, v in options.items() if v is not None)
     begun = ", begun with the parameters of the run before" if config.begin_with else ""
     return f"## Run {number}: {name}, {done:,} steps{begun}\n\n```\n{flags}\n```\n"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints of any training state: atomic, asynchronous, and verified when they are read.
+"""Checkpoints of any training state: whole or absent, asynchronous, verified when they are read.
 
 Orbax writes them. It does not notice a flipped bit in an array, so every checkpoint also carries
 one number per leaf, computed on the devices from the bits of the leaf and independent of how it is
@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxgen import files
 from jaxgen.types import Array
 
 
 def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.CheckpointManager:
-    """The checkpoints under `folder`, created if need be; the newest `keep` of them stay.
+    """Opens the checkpoints under `folder`, which is made if need be; the newest `keep` stay.
 
-    read_only touches nothing, so that a run may be looked at while it is still training.
+    With read_only nothing is changed, so that a run can be read while it is still training.
     """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None if read_only else keep,
@@ -40,21 +41,21 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     """
     if step in manager.all_steps():
         return
-    saved = manager.save(
+    is_saved = manager.save(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests(state))
         ),
     )
-    if not saved:
+    if not is_saved:
         raise OSError(f"orbax did not save step {step} in {manager.directory}")
 
 
 def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
     """Renames the checkpoints of later steps to damaged-STEP.
 
-    They were passed over as unreadable; under their own names they would stand in the way of the
-    continued run, whose steps are as good as new.
+    They could not be read; under their own names they would keep the continued run from saving
+    the same steps.
     """
     for step in manager.all_steps():
         if step > after and jax.process_index() == 0:
@@ -84,7 +85,7 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
         except ShapeError:
             raise
         except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
-            faults.append(f"step {step}: {_first_line(error)}")
+            faults.append(f"step {step}: {files.first_line(error)}")
         else:
             for fault in faults:
                 warnings.warn(
@@ -95,7 +96,7 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
 
 
 class ShapeError(ValueError):
-    """A checkpoint of another network than the one asked for."""
+    """The checkpoint is of another network than the one to be restored."""
 
 
 def digests(state: Any) -> dict[str, int]:
@@ -125,11 +126,12 @@ def _digest(x: Array) -> Array:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
+    """The state of one step; raises ValueError where its digests do not agree."""
     _check_shapes(manager, step, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like), digests=ocp.args.JsonRestore())
     stored = manager.restore(step, args=args)
-    found = digests(stored["state"])
-    damaged = [path for path, n in found.items() if stored["digests"].get(path) != n]
+    numbers = digests(stored["state"])
+    damaged = [path for path, n in numbers.items() if stored["digests"].get(path) != n]
     if damaged:
         raise ValueError(f"{len(damaged)} damaged leaves, first {damaged[0]}")
     return stored["state"]
@@ -155,10 +157,6 @@ def _check_shapes(manager: ocp.CheckpointManager, step: int, like: Any) -> None:
 
 
 def _path(path: tuple) -> str:
-    """A path without the difference between a NamedTuple's field and a dict's key."""
+    """A path as text, in which a NamedTuple's field and a dict's key look the same."""
     names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
     return "/".join(str(name) for name in names)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -20,106 +20,156 @@ class Dataclass(Protocol):
 
 
 Config = TypeVar("Config", bound=Dataclass)
+T = TypeVar("T")
 
 
+def may_change(default: T) -> T:
+    """A field of a Config that may differ between a run and its continuation.
+
+    It must change no number of the run: where it lies, how often it saves, what is done with it.
+    """
+    field: Any = dataclasses.field(default=default, metadata={"may_change": True})
+    return field
+
+
+# Four classes, because the help shows one box of options for each. A script sees them as one.
 @dataclass(frozen=True)
-class RunOptions:
-    """Options that every training script has."""
+class MainOptions:
+    """The ten that most runs need."""
 
     data: str = "digits"  # digits, a TFDS name (mnist, ...), or a folder or .npz file
     image_size: int | None = None  # pixels; resize the shorter side to this and crop the middle
-    channels: Literal[1, 3] | None = None  # grey or colour; as stored by default
-    data_dir: str | None = None  # where prepared TFDS sets lie; ~/tensorflow_datasets by default
+    steps: int = may_change(2000)  # optimiser steps (a GAN's: generator steps)
+    epochs: float | None = may_change(None)  # passes over the data; replaces --steps
+    batch_size: int = 128  # examples per update, over all devices
+    learning_rate: float = 1e-3  # of Adam
+    seed: int = 0  # of everything random: parameters, noise, order of the data
+    run_dir: str | None = may_change(None)  # the run's folder; runs/NAME, runs/NAME-2, ... if None
+    resume: bool = may_change(False)  # go on from the newest valid checkpoint in --run-dir
+    overwrite: bool = may_change(False)  # replace the run in --run-dir
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How the data is read."""
+
+    channels: Literal[1, 3] | None = None  # 1 is grey, 3 is colour; None takes what is stored
+    data_dir: str | None = may_change(None)  # prepared TFDS sets; ~/tensorflow_datasets if None
     data_on: Literal["auto", "device", "host"] = "auto"  # keep all on the device, or stream
     augment: Literal["none", "flip", "shift"] = "none"  # of the training images, on the device
-    steps: int = 2000  # optimiser steps (a GAN's: generator steps)
-    epochs: float | None = None  # passes over the data; replaces --steps
-    batch_size: int = 128  # examples per update, over all devices
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the parameters change, and on which devices."""
+
     accumulate: int = 1  # microbatches per update
-    seed: int = 0  # of everything random: parameters, noise, order of the data
     num_models: int = 1  # train so many models at once, with seeds seed, seed + 1, ...
-    learning_rate: float = 1e-3  # of Adam
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate
     warmup_steps: int = 0  # of the learning rate
     clip_norm: float = 0.0  # largest global gradient norm; 0 does not clip
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the networks' arithmetic
-    parallel: Literal["jit", "pmap", "shard_map"] = "jit"  # how a step spreads over devices
-    num_devices: int | None = None  # all by default
-    # several hosts, found by the cluster manager, or by the environment's JAX_COORDINATOR_ADDRESS
-    # (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID
-    distributed: bool = False
-    # steps per dispatch, chosen by backend and network by default; checkpoints and pictures come at
-    # the first end of a dispatch after theirs is due
-    scan_steps: int | None = None
-    run_dir: str | None = None  # where the run lives; runs/NAME, runs/NAME-2, ... by default
-    resume: bool = False  # go on from the newest valid checkpoint in --run-dir
-    overwrite: bool = False  # replace the run in --run-dir
-    checkpoint_every: int = 1000  # steps; 0 saves at the end only
-    draw_every: int = 500  # steps between pictures; 0 draws at the end only
-    log_every: int = 50  # steps between rows of metrics.jsonl
-    tensorboard: bool = False  # log there too (extra: log)
-    wandb: str | None = None  # a Weights & Biases project to log to as well (extra: log)
+    # how a step spreads over devices
+    parallel: Literal["jit", "pmap", "shard_map"] = may_change("jit")
+    num_devices: int | None = may_change(None)  # None takes all
+    # several hosts, which the cluster manager finds, or the environment's JAX_COORDINATOR_ADDRESS
+    # (as host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    distributed: bool = may_change(False)
+    # steps per dispatch; None chooses by backend and network. Checkpoints and pictures come at the
+    # first end of a dispatch after theirs is due
+    scan_steps: int | None = may_change(None)
 
 
-# What may differ between a run and its continuation: it changes no number of the run. Its length
-# may where the learning rate does not depend on it.
-FREE = {
-    "action", "steps", "epochs", "data_dir", "parallel", "num_devices",
-    "distributed", "scan_steps", "run_dir", "resume", "overwrite", "checkpoint_every",
-    "draw_every", "log_every", "tensorboard", "wandb", "num_samples", "output", "nll_samples",
-    "num_prompts", "decoder",
+@dataclass(frozen=True)
+class OutputOptions:
+    """What a run writes, and how often."""
+
+    checkpoint_every: int = may_change(1000)  # steps; 0 saves at the end only
+    draw_every: int = may_change(500)  # steps between pictures; 0 draws at the end only
+    log_every: int = may_change(50)  # steps between rows of metrics.jsonl
+    tensorboard: bool = may_change(False)  # log there too (extra: log)
+    wandb: str | None = may_change(None)  # log to this project of Weights & Biases (extra: log)
+
+
+@dataclass(frozen=True)
+class RunOptions(OutputOptions, TrainingOptions, DataOptions, MainOptions):
+    """Options that every training script has (of its bases, the last one's come first)."""
+
+
+GROUPS = {
+    "main": MainOptions, "data": DataOptions, "training": TrainingOptions, "output": OutputOptions
 }  # fmt: skip
 
 
 def parse(
-    name: str,
-    presets: dict[str, Config],
-    description: str,
-    argv: list[str] | None = None,
-    choice: str = "preset",
+    name: str, presets: dict[str, Config], description: str, argv: list[str] | None = None
 ) -> Config:
     """The configuration of a script from its command line.
 
-    presets: complete configurations, the first the default; `--preset`, or the flag that `choice`
-    names, picks one and further flags change it. With `--resume`, or an `--action` on a finished
-    run, the run's own configuration is the default instead, and a flag that would make it another
-    run is an error naming the field.
+    presets: complete configurations, the first the default; `--preset` picks one and further flags
+    change it. With `--resume`, or an `--action` on a finished run, the run's own configuration is
+    the default instead, and a flag that would make it another run is an error naming the field.
     """
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument(f"--{choice}", dest="choice", default=next(iter(presets)))
+    first.add_argument("--preset", default=next(iter(presets)))
     first.add_argument("--run-dir", "--run_dir", default=None)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--action", default="train")
     first.add_argument("--steps")
     first.add_argument("--epochs")
-    known, _ = first.parse_known_args(argv)
+    flags, _ = first.parse_known_args(argv)
 
-    if known.choice not in presets:
-        raise ValueError(f"unknown {choice} {known.choice!r}; use one of {', '.join(presets)}")
-    default = presets[known.choice]
+    if flags.preset not in presets:
+        raise ValueError(f"unknown preset {flags.preset!r}; use one of {', '.join(presets)}")
+    default = presets[flags.preset]
     stored = None
-    if known.resume or known.action != "train":
-        if known.run_dir is None:
+    if flags.resume or flags.action != "train":
+        if flags.run_dir is None:
             raise ValueError("say which run with --run-dir")
-        stored = from_dict(type(default), run_folder.read_config(Path(known.run_dir), name))
+        stored = read(type(default), flags.run_dir, name)
         # how the machine is used is said anew each time
         default = _with_run(
             stored, distributed=False, num_devices=None, resume=False, overwrite=False
         )
-    if known.steps is not None:
-        if known.epochs is not None:
+    if flags.steps is not None:
+        if flags.epochs is not None:
             raise ValueError("--steps and --epochs both say how long to train; give one of them")
         default = _with_run(default, epochs=None)
-    config = tyro.cli(type(default), default=default, args=argv, description=description)
+    config = _from_flags(default, argv, description)
     if stored is not None:
-        _check_same(stored, config, known.run_dir)
+        _check_same(stored, config, flags.run_dir)
     return config
+
+
+def _from_flags(default: Config, argv: list[str], description: str) -> Config:
+    """The default with what the flags change; the help shows the options in groups."""
+    kinds = {"main": MainOptions, "model": type(default), **GROUPS}
+    options: Any = dataclasses.make_dataclass("Options", kinds.items(), frozen=True)
+    run = asdict(default)["run"]
+    parts = {
+        group: kind(**{field.name: run[field.name] for field in dataclasses.fields(kind)})
+        for group, kind in GROUPS.items()
+    }
+    values = tyro.cli(
+        options, default=options(model=default, **parts), args=argv, description=description,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
+    )  # fmt: skip
+    changes: dict[str, Any] = {}
+    for group in GROUPS:
+        changes |= asdict(getattr(values, group))
+    return _with_run(values.model, **changes)
 
 
 def _with_run(config: Any, **changes: Any) -> Any:
     """The configuration with other options of the run."""
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
+
+
+def read(kind: type[Config], run_dir: str, name: str) -> Config:
+    """The configuration of the run of the script `name` in this folder, wherever it was trained."""
+    stored = from_dict(kind, run_folder.read_config(Path(run_dir), name))
+    return _with_run(stored, run_dir=run_dir)
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
@@ -131,19 +181,27 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     unknown = sorted(values.keys() - fields.keys())
     if unknown:
         raise ValueError(f"unknown fields {', '.join(unknown)}; the run is of another version")
-    ready = {}
-    for name, value in values.items():
-        if name == "run":
-            value = from_dict(RunOptions, value)
-        ready[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**ready)
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    if "run" in options:
+        options["run"] = from_dict(RunOptions, options["run"])
+    return kind(**options)
+
+
+def changeable(config: Any) -> set[str]:
+    """The names of the options, of the script and of the run, that were marked `may_change`."""
+    fields = (*dataclasses.fields(config), *dataclasses.fields(config.run))
+    return {field.name for field in fields if field.metadata.get("may_change")}
 
 
 def _check_same(stored: Any, config: Any, run_dir: str) -> None:
     """Raises ValueError naming every field in which a run and its continuation differ."""
     old, new = _flat(stored), _flat(config)
-    free = FREE if stored.run.schedule == "constant" else FREE - {"steps", "epochs"}
-    changed = [name for name in old if name not in free and old[name] != new[name]]
+    fixed = old.keys() - changeable(config)
+    if stored.run.schedule != "constant":
+        fixed |= {"steps", "epochs"}  # the learning rate depends on the length
+    changed = [name for name in old if name in fixed and old[name] != new[name]]
     if changed:
         what = "; ".join(f"{name} is {old[name]}, not {new[name]}" for name in changed)
         raise ValueError(
@@ -152,5 +210,6 @@ def _check_same(stored: Any, config: Any, run_dir: str) -> None:
 
 
 def _flat(config: Any) -> dict[str, Any]:
+    """All options by name, those of the run among the script's own."""
     values = asdict(config)
     return values.pop("run") | values

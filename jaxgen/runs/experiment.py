@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an experiment gives to a run, and what it is built from: system, optimizer, keys."""
+"""What an experiment gives to a run, and what it is built from: System, optimizer, keys."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from jaxgen.types import Array, Key, Step
 
 
 class Examples(NamedTuple):
-    """What a network needs to know of its data, and a few held-out examples to draw."""
+    """The facts about the data that networks depend on, and a few held-out examples to draw."""
 
     num_examples: int
     image_shape: tuple[int, int, int]
@@ -28,19 +28,27 @@ class Examples(NamedTuple):
 
 
 class System(NamedTuple):
-    """What an experiment builds: the state at step 0, one step, and its pictures."""
+    """What a script builds for a run, which knows nothing else of the networks."""
 
-    init: Callable[[Key], Any]
+    init: Callable[[Key], Any]  # the state at step 0
     step: Step
     draw: Callable[[Any, Examples, Key], dict[str, Image.Image]]  # of one model's state
-    images_per_step: int
-    shown: tuple[str, ...]  # metrics beside the progress
+    images_per_step: int  # a GAN's discriminator may take several batches in one step
+    progress_metrics: tuple[str, ...]  # names of the metrics that the progress line shows
     convolutional: bool
-    keep: Callable[[Path], None] = lambda folder: None  # writes what else the new run is made of
+    # writes into the new run folder what the state alone does not say, as a vocabulary
+    keep: Callable[[Path], None] = lambda folder: None
 
 
-Build = Callable[[Any, Examples, int], System]  # (config, examples, number of steps)
+Build = Callable[[Any, Examples], System]  # from the script's Config and its data
 OpenSplit = Callable[[RunOptions, str], sets.Source]  # (options, "train" or "test")
+
+
+def num_steps(options: RunOptions, examples: Examples, images_per_step: int) -> int:
+    """Steps of the whole run: --steps, or as many as cover --epochs."""
+    if options.epochs is None:
+        return options.steps
+    return max(1, round(options.epochs * examples.num_examples / images_per_step))
 
 
 def model(state: Any, options: RunOptions, i: int = 0) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Metrics out of a run: JSON lines always, TensorBoard and W&B on request, and a progress line."""
+"""The logs of a run: JSON lines always, TensorBoard and W&B on request, progress on screen."""
 
 import json
 import os
@@ -12,32 +12,32 @@ from typing import Any
 
 import numpy as np
 
-Record = Callable[[int, dict[str, Any]], None]
+from jaxgen import files
+
+Record = Callable[[int, dict[str, Any]], None]  # (step, metrics): writes them to one log
 
 
 def plain(value: Any) -> Any:
-    """A metric as JSON keeps it: the shortest decimal that reads back as the same float32."""
+    """A metric for JSON: the shortest decimal that reads back as the same float32."""
     array = np.asarray(value, np.float32)
     if array.ndim:
         return [plain(x) for x in array]
     return float(str(np.float32(array)))
 
 
-def keep(path: Path, wanted: Callable[[int], bool]) -> None:
-    """Drops the rows whose step is not wanted, and a last line that a kill cut off."""
+def keep(path: Path, is_wanted: Callable[[int], bool]) -> None:
+    """Drops the rows whose step is not wanted, and a last line that was cut off by a kill."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             break
-        if wanted(row["step"]):
-            kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+        if is_wanted(row["step"]):
+            lines.append(line + "\n")
+    files.write_whole(path, lambda partial: partial.write_text("".join(lines)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def json_lines(path: Path) -> Iterator[tuple[Record, Callable[[], None]]]:
-    """Appends one object per step; yields (record, flush), the latter down to the disk.
+    """Appends one object per step; yields (record, flush), where flush writes down to the disk.
 
     The file holds no times, so that a resumed run's file equals an uninterrupted one's.
     """
@@ -118,11 +118,11 @@ Speed = Callable[[int], float | None]  # images/s up to this step, None while no
 
 
 def throughput(start: int, stop: int, chunk: int, batch_size: int) -> Speed:
-    """images/s since the end of the first dispatch of `chunk` steps, which carries the compilation.
+    """Images per second since the end of the first dispatch, whose time is mostly compilation.
 
-    The steps of one dispatch are reported together, so only their last one tells the time.
+    The `chunk` steps of a dispatch are reported together, so only its last one tells the time.
     """
-    ends: list[tuple[int, float]] = []  # of the first and of the latest dispatch
+    ends: list[tuple[int, float]] = []  # (step, time) at which the first and latest dispatch ended
 
     def speed(step: int) -> float | None:
         is_end = (step - start) % chunk == 0 or step == stop
@@ -140,9 +140,9 @@ def throughput(start: int, stop: int, chunk: int, batch_size: int) -> Speed:
 def progress(
     title: str, start: int, stop: int, speed: Speed, names: tuple[str, ...]
 ) -> Iterator[Record]:
-    """Shows steps, images/s, time left and the named metrics.
+    """Shows steps, images/s, time left and the metrics called `names`.
 
-    A bar on a terminal; elsewhere a plain line now and then (at most one in ten seconds).
+    On a terminal it is a bar, elsewhere a plain line at most every ten seconds.
     """
     if sys.stderr.isatty():
         with _bar(title, start, stop, speed, names) as record:
@@ -203,6 +203,7 @@ def _lines(title: str, start: int, stop: int, speed: Speed, names: tuple[str, ..
 
 
 def _rate(speed: float | None) -> str:
+    """The speed with its unit; nothing where it is not known yet."""
     return "" if speed is None else f"{speed:,.0f} images/s"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run leaves behind: metrics, checkpoints, pictures, curves, a summary."""
+"""The files that a run writes: metrics, checkpoints, pictures, curves, a summary."""
 
 import contextlib
 import signal
@@ -23,14 +23,14 @@ from jaxgen.train import loop
 
 
 class StopRequests(NamedTuple):
-    """Whether somebody asked the run to stop."""
+    """Two functions that say whether a signal asked the run to stop."""
 
     after: Callable[[int], bool]  # whether to stop after this step
     signal: Callable[[], int]  # the number of the signal received, 0 for none
 
 
-class Run(NamedTuple):
-    """The run whose outputs these are: from step `start` to `stop`, `chunk` at a time."""
+class Stretch(NamedTuple):
+    """The part of a run that is trained now, from step `start` to `stop`."""
 
     folder: Path
     config: Any
@@ -38,7 +38,7 @@ class Run(NamedTuple):
     examples: Examples
     start: int
     stop: int
-    chunk: int
+    speed: log.Speed
 
 
 def announce(
@@ -49,7 +49,7 @@ def announce(
     mesh: Mesh,
     chunk: int,
 ) -> None:
-    """Prints what is about to happen, in one line."""
+    """Prints one line about the data, the devices and the folder of the run."""
     devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
     shape = "x".join(map(str, examples.image_shape))
     if jax.process_index() == 0:
@@ -81,55 +81,71 @@ def keep_metrics(folder: Path, name: str, start: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def opened(run: Run, manager: Any, stopping: StopRequests) -> Iterator[loop.Callbacks]:
-    """What the loop calls; pictures are rounded up at the end.
+def callbacks(
+    stretch: Stretch, manager: Any, stopping: StopRequests
+) -> AbstractContextManager[loop.Callbacks]:
+    """What the loop calls after a step, for as long as the logs are open.
 
     Every process saves its part of the states; process 0 alone writes the rest.
     """
-    if jax.process_index() > 0:
-        nothing = lambda done, what: None  # noqa: E731
-        save = partial(_save, manager, lambda: None)
-        yield loop.Callbacks(nothing, save, nothing, stopping.after)
-        return
+    if jax.process_index() == 0:
+        return _all_callbacks(stretch, manager, stopping)
+    save = partial(_save, manager, lambda: None)
+    return contextlib.nullcontext(loop.Callbacks(_ignore, save, _ignore, stopping.after))
 
-    options: RunOptions = run.config.run
-    speed = log.throughput(run.start, run.stop, run.chunk, run.system.images_per_step)
-    last = run.start
-    with contextlib.ExitStack() as stack:
-        write, flush = stack.enter_context(log.json_lines(run.folder / "metrics.jsonl"))
-        optional = _optional_logs(run.folder, run.config)
-        writers = [write, *(stack.enter_context(each) for each in optional)]
-        show = stack.enter_context(
-            log.progress(run.folder.name, run.start, run.stop, speed, run.system.shown)
-        )
 
-        def record(done: int, row: dict[str, Any]) -> None:
-            nonlocal last
-            last = done
-            show(done, row)
-            if _logged(options.log_every, done) or done == run.stop:
-                for write in writers:
-                    write(done, row)
+@contextlib.contextmanager
+def _all_callbacks(
+    stretch: Stretch, manager: Any, stopping: StopRequests
+) -> Iterator[loop.Callbacks]:
+    """The callbacks of process 0: logs, checkpoints, pictures."""
+    options: RunOptions = stretch.config.run
+    folder, start, stop = stretch.folder, stretch.start, stretch.stop
+    with (
+        log.json_lines(folder / "metrics.jsonl") as (write, flush),
+        _tensorboard(stretch) as to_tensorboard,
+        _wandb(stretch) as to_wandb,
+        log.progress(
+            folder.name, start, stop, stretch.speed, stretch.system.progress_metrics
+        ) as show,
+    ):
+
+        def record(done: int, metrics: dict[str, Any]) -> None:
+            show(done, metrics)
+            if _logged(options.log_every, done) or done == stop:
+                for each in (write, to_tensorboard, to_wandb):
+                    each(done, metrics)
 
         save = partial(_save, manager, flush)
-        yield loop.Callbacks(record, save, partial(_draw, run), stopping.after)
-    _summarise(run, last, speed(last))
-    _close_pictures(run.folder)
+        yield loop.Callbacks(record, save, partial(_draw, stretch), stopping.after)
+
+
+def finish(stretch: Stretch, done: int) -> None:
+    """Leaves the summary, the curves and the newest pictures of a stretch that came to `done`."""
+    if jax.process_index() == 0:
+        _summarise(stretch, done)
+        _close_pictures(stretch.folder)
+
+
+def _ignore(done: int, what: Any) -> None:
+    """Does nothing, in place of a log or a picture."""
 
 
 def _logged(log_every: int, done: int) -> bool:
     return done == 1 or done % log_every == 0
 
 
-def _optional_logs(folder: Path, config: Any) -> list[AbstractContextManager[log.Record]]:
-    options: RunOptions = config.run
-    logs: list[AbstractContextManager[log.Record]] = []
-    if options.tensorboard:
-        logs.append(log.tensorboard(folder / "tensorboard"))
-    if options.wandb is not None:
-        logs.append(log.wandb(folder, options.wandb, asdict(config)))
-    return logs
+def _tensorboard(stretch: Stretch) -> AbstractContextManager[log.Record]:
+    if not stretch.config.run.tensorboard:
+        return contextlib.nullcontext(_ignore)
+    return log.tensorboard(stretch.folder / "tensorboard")
+
+
+def _wandb(stretch: Stretch) -> AbstractContextManager[log.Record]:
+    project = stretch.config.run.wandb
+    if project is None:
+        return contextlib.nullcontext(_ignore)
+    return log.wandb(stretch.folder, project, asdict(stretch.config))
 
 
 def _save(manager: Any, flush: Callable[[], None], done: int, state: Any) -> None:
@@ -139,8 +155,8 @@ def _save(manager: Any, flush: Callable[[], None], done: int, state: Any) -> Non
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Notes SIGTERM and Ctrl-C from here on."""
-    if jax.process_count() > 1:  # JAX itself notes SIGTERM, and lets all agree on one step
+    """Heeds SIGTERM and Ctrl-C from here on, and yields how to ask for them."""
+    if jax.process_count() > 1:  # JAX itself hears SIGTERM, and lets all agree on one step
         agreed = multihost_utils.reached_preemption_sync_point
         yield StopRequests(agreed, lambda: int(signal.SIGTERM))
         return
@@ -148,17 +164,17 @@ def stop_requests() -> Iterator[StopRequests]:
         yield StopRequests(lambda done: received() != 0, received)
 
 
-def _draw(run: Run, done: int, state: Any) -> None:
-    options: RunOptions = run.config.run
+def _draw(stretch: Stretch, done: int, state: Any) -> None:
+    options: RunOptions = stretch.config.run
     local = jax.tree.map(lambda x: x.addressable_data(0), state)
     one = experiment.model(local, options)
-    pictures = run.system.draw(one, run.examples, experiment.sample_key(options))
+    pictures = stretch.system.draw(one, stretch.examples, experiment.sample_key(options))
     for name, picture in pictures.items():
-        images.save(run.folder / "pictures" / f"{name}-{done:07d}.png", picture)
+        images.save(stretch.folder / "pictures" / f"{name}-{done:07d}.png", picture)
 
 
 def _close_pictures(folder: Path) -> None:
-    """Curves, an animation, and the newest of each picture under a name without its step."""
+    """Draws the curves and an animation, and copies the newest pictures to names without a step."""
     rows = log.read_rows(folder / "metrics.jsonl")
     images.save_curves(folder / "curves.png", rows, folder.name)
     series: dict[str, list[Path]] = {}
@@ -175,9 +191,10 @@ def _close_pictures(folder: Path) -> None:
         images.save_gif(folder / "progress.gif", frames)
 
 
-def _summarise(run: Run, done: int, rate: float | None) -> None:
-    """summary.json and one line: steps, and images/s without the first dispatch (compilation)."""
-    summary = {"steps": done, "of": run.stop, "images_per_second": rate}
-    run_folder.write_json(run.folder / "summary.json", summary)
+def _summarise(stretch: Stretch, done: int) -> None:
+    """Writes summary.json and prints one line: steps, and images/s without the first dispatch."""
+    rate = stretch.speed(done)
+    summary = {"steps": done, "of": stretch.stop, "images_per_second": rate}
+    run_folder.write_json(stretch.folder / "summary.json", summary)
     pace = "" if rate is None else f", {rate:,.0f} images/s with pictures and checkpoints"
-    print(f"{run.folder}: step {done} of {run.stop}{pace}")
+    print(f"{stretch.folder}: step {done} of {stretch.stop}{pace}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run is going to do, worked out and checked before anything is compiled or written."""
+"""The decisions of a run (data, steps, dispatch), checked before anything is compiled."""
 
 import math
 from typing import Any
@@ -13,18 +13,11 @@ from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Build, Examples, System
 from jaxgen.train import parallel
 
-
-def num_steps(options: RunOptions, examples: Examples, images_per_step: int) -> int:
-    """Steps of the whole run: --steps, or as many as cover --epochs."""
-    if options.epochs is None:
-        return options.steps
-    return max(1, round(options.epochs * examples.num_examples / images_per_step))
-
-
 # --- data --------------------------------------------------------------------------------------
 
 
 def open_split(options: RunOptions, split: str) -> sets.Source:
+    """The split "train" or "test" of --data."""
     return sets.open_source(
         options.data, split, image_size=options.image_size, channels=options.channels,
         data_dir=options.data_dir,
@@ -38,21 +31,16 @@ def read_examples(
     if test.image_shape != source.image_shape:
         raise ValueError(
             f"the test images of {options.data} are {_shape(test.image_shape)} and the training "
-            f"images {_shape(source.image_shape)}; say what both shall be with --image-size and "
+            f"images {_shape(source.image_shape)}; set one size for both with --image-size and "
             f"--channels"
         )
     if test.num_examples < 2:
         raise ValueError(
             f"{options.data} holds out {test.num_examples} test image; pictures need two or more"
         )
-    chosen = np.linspace(0, test.num_examples - 1, min(count, test.num_examples)).astype(int)
-    chosen_images, chosen_labels = test.read(chosen.tolist())
+    rows = np.linspace(0, test.num_examples - 1, min(count, test.num_examples)).astype(int)
     return Examples(
-        source.num_examples,
-        source.image_shape,
-        source.class_names,
-        chosen_images,
-        chosen_labels,
+        source.num_examples, source.image_shape, source.class_names, *test.read(rows.tolist())
     )
 
 
@@ -69,12 +57,20 @@ def check_range(config: Any, low: float, *names: str, high: float = math.inf) ->
         values = getattr(config, name)
         for value in values if isinstance(values, tuple) else (values,):
             if not low <= value <= high or math.isinf(value):  # also true of nan
-                wanted = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; use {wanted}")
+                limits = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; use {limits}")
 
 
-def make(config: Any, build: Build, examples: Examples) -> tuple[int, System]:
-    """The number of steps and the system; every wrong option is found here, before any compile."""
+def check_multiple(name: str, values: tuple[int, ...], of: int, what: str) -> None:
+    """Raises ValueError for the first value that is no multiple of `of`, which is `what`."""
+    for value in values:
+        if value % of:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} has {value}; use multiples of {of} ({what})")
+
+
+def checked_system(config: Any, build: Build, examples: Examples) -> System:
+    """The system of a script; every wrong option is found here, before any compilation."""
     options: RunOptions = config.run
     check_range(options, 1, "steps", "batch_size", "accumulate", "num_models", "log_every")
     check_range(options, 0, "checkpoint_every", "draw_every", "warmup_steps", "clip_norm")
@@ -86,17 +82,13 @@ def make(config: Any, build: Build, examples: Examples) -> tuple[int, System]:
             f"batch of {options.batch_size} cannot be dealt into {options.accumulate} "
             f"microbatches; use a multiple of {options.accumulate}"
         )
-    per_step = getattr(config, "discriminator_steps", 1)
-    if per_step < 1:
-        raise ValueError(f"--discriminator-steps is {per_step}; use 1 or more")
-    count = num_steps(options, examples, options.batch_size * per_step)
-    system = build(config, examples, count)
+    system = build(config, examples)
     jax.eval_shape(system.init, jax.random.key(0))
-    return count, system
+    return system
 
 
 def fits_on_device(options: RunOptions, source: sets.Source) -> bool:
-    """Whether the set is kept on the devices: if it takes at most a quarter of their memory."""
+    """Whether the set stays on the devices: by --data-on, or if a quarter of a memory holds it."""
     if options.data_on != "auto":
         return options.data_on == "device"
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -104,7 +96,7 @@ def fits_on_device(options: RunOptions, source: sets.Source) -> bool:
 
 
 def scan_steps(options: RunOptions, system: System, resident: bool) -> int:
-    """Steps per dispatch: as asked, or by backend and network."""
+    """Steps per dispatch: --scan-steps, or a choice by backend and network."""
     if not resident:
         if (options.scan_steps or 1) > 1:
             raise ValueError(
@@ -116,15 +108,15 @@ def scan_steps(options: RunOptions, system: System, resident: bool) -> int:
         if options.scan_steps < 1:
             raise ValueError(f"--scan-steps is {options.scan_steps}; use 1 or more")
         return options.scan_steps
-    # their steps take so long on CPU that dispatching costs nothing; so a signal is heard soon
+    # their steps take so long on CPU that dispatching costs nothing, and a signal is heard sooner
     if system.convolutional and jax.default_backend() == "cpu":
         return 1
-    # so that checkpoints and pictures come when they are due
+    # a common divisor, so that checkpoints and pictures come when they are due
     return math.gcd(50, options.checkpoint_every, options.draw_every)
 
 
 def check_batch(options: RunOptions, system: System, mesh: Mesh, examples: Examples) -> None:
-    """Raises ValueError for a batch that the data or the devices cannot give."""
+    """Raises ValueError for a batch larger than the data, or that the devices cannot share."""
     size = system.images_per_step
     if size > examples.num_examples:
         raise ValueError(
@@ -133,10 +125,10 @@ def check_batch(options: RunOptions, system: System, mesh: Mesh, examples: Examp
         )
     parallel.check_divisible(np.empty(size), parallel.EXAMPLES, mesh)
     own = size // (1 if options.parallel == "jit" else mesh.size)
-    hands = size // options.batch_size * options.accumulate
-    if own % hands:
+    parts = size // options.batch_size * options.accumulate
+    if own % parts:
         raise ValueError(
             f"with --parallel {options.parallel} each of {mesh.size} devices has {own} examples of "
-            f"a step, which cannot be dealt into {hands} parts; use a --batch-size that is a "
+            f"a step, which cannot be dealt into {parts} parts; use a --batch-size that is a "
             f"multiple of {mesh.size * options.accumulate}, or --parallel jit"
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The doorway of training: joins data, step, loop and files into one run folder.
 
-An experiment gives a `build` function; everything it does not care about happens here, once.
+A script gives a `build` function; everything else about training happens here, once.
 """
 
 import contextlib
@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxgen.data import sets, stream
 from jaxgen.data.source import read_all
-from jaxgen.runs import checkpoint, experiment, outputs, plan, run_folder
+from jaxgen.runs import checkpoint, experiment, log, outputs, plan, run_folder
 from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Build, Examples, OpenSplit, System
 from jaxgen.script import Interrupted
@@ -48,9 +49,11 @@ def _train(
     source = open_split(options, "train")
     examples = plan.read_examples(options, source, open_split(options, "test"))
     mesh = parallel.data_mesh(options.num_devices)
-    num_steps, system = plan.make(config, build, examples)
+    system = plan.checked_system(config, build, examples)
+    num_steps = experiment.num_steps(options, examples, system.images_per_step)
     resident = plan.fits_on_device(options, source)
-    # two devices of different memory must not choose differently: the orders of the data differ
+    # kept with the run, as the two give the data in different orders: a continuation on a device
+    # of another size must not choose anew
     options = replace(options, data_on="device" if resident else "host")
     config = replace(config, run=options)
     chunk = plan.scan_steps(options, system, resident)
@@ -74,13 +77,15 @@ def _train(
             _write_config(folder, name, config)
         key = parallel.put(experiment.train_keys(options), mesh)
         steps = _compiled(system, options, mesh, resident)
-        this = outputs.Run(folder, config, system, examples, start, num_steps, chunk)
-        with outputs.opened(this, manager, stopping) as callbacks:
+        speed = log.throughput(start, num_steps, chunk, system.images_per_step)
+        stretch = outputs.Stretch(folder, config, system, examples, start, num_steps, speed)
+        with outputs.callbacks(stretch, manager, stopping) as callbacks:
             _, done = loop.train(
                 steps, state, feed(start), key, callbacks,
                 start=start, stop=num_steps, chunk=chunk,
                 save_every=options.checkpoint_every, draw_every=options.draw_every,
             )  # fmt: skip
+        outputs.finish(stretch, done)
         manager.wait_until_finished()
     if done < num_steps:
         raise Interrupted(folder, done, num_steps, stopping.signal())
@@ -99,7 +104,7 @@ def restore(
         raise FileNotFoundError(f"{options.run_dir} has no checkpoints; train first")
     source, test = (open_split(options, split) for split in ("train", "test"))
     examples = plan.read_examples(options, source, test)
-    _, system = plan.make(config, build, examples)
+    system = plan.checked_system(config, build, examples)
     template = _template(system, options, parallel.data_mesh(1))
     with contextlib.closing(checkpoint.open_manager(checkpoints, read_only=True)) as manager:
         state, done = checkpoint.restore(manager, template)
@@ -143,15 +148,16 @@ def _write_config(folder: Path, name: str, config: Any) -> None:
 
 
 def _all_here(what: str) -> None:
-    """Waits until every process has come this far."""
+    """Waits until every process has come this far; `what` names the place in errors."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def _template(system: System, options: RunOptions, mesh: Mesh) -> Any:
+    """The shapes of the state, with a copy on every device, as `checkpoint.restore` takes them."""
     init = system.init if options.num_models == 1 else jax.vmap(system.init)
     shapes = jax.eval_shape(init, experiment.init_keys(options))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    everywhere = NamedSharding(mesh, P())
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
     )
@@ -167,7 +173,7 @@ def _start(system: System, options: RunOptions, mesh: Mesh, manager: Any) -> tup
         checkpoint.set_aside(manager, after=start)
         return state, start
     init = system.init if options.num_models == 1 else jax.vmap(system.init)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    everywhere = NamedSharding(mesh, P())
     key = parallel.put(experiment.init_keys(options), mesh)
     return jax.jit(init, out_shardings=everywhere)(key), 0
 
@@ -175,7 +181,7 @@ def _start(system: System, options: RunOptions, mesh: Mesh, manager: Any) -> tup
 def _compiled(
     system: System, options: RunOptions, mesh: Mesh, resident: bool
 ) -> Callable[..., Any]:
-    """The step as the loop calls it, for data on the devices or from the host."""
+    """The step as the loop calls it; resident: the data lies on the devices."""
     one = system.step if options.num_models == 1 else step.vmap_models(system.step)
     if resident:
         return parallel.parallelize(step.scan_steps(one), mesh, options.parallel, parallel.SCANNED)
@@ -185,7 +191,7 @@ def _compiled(
 def _feed(
     system: System, options: RunOptions, mesh: Mesh, source: sets.Source, resident: bool
 ) -> Callable[[int], loop.Batches]:
-    """From the first step to the batches of the run. All data that stays is read at once."""
+    """A function from the first step to the batches; data for the devices is read here and now."""
     if resident:
         whole = read_all(source)
         dataset = parallel.put({"image": whole.images, "label": whole.labels}, mesh)

@@ -2,7 +2,6 @@
 """One folder per run: config.json, metrics.jsonl, checkpoints/, pictures/, curves.png."""
 
 import json
-import os
 import platform
 import shutil
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxgen import files
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -44,7 +45,7 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `write_config` has been here."""
+    """Whether the folder has a config.json that `write_config` wrote."""
     try:
         content = json.loads((path / "config.json").read_text())
     except (OSError, ValueError):
@@ -53,16 +54,16 @@ def is_run(path: Path) -> bool:
 
 
 def clear(path: Path) -> None:
-    """Makes an empty folder of a path that `check_free` passed."""
+    """Empties the folder, or makes it; `check_free` has allowed that."""
     if path.exists():
         shutil.rmtree(path)
     path.mkdir(parents=True)
 
 
 def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
-    """config.json: the resolved configuration, and the versions and devices it ran with.
+    """Writes config.json: the resolved configuration, and the versions and devices it ran with.
 
-    `commands` grows by one with every continuation.
+    Every continuation adds its command line to `commands`.
     """
     earlier = json.loads((path / "config.json").read_text())["commands"] if is_run(path) else []
     content = {
@@ -77,22 +78,24 @@ def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
 
 
 def read_config(path: Path, system: str) -> dict[str, Any]:
-    """The configuration of a run of this system, as `write_config` got it."""
+    """The configuration of a run of this system, as it was given to `write_config`."""
     file = path / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"{path} is no run folder: it has no config.json; check --run-dir")
     try:
         content = json.loads(file.read_text())
-        found, config = content["system"], content["config"]
+        name, config = content["system"], content["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error!r}") from error
-    if found != system:
-        raise ValueError(f"{path} is a run of {found}, not of {system}; use experiments/{found}.py")
+    if name != system:
+        raise ValueError(
+            f"{path} is a run of {name}, not of {system}; use experiments/{name}.py, or the folder "
+            f"of another run"
+        )
     return config
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON object in one rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    """Writes a JSON object; the file appears whole."""
+    text = json.dumps(content, indent=2) + "\n"
+    files.write_whole(path, lambda partial: partial.write_text(text))

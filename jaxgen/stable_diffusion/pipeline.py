@@ -8,6 +8,7 @@ The class holds networks, parameters and compiled programs, and no state that a 
 computation itself is `generate.generate`, a pure function.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.programs import place, place_inputs, programs
 from jaxgen.stable_diffusion.request import Request, Settings
 from jaxgen.stable_diffusion.text_encoding import Text
-from jaxgen.types import Array
+from jaxgen.types import Array, Params
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint
 
@@ -68,6 +69,17 @@ class StableDiffusion:
             self.mesh,
             bool(checkpoint.index.get("force_zeros_for_empty_prompt", len(encoders) == 2)),
         )
+
+    def with_params(self, params: dict[str, Params]) -> "StableDiffusion":
+        """This pipeline with other parameters, by component; nothing is compiled anew for them.
+
+        They lie where and have the types that this pipeline's have.
+        """
+        other = copy.copy(self)
+        other.params = params
+        own = {name: params[name] for name in self.networks.encoders}
+        other.embedder = self.embedder._replace(params=own)
+        return other
 
     @classmethod
     def from_pretrained(

@@ -8,7 +8,7 @@ channels, never averaged.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
 Apply = Callable[..., Array]  # (params, input, label) -> output
 Likelihood = Callable[[Params, Array, Array], Array]  # (params, decoder output, x) -> nats []
-LIKELIHOODS = ("bernoulli", "gaussian", "logistic")
 
 
 # --- parts of the equations -----------------------------------------------------------------
@@ -112,12 +111,30 @@ def logistic(params: Params, mean: Array, x: Array) -> Array:
     return jnp.sum(jnp.where(x < -1 + 1 / 255, jax.nn.log_sigmoid(above), inner))
 
 
-def likelihood(name: str) -> Likelihood:
-    """The likelihood of that name, one of `LIKELIHOODS`."""
-    known = {"bernoulli": bernoulli, "gaussian": gaussian, "logistic": logistic}
-    if name not in known:
-        raise ValueError(f"unknown likelihood {name!r}; use one of {', '.join(known)}")
-    return known[name]
+def bernoulli_mean(logits: Array) -> Array:
+    """The mean of `bernoulli` as an image in [-1, 1]."""
+    return 2 * jax.nn.sigmoid(logits) - 1
+
+
+class Pixels(NamedTuple):
+    """p(x | z) of the pixels, with what a training script needs to know of it."""
+
+    log_likelihood: Likelihood
+    mean: Callable[[Array], Array]  # decoder output -> the mean of p(x | z), in [-1, 1]
+    is_binary: bool  # of pixels -1 and 1, so that grey images are to be binarized
+    learns_scale: bool  # needs params["log_scale"] [C]
+    is_of_bytes: bool  # the probability of an 8-bit image, and no density: has bits per dimension
+
+
+def _unchanged(x: Array) -> Array:
+    return x
+
+
+LIKELIHOODS = {
+    "bernoulli": Pixels(bernoulli, bernoulli_mean, True, False, False),
+    "gaussian": Pixels(gaussian, _unchanged, False, True, False),
+    "logistic": Pixels(logistic, _unchanged, False, True, True),
+}
 
 
 # --- objectives -----------------------------------------------------------------------------
@@ -145,7 +162,7 @@ def autoencoder_loss(
             mse = jnp.mean((x - output) ** 2)
             return mse, {"loss": mse, "mse": mse}
         recon = -bernoulli(params, output, x)
-        mse = jnp.mean((x - (2 * jax.nn.sigmoid(output) - 1)) ** 2)
+        mse = jnp.mean((x - bernoulli_mean(output)) ** 2)
         return recon, {"loss": recon, "recon_nats": recon, "mse": mse}
 
     return loss

@@ -19,7 +19,7 @@ from jaxgen import files
 from jaxgen.weights import diffusers, single_file, weight_files
 from jaxgen.weights.diffusers import Checkpoint
 
-# A model that comes with jaxgen, trained by experiments/latent_diffusion.py.
+# A model that comes with jaxgen; latent_autoencoder.py and latent_diffusion.py trained it.
 EMBEDDED = "shapes"
 MODELS = Path(__file__).parent.parent / "models"
 SECONDS = 5.0  # to wait for the first answer of the Hub

@@ -42,8 +42,7 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
     if name == "autoencoder":
         loss = losses.autoencoder_loss(encode, decode, noise=0.3)
     else:
-        likelihood = losses.likelihood("bernoulli")
-        loss = losses.vae_loss(encode, decode, likelihood, dynamic_binarization=True)
+        loss = losses.vae_loss(encode, decode, losses.bernoulli, dynamic_binarization=True)
 
     def init(key):
         encoder_key, decoder_key = jax.random.split(key)
