@@ -28,7 +28,7 @@ from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import adversarial, augment, step
-from jaxgen.types import Array, Key, Params
+from jaxgen.types import Array, Key, LossFn, Params
 
 
 @dataclass(frozen=True)
@@ -109,28 +109,10 @@ def build(config: Config, examples: Examples) -> System:
     plan.check_range(config, 0, "gradient_penalty", "r1", "r2")
     plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
     generator, discriminator = players(config, examples)
-    generate, judge_image = functional.apply(generator), functional.apply(discriminator)
-    options = config.run
-    game = adversarial.objective(config.objective)
-    penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
-    transform = augment.differentiable if config.diff_augment else adversarial.identity
-    d_loss = augment.on_uint8(
-        adversarial.discriminator_loss(
-            generate, judge_image, game, config.latent_dim, penalties, transform
-        ),
-        augment.by_name(options.augment),
-    )
-    g_loss = adversarial.generator_loss(generate, judge_image, game, config.latent_dim, transform)
-    k = config.discriminator_steps
+    d_loss, g_loss = losses_of(config, functional.apply(generator), functional.apply(discriminator))
+    options, k = config.run, config.discriminator_steps
     num_steps = experiment.num_steps(options, examples, options.batch_size * k)
-    g_tx = experiment.optimizer_of(options, num_steps, config.b1)
-    rate = config.discriminator_rate
-    d_options = replace(
-        options,
-        learning_rate=options.learning_rate if rate is None else rate,
-        warmup_steps=options.warmup_steps * k,
-    )
-    d_tx = experiment.optimizer_of(d_options, num_steps * k, config.b1)
+    d_tx, g_tx = optimizers(config, num_steps)
 
     def init(key: Key) -> step.GanState:
         g_key, d_key = jax.random.split(key)
@@ -151,6 +133,32 @@ def build(config: Config, examples: Examples) -> System:
         progress_metrics=("d_loss", "g_loss", "d_real", "d_fake"),
         convolutional=config.network == "conv",
     )  # fmt: skip
+
+
+def losses_of(config: Config, generate: Any, judge_image: Any) -> tuple[LossFn, LossFn]:
+    """The losses of discriminator and generator."""
+    game = adversarial.objective(config.objective)
+    penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
+    transform = augment.differentiable if config.diff_augment else adversarial.identity
+    d_loss = adversarial.discriminator_loss(
+        generate, judge_image, game, config.latent_dim, penalties, transform
+    )
+    g_loss = adversarial.generator_loss(generate, judge_image, game, config.latent_dim, transform)
+    return augment.on_uint8(d_loss, augment.by_name(config.run.augment)), g_loss
+
+
+def optimizers(config: Config, num_steps: int) -> tuple[Any, Any]:
+    """Adam for discriminator and generator, over `num_steps` steps of the generator."""
+    options, k, rate = config.run, config.discriminator_steps, config.discriminator_rate
+    d_options = replace(
+        options,
+        learning_rate=options.learning_rate if rate is None else rate,
+        warmup_steps=options.warmup_steps * k,
+    )
+    return (
+        experiment.optimizer_of(d_options, num_steps * k, config.b1),
+        experiment.optimizer_of(options, num_steps, config.b1),
+    )
 
 
 def sampler(config: Config, generator: Any, apply: Any, params: Params, key: Key) -> Any:

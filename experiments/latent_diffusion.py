@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import latent_autoencoder
 import tyro
+from latent_autoencoder import Trained
 from PIL import Image
 
 from jaxgen import script
 from jaxgen.data import sets
 from jaxgen.miniature import captioned, following, model, model_card
+from jaxgen.miniature.captioned import Captioned
 from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS, Sizes
 from jaxgen.pictures import images
 from jaxgen.runs import command_line, experiment, plan, run
@@ -33,7 +35,7 @@ from jaxgen.runs.experiment import Build, Examples, OpenSplit, System
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.train import losses, step
-from jaxgen.types import Array, Key, Params
+from jaxgen.types import Array, Key, LossFn, Params
 from jaxgen.weights import diffusers, tokenizer
 from jaxgen.weights.diffusers import Checkpoint
 from jaxgen.weights.tokenizer import Tokenizer
@@ -77,7 +79,7 @@ WORLD = Config(
 )  # fmt: skip
 
 
-def check(config: Config, first: latent_autoencoder.Trained) -> None:
+def check(config: Config, first: Trained) -> None:
     """Raises ValueError for the first option that no network, or not this autoencoder, can have."""
     size, groups = first.image_size, first.config.norm_groups
     if config.run.image_size not in (None, size):
@@ -93,7 +95,7 @@ def check(config: Config, first: latent_autoencoder.Trained) -> None:
     plan.check_multiple("unet_channels", config.unet_channels, groups, "its --norm-groups")
 
 
-def sizes_of(config: Config, first: latent_autoencoder.Trained) -> Sizes:
+def sizes_of(config: Config, first: Trained) -> Sizes:
     """The sizes of all networks; those of the autoencoder are as it was trained."""
     return Sizes(
         first.image_size,
@@ -110,7 +112,7 @@ def sizes_of(config: Config, first: latent_autoencoder.Trained) -> Sizes:
 class Parts(NamedTuple):
     """The things that a run is built from, beside its options."""
 
-    first: latent_autoencoder.Trained
+    first: Trained
     checkpoint: Checkpoint  # without weights
     prompts: list[str]  # of the test split
     earlier: Params | None  # what UNet and text encoder begin with; None begins at random
@@ -149,9 +151,7 @@ def prepare(config: Config, has_folder: bool = False) -> Parts:
     return Parts(first, checkpoint, test.captions, _for_words(earlier, tokens), earlier.runs)
 
 
-def captions_of(
-    config: Config, first: latent_autoencoder.Trained, options: RunOptions, split: str
-) -> captioned.Captioned:
+def captions_of(config: Config, first: Trained, options: RunOptions, split: str) -> Captioned:
     """The captioned pictures of "train" or "test", in the autoencoder's size."""
     return captioned.open_split(options.data, split, first.image_size, config.num_scenes)
 
@@ -159,8 +159,7 @@ def captions_of(
 def _for_words(parts: Parts, tokens: Tokenizer) -> Params:
     """The parameters that an earlier run has come to, for this run's vocabulary."""
     params, old = parts.earlier or {}, parts.checkpoint.tokenizers["tokenizer"]
-    text_encoder = model.with_vocabulary(params["text_encoder"], old, tokens)
-    return {**params, "text_encoder": text_encoder}
+    return {**params, "text_encoder": model.with_vocabulary(params["text_encoder"], old, tokens)}
 
 
 def trained(run_dir: str) -> Parts:
@@ -189,22 +188,10 @@ def build(parts: Parts, config: Config, examples: Examples) -> System:
     """The System of UNet and text encoder: their first state, a step, pictures."""
     networks = loading.networks(parts.checkpoint, experiment.network_dtype(config.run))
     unet, text_encoder = networks.unet, networks.encoders["text_encoder"]
-    tokens = parts.checkpoint.tokenizers["tokenizer"]
-
-    def predict(params: Params, x_t: Array, t: Array, context: Array) -> Array:
-        return unet.apply({"params": params}, x_t[None], t[None], context[None])[0]
-
-    def embed(params: Params, ids: Array) -> Array:
-        encoding: Any = text_encoder.apply({"params": params}, ids[None])
-        return encoding.context[0]
-
     if parts.earlier is not None:
         for name, module in (("unet", unet), ("text_encoder", text_encoder)):
             model.check_fits(parts.earlier[name], module, config.begin_with)
-    loss = losses.diffusion_loss(
-        predict, embed, model.alphas_cumprod(), config.prediction,
-        tokenizer.tokenize(tokens, [""])[0], config.caption_dropout,
-    )  # fmt: skip
+    loss = loss_of(config, unet, text_encoder, parts.checkpoint.tokenizers["tokenizer"])
     options = config.run
     num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
@@ -221,11 +208,27 @@ def build(parts: Parts, config: Config, examples: Examples) -> System:
         init=init,
         step=step.averaged(step.gradient_step(loss, tx, options.accumulate), config.ema_decay),
         draw=painter(parts),
-        keep=partial(keep_vocabulary, tokens),
+        keep=partial(keep_vocabulary, parts.checkpoint.tokenizers["tokenizer"]),
         images_per_step=options.batch_size,
         progress_metrics=("loss", "grad_norm"),
         convolutional=True,
     )
+
+
+def loss_of(config: Config, unet: Any, text_encoder: Any, tokens: Tokenizer) -> LossFn:
+    """The denoising loss of these two networks."""
+
+    def predict(params: Params, x_t: Array, t: Array, context: Array) -> Array:
+        return unet.apply({"params": params}, x_t[None], t[None], context[None])[0]
+
+    def embed(params: Params, ids: Array) -> Array:
+        encoding: Any = text_encoder.apply({"params": params}, ids[None])
+        return encoding.context[0]
+
+    return losses.diffusion_loss(
+        predict, embed, model.alphas_cumprod(), config.prediction,
+        tokenizer.tokenize(tokens, [""])[0], config.caption_dropout,
+    )  # fmt: skip
 
 
 def keep_vocabulary(tokens: Tokenizer, folder: Path) -> None:

@@ -417,16 +417,6 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     assert all(s < step for s in saved)
 
 
-@pytest.mark.parametrize("script", ["autoencoder", "vae", "gan"])
-def test_help_shows_the_common_flags(script):
-    out, _ = execute(script, "--help")
-
-    for flag in ("--data", "--steps", "--epochs", "--batch-size", "--seed", "--parallel",
-                 "--scan-steps", "--run-dir", "--resume", "--checkpoint-every", "--log-every",
-                 "--dtype", "--preset"):  # fmt: skip
-        assert flag in out
-
-
 @SLOW
 def test_the_demo_leaves_one_picture_of_all_three_systems(tmp_path):
     out, _ = execute("demo", "--quick", "--run-dir", tmp_path / "demo")
