@@ -84,8 +84,7 @@ def check(config: Config, first: Trained) -> None:
     size, groups = first.image_size, first.config.norm_groups
     if config.run.image_size not in (None, size):
         raise ValueError(
-            f"--image-size is {config.run.image_size} and {config.autoencoder} was trained with "
-            f"{size}; leave it out"
+            f"{config.autoencoder} was trained with {size} pixels; leave --image-size out"
         )
     if config.run.data == captioned.WORLD and size != scene.SIZE:
         raise ValueError(
@@ -265,8 +264,7 @@ def export(config: Config, parts: Parts) -> None:
     """Writes the whole model in diffusers' layout, measures it there, and adds its model card."""
     state, done, _ = run.restore(config, *_for_run(config, parts))
     if config.decoder:
-        first = latent_autoencoder.with_decoder(parts.first, config.decoder)
-        parts = parts._replace(first=first)
+        parts = parts._replace(first=latent_autoencoder.with_decoder(parts.first, config.decoder))
     folder = Path(config.output)
     params = params_of(parts, experiment.model(state, config.run))
     checkpoint = model.with_params(parts.checkpoint, params)

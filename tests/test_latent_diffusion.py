@@ -293,7 +293,7 @@ def test_a_frozen_encoder_stays_and_its_new_decoder_can_be_exported(script, runs
         (["autoencoder", "--vae-channels", "16", "8", "8", "8", "--begin-with", "RUNS/first"],
          "has a AutoencoderKL of other sizes; give the sizes of that run"),
         (["diffusion", "--autoencoder", "RUNS/first", "--image-size", "32"],
-         "first was trained with 64; leave it out"),
+         "first was trained with 64 pixels; leave --image-size out"),
         (["diffusion", "--augment", "flip"], "--augment changes pictures"),
         (["diffusion", "--action", "export", "--run-dir", "RUNS/first"],
          "is a run of latent_autoencoder, not of latent_diffusion"),
