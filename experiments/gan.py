@@ -44,8 +44,9 @@ class Config:
     norm: Literal["none", "group", "layer", "batch"] = "group"  # conv: in the generator
     spectral: bool = False  # spectral normalisation of the discriminator
     conditional: bool = False  # condition both players on the class label
+    # the game: the losses of generator and discriminator
     objective: Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"] = (
-        "non_saturating"  # the game
+        "non_saturating"
     )
     discriminator_steps: int = 1  # per generator step, each on a batch of its own
     gradient_penalty: float = 0.0  # weight of (|grad D| - 1)^2 between real and fake (usually 10)

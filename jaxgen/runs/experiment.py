@@ -57,9 +57,9 @@ def model(state: Any, options: RunOptions, i: int = 0) -> Any:
 
 
 def num_classes(examples: Examples, conditional: bool) -> int:
-    """How many classes the networks are conditioned on; 0 for none.
+    """How many classes the networks are conditioned on; 0 without --conditional.
 
-    Raises ValueError when that is asked for and the data has no labels.
+    Raises ValueError when the data has no labels to condition on.
     """
     if conditional and not examples.class_names:
         raise ValueError("--conditional needs labels, and this data has none")
@@ -67,13 +67,13 @@ def num_classes(examples: Examples, conditional: bool) -> int:
 
 
 def optimizer_of(
-    options: RunOptions, num_steps: int, b1: float = 0.9, b2: float = 0.999
+    options: RunOptions, num_steps: int, b1: float = 0.9
 ) -> optax.GradientTransformation:
     """Adam with the schedule and the clipping that the options ask for."""
     rate = optimizer.schedule(
         options.learning_rate, num_steps, options.schedule, options.warmup_steps
     )
-    return optimizer.adam(rate, b1, b2, options.clip_norm)
+    return optimizer.adam(rate, b1, clip_norm=options.clip_norm)
 
 
 def network_dtype(options: RunOptions) -> Any:
