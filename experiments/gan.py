@@ -31,6 +31,9 @@ from jaxgen.train import adversarial, augment, step
 from jaxgen.types import Array, Key, LossFn, Params
 
 
+Objective = Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"]
+
+
 @dataclass(frozen=True)
 class Config:
     """Options of the GAN."""
@@ -44,10 +47,7 @@ class Config:
     norm: Literal["none", "group", "layer", "batch"] = "group"  # conv: in the generator
     spectral: bool = False  # spectral normalisation of the discriminator
     conditional: bool = False  # condition both players on the class label
-    # the game: the losses of generator and discriminator
-    objective: Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"] = (
-        "non_saturating"
-    )
+    objective: Objective = "non_saturating"  # the losses of generator and discriminator
     discriminator_steps: int = 1  # per generator step, each on a batch of its own
     gradient_penalty: float = 0.0  # weight of (|grad D| - 1)^2 between real and fake (usually 10)
     r1: float = 0.0  # weight of |grad D|^2 / 2 at real images

@@ -44,7 +44,7 @@ class Config:
     width: int = 32  # conv: features of the first stage; they double with every stage
     norm: Literal["none", "group", "layer"] = "none"  # conv: normalisation
     conditional: bool = False  # condition both networks on the class label
-    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"  # p(x | z)
+    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"  # of pixels, given z
     binarize: bool = True  # bernoulli: draw every pixel as 0 or 1 anew each time it is seen
     beta: float = 1.0  # weight of the KL term at the end of its warm-up
     kl_warmup_steps: int = 0  # steps over which that weight rises from 0

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from support import compilations, systems
+from support import compilations
 
 from jaxgen.evaluate import judge, likelihood
 
@@ -20,7 +20,7 @@ TINY = (
 @pytest.fixture(scope="module")
 def script():
     """Runs a script by name with flags, in this process; returns its module."""
-    with pytest.MonkeyPatch.context() as patch, systems.quick_compilation():
+    with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXPERIMENTS))
         patch.setattr("jaxgen.script.set_up", lambda distributed: None)  # changes this process
         import gan
