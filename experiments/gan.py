@@ -30,7 +30,6 @@ from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import adversarial, augment, step
 from jaxgen.types import Array, Key, LossFn, Params
 
-
 Objective = Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"]
 
 
@@ -38,7 +37,7 @@ Objective = Literal["minimax", "non_saturating", "least_squares", "wasserstein",
 class Config:
     """Options of the GAN."""
 
-    action: Literal["train", "sample", "evaluate"] = may_change("train")  # what to do
+    action: Literal["train", "sample", "evaluate"] = may_change("train")  # what to do with a run
     preset: Literal["digits", "mnist", "cifar10"] = "digits"  # defaults for this data set
     network: Literal["dense", "conv"] = "dense"  # kind of generator and discriminator
     latent_dim: int = 64  # entries of z

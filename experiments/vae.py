@@ -36,7 +36,7 @@ from jaxgen.types import Array, Key, Params
 class Config:
     """Options of the VAE."""
 
-    action: Literal["train", "sample", "evaluate"] = may_change("train")  # what to do
+    action: Literal["train", "sample", "evaluate"] = may_change("train")  # what to do with a run
     preset: Literal["digits", "mnist", "cifar10"] = "digits"  # defaults for this data set
     network: Literal["dense", "conv"] = "dense"  # kind of encoder and decoder
     latent_dim: int = 20  # entries of z
