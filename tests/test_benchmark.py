@@ -71,7 +71,7 @@ def test_a_run_prints_a_table_and_leaves_json_and_a_chart(tmp_path):
             "flax_diffusers trains nothing",
         ),
         (["--peers", "pytorch"], "peers run on one device and jaxgen on 8"),
-        (["--num-devices", "9"], "9 devices asked for; this process sees 8"),
+        (["--num-devices", "9"], "cannot use 9 devices; this process sees 8"),
         (["--turns", "0"], "--turns is 0; use 1 or more"),
         (["--num-models", "1", "0"], "--num-models is 1 0; use 1 or more"),
         (["--models", "tiny", "--num-steps", "0"], "--num-steps is 0; use 1 or more"),

@@ -200,7 +200,6 @@ def _conv_generator(module: Any, latents: Any) -> list[nn.Module]:
 
 
 def _conv_discriminator(module: Any, shape: Any) -> list[nn.Module]:
-    _check_norm(module, "none")
     h, w, features = shape
     layers: list[nn.Module] = []
     for stage in range(blocks.num_stages(h, w)):

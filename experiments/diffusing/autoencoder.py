@@ -19,7 +19,7 @@ from jaxgen.pictures import images
 from jaxgen.runs import command_line, experiment, run, run_folder
 from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Examples, System
-from jaxgen.train import augment, losses, step
+from jaxgen.train import augment, latent_losses, step
 from jaxgen.types import Array, Key, Params
 
 
@@ -62,7 +62,9 @@ def build(config: Config, examples: Examples, num_steps: int) -> System:
     def decode_one(params: Params, z: Array) -> Array:
         return vae.apply({"params": params}, z[None], method="decode")[0]
 
-    loss = losses.autoencoder_kl_loss(encode_one, decode_one, config.kl_weight, config.edge_weight)
+    loss = latent_losses.autoencoder_kl_loss(
+        encode_one, decode_one, config.kl_weight, config.edge_weight
+    )
     options = config.run
     tx = experiment.optimizer_of(options, num_steps)
 

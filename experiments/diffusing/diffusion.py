@@ -22,7 +22,7 @@ from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
-from jaxgen.train import losses, step
+from jaxgen.train import latent_losses, step
 from jaxgen.types import Array, Key, Params
 from jaxgen.weights import tokenizer
 from jaxgen.weights.diffusers import Checkpoint
@@ -119,7 +119,7 @@ def build(second: Second, config: Config, examples: Examples, num_steps: int) ->
     if second.begun is not None:
         for name, module in (("unet", unet), ("text_encoder", text_encoder)):
             model.check_fits(second.begun[name], module, config.begin_with)
-    loss = losses.diffusion_loss(
+    loss = latent_losses.diffusion_loss(
         predict, embed, model.alphas_cumprod(), config.prediction,
         tokenizer.tokenize(tokens, [""])[0], config.caption_dropout,
     )  # fmt: skip
@@ -136,7 +136,9 @@ def build(second: Second, config: Config, examples: Examples, num_steps: int) ->
 
     return System(
         init=init,
-        step=step.averaged(step.gradient_step(loss, tx, options.accumulate), config.ema_decay),
+        step=step.with_moving_average(
+            step.gradient_step(loss, tx, options.accumulate), config.ema_decay
+        ),
         draw=partial(draw_samples, second),
         keep=partial(keep_vocabulary, tokens),
         images_per_step=options.batch_size,

@@ -88,7 +88,9 @@ def encoded(pictures: Source, encode: Encode, params: Params, scaling_factor: fl
         return np.asarray(moments(params, padded))[: len(images)], labels
 
     shape = jax.eval_shape(moments, params, np.zeros((1, height, width, 3), np.uint8)).shape[1:]
-    return pictures._replace(image_shape=shape, dtype=np.float16, read=read)
+    return pictures._replace(
+        image_shape=shape, dtype=np.float16, read=read, names=("posterior", "ids")
+    )
 
 
 def scale_of_latents(pictures: Source, encode: Encode, params: Params, count: int = 512) -> float:

@@ -59,13 +59,13 @@ def num_classes(examples: Examples, conditional: bool) -> int:
 
 
 def optimizer_of(
-    options: RunOptions, num_steps: int, b1: float = 0.9, b2: float = 0.999
+    options: RunOptions, num_steps: int, b1: float = 0.9
 ) -> optax.GradientTransformation:
     """Adam with the schedule and the clipping that the options ask for."""
     rate = optimizer.schedule(
         options.learning_rate, num_steps, options.schedule, options.warmup_steps
     )
-    return optimizer.adam(rate, b1, b2, options.clip_norm)
+    return optimizer.adam(rate, b1, options.clip_norm)
 
 
 def network_dtype(options: RunOptions) -> Any:
