@@ -233,8 +233,9 @@ def _mean_gradient(
 
 def _mean_of_parts(gradient: Callable, parts: tuple[Batch, Key], axis: str | None) -> Any:
     """The mean of gradient(examples, keys) over k parts, leaves [k, ...], one after the other."""
-    first = jax.tree.map(lambda x: x[0], parts)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, *first))
+    first = lambda parts: gradient(*jax.tree.map(lambda x: x[0], parts))  # noqa: E731
+    shapes = jax.eval_shape(first, parts)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def add(total: Any, part: tuple[Batch, Key]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradient(*part)), None
