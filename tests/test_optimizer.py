@@ -54,14 +54,15 @@ def test_schedule_refuses_what_is_out_of_range():
 
 
 def moved(tx, gradients):
-    """Parameters after those gradients, from zero."""
-    params = jnp.zeros(2)
-    state = tx.init(params)
-    update = jax.jit(tx.update)
-    for gradient in gradients:
-        updates, state = update(jnp.asarray(gradient), state, params)
-        params = params + updates
-    return params
+    """Parameters after those gradients, from zero, in float64: 1 - b2 has few digits in float32."""
+    with jax.enable_x64(True):
+        params = jnp.zeros(2)
+        state = tx.init(params)
+        update = jax.jit(tx.update)
+        for gradient in gradients:
+            updates, state = update(jnp.asarray(gradient, jnp.float64), state, params)
+            params = params + updates
+        return np.asarray(params)
 
 
 def adam_by_hand(gradients, rate, b1, b2):
