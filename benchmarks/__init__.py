@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""How fast jaxgen is, beside its peers and the device: `python -m benchmarks`."""
+"""The speed of jaxgen, beside its peers and the device's limits: `python -m benchmarks`."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Compiles every train step and the Stable Diffusion programs for TPUs, on a machine without one.
 
-python -m benchmarks.compile_for_tpu                                  # extra: tpu
-python -m benchmarks.compile_for_tpu --models sd15 --topologies v6e:2x4
+    python -m benchmarks.compile_for_tpu                                  # extra: tpu
+    python -m benchmarks.compile_for_tpu --models sd15 --topologies v6e:2x4
 
-All figures are estimates of the compiler: nothing runs. A program that does not compile, or needs
-more memory than a chip has, makes the exit status 1.
+All figures are estimates of the compiler: nothing runs. The exit status is 1 if a program does not
+compile or needs more memory than a chip has.
 """
 
 import json
@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPU is compiled for, not looked for
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud to ask what machine this is
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it only compiles, as others may
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no TPU is needed to compile for one
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no cloud that knows the machine
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling needs no TPU for itself
 
 import jax.numpy as jnp
 import rich.console
@@ -36,14 +36,14 @@ DIFFUSION = ("sd15", "sd21", "sdxl")
 class Config:
     """Options of the compilation."""
 
-    topologies: tuple[str, ...] = ("v5e:2x4", "v6e:2x4")  # what to compile for
-    models: tuple[str, ...] = (*training.SCRIPTS, *DIFFUSION)  # what to compile
+    topologies: tuple[str, ...] = ("v5e:2x4", "v6e:2x4")  # TPUs to compile for
+    models: tuple[str, ...] = (*training.SCRIPTS, *DIFFUSION)  # models to compile
     axes: tuple[str, ...] = ("data", "model")  # Stable Diffusion: divide images, or parameters
-    batch_size: int = 128  # training: images of one device
-    images: int = 1  # Stable Diffusion: images of one device (data), or of all (model)
+    batch_size: int = 128  # training: images on one device
+    images: int = 1  # Stable Diffusion: images on one device (data), or on all (model)
     num_steps: int = 20  # Stable Diffusion: sampling steps
     dtype: str = "bfloat16"  # of the networks' arithmetic
-    output: str = "runs/tpu.json"  # where results go
+    output: str = "runs/tpu.json"  # results go to this file
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     # a file or a pipe has no width of its own
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
     console.print("Estimates of the TPU compiler; nothing here runs on a TPU.")
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for name, (chip, devices) in chips.items():
         table = rich.table.Table(title=name, title_justify="left", title_style="bold")
         for i, heading in enumerate(show.TPU_HEADINGS):
@@ -61,16 +61,16 @@ def main() -> None:
         for row in _rows(config, chip, devices):
             print(f"{name} {row['program']}: {row['error'] or 'compiled'}", flush=True)
             table.add_row(*show.tpu_cells(row))
-            found.append({"topology": name} | row)
-            _write(config, found)
+            results.append({"topology": name} | row)
+            _write(config, results)
         console.print(table)
-    failed = [row for row in found if row["error"]]
-    print(f"{len(found)} programs, {len(failed)} failed: {config.output}")
+    failed = [row for row in results if row["error"]]
+    print(f"{len(results)} programs, {len(failed)} failed: {config.output}")
     sys.exit(1 if failed else 0)
 
 
 def _rows(config: Config, chip: tpu.Chip, devices: list[Any]) -> Iterator[dict[str, Any]]:
-    """The rows of all programs for one topology, each as soon as it is there."""
+    """The rows of all programs for one topology, each as soon as it is compiled."""
     steps = tuple(name for name in config.models if name in training.SCRIPTS)
     for program in tpu.training_programs(steps, devices, config.batch_size, config.dtype):
         yield tpu.estimate(program, chip, len(devices))
@@ -91,8 +91,8 @@ def _rows(config: Config, chip: tpu.Chip, devices: list[Any]) -> Iterator[dict[s
 def _check(config: Config) -> None:
     known = {"model": (*training.SCRIPTS, *sd_models.MODELS), "axis": ("data", "model")}
     known["dtype"] = ("float32", "bfloat16")
-    asked = {"model": config.models, "axis": config.axes, "dtype": (config.dtype,)}
-    for what, names in asked.items():
+    values = {"model": config.models, "axis": config.axes, "dtype": (config.dtype,)}
+    for what, names in values.items():
         for name in names:
             if name not in known[what]:
                 raise ValueError(f"unknown {what} {name!r}; use {', '.join(known[what])}")

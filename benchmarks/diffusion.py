@@ -22,31 +22,31 @@ PARTS = ("text encoder", "UNet step", "VAE decode", "images")
 
 
 class Part(NamedTuple):
-    """A part past its first call."""
+    """A part of the pipeline after its first call."""
 
     candidate: turns.Candidate  # a unit of work is one call
     facts: dict[str, Any]
-    output: np.ndarray  # of the first call, for a peer to find again
+    output: np.ndarray  # of the first call, which a peer has to equal
 
 
-class Given(NamedTuple):
-    """What every candidate starts from, as host arrays."""
+class Start(NamedTuple):
+    """The arrays on the host that all candidates start from."""
 
     chunks: Any  # token ids by encoder, a text for each image
     text: Text  # context [B, 2, T, E], pooled [B, 2, P]
-    inputs: Any  # of the UNet; the decoder gets its noise
+    inputs: Any  # of the UNet; the decoder gets the noise of it
 
 
 class Compiled(NamedTuple):
-    """A program past its first call."""
+    """A program after its first call."""
 
     call: Callable[..., Any]
     facts: dict[str, Any]
     output: Any  # of the first call
 
 
-def start(model: Model, size: Size) -> tuple[dict[str, Part], Given]:
-    """All parts of jaxgen's pipeline, compiled and run once."""
+def start(model: Model, size: Size) -> tuple[dict[str, Part], Start]:
+    """All parts of jaxgen's pipeline, compiled and run once, and what they started from."""
     sd_programs.check(model.networks, size)
     run = programs(model.networks)
     encoders = {name: model.params[name] for name in model.networks.encoders}
@@ -55,11 +55,11 @@ def start(model: Model, size: Size) -> tuple[dict[str, Part], Given]:
     no_blank = jnp.zeros(size.batch_size, bool)
     text = run.pair(embed.output, embed.output, no_blank)
     inputs = place_inputs(None, sd_programs.inputs(model.networks, size, text))
-    given = Given(*jax.device_get((chunks, _as_float32(text), inputs)))
+    begin = Start(*jax.device_get((chunks, _as_float32(text), inputs)))
 
     unet, vae = model.params["unet"], model.params["vae"]
     fixed, state = run.begin(unet, inputs)
-    kept = jnp.copy(state)  # step gives its buffer away
+    first_state = jnp.copy(state)  # step donates its own
     step = _compiled(run.step, (unet, inputs, fixed, np.int32(0), state), unet)
     plan = {"plan": sd_programs.decode_plan(model.networks, size)}
     decode = _compiled(run.decode, (vae, inputs.noise), vae, plan)
@@ -70,41 +70,44 @@ def start(model: Model, size: Size) -> tuple[dict[str, Part], Given]:
         now = inputs._replace(context=text.context, pooled=text.pooled)
         return decode.call(vae, _latents(run, step.call, unet, now, size))[0]
 
-    after, picture = np.asarray(step.output[0][0]), np.asarray(decode.output[0])
-    prepared = products.flops(run.begin, unet, inputs)  # once an image, not in every step
-    chain = _chain(partial(step.call, unet, inputs, fixed), kept, size.num_steps)
-    encode, again = partial(embed.call, encoders, chunks), partial(decode.call, vae, inputs.noise)
-    found = np.asarray(given.text.context[:, 1])
+    latents, picture = np.asarray(step.output[0][0]), np.asarray(decode.output[0])
+    begin_flops = products.flops(run.begin, unet, inputs)  # once an image, not in every step
+    steps = _chain(partial(step.call, unet, inputs, fixed), first_state, size.num_steps)
+    encodings = _calls(partial(embed.call, encoders, chunks))
+    decodings = _calls(partial(decode.call, vae, inputs.noise))
     parts = {
-        "text encoder": Part(_calls(encode), embed.facts, found),
-        "UNet step": Part(chain, step.facts, after),
-        "VAE decode": Part(_calls(again), decode.facts, picture),
+        "text encoder": Part(encodings, embed.facts, np.asarray(begin.text.context[:, 1])),
+        "UNet step": Part(steps, step.facts, latents),
+        "VAE decode": Part(decodings, decode.facts, picture),
     }
     times = ((embed, 2), (step, size.num_steps), (decode, 1))
-    return parts | {"images": _images(whole, model, times, prepared)}, given
+    return parts | {"images": _images(whole, model, times, begin_flops)}, begin
 
 
 def _images(
-    whole: Callable[[], Array], model: Model, times: Sequence[tuple[Compiled, int]], prepared: int
+    whole: Callable[[], Array],
+    model: Model,
+    times: Sequence[tuple[Compiled, int]],
+    begin_flops: int,
 ) -> Part:
-    """Whole images, made once; their costs are those of the parts and of what they begin with."""
+    """Whole images, drawn once; their costs are the sum of the parts', each times its calls."""
     began = time.perf_counter()
     pictures = np.asarray(whole())
-    took = time.perf_counter() - began
-    # all steps are one program but on CPU, and then it was compiled just now
-    used = [part for part, count in times if count < 3 or jax.default_backend() == "cpu"]
-    compiling = sum(part.facts["trace_s"] + part.facts["compile_s"] for part in used)
+    elapsed = time.perf_counter() - began
+    # other devices run all steps as one program, which `whole` compiled just now
+    earlier = [part for part, count in times if count < 3 or jax.default_backend() == "cpu"]
+    compiling = sum(part.facts["trace_s"] + part.facts["compile_s"] for part in earlier)
     facts = {
-        "time_to_first_step_s": compiling + took,
+        "time_to_first_step_s": compiling + elapsed,
         "parameters": sd_models.num_parameters(model.params),
-        "product_flops_per_step": prepared
+        "product_flops_per_step": begin_flops
         + sum(count * part.facts["product_flops_per_step"] for part, count in times),
     }
     return Part(_calls(whole), facts, pictures)
 
 
 def _latents(run: Any, step: Any, params: Any, inputs: Any, size: Size) -> Array:
-    """All steps, as the pipeline runs them: in one dispatch, but step by step on CPU."""
+    """The latents after all steps, as the pipeline runs them: one dispatch, on CPU one a step."""
     if jax.default_backend() != "cpu":
         rest = inputs._replace(noise=np.zeros(0, np.float32))
         return run.latents(params, rest, jnp.copy(inputs.noise))
@@ -116,23 +119,23 @@ def _latents(run: Any, step: Any, params: Any, inputs: Any, size: Size) -> Array
 
 
 def _compiled(fn: Any, args: tuple, params: Any, static: dict[str, Any] | None = None) -> Compiled:
-    """The program of these arguments, of which params are the network's, run once."""
+    """The program for these arguments, after one call; params: those of the network in args."""
     static = static or {}
     began = time.perf_counter()
     lowered = fn.lower(*args, **static)
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    told = cost.cost(lowered, compiled)
+    costs = cost.cost(lowered, compiled)
     flops = products.flops(partial(fn, **static), *args)
     started = time.perf_counter()
     output = jax.block_until_ready(compiled(*args))
-    took = {"trace_s": traced - began, "compile_s": done - traced}
-    took["first_run_s"] = time.perf_counter() - started
+    times = {"trace_s": traced - began, "compile_s": done - traced}
+    times["first_run_s"] = time.perf_counter() - started
     facts = {
-        **took, "time_to_first_step_s": sum(took.values()), "product_flops_per_step": flops,
-        "compiler_flops_per_step": told.flops, "compiler_bytes_per_step": told.bytes_accessed,
-        "program_memory_bytes": told.peak_bytes,
+        **times, "time_to_first_step_s": sum(times.values()), "product_flops_per_step": flops,
+        "compiler_flops_per_step": costs.flops, "compiler_bytes_per_step": costs.bytes_accessed,
+        "program_memory_bytes": costs.peak_bytes,
         "parameters": sd_models.num_parameters(params),
     }  # fmt: skip
     return Compiled(compiled, facts, output)
@@ -143,7 +146,7 @@ def _as_float32(tree: Any) -> Any:
 
 
 def _calls(call: Callable[[], Any]) -> turns.Candidate:
-    """The same call again and again."""
+    """A candidate that repeats the same call."""
 
     def run(count: int) -> None:
         output = None
@@ -155,7 +158,7 @@ def _calls(call: Callable[[], Any]) -> turns.Candidate:
 
 
 def _chain(step: Callable[..., Any], state: Array, num_steps: int) -> turns.Candidate:
-    """Each call goes on from the state of the one before; step gives its buffers away."""
+    """A candidate whose calls each go on from the state of the one before: step donates it."""
     done = 0
 
     def run(count: int) -> None:

@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 class Config:
     """Options of the page."""
 
-    results: str = str(ROOT / "benchmarks" / "results")  # folder of raw results
+    results: str = str(ROOT / "benchmarks" / "results")  # the folder of raw results
     output: str = str(ROOT / "docs" / "benchmarks.md")  # the page
-    check: bool = False  # write nothing; say whether the page is up to date
+    check: bool = False  # write nothing, and fail if the page is not up to date
 
 
 def main() -> None:
@@ -34,17 +34,17 @@ def main() -> None:
         path.write_text(text)
         print(path)
     elif not path.is_file() or path.read_text() != text:
-        print(f"{path} is not what its results say; run python -m benchmarks.docs")
+        print(f"{path} differs from its results; run python -m benchmarks.docs")
         sys.exit(1)
 
 
 def generated(folder: Path) -> str:
-    """The page of all results in a folder. Raises ValueError for a file that is none."""
+    """The page of all results in a folder. Raises ValueError for a file that is no result."""
     results = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
         if not {"environment", "rows"} <= result.keys():
-            raise ValueError(f"{path} is no result of a benchmark; move it elsewhere")
+            raise ValueError(f"{path} is no result of a benchmark; move it out of this folder")
         results[path.name] = result
     return page.page(results)
 

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 class Result(NamedTuple):
-    """Rows of the candidates, and for each peer that could not take part, why."""
+    """The rows of the candidates, and the reason for each peer that could not take part."""
 
     rows: list[Row]
     failures: dict[str, str]
@@ -33,15 +33,15 @@ def train(
     num_turns: int,
     seconds: float,
 ) -> Result:
-    """All ways to train this case, and the peers.
+    """The race of all ways to train a case, and the peers.
 
-    Raises ValueError if any two ways do not train the same; a peer that does not is a failure.
+    Raises ValueError if two ways do not train the same; a peer that does not is a failure.
     """
     started = {way.name: training.start(case, way, mesh, scan_steps) for way in ways}
     first = next(iter(started.values()))
-    for name, ours in started.items():
-        twins.check(case, name, ours.facts["parameters"], ours.facts["losses"], first.facts)
-    others, failures = _started(peer_names, lambda name: twins.start(case, name, first))
+    for name, way in started.items():
+        twins.check(case, name, way.facts["parameters"], way.facts["losses"], first.facts)
+    others, failures = _start_peers(peer_names, lambda name: twins.start(case, name, first))
     started |= others
     times = turns.take_turns({n: s.candidate for n, s in started.items()}, num_turns, seconds)
 
@@ -67,17 +67,17 @@ def diffuse(
     num_turns: int,
     seconds: float,
 ) -> Result:
-    """The parts of a Stable Diffusion pipeline and whole images, and the peers.
+    """The races of the parts of a Stable Diffusion pipeline and of whole images, with the peers.
 
-    A peer that finds something else is a failure.
+    A peer with other outputs is a failure.
     """
-    parts, given = diffusion.start(model, size)
-    others, failures = _started(
-        peer_names, lambda name: twins.start_diffusion(model, size, dtype, name, parts, given)
+    parts, begin = diffusion.start(model, size)
+    others, failures = _start_peers(
+        peer_names, lambda name: twins.start_diffusion(model, size, dtype, name, parts, begin)
     )
     rows = []
     for part, ours in parts.items():
-        started = {"jaxgen": ours} | {name: found[part] for name, found in others.items()}
+        started = {"jaxgen": ours} | {name: twin[part] for name, twin in others.items()}
         candidates = {name: s.candidate for name, s in started.items()}
         times = turns.take_turns(candidates, num_turns, seconds)
         common = {"kind": "diffusion", "model": model.name, "part": part, "dtype": dtype}
@@ -91,8 +91,10 @@ def diffuse(
     return Result(rows, failures)
 
 
-def _started(names: Sequence[str], start: Callable[[str], Any]) -> tuple[dict, dict[str, str]]:
-    """Peers that are ready, and why others are not: one of them must not end the whole run."""
+def _start_peers(
+    names: Sequence[str], start: Callable[[str], Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The peers that are ready, and why others are not: none of them may end the whole run."""
     ready, failures = {}, {}
     for name in names:
         try:
@@ -103,7 +105,7 @@ def _started(names: Sequence[str], start: Callable[[str], Any]) -> tuple[dict, d
 
 
 def speed(seconds: Sequence[float], images: int) -> Row:
-    """Rates of steps that take so many seconds, one value a turn, and make so many images."""
+    """The rates of steps with these seconds, one value for each turn, and so many images each."""
     return {
         "seconds_per_step": list(seconds),
         "steps_per_second": turns.spread([1 / s for s in seconds])._asdict(),
@@ -112,19 +114,19 @@ def speed(seconds: Sequence[float], images: int) -> Row:
 
 
 def limits(facts: Row, seconds: float, limit: ceilings.Ceilings, num_devices: int) -> Row:
-    """How much of the device's measured ceilings a step of so many seconds uses."""
-    found = {}
+    """The shares of the device's measured ceilings that a step of so many seconds uses."""
+    shares = {}
     if "product_flops_per_step" in facts:
         most = limit.flops_per_second * num_devices
-        found["fraction_of_matmul"] = facts["product_flops_per_step"] / seconds / most
+        shares["fraction_of_matmul"] = facts["product_flops_per_step"] / seconds / most
     if "compiler_bytes_per_step" in facts:
         per_second = facts["compiler_bytes_per_step"] / seconds
-        found["fraction_of_copy"] = per_second / limit.bytes_per_second
-    return found
+        shares["fraction_of_copy"] = per_second / limit.bytes_per_second
+    return shares
 
 
 def ratios(name: str, times: Mapping[str, Sequence[float]], others: Iterable[str]) -> Row:
-    """How many times faster one candidate is than each of the others, per image."""
+    """The factors by which a candidate is faster than each of the others, per image."""
     return {
         other: turns.ratio(times[other], times[name])._asdict() for other in others if other != name
     }

@@ -51,7 +51,7 @@ V2_UNET = {
     "attention_head_dim": [5, 10, 20, 20],
     "use_linear_projection": True,
 }
-# small enough for a look and for tests
+# small enough for tests
 TINY = {
     "unet": {
         "sample_size": 8, "block_out_channels": [32, 64], "cross_attention_dim": 32,
@@ -85,7 +85,7 @@ CLASSES = {
 
 
 class Model(NamedTuple):
-    """Networks with their parameters by component, and the configs that they were made from."""
+    """Networks, and by component their parameters and the configs that they were built from."""
 
     name: str
     networks: Networks
@@ -98,34 +98,34 @@ class Model(NamedTuple):
 
 
 def networks(name: str, dtype: Any) -> Networks:
-    """The modules of a published model. Raises ValueError for an unknown name."""
+    """The networks of a published model. Raises ValueError for an unknown name."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; use {', '.join(MODELS)}")
-    made = {}
+    modules = {}
     for part, config in MODELS[name].items():
         component = diffusers.Component(CLASSES[part], config, {})
-        made[part] = loading.MODULES[part](**diffusers.fields(component), dtype=dtype)
-    encoders = {part: made[part] for part in made if part.startswith("text_encoder")}
-    return Networks(made["unet"], made["vae"], encoders)
+        modules[part] = loading.MODULES[part](**diffusers.fields(component), dtype=dtype)
+    encoders = {part: modules[part] for part in modules if part.startswith("text_encoder")}
+    return Networks(modules["unet"], modules["vae"], encoders)
 
 
 def random(name: str, dtype: Any) -> Model:
-    """A published model with random weights: speed does not depend on what they are."""
-    made = networks(name, dtype)
-    modules = {"unet": made.unet, "vae": made.vae, **made.encoders}
-    key = jax.random.key(0, impl="rbg")  # quicker than the default for 10^9 numbers
+    """A published model with random weights: speed does not depend on their values."""
+    model = networks(name, dtype)
+    modules = {"unet": model.unet, "vae": model.vae, **model.encoders}
+    key = jax.random.key(0, impl="rbg")  # faster than the default for 10^9 numbers
     params = {}
     for i, (part, module) in enumerate(modules.items()):
         shapes = loading.shapes(module)
         params[part] = _random(jax.random.fold_in(key, i), shapes, dtype)
-    return Model(name, made, params, MODELS[name])
+    return Model(name, model, params, MODELS[name])
 
 
 def stored(name: str, checkpoint: Checkpoint, dtype: Any) -> Model:
     """The model in a checkpoint."""
-    made = loading.networks(checkpoint, dtype)
+    model = loading.networks(checkpoint, dtype)
     configs = {part: component.config for part, component in checkpoint.components.items()}
-    return Model(name, made, loading.load(checkpoint, made), configs)
+    return Model(name, model, loading.load(checkpoint, model), configs)
 
 
 def num_parameters(params: Params) -> int:
@@ -133,7 +133,7 @@ def num_parameters(params: Params) -> int:
 
 
 def _random(key: jax.Array, shapes: Params, dtype: Any) -> Params:
-    """Normal kernels that keep the variance, norms that scale by one, no biases."""
+    """Random parameters: normal kernels that keep the variance, scales of 1, biases of 0."""
     paths, structure = jax.tree.flatten_with_path(shapes)
     leaves = []
     for i, (path, leaf) in enumerate(paths):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The programs of a Stable Diffusion pipeline with inputs of a size, to be timed or compiled."""
+"""Inputs for the programs of a Stable Diffusion pipeline, by size, to time or compile them."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ GUIDANCE = 7.5
 
 
 class Size(NamedTuple):
-    """Of one call."""
+    """The size of one call."""
 
     batch_size: int
     resolution: int  # height and width in pixels
@@ -29,7 +29,7 @@ class Size(NamedTuple):
 
 
 def factor(networks: Networks) -> int:
-    """Picture pixels to the side of a latent one."""
+    """The number of a picture's pixels for each of a latent's, along a side."""
     return 2 ** (len(networks.vae.block_out_channels) - 1)
 
 
@@ -52,19 +52,21 @@ def decode_plan(networks: Networks, size: Size, groups: int = 1) -> decoding.Pla
 
 
 def chunks(networks: Networks, size: Size, texts: int = 1) -> dict[str, Chunks]:
-    """`texts` random texts for each image."""
+    """The token ids by encoder of `texts` random texts for each image."""
     rng, shape = np.random.default_rng(0), (texts * size.batch_size, 1, TOKENS)
-    made = {}
+    chunks_by_encoder = {}
     for name, encoder in networks.encoders.items():
         ids = rng.integers(0, encoder.vocab_size - 2, shape, dtype=np.int32)
         ids[..., 0], ids[..., -1] = encoder.vocab_size - 2, encoder.eos_token_id
-        made[name] = Chunks(ids, np.ones(shape, np.float32))
-    return made
+        chunks_by_encoder[name] = Chunks(ids, np.ones(shape, np.float32))
+    return chunks_by_encoder
 
 
 def inputs(networks: Networks, size: Size, text: text_encoding.Text) -> Inputs:
-    """DDIM and guidance. text: context [B, 2, T, E] and pooled [B, 2, P], negative before
-    positive."""
+    """The inputs of the UNet's programs, for DDIM with guidance.
+
+    text: context [B, 2, T, E] and pooled [B, 2, P], the negative one before the positive one.
+    """
     b, shape = size.batch_size, latent_shape(networks, size)
     table = sampler_config.from_config(SCHEDULER)(size.num_steps)
     sizes = None

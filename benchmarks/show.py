@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Results as a table for the terminal and as a chart."""
+"""Results as tables for the terminal and for the page, and as a chart."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,24 +19,25 @@ def title(row: Row) -> str:
 
 
 def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by their case, in order."""
-    found: dict[str, list[Row]] = {}
+    """The rows by the title of their case, in order."""
+    cases: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(title(row), []).append(row)
-    return found
+        cases.setdefault(title(row), []).append(row)
+    return cases
 
 
 def table(name: str, rows: Sequence[Row]) -> rich.table.Table:
-    """The rows of one case."""
-    made = rich.table.Table(title=name, title_justify="left", title_style="bold")
+    """The table of the rows of one case."""
+    grid = rich.table.Table(title=name, title_justify="left", title_style="bold")
     for i, heading in enumerate(headings(rows)):
-        made.add_column(heading, justify="right" if i else "left", no_wrap=i == 0)
+        grid.add_column(heading, justify="right" if i else "left", no_wrap=i == 0)
     for row in rows:
-        made.add_row(*cells(row, rows))
-    return made
+        grid.add_row(*cells(row, rows))
+    return grid
 
 
 def headings(rows: Sequence[Row]) -> list[str]:
+    """The headings of the table of these rows."""
     against = [f"x {name}" for name in _others(rows)]
     return [
         "candidate", "images/s", "quartiles", "steps/s", *against, "first step", "compile",
@@ -45,7 +46,7 @@ def headings(rows: Sequence[Row]) -> list[str]:
 
 
 def cells(row: Row, rows: Sequence[Row]) -> list[str]:
-    """What the table says of a row, in the order of `headings`."""
+    """The cells of a row, in the order of `headings`."""
     rate, steps = row["images_per_second"], row["steps_per_second"]["median"]
     ratios = [row["faster_than"].get(name) for name in _others(rows)]
     return [
@@ -63,27 +64,27 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three digits, without an exponent."""
+    """The number with three digits, or whole from 100 on, without an exponent."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def chart(rows: Sequence[Row], subtitle: str, path: Path) -> None:
-    """One panel for each case, a bar for each candidate with its quartiles, as a PNG."""
+    """Writes a PNG with a panel for each case, in it a bar with quartiles for each candidate."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     cases = groups(rows)
-    heights = [0.6 + 0.3 * len(found) for found in cases.values()]
+    heights = [0.6 + 0.3 * len(part) for part in cases.values()]
     figure, axes = plt.subplots(
         len(cases), 1, figsize=(9, sum(heights) + 1), layout="constrained", squeeze=False,
         height_ratios=heights,
     )  # fmt: skip
-    for axis, (name, found) in zip(axes[:, 0], cases.items(), strict=True):
-        _panel(axis, name, found)
+    for axis, (name, part) in zip(axes[:, 0], cases.items(), strict=True):
+        _panel(axis, name, part)
     axes[-1, 0].set_xlabel("images per second (median, quartiles)")
     figure.suptitle(subtitle, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +107,7 @@ def _panel(axis: Any, name: str, rows: Sequence[Row]) -> None:
 
 
 def _others(rows: Sequence[Row]) -> list[str]:
+    """The peers that these rows are compared with."""
     return list(dict.fromkeys(name for row in rows for name in row["faster_than"]))
 
 
@@ -127,7 +129,7 @@ TPU_HEADINGS = [
 
 
 def tpu_cells(row: Row) -> list[str]:
-    """What the table says of a compiled program, in the order of `TPU_HEADINGS`."""
+    """The cells of a compiled program, in the order of `TPU_HEADINGS`."""
     if "memory_bytes" not in row:
         return [row["program"], f"FAILED: {row['error']}", *[""] * (len(TPU_HEADINGS) - 2)]
     kinds = ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Programs compiled for a TPU that is not there, and what the compiler says of them."""
+"""Estimates for TPUs: programs compiled for a TPU that is not there, and their costs."""
 
 import importlib.util
 import time
@@ -21,6 +21,7 @@ from jaxgen.runs import experiment, plan
 from jaxgen.stable_diffusion import loading, text_encoding
 from jaxgen.stable_diffusion.programs import programs, rows
 from jaxgen.train import parallel, step
+from jaxgen.types import DATA_AXIS
 
 Row = dict[str, Any]
 SCANNED_STEPS = 50
@@ -43,18 +44,22 @@ CHIPS = {
 
 
 class Program(NamedTuple):
-    """Something to compile, by fn.lower(*args, **static)."""
+    """A program to compile by fn.lower(*args, **static)."""
 
     name: str
     fn: Any
     args: tuple
     static: dict[str, Any]
-    images: int | None  # of one step, over all devices; None where it is but a part of one
-    rounds: int = 1  # how often whole images need it, or the body of its loop
+    images: int | None  # of one step, over all devices; None for a part of a step
+    rounds: int = 1  # calls, or rounds of its loop, that whole images take
 
 
 def topology(name: str) -> tuple[Chip, list[Any]]:
-    """The chip and the devices of a topology such as v5e:2x4."""
+    """The chip and the devices of a topology such as v5e:2x4.
+
+    Raises ValueError for a topology that is unknown, here or to the compiler, ImportError without
+    the compiler.
+    """
     kind = name.split(":")[0]
     if kind not in CHIPS:
         raise ValueError(f"unknown topology {name!r}; use one of {', '.join(CHIPS)}, as v5e:2x4")
@@ -63,22 +68,22 @@ def topology(name: str) -> tuple[Chip, list[Any]]:
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except (RuntimeError, ValueError, NotImplementedError) as error:  # by libtpu's version
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except (RuntimeError, ValueError) as error:  # which of them depends on libtpu's version
         reason = str(error).splitlines()[0]
-        raise ValueError(f"the TPU compiler does not give the topology {name}: {reason}") from None
-    return CHIPS[kind], list(found.devices)
+        raise ValueError(f"the TPU compiler does not know the topology {name}: {reason}") from None
+    return CHIPS[kind], list(description.devices)
 
 
 @contextmanager
 def as_on_tpu() -> Iterator[None]:
-    """Networks choose their lowering by the backend; here it is not the one that runs."""
+    """Makes networks choose as on a TPU: they ask for the backend, and here that is the CPU."""
     with mock.patch.object(jax, "default_backend", return_value="tpu"):
         yield
 
 
 def estimate(program: Program, chip: Chip, num_devices: int) -> Row:
-    """The row of one program; `error` in it if it does not compile or fit."""
+    """The row of one program; its "error" is set if the program does not compile or fit."""
     row: Row = {"kind": "tpu", "program": program.name, "num_devices": num_devices, "error": None}
     row |= {"images_per_step": program.images, "rounds": program.rounds}
     row |= {"hbm_bytes": chip.hbm_bytes}
@@ -86,22 +91,22 @@ def estimate(program: Program, chip: Chip, num_devices: int) -> Row:
     try:
         with as_on_tpu():
             lowered = program.fn.lower(*program.args, **program.static)
-            told = cost.cost(lowered, lowered.compile())
+            costs = cost.cost(lowered, lowered.compile())
     except Exception as error:  # whatever the compiler may raise is this row's result
         return row | {"error": str(error).strip().splitlines()[0][:300]}
-    row |= {"compile_s": time.perf_counter() - began, "memory_bytes": told.peak_bytes}
-    row |= {"flops": told.flops, "bytes": told.bytes_accessed}
-    row |= {"collectives": told.collectives, "collective_bytes": told.collective_bytes}
-    row |= roofline(told, chip)
-    if told.peak_bytes > chip.hbm_bytes:
-        row["error"] = f"needs {told.peak_bytes / 1e9:.1f} GB of {chip.hbm_bytes / 1e9:.0f} GB"
+    row |= {"compile_s": time.perf_counter() - began, "memory_bytes": costs.peak_bytes}
+    row |= {"flops": costs.flops, "bytes": costs.bytes_accessed}
+    row |= {"collectives": costs.collectives, "collective_bytes": costs.collective_bytes}
+    row |= roofline(costs, chip)
+    if costs.peak_bytes > chip.hbm_bytes:
+        row["error"] = f"needs {costs.peak_bytes / 1e9:.1f} GB of {chip.hbm_bytes / 1e9:.0f} GB"
     return row
 
 
 def whole_images(parts: Sequence[Row], images: int) -> Row | None:
-    """The row of making whole images, from those of `diffusion_programs`; None if one failed.
+    """The row of whole images, the sum of those of `diffusion_programs`; None if one failed.
 
-    What the UNet's program does once, before its loop, is counted at every step: 1 %.
+    The UNet's program works before its loop too, 1 % of a step, which is counted at every step.
     """
     if any(row["error"] for row in parts):
         return None
@@ -117,16 +122,16 @@ def whole_images(parts: Sequence[Row], images: int) -> Row | None:
     return row | {"collectives": dict(kinds), "rounds": 1}
 
 
-def roofline(told: cost.Cost, chip: Chip) -> Row:
-    """Seconds of arithmetic, memory traffic and communication at the data sheet's rates.
+def roofline(costs: cost.Cost, chip: Chip) -> Row:
+    """The seconds of arithmetic, memory traffic and communication at the data sheet's rates.
 
     The longest is the estimate. It is no bound: real rates are lower, but part of what the
     compiler counts as traffic may never leave the chip.
     """
     times = {
-        "arithmetic_s": told.flops / chip.flops_per_second,
-        "memory_s": told.bytes_accessed / chip.bytes_per_second,
-        "network_s": told.collective_bytes / chip.link_bytes_per_second,
+        "arithmetic_s": costs.flops / chip.flops_per_second,
+        "memory_s": costs.bytes_accessed / chip.bytes_per_second,
+        "network_s": costs.collective_bytes / chip.link_bytes_per_second,
     }
     return times | {"seconds_estimated": max(times.values())}
 
@@ -137,8 +142,8 @@ def roofline(told: cost.Cost, chip: Chip) -> Row:
 def training_programs(
     models: tuple[str, ...], devices: list[Any], batch_size: int, dtype: str
 ) -> Iterator[Program]:
-    """Scanned steps of every model and network in every mode; batch_size is per device."""
-    mesh = Mesh(np.array(devices), ("data",))
+    """The scanned steps of every model and network in every mode; batch_size is per device."""
+    mesh = Mesh(np.array(devices), (DATA_AXIS,))
     for model in models:
         for network in training.NETWORKS:
             case = training.Case(model, network, batch_size * len(devices), dtype)
@@ -158,12 +163,12 @@ def _training_program(case: training.Case, how: str, mesh: Mesh) -> Program:
     indices = jax.ShapeDtypeStruct((SCANNED_STEPS, case.batch_size), jnp.int32)
     everywhere = NamedSharding(mesh, P())
     args = (
-        _lying(state, everywhere),
+        _placed(state, everywhere),
         (
-            {"image": _lying(data, everywhere)},
-            _lying(indices, NamedSharding(mesh, P(None, "data"))),
+            {"image": _placed(data, everywhere)},
+            _placed(indices, NamedSharding(mesh, P(None, DATA_AXIS))),
         ),
-        _lying(jax.eval_shape(lambda: experiment.train_keys(config.run)), everywhere),
+        _placed(jax.eval_shape(lambda: experiment.train_keys(config.run)), everywhere),
     )
     name = f"{case.model} {case.network}, batch {case.batch_size}, {case.dtype}, scan {how}"
     return Program(name, jax.jit(run, donate_argnums=0), args, {}, case.batch_size)
@@ -175,7 +180,7 @@ def _training_program(case: training.Case, how: str, mesh: Mesh) -> Program:
 def diffusion_programs(
     model: str, devices: list[Any], axis: str, batch_size: int, num_steps: int, dtype: Any
 ) -> Iterator[Program]:
-    """Text encoders, all steps of the UNet in a loop, decoder, as the pipeline runs them.
+    """The programs of the pipeline: text encoders, all steps of the UNet in a loop, decoder.
 
     axis: "data" divides the images, "model" the parameters; batch_size is per device for "data",
     the whole one for "model".
@@ -193,11 +198,12 @@ def diffusion_programs(
     run: Any = programs(networks, mesh)
     title = f"{model}, batch {total}, {axis} over {len(devices)}"
     encoders = {name: params[name] for name in networks.encoders}
-    texts = _lying(_shapes(sd_programs.chunks(networks, size)), rows(mesh))
+    texts = _placed(_shapes(sd_programs.chunks(networks, size)), rows(mesh))
     yield Program(f"{title}: text encoder", run.embed, (encoders, texts), {"clip_skip": 0}, None, 2)
 
     inputs = _inputs(networks, size, run, encoders, texts, mesh)
-    rest = inputs._replace(noise=_lying(_shapes(np.zeros(0, np.float32)), NamedSharding(mesh, P())))
+    no_noise = jax.ShapeDtypeStruct((0,), jnp.float32)  # it is an argument of its own
+    rest = inputs._replace(noise=_placed(no_noise, NamedSharding(mesh, P())))
     name = f"{title}: UNet, {num_steps} steps (one counted)"
     yield Program(name, run.latents, (params["unet"], rest, inputs.noise), {}, None, num_steps)
 
@@ -210,12 +216,12 @@ def diffusion_programs(
 
 
 def _parameters(module: Any, dtype: Any, mesh: Mesh) -> Any:
-    """Shapes of a module's parameters, lying as the pipeline puts them."""
-    where: Callable[..., Any] = loading.sharding(mesh)
+    """The shapes of a module's parameters, sharded as in the pipeline."""
+    sharding_of: Callable[..., Any] = loading.sharding(mesh)
 
     def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         names = tuple(part.key for part in path)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where(names, leaf.shape))
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding_of(names, leaf.shape))
 
     return jax.tree.map_with_path(one, loading.shapes(module))
 
@@ -223,24 +229,26 @@ def _parameters(module: Any, dtype: Any, mesh: Mesh) -> Any:
 def _inputs(
     networks: Any, size: sd_programs.Size, run: Any, encoders: Any, texts: Any, mesh: Mesh
 ) -> Any:
-    """Shapes of the UNet's inputs, with guidance, lying as the pipeline puts them."""
+    """The shapes of the UNet's inputs, with guidance, sharded as in the pipeline."""
     text = jax.eval_shape(lambda p, c: run.embed(p, c, clip_skip=0), encoders, texts)
     pair = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((x.shape[0], 2, *x.shape[1:]), x.dtype), text
     )
-    made = sd_programs.inputs(networks, size, text_encoding.Text(*pair))
+    inputs = sd_programs.inputs(networks, size, text_encoding.Text(*pair))
     everywhere, divided = NamedSharding(mesh, P()), rows(mesh)
     fields = {
-        name: _lying(_shapes(value), everywhere if name in ("table", "from_image") else divided)
-        for name, value in made._asdict().items()
+        name: _placed(_shapes(value), everywhere if name in ("table", "from_image") else divided)
+        for name, value in inputs._asdict().items()
         if value is not None
     }
-    return made._replace(**fields)
+    return inputs._replace(**fields)
 
 
 def _shapes(tree: Any) -> Any:
+    """The shapes and types of a tree of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def _lying(tree: Any, sharding: Any) -> Any:
+def _placed(tree: Any, sharding: Any) -> Any:
+    """The shapes with this sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

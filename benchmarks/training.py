@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training of jaxgen's models as candidates of a race, and the peers' check against them."""
+"""Training of jaxgen's models as candidates of a race, and the random draws that peers get."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SILENT = loop.Callbacks(
 
 
 class Case(NamedTuple):
-    """What all candidates of one race have in common."""
+    """The training that all candidates of one race do."""
 
     model: str  # one of SCRIPTS
     network: str  # dense or conv
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How jaxgen runs it."""
+    """The way in which jaxgen runs a case."""
 
     dispatch: str  # step or scan
     parallel: str  # jit, pmap or shard_map
@@ -50,43 +50,44 @@ class Way(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A candidate that has done its first step."""
+    """A candidate after its first step."""
 
     candidate: turns.Candidate
     images_per_step: int  # of all models together
-    facts: dict[str, Any]  # what the row says of it beside its speed
-    params: dict[str, Any]  # the weights that it began with (of the first model), by network
+    facts: dict[str, Any]  # all that its row has beside its speed
+    params: dict[str, Any]  # its first weights (of the first model), by network
 
 
 def config_of(case: Case, num_models: int = 1) -> Any:
-    """The script's own configuration for 28x28 images: its MNIST preset, without penalties."""
+    """The script's configuration for 28x28 images: its MNIST preset, without penalties."""
     preset = SCRIPTS[case.model].PRESETS["mnist"]
     run = replace(
         preset.run, batch_size=case.batch_size, dtype=case.dtype, num_models=num_models, epochs=None
     )
-    changed = {"r1": 0.0} if case.model == "gan" else {}
-    return replace(preset, network=case.network, run=run, **changed)
+    changes = {"r1": 0.0} if case.model == "gan" else {}
+    return replace(preset, network=case.network, run=run, **changes)
 
 
 def examples() -> Examples:
-    """Random images stand for the data: speed does not depend on what they show."""
+    """Random images in place of data: speed does not depend on what they show."""
     images = dataset(64)
     return Examples(NUM_IMAGES, SHAPE, (), images, np.zeros(64, np.int32))
 
 
 def dataset(count: int = NUM_IMAGES) -> np.ndarray:
+    """The images that all candidates train on: uint8 [count, *SHAPE]."""
     return np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
 
 
 def originals(case: Case) -> tuple[Any, Any]:
-    """The two linen modules of a case."""
+    """The two linen modules of a case, which peers copy."""
     script, config = SCRIPTS[case.model], config_of(case)
     make = script.players if case.model == "gan" else script.networks
     return make(config, examples())
 
 
 def check(case: Case, mesh: Mesh) -> None:
-    """Raises ValueError for a batch that cannot be run; nothing is compiled."""
+    """Raises ValueError for a batch that cannot run; nothing is compiled."""
     if case.batch_size < 1:
         raise ValueError(f"batch of {case.batch_size}; use 1 or more")
     if case.batch_size > NUM_IMAGES:
@@ -98,7 +99,7 @@ def check(case: Case, mesh: Mesh) -> None:
 
 
 def start(case: Case, way: Way, mesh: Mesh, scan_steps: int) -> Started:
-    """The case as jaxgen trains it, past its first step. Raises ValueError for a wrong option."""
+    """The case as jaxgen trains it, after its first step. Raises ValueError for a wrong option."""
     config = config_of(case, way.num_models)
     system = plan.checked_system(config, SCRIPTS[case.model].build, examples())
     many = way.num_models > 1
@@ -114,29 +115,33 @@ def start(case: Case, way: Way, mesh: Mesh, scan_steps: int) -> Started:
     same = np.tile(np.arange(case.batch_size, dtype=np.int32), (chunk, 1))
     batch = data, parallel.put(same, mesh, parallel.SCANNED[1])
 
-    took, lowered, compiled = _compile(run, (state, batch, key))
-    told = cost.cost(lowered, compiled)
-    costs = _costs(run, (state, batch, key), chunk, told)
+    times, lowered, compiled = _compile(run, (state, batch, key))
+    costs = cost.cost(lowered, compiled)
+    product_flops = products.flops(run, state, batch, key) // chunk
     began = time.perf_counter()
     state, metrics = jax.block_until_ready(compiled(state, batch, key))
-    took["first_run_s"] = time.perf_counter() - began
-    found = [np.asarray(metrics["loss"])]
+    times["first_run_s"] = time.perf_counter() - began
+    step_losses = [np.asarray(metrics["loss"])]
     if chunk == 1:
         state, metrics = compiled(state, batch, key)
-        found.append(np.asarray(metrics["loss"]))
+        step_losses.append(np.asarray(metrics["loss"]))
     facts = {
         "dispatch": way.dispatch, "parallel": way.parallel, "num_models": way.num_models,
-        "steps_per_dispatch": chunk, "num_devices": mesh.size, **took,
-        "time_to_first_step_s": sum(took.values()),
+        "steps_per_dispatch": chunk, "num_devices": mesh.size, **times,
+        "time_to_first_step_s": sum(times.values()),
         "parameters": num_parameters(state) // way.num_models,
-        "losses": np.concatenate(found).reshape(-1, way.num_models)[:2, 0].tolist(),
-        "program_memory_bytes": told.peak_bytes, **costs,
+        "losses": np.concatenate(step_losses).reshape(-1, way.num_models)[:2, 0].tolist(),
+        "program_memory_bytes": costs.peak_bytes, "product_flops_per_step": product_flops,
+        # the compiler counts the body of a loop once, which is one step already
+        "compiler_flops_per_step": costs.flops, "compiler_bytes_per_step": costs.bytes_accessed,
+        "collectives": costs.collectives,
     }  # fmt: skip
     candidate = turns.Candidate(_loop(compiled, state, batches, key, chunk), chunk)
     return Started(candidate, case.batch_size * way.num_models, facts, params)
 
 
 def initial_state(system: System, options: RunOptions, mesh: Mesh) -> Any:
+    """The first state of a run, on all devices."""
     init = system.init if options.num_models == 1 else jax.vmap(system.init)
     key = parallel.put(experiment.init_keys(options), mesh)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -144,12 +149,12 @@ def initial_state(system: System, options: RunOptions, mesh: Mesh) -> Any:
 
 
 def players(state: Any) -> list[Any]:
-    """The training states in a state: two in a GAN, else itself."""
+    """The training states in a state: two in a GAN's, else the state itself."""
     return [state.generator, state.discriminator] if isinstance(state, step.GanState) else [state]
 
 
 def num_parameters(state: Any) -> int:
-    """Of all that is trained; a moving average is none."""
+    """The number of trained parameters, without moving averages."""
     return sum(x.size for player in players(state) for x in jax.tree.leaves(player.params))
 
 
@@ -161,40 +166,30 @@ def params_by_name(state: Any) -> dict[str, Any]:
 
 
 def _compile(run: Any, args: tuple) -> tuple[dict[str, float], Any, Any]:
-    """Seconds of tracing and of compiling, and what they give.
+    """The seconds of tracing and compiling, the lowered program and the compiled one.
 
-    The compiled program is what is then raced: the same that a call of `run` would compile.
+    The compiled program is then raced: it is what a call of `run` would compile.
     """
     began = time.perf_counter()
     lowered = jax.jit(run, donate_argnums=0).lower(*args)
     traced = time.perf_counter()
     compiled = lowered.compile()
-    took = {"trace_s": traced - began, "compile_s": time.perf_counter() - traced}
-    return took, lowered, compiled
+    times = {"trace_s": traced - began, "compile_s": time.perf_counter() - traced}
+    return times, lowered, compiled
 
 
 def _loop(run: Any, state: Any, batches: Any, key: Key, chunk: int) -> Callable[[int], None]:
-    """Steps in the training loop of every script, with nothing written."""
+    """A function that does `count` steps in the scripts' training loop and writes nothing."""
     done = 0
 
-    def some(count: int) -> None:
+    def steps(count: int) -> None:
         nonlocal state, done
         state, done = loop.train(
             run, state, batches, key, SILENT, start=done, stop=done + count, chunk=chunk
         )
         jax.block_until_ready(state)
 
-    return some
-
-
-def _costs(run: Any, args: tuple, chunk: int, told: cost.Cost) -> dict[str, Any]:
-    """Of one step; the compiler counts the body of a loop once, which is one step already."""
-    return {
-        "product_flops_per_step": products.flops(run, *args) // chunk,
-        "compiler_flops_per_step": told.flops,
-        "compiler_bytes_per_step": told.bytes_accessed,
-        "collectives": told.collectives,
-    }
+    return steps
 
 
 # --- for peers ---------------------------------------------------------------------------------
@@ -204,22 +199,22 @@ def draws(case: Case) -> list[tuple[np.ndarray, ...]]:
     """The random draws of the first two steps of `start`, on the first images of the set."""
     key = experiment.train_keys(config_of(case).run)
     images = jnp.asarray(dataset(case.batch_size))
-    made = jax.jit(_draws, static_argnums=0)
-    return [jax.tree.map(np.asarray, made(case, key, i, images)) for i in range(2)]
+    draws_of = jax.jit(_draws, static_argnums=0)
+    return [jax.tree.map(np.asarray, draws_of(case, key, i, images)) for i in range(2)]
 
 
 def _draws(case: Case, key: Key, i: Array, images: Array) -> tuple[Array, ...]:
-    """Of step i, as the steps and losses of `jaxgen.train` make them; images [B, H, W, C]."""
+    """The draws of step i in the steps and losses of `jaxgen.train`; images [B, H, W, C]."""
     latents = config_of(case).latent_dim
     key = jax.random.fold_in(key, i)
 
-    def of_vae(key: Key, image: Array) -> tuple[Array, Array]:
+    def vae_draws(key: Key, image: Array) -> tuple[Array, Array]:
         binarize_key, eps_key = jax.random.split(key)
         x = losses.binarize(binarize_key, augment.to_unit_range(image))
         return losses.unit_interval(x), jax.random.normal(eps_key, (latents,))
 
-    def of_player(key: Key, splits: int) -> Array:
-        keys = _of_each(jax.random.fold_in(key, i), len(images))
+    def player_draws(key: Key, splits: int) -> Array:
+        keys = _keys(jax.random.fold_in(key, i), len(images))
         return jax.vmap(lambda k: jax.random.normal(jax.random.split(k, splits)[0], (latents,)))(
             keys
         )
@@ -228,10 +223,11 @@ def _draws(case: Case, key: Key, i: Array, images: Array) -> tuple[Array, ...]:
         case "autoencoder":
             return ()
         case "vae":
-            return jax.vmap(of_vae)(_of_each(key, len(images)), images)
+            return jax.vmap(vae_draws)(_keys(key, len(images)), images)
     d_key, g_key = jax.random.split(key)
-    return of_player(d_key, 4), of_player(g_key, 2)
+    return player_draws(d_key, 4), player_draws(g_key, 2)
 
 
-def _of_each(key: Key, count: int) -> Key:
+def _keys(key: Key, count: int) -> Key:
+    """The keys of the examples of a batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))

@@ -27,7 +27,7 @@ from jaxgen.pictures import images
 from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Examples, System
-from jaxgen.train import augment, losses, step
+from jaxgen.train import augment, latent_losses, step
 from jaxgen.types import Array, Key, Params
 from jaxgen.world import scene
 
@@ -110,7 +110,9 @@ def build(config: Config, examples: Examples) -> System:
     def decode_one(params: Params, z: Array) -> Array:
         return vae.apply({"params": params}, z[None], method="decode")[0]
 
-    loss = losses.autoencoder_kl_loss(encode_one, decode_one, config.kl_weight, config.edge_weight)
+    loss = latent_losses.autoencoder_kl_loss(
+        encode_one, decode_one, config.kl_weight, config.edge_weight
+    )
     options = config.run
     num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)

@@ -34,7 +34,7 @@ from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Build, Examples, OpenSplit, System
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
-from jaxgen.train import losses, step
+from jaxgen.train import latent_losses, step
 from jaxgen.types import Array, Key, LossFn, Params
 from jaxgen.weights import diffusers, tokenizer
 from jaxgen.weights.diffusers import Checkpoint
@@ -205,7 +205,9 @@ def build(parts: Parts, config: Config, examples: Examples) -> System:
 
     return System(
         init=init,
-        step=step.averaged(step.gradient_step(loss, tx, options.accumulate), config.ema_decay),
+        step=step.with_moving_average(
+            step.gradient_step(loss, tx, options.accumulate), config.ema_decay
+        ),
         draw=painter(parts),
         keep=partial(keep_vocabulary, parts.checkpoint.tokenizers["tokenizer"]),
         images_per_step=options.batch_size,
@@ -224,7 +226,7 @@ def loss_of(config: Config, unet: Any, text_encoder: Any, tokens: Tokenizer) -> 
         encoding: Any = text_encoder.apply({"params": params}, ids[None])
         return encoding.context[0]
 
-    return losses.diffusion_loss(
+    return latent_losses.diffusion_loss(
         predict, embed, model.alphas_cumprod(), config.prediction,
         tokenizer.tokenize(tokens, [""])[0], config.caption_dropout,
     )  # fmt: skip

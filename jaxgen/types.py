@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The words that every room shares: array aliases, the two contracts, and the training state."""
+"""The names that all rooms share: array aliases, the two contracts, and the training state."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ Params = Any  # a pytree of float32 arrays, as linen's init returns
 Metrics = dict[str, Array]  # flat, scalar, lower-case names with known units
 Example = dict[str, Any]  # one example: {"image": [H, W, C], "label": [], "step": [], ...}
 Batch = Any  # the same with a leading batch axis on every leaf
+DATA_AXIS = "data"  # the device axis that a batch is divided over, in meshes, pmap and shard_map
 
 
 class LossFn(Protocol):
@@ -22,10 +23,10 @@ class LossFn(Protocol):
 
 
 class Step(Protocol):
-    """One pure update, all that the loop, `scan_steps` and `parallelize` know of a model.
+    """One pure update; the loop, `scan_steps` and `parallelize` know nothing else of a model.
 
-    `axis` names the mapped device axis when the step runs inside pmap or shard_map on one shard of
-    the batch, and is None when it sees the global batch.
+    `axis` is the name of the device axis when the step runs inside pmap or shard_map on one shard
+    of the batch, and None when the step sees the global batch.
     """
 
     def __call__(

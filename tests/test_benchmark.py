@@ -16,6 +16,7 @@ import pytest
 from benchmarks import __main__ as benchmark
 from benchmarks import diffusion, grid, race, sd_models, show, tpu, training
 from benchmarks import docs as benchmark_docs
+from benchmarks.options import Config, Training
 from benchmarks.peers import twins
 from jaxgen import script
 from jaxgen.cpu import tune
@@ -71,7 +72,7 @@ def test_a_run_prints_a_table_and_leaves_json_and_a_chart(tmp_path):
             "flax_diffusers trains nothing",
         ),
         (["--peers", "pytorch"], "peers run on one device and jaxgen on 8"),
-        (["--num-devices", "9"], "9 devices asked for; this process sees 8"),
+        (["--num-devices", "9"], "cannot use 9 devices; this process sees 8"),
         (["--turns", "0"], "--turns is 0; use 1 or more"),
         (["--num-models", "1", "0"], "--num-models is 1 0; use 1 or more"),
         (["--models", "tiny", "--num-steps", "0"], "--num-steps is 0; use 1 or more"),
@@ -88,11 +89,11 @@ def test_bad_arguments_get_one_line(monkeypatch, capsys, flags, message):
     with pytest.raises(SystemExit) as stopped:
         script.main(benchmark.main)
     assert stopped.value.code == 2
-    told = capsys.readouterr()
-    assert told.out == ""  # it comes at once, before the ceilings are measured
-    assert told.err.startswith("error: ")
-    assert message in told.err
-    assert told.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""  # it comes at once, before the ceilings are measured
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
 
 
 def test_the_script_exits_with_a_bad_arguments_code():
@@ -104,8 +105,8 @@ def test_the_script_exits_with_a_bad_arguments_code():
 def test_a_peer_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(twins.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'PyTorch is not installed; pip install "jaxgen\[oracle'):
-        twins.chosen(["pytorch"], quick=False)
-    assert twins.chosen(None, quick=False) == []
+        twins.choose(["pytorch"], quick=False)
+    assert twins.choose(None, quick=False) == []
 
 
 @pytest.mark.parametrize(
@@ -273,14 +274,12 @@ def test_the_draws_given_to_peers_are_binary_images_and_unit_noise():
 
 @pytest.mark.slow
 def test_all_ways_start_from_the_same_losses():
-    class Options:
-        models, networks, batch_sizes, dtypes = ("vae",), ("dense",), (16,), None
-        dispatch, parallel, num_models, quick = ("step",), ("jit", "shard_map"), (1, 2), True
-
+    ways = Training(dispatch=("step",), parallel=("jit", "shard_map"), num_models=(1, 2))
+    config = Config(quick=True, training=ways)
     mesh = training.parallel.data_mesh(2)
     limit = ceilings.Ceilings(1e12, 1e10)
     rows, failures = race.train(
-        CASE, grid.ways(Options, CASE), [], mesh, limit, scan_steps=1, num_turns=1, seconds=1e-4
+        CASE, grid.ways(config, CASE), [], mesh, limit, scan_steps=1, num_turns=1, seconds=1e-4
     )
     assert len(rows) == 4
     assert failures == {}
@@ -315,7 +314,7 @@ def test_a_case_that_fails_does_not_end_the_run():
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return race.Result([], {})
 
-    config = benchmark.Config()
+    config = Config()
     jobs = [benchmark.Job("large", "float32", run), benchmark.Job("small", "float32", run)]
     console = benchmark.rich.console.Console()
     found = list(benchmark.races(config, jobs, {"float32": None}, console))
@@ -333,12 +332,9 @@ def test_ratios_are_per_image_and_fractions_of_the_ceilings():
 
 
 def test_the_quick_grid_covers_every_model_network_and_mode():
-    class Quick:
-        models, networks, quick = tuple(training.SCRIPTS), training.NETWORKS, True
-        batch_sizes = dtypes = dispatch = parallel = num_models = None
-
-    cases = grid.cases(Quick)
-    ways = [way for case in cases for way in grid.ways(Quick, case)]
+    config = Config(quick=True)
+    cases = grid.cases(config)
+    ways = [way for case in cases for way in grid.ways(config, case)]
     assert {(case.model, case.network) for case in cases} == {
         (model, network) for model in training.SCRIPTS for network in training.NETWORKS
     }

@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 from jax.flatten_util import ravel_pytree
 
-from jaxgen.train import losses
+from jaxgen.train import latent_losses, losses
 
 SHAPE = (3, 2, 2)  # H, W, C
 SIZE = 12
@@ -330,7 +330,9 @@ def test_first_stage_adds_both_errors_and_the_mean_kl():
     """Off by 1/4 everywhere, from N(1, 1): KL 1/2 for each of the 16 entries of the latent."""
     x = jnp.asarray(image(), jnp.float32)
     moments = jnp.ones((2, 2, 4)), jnp.zeros((2, 2, 4))
-    loss = losses.autoencoder_kl_loss(lambda p, x: moments, lambda p, z: x - 0.25, kl_weight=0.2)
+    loss = latent_losses.autoencoder_kl_loss(
+        lambda p, x: moments, lambda p, z: x - 0.25, kl_weight=0.2
+    )
     total, terms = loss({}, {"image": x}, jax.random.key(0))
     expected = {"loss": 0.25 + 0.0625 + 0.2 * 0.5, "l1": 0.25, "mse": 0.0625, "kl_nats": 8.0}
     found = {name: float(value) for name, value in terms.items()}
@@ -345,7 +347,7 @@ def test_errors_that_change_between_neighbours_cost_their_slopes():
     moments = jnp.zeros((2, 2, 4)), jnp.zeros((2, 2, 4))
     values = {}
     for weight in (0.0, 2.0):
-        loss = losses.autoencoder_kl_loss(
+        loss = latent_losses.autoencoder_kl_loss(
             lambda p, x: moments, lambda p, z: jnp.float32(-ramp), 0.0, weight
         )
         values[weight], terms = loss({}, {"image": x}, jax.random.key(0))
@@ -358,7 +360,7 @@ def test_first_stage_decodes_a_draw_of_the_posterior():
     """Identity networks with a deviation of 0.3: the squared error is 0.09 and l1 its half-normal
     mean, 0.3 sqrt(2 / pi)."""
     x = jnp.zeros((20, 20, 1))
-    loss = losses.autoencoder_kl_loss(
+    loss = latent_losses.autoencoder_kl_loss(
         lambda p, x: (x, jnp.full_like(x, 2 * np.log(0.3))), lambda p, z: z, 0.0
     )
     keys = jax.random.split(jax.random.key(0), 50)
@@ -372,7 +374,7 @@ def test_first_stage_gradient_equals_finite_differences():
     def moments(params, x):
         return jnp.split(encode(params["encoder"], x, None).reshape(2, 2), 2, axis=-1)
 
-    loss = losses.autoencoder_kl_loss(
+    loss = latent_losses.autoencoder_kl_loss(
         moments, lambda params, z: decode(params["decoder"], z.ravel(), None), 0.3, 0.7
     )
     params = parameters()
@@ -382,12 +384,12 @@ def test_first_stage_gradient_equals_finite_differences():
 
 def diffusion(predict, prediction_type, mean, logvar, dropout=0.0, count=400, alphas=ALPHAS):
     """Losses [count] of one example under `count` keys; `predict` takes (x_t, t, context)."""
-    loss = losses.diffusion_loss(
+    loss = latent_losses.diffusion_loss(
         lambda params, *inputs: predict(*inputs), lambda params, ids: ids[None].astype(float),
         alphas, prediction_type, EMPTY, dropout,
     )  # fmt: skip
     posterior = np.concatenate([np.full((4, 4, 2), v, np.float16) for v in (mean, logvar)], -1)
-    example = {"image": jnp.asarray(posterior), "label": jnp.asarray(FULL)}
+    example = {"posterior": jnp.asarray(posterior), "ids": jnp.asarray(FULL)}
     keys = jax.random.split(jax.random.key(5), count)
     return np.asarray(jax.jit(jax.vmap(lambda key: loss(PARAMS, example, key)[0]))(keys))
 
@@ -446,13 +448,13 @@ def test_so_many_captions_are_replaced_by_the_empty_one(dropout):
 
 
 def test_networks_get_their_own_parameters():
-    loss = losses.diffusion_loss(
+    loss = latent_losses.diffusion_loss(
         lambda p, x_t, t, context: p["w"] * context[0, 0] + 0 * x_t,
         lambda p, ids: p["w"] + 0.0 * ids[None],
         ALPHAS, "epsilon", EMPTY, 0.0,
     )  # fmt: skip
     params = {"unet": {"w": jnp.float32(30.0)}, "text_encoder": {"w": jnp.float32(4.0)}}
-    example = {"image": jnp.zeros((4, 4, 4)), "label": jnp.asarray(FULL)}
+    example = {"posterior": jnp.zeros((4, 4, 4)), "ids": jnp.asarray(FULL)}
     value, metrics = loss(params, example, jax.random.key(0))
     assert float(value) == pytest.approx(120**2, rel=0.02)  # and the noise
     assert set(metrics) == {"loss"}
@@ -460,11 +462,11 @@ def test_networks_get_their_own_parameters():
 
 def test_latent_objectives_refuse_what_makes_no_sense():
     with pytest.raises(ValueError, match="kl_weight is -1; use 0"):
-        losses.autoencoder_kl_loss(None, None, -1)
+        latent_losses.autoencoder_kl_loss(None, None, -1)
     with pytest.raises(ValueError, match=r"edge_weight is -0\.5; use 0 \(leaves the term out\)"):
-        losses.autoencoder_kl_loss(None, None, 0.1, -0.5)
+        latent_losses.autoencoder_kl_loss(None, None, 0.1, -0.5)
     with pytest.raises(ValueError, match="prediction type 'sample'; use epsilon or v_prediction"):
-        losses.diffusion_loss(None, None, ALPHAS, "sample", EMPTY, 0.1)
+        latent_losses.diffusion_loss(None, None, ALPHAS, "sample", EMPTY, 0.1)
     for dropout in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"caption dropout is {dropout}; use 0 to below 1"):
-            losses.diffusion_loss(None, None, ALPHAS, "epsilon", EMPTY, dropout)
+            latent_losses.diffusion_loss(None, None, ALPHAS, "epsilon", EMPTY, dropout)

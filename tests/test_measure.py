@@ -190,7 +190,7 @@ def test_collectives_are_read_from_a_program_with_their_sizes():
 
 
 def test_ceilings_are_positive_and_finite():
-    found = ceilings.measure(jnp.float32, sides=(64,), copied=2**16, repeats=2)
+    found = ceilings.measure(jnp.float32, sides=(64,), copy_bytes=2**16, repeats=2)
     assert all(0 < value < np.inf for value in found)
 
 

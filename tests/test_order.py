@@ -51,5 +51,5 @@ def test_a_resumed_run_sees_what_it_would_have_seen():
 
 
 def test_a_set_smaller_than_a_batch_is_refused():
-    with pytest.raises(ValueError, match="batch of 8 is larger than the set of 5"):
+    with pytest.raises(ValueError, match="batch of 8 is larger than the data set of 5"):
         batches(5, 8)

@@ -98,7 +98,7 @@ def test_unknown_modes_and_too_many_devices_are_named():
 
     with pytest.raises(ValueError, match="unknown parallel mode 'mpi'; use one of jit, pmap"):
         parallel.parallelize(one, parallel.data_mesh(1), "mpi")
-    with pytest.raises(ValueError, match="9 devices asked for; this process sees 8"):
+    with pytest.raises(ValueError, match="cannot use 9 devices; this process sees 8"):
         parallel.data_mesh(9)
 
 

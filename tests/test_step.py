@@ -54,11 +54,13 @@ def test_accumulated_microbatches_equal_the_whole_batch(name, how):
     assert systems.largest_difference(state, expected) < 1e-6  # another order of sums
 
 
-def test_a_batch_that_cannot_be_dealt_is_named():
+def test_a_batch_that_cannot_be_split_is_named():
     one = step.gradient_step(quadratic, optax.sgd(0.1), accumulate=2)
     state = step.init_state({"w": jnp.float32(2.0)}, optax.sgd(0.1))
 
-    with pytest.raises(ValueError, match="batch of 3 cannot be dealt into 2"):
+    with pytest.raises(
+        ValueError, match="batch of 3 cannot be split into 2 microbatches; use a multiple of 2"
+    ):
         one(state, {"x": jnp.ones(3)}, jax.random.key(0))
 
 
@@ -203,7 +205,7 @@ def averaged_run(devices, how="jit", num_steps=12, decay=0.6):
     """The moving average after every step, and the parameters, of SGD on the quadratic."""
     tx = optax.sgd(0.3)
     mesh = parallel.data_mesh(devices)
-    one = step.averaged(step.gradient_step(quadratic, tx), decay)
+    one = step.with_moving_average(step.gradient_step(quadratic, tx), decay)
     go = parallel.parallelize(one, mesh, how)
     first = step.AveragedState(step.init_state({"w": np.float32(2.0)}, tx), {"w": np.float32(2.0)})
     state, key = parallel.put(first, mesh), parallel.put(jax.random.key(0), mesh)
@@ -241,6 +243,6 @@ def test_the_average_does_not_change_the_run_it_averages():
     both = step.AveragedState(plain, plain.params)
     batch = {"x": jnp.array([1.0, 3.0])}
     plain, metrics = one(plain, batch, jax.random.key(0))
-    both, same = step.averaged(one, 0.999)(both, batch, jax.random.key(0))
+    both, same = step.with_moving_average(one, 0.999)(both, batch, jax.random.key(0))
     assert systems.identical(both.train, plain)
     assert systems.identical(same, metrics)

@@ -197,14 +197,14 @@ def test_a_missing_object_fails_all_that_is_said_of_it():
 
 def found(shape, color, x):
     names = world.SHAPES.index(shape), world.COLORS.index(color)
-    return reader.Found(*names, 0, (x, 32.0), 8.0, 0.9)
+    return reader.SeenObject(*names, 0, (x, 32.0), 8.0, 0.9)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_of_equally_good_matches_the_one_with_the_relation_counts(order):
     asked = red_circle_left_of_blue_circle()._replace(shape=np.asarray([0, 1]))
     exchanged = found("square", "red", 16.0), found("circle", "blue", 48.0)
-    seen = reader.Reading(asked.background, tuple(exchanged[i] for i in order))
+    seen = reader.SeenScene(asked.background, tuple(exchanged[i] for i in order))
     checks = reader.check(asked, seen)  # by colour; by shape the relation would be wrong as well
     assert {name for name, right in checks.items() if not right} == {"shape", "all"}
 

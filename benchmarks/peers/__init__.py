@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What jaxgen is raced against: the same work in PyTorch and in Flax diffusers."""
+"""The peers of jaxgen in a race: the same work in PyTorch and in Flax diffusers."""

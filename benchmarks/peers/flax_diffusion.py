@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Stable Diffusion with the last Flax networks of diffusers and transformers, and their scheduler.
 
-diffusers 0.40 and transformers 5 have none; an environment with the last that do:
+diffusers 0.40 and transformers 5 have no Flax networks. An environment with the last that do:
 
     pip install -e . && pip install diffusers==0.39.0 transformers==4.57.6
 
-(pip then says that jaxgen wants a newer huggingface-hub; random weights come from no Hub.)
+(pip then says that jaxgen needs a newer huggingface-hub; random weights need no Hub.)
 """
 
 import re
@@ -36,19 +36,19 @@ CLASSES: dict[str, Any] = {
     "text_encoder_2": modeling_flax_clip.FlaxCLIPTextModelWithProjection,
 }
 ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out_0": "proj_attn"}
-WEIGHTS = ("kernel", "scale", "embedding")  # what "weight" is called, by kind of layer
+WEIGHTS = ("kernel", "scale", "embedding")  # Flax's names of "weight", by kind of layer
 
 
 class Parts(NamedTuple):
-    """Functions of no arguments, by part."""
+    """The parts of the pipeline, as functions without arguments."""
 
     run: dict[str, Callable[[], Array]]
     parameters: dict[str, int]
 
     def first(self, part: str) -> tuple[np.ndarray, None]:
-        """What a part gives, in jaxgen's layout; what memory it takes is not known."""
-        found = np.asarray(self.run[part](), np.float32)
-        return np.moveaxis(found, 1, -1) if found.ndim == 4 else found, None
+        """The output of a part, in jaxgen's layout; the memory that it needs is not known."""
+        output = np.asarray(self.run[part](), np.float32)
+        return np.moveaxis(output, 1, -1) if output.ndim == 4 else output, None
 
     def candidate(self, part: str) -> turns.Candidate:
         def run(count: int) -> None:
@@ -60,21 +60,24 @@ class Parts(NamedTuple):
         return turns.Candidate(run)
 
 
-def start(model: Model, size: Size, given: Any, dtype: str) -> Parts:
-    """The pipeline's parts, not yet compiled. Whole images are one program, as its users ran it."""
+def start(model: Model, size: Size, begin: Any, dtype: str) -> Parts:
+    """The pipeline's parts, not yet compiled. Whole images are one program, as its users ran it.
+
+    begin: the arrays that jaxgen started from, a `benchmarks.diffusion.Start`.
+    """
     kind = jnp.dtype(dtype)
     diffusers.utils.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     networks = {name: _network(name, config, kind) for name, config in model.configs.items()}
     params = {name: _params(networks[name], model, name, kind) for name in networks}
     pipe = _Pipe(networks, model.is_xl, size)
-    ids = {name: jnp.asarray(chunks.ids[:, 0]) for name, chunks in given.chunks.items()}
-    noise = jnp.asarray(given.inputs.noise).transpose(0, 3, 1, 2)
-    context = jnp.asarray(_halves(given.text.context), kind)
+    ids = {name: jnp.asarray(chunks.ids[:, 0]) for name, chunks in begin.chunks.items()}
+    noise = jnp.asarray(begin.inputs.noise).transpose(0, 3, 1, 2)
+    context = jnp.asarray(_halves(begin.text.context), kind)
     pooled, sizes = None, None
-    if given.text.pooled is not None:
-        pooled = jnp.asarray(_halves(given.text.pooled), kind)
-        sizes = jnp.asarray(np.concatenate([given.inputs.time_ids] * 2))
+    if begin.text.pooled is not None:
+        pooled = jnp.asarray(_halves(begin.text.pooled), kind)
+        sizes = jnp.asarray(np.concatenate([begin.inputs.time_ids] * 2))
 
     texts, step = jax.jit(pipe.texts), jax.jit(pipe.step)
     decode, images = jax.jit(pipe.decode), jax.jit(pipe.images)
@@ -95,7 +98,7 @@ def start(model: Model, size: Size, given: Any, dtype: str) -> Parts:
 
 
 class _Pipe:
-    """What diffusers' Flax pipelines do between their networks; latents are [B, C, H, W]."""
+    """The Flax pipelines of diffusers between their networks; latents are [B, C, H, W]."""
 
     def __init__(self, networks: dict[str, Any], is_xl: bool, size: Size) -> None:
         self.networks, self.is_xl, self.size = networks, is_xl, size
@@ -104,12 +107,15 @@ class _Pipe:
         self.state = self.scheduler.set_timesteps(self.scheduler.create_state(), size.num_steps)
 
     def texts(self, params: Any, ids: dict[str, Array]) -> tuple[Array, Array | None]:
-        """Context [B, T, E] and, in XL, pooled [B, P]."""
+        """The context [B, T, E] and, in XL, the pooled text [B, P]."""
         contexts, pooled = [], None
         for name, own in ids.items():
-            found = self.networks[name](own, params=params[name], output_hidden_states=self.is_xl)
-            contexts.append(found.hidden_states[-2] if self.is_xl else found.last_hidden_state)
-            pooled = found.text_embeds if name == "text_encoder_2" else None
+            network = self.networks[name]
+            encoding = network(own, params=params[name], output_hidden_states=self.is_xl)
+            contexts.append(
+                encoding.hidden_states[-2] if self.is_xl else encoding.last_hidden_state
+            )
+            pooled = encoding.text_embeds if name == "text_encoder_2" else None
         return jnp.concatenate(contexts, axis=-1), pooled
 
     def step(
@@ -125,7 +131,7 @@ class _Pipe:
         return self.scheduler.step(self.state, guided, t, latents).prev_sample
 
     def decode(self, params: Params, latents: Array) -> Array:
-        """uint8 [B, 3, H, W]."""
+        """The pictures of latents: uint8 [B, 3, H, W]."""
         vae = self.networks["vae"]
         latents = latents / vae.config.scaling_factor
         picture = vae.apply({"params": params}, latents, method=vae.decode).sample
@@ -155,11 +161,14 @@ def _hashable(value: Any) -> Any:
 
 
 def _params(network: Any, model: Model, name: str, kind: Any) -> Params:
-    """jaxgen's parameters under the names of Flax diffusers. Raises ValueError if one is left."""
-    shapes = jax.eval_shape(lambda: network.init_weights(jax.random.key(0), *_given(name)))
+    """jaxgen's parameters with the names of Flax diffusers.
+
+    Raises ValueError for a parameter that only one of them has.
+    """
+    shapes = jax.eval_shape(lambda: network.init_weights(jax.random.key(0), *_init_args(name)))
     known: dict[Any, Any] = flax.traverse_util.flatten_dict(shapes)
     stored = layout.to_tensors(model.params[name], configs.conv_1x1(model.configs[name]))
-    made = {}
+    params = {}
     for key, tensor in stored.items():
         path = next((p for p in _paths(key) if p in known), None)
         if path is None:
@@ -169,20 +178,23 @@ def _params(network: Any, model: Model, name: str, kind: Any) -> Params:
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
         if value.shape != known[path].shape:
             raise ValueError(f"{name}: {key} is {value.shape} and Flax has {known[path].shape}")
-        made[path] = jnp.asarray(value, kind)
-    missing = known.keys() - made.keys()
+        params[path] = jnp.asarray(value, kind)
+    missing = known.keys() - params.keys()
     if missing:
-        raise ValueError(f"nothing in {name} for Flax diffusers' {sorted(missing)}")
-    return flax.traverse_util.unflatten_dict(made)
+        raise ValueError(f"{name} has no {sorted(missing)}, which Flax diffusers has")
+    return flax.traverse_util.unflatten_dict(params)
 
 
-def _given(name: str) -> tuple[Any, ...]:
-    """What transformers' init_weights takes beside the key: the shape of token ids."""
+def _init_args(name: str) -> tuple[Any, ...]:
+    """The arguments of init_weights after the key: in transformers, the shape of token ids."""
     return ((1, 1),) if name.startswith("text_encoder") else ()
 
 
 def _paths(key: str) -> Iterator[tuple[str, ...]]:
-    """Where a tensor of PyTorch may be: diffusers joins numbers to names, transformers does not."""
+    """The paths where Flax may have a tensor of PyTorch.
+
+    diffusers joins numbers to names, transformers does not.
+    """
     layer, kind = key.rsplit(".", 1)
     joined = re.sub(r"(\w+)\.(\d+)", r"\1_\2", layer).split(".")
     renamed = [*joined[:-1], ATTENTION.get(joined[-1], joined[-1])]
@@ -192,5 +204,5 @@ def _paths(key: str) -> Iterator[tuple[str, ...]]:
 
 
 def _halves(pairs: np.ndarray) -> np.ndarray:
-    """[B, 2, ...] as diffusers has it: all negative ones, then all positive ones."""
+    """The pairs [B, 2, ...] as diffusers has them: all negative ones, then all positive ones."""
     return np.concatenate([pairs[:, 0], pairs[:, 1]])

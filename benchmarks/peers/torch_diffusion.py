@@ -24,19 +24,19 @@ CLASSES: dict[str, Any] = {
 
 
 class Parts(NamedTuple):
-    """Functions of no arguments, by part."""
+    """The parts of the pipeline, as functions without arguments."""
 
     run: dict[str, Callable[[], torch.Tensor]]
     parameters: dict[str, int]
     itemsize: int  # bytes of a parameter
 
     def first(self, part: str) -> tuple[np.ndarray, int | None]:
-        """What a part gives, in jaxgen's layout, and the device's memory that it takes."""
+        """The output of a part, in jaxgen's layout, and the device's memory that it needs."""
         before = memory_mark()
-        found = self.run[part]().float().cpu().numpy()
-        grown = memory_growth(before)
-        memory = None if grown is None else grown + self.parameters[part] * self.itemsize
-        return np.moveaxis(found, 1, -1) if found.ndim == 4 else found, memory
+        output = self.run[part]().float().cpu().numpy()
+        growth = memory_growth(before)
+        memory = None if growth is None else growth + self.parameters[part] * self.itemsize
+        return np.moveaxis(output, 1, -1) if output.ndim == 4 else output, memory
 
     def candidate(self, part: str) -> turns.Candidate:
         def run(count: int) -> None:
@@ -47,8 +47,11 @@ class Parts(NamedTuple):
         return turns.Candidate(run)
 
 
-def start(model: Model, size: Size, given: Any, dtype: str, mode: str | None) -> Parts:
-    """The pipeline's parts, not yet run. mode: of torch.compile, None runs eagerly."""
+def start(model: Model, size: Size, begin: Any, dtype: str, mode: str | None) -> Parts:
+    """The pipeline's parts, not yet run. mode: of torch.compile, None does not compile.
+
+    begin: the arrays that jaxgen started from, a `benchmarks.diffusion.Start`.
+    """
     kind = getattr(torch, dtype)
     diffusers.utils.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
@@ -58,7 +61,7 @@ def start(model: Model, size: Size, given: Any, dtype: str, mode: str | None) ->
         vae.decoder = torch.compile(vae.decoder, mode=mode)
         others = {name: n for name, n in networks.items() if name != "vae"}
         networks |= {name: torch.compile(n, mode=mode) for name, n in others.items()}
-    pipe = _Pipe(networks, model, size, given, kind)
+    pipe = _Pipe(networks, model, size, begin, kind)
     run = {
         "text encoder": lambda: pipe.texts()[0],
         "UNet step": pipe.first_step,
@@ -76,9 +79,9 @@ def start(model: Model, size: Size, given: Any, dtype: str, mode: str | None) ->
 
 
 class _Pipe:
-    """What diffusers' pipeline does between its networks, on tensors that are on the device."""
+    """The pipeline of diffusers between its networks, on tensors that are on the device."""
 
-    def __init__(self, networks: Any, model: Model, size: Size, given: Any, kind: Any) -> None:
+    def __init__(self, networks: Any, model: Model, size: Size, begin: Any, kind: Any) -> None:
         self.networks, self.model, self.size, self.kind = networks, model, size, kind
         scheduler: Any = diffusers.DDIMScheduler.from_config(SCHEDULER)
         scheduler.set_timesteps(size.num_steps)
@@ -86,26 +89,26 @@ class _Pipe:
         self.times = scheduler.timesteps.to(device())  # once: each copy waits for the device
         self.ids = {
             name: torch.from_numpy(np.array(chunks.ids[:, 0])).long().to(device())
-            for name, chunks in given.chunks.items()
+            for name, chunks in begin.chunks.items()
         }
-        noise = np.ascontiguousarray(given.inputs.noise.transpose(0, 3, 1, 2))
+        noise = np.ascontiguousarray(begin.inputs.noise.transpose(0, 3, 1, 2))
         self.noise = torch.from_numpy(noise).to(device())
-        self.context = self._placed(_halves(given.text.context))
+        self.context = self._placed(_halves(begin.text.context))
         self.added = None
-        if given.text.pooled is not None:
-            sizes = np.concatenate([given.inputs.time_ids] * 2)
-            pooled = self._placed(_halves(given.text.pooled))
+        if begin.text.pooled is not None:
+            sizes = np.concatenate([begin.inputs.time_ids] * 2)
+            pooled = self._placed(_halves(begin.text.pooled))
             self.added = {"text_embeds": pooled, "time_ids": self._placed(sizes).float()}
 
     def texts(self) -> tuple[torch.Tensor, Any]:
-        """Context [B, T, E] and, in XL, pooled [B, P]."""
+        """The context [B, T, E] and, in XL, the pooled text [B, P]."""
         contexts, pooled = [], None
         for name, ids in self.ids.items():
-            found = self.networks[name](ids, output_hidden_states=self.model.is_xl)
-            last = found.hidden_states[-2] if self.model.is_xl else found.last_hidden_state
+            encoding = self.networks[name](ids, output_hidden_states=self.model.is_xl)
+            last = encoding.hidden_states[-2] if self.model.is_xl else encoding.last_hidden_state
             # copies: CUDA graphs write the next result over this one
             contexts.append(last.clone())
-            pooled = found.text_embeds.clone() if name == "text_encoder_2" else None
+            pooled = encoding.text_embeds.clone() if name == "text_encoder_2" else None
         return torch.cat(contexts, dim=-1), pooled
 
     def step(self, latents: torch.Tensor, i: int, context: torch.Tensor, added: Any):
@@ -122,7 +125,7 @@ class _Pipe:
         return self.step(self.noise, 0, self.context, self.added)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, 3, H, W]."""
+        """The pictures of latents: uint8 [B, 3, H, W]."""
         vae = self.networks["vae"]
         picture = vae.decode(latents.to(self.kind) / vae.config.scaling_factor).sample.float()
         return ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -146,30 +149,30 @@ def _network(name: str, model: Model, kind: Any) -> Any:
     """diffusers' or transformers' network with jaxgen's parameters."""
     config = dict(model.configs[name])
     if name.startswith("text_encoder"):
-        made = CLASSES[name](transformers.CLIPTextConfig(**config))
+        network = CLASSES[name](transformers.CLIPTextConfig(**config))
     else:
-        made = CLASSES[name].from_config(config)
+        network = CLASSES[name].from_config(config)
     stored = layout.to_tensors(model.params[name], configs.conv_1x1(config))
-    known = made.state_dict()
+    known = network.state_dict()
     state = {
         _known(key, known): torch.from_numpy(np.array(tensor.read(), np.float32))
         for key, tensor in stored.items()
     }
-    made.load_state_dict(state, strict=True)
-    made = made.to(device(), kind).eval().requires_grad_(False)
+    network.load_state_dict(state, strict=True)
+    network = network.to(device(), kind).eval().requires_grad_(False)
     if device().type == "cuda" and not name.startswith("text_encoder"):
-        made = made.to(memory_format=torch.channels_last)
-    return made
+        network = network.to(memory_format=torch.channels_last)
+    return network
 
 
 def _known(key: str, known: Any) -> str:
-    """Newer versions of transformers leave the prefix out."""
+    """The key as this version of transformers has it: newer ones leave the prefix out."""
     short = key.removeprefix("text_model.")
     return short if key not in known and short in known else key
 
 
 def _halves(pairs: np.ndarray) -> np.ndarray:
-    """[B, 2, ...] as diffusers has it: all negative ones, then all positive ones."""
+    """The pairs [B, 2, ...] as diffusers has them: all negative ones, then all positive ones."""
     return np.concatenate([pairs[:, 0], pairs[:, 1]])
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The networks of jaxgen.nn once more in PyTorch, with a jaxgen network's own weights.
+"""Twins in PyTorch of the networks of jaxgen.nn, with the weights of a linen original.
 
 PyTorch pads a 3x3 convolution of stride 2 above and left where linen pads it below and right. So
-the twins see and make images turned by 180 degrees, and all kernels are turned too: the same
+the twins take and return images turned by 180 degrees, and all kernels are turned too: the same
 function, at no cost in either framework.
 """
 
@@ -21,7 +21,7 @@ Shape = tuple[int, int, int]  # [H, W, C]
 
 
 class Dense(nn.Linear):
-    """linen's Dense; `before` and `after` say which image its input was, or its output becomes."""
+    """linen's Dense; `before` and `after` are the image shapes of its input and of its output."""
 
     def __init__(
         self, path: str, inputs: int, outputs: int, before: Any = None, after: Any = None
@@ -38,7 +38,7 @@ class Dense(nn.Linear):
 
 
 class Conv(nn.Conv2d):
-    """linen's Conv with "SAME" padding; `shuffled` if depth to space follows."""
+    """linen's Conv with "SAME" padding; `shuffled` says that depth to space follows."""
 
     def __init__(
         self, path: str, inputs: int, outputs: int, size: int = 3, stride: int = 1,
@@ -76,9 +76,9 @@ class Maxout(nn.Module):
 
 
 def twin(module: Any, inputs: Shape | int) -> nn.Sequential:
-    """The same network for inputs of this shape, or of so many latents, with fresh weights.
+    """The twin of a linen module with new weights, for inputs of this shape or so many latents.
 
-    Raises ValueError for what it does not know, conditioning and spectral norm among it.
+    Raises ValueError for other modules, for conditional ones and for spectral norm.
     """
     if module.num_classes or getattr(module, "spectral", False):
         raise ValueError("the PyTorch twins are neither conditional nor spectrally normalised")
@@ -107,7 +107,7 @@ def twin(module: Any, inputs: Shape | int) -> nn.Sequential:
 def take(network: nn.Module, params: Params) -> None:
     """Fills a twin with the weights of its linen original.
 
-    Raises ValueError unless both have equally many.
+    Raises ValueError unless both have the same number.
     """
     for layer in network.modules():
         path = getattr(layer, "path", None)
@@ -122,7 +122,7 @@ def take(network: nn.Module, params: Params) -> None:
 
 
 def turned(images: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] as the twins see it: [N, C, H, W], turned by 180 degrees."""
+    """The images [N, H, W, C] as the twins take them: [N, C, H, W], turned by 180 degrees."""
     return np.ascontiguousarray(images[:, ::-1, ::-1].transpose(0, 3, 1, 2))
 
 
@@ -200,7 +200,6 @@ def _conv_generator(module: Any, latents: Any) -> list[nn.Module]:
 
 
 def _conv_discriminator(module: Any, shape: Any) -> list[nn.Module]:
-    _check_norm(module, "none")
     h, w, features = shape
     layers: list[nn.Module] = []
     for stage in range(blocks.num_stages(h, w)):
@@ -219,7 +218,7 @@ def _upsample(path: str, before: int, after: int) -> list[nn.Module]:
 
 
 def _turned_places(shape: Shape | None, size: int) -> np.ndarray:
-    """Where entry j of a turned [C, H, W] lies in [H, W, C]; 0, 1, 2, ... if it is no image."""
+    """The place in [H, W, C] of each entry of a turned [C, H, W]; 0, 1, 2, ... without a shape."""
     places = np.arange(size)
     if shape is None:
         return places

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The three training steps in PyTorch, written as one does there, beside those of jaxgen.
+"""The three training steps in PyTorch, written as is usual there.
 
-A step takes images and its random draws, so that it can be given jaxgen's own draws and must then
-find jaxgen's loss; in a race it draws for itself.
+A step takes images and its random draws. With jaxgen's draws it must have jaxgen's loss; in a race
+it draws for itself.
 """
 
 import itertools
@@ -32,7 +32,7 @@ MODES = {
 
 
 class Peer(NamedTuple):
-    """One model in training."""
+    """A model in training."""
 
     step: Callable[[torch.Tensor, Draws], torch.Tensor]  # (uint8 images, draws) -> loss
     draw: Callable[[torch.Tensor], Draws]
@@ -40,7 +40,7 @@ class Peer(NamedTuple):
 
 
 class Player(NamedTuple):
-    """Networks and the optimiser that moves them."""
+    """Networks and the optimiser of their parameters."""
 
     networks: tuple[nn.Sequential, ...]
     tx: torch.optim.Optimizer
@@ -52,14 +52,14 @@ class Player(NamedTuple):
 
 
 def device() -> torch.device:
-    """The kind of device that JAX runs on."""
+    """PyTorch's device of the kind that JAX runs on."""
     return torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
 
 
 def prepare() -> None:
-    """The same arithmetic as XLA's, float32 products on Tensor Cores where there are any.
+    """Sets the same arithmetic as XLA's: float32 products on Tensor Cores where there are any.
 
-    And compiling that starts from nothing, as jaxgen's does here.
+    Compiled programs go to a new folder, since jaxgen too compiles everything here.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _PROGRAMS.name)
     torch.set_float32_matmul_precision("high")
@@ -75,7 +75,7 @@ def peer(model: str, originals: Any, params: Any, options: Any, mode: str | None
     """A model in training from a jaxgen model's weights.
 
     originals: its two linen modules; params: their parameters; options: the script's Config;
-    mode: of torch.compile, None runs eagerly.
+    mode: of torch.compile, None does not compile.
     """
     names = ("generator", "discriminator") if model == "gan" else ("encoder", "decoder")
     shapes = _input_shapes(model, originals, options.latent_dim)
@@ -93,7 +93,7 @@ def peer(model: str, originals: Any, params: Any, options: Any, mode: str | None
 
 
 def candidate(peer: Peer, images: np.ndarray, batch_size: int) -> turns.Candidate:
-    """A race of this peer over these images [N, H, W, C]: shuffled anew in every epoch."""
+    """The peer's training on these images [N, H, W, C], shuffled in every epoch."""
     batches = _shuffled(_placed(images), batch_size)
 
     def run(count: int) -> None:
@@ -107,7 +107,7 @@ def candidate(peer: Peer, images: np.ndarray, batch_size: int) -> turns.Candidat
 def losses(
     peer: Peer, images: np.ndarray, draws: Sequence[tuple[np.ndarray, ...]]
 ) -> Iterator[float]:
-    """The losses of consecutive steps on the same images [B, H, W, C], with given draws.
+    """The losses of consecutive steps on the same images [B, H, W, C], one for each tuple of draws.
 
     Draws that are images are [B, H, W, C] too.
     """
@@ -118,7 +118,7 @@ def losses(
 
 
 def memory_mark() -> int:
-    """Bytes of the device that PyTorch holds now, to measure growth from; 0 on the host."""
+    """The bytes of the device that PyTorch holds now, where growth begins; 0 on the host."""
     if device().type != "cuda":
         return 0
     torch.cuda.reset_peak_memory_stats()
@@ -126,12 +126,12 @@ def memory_mark() -> int:
 
 
 def memory_growth(since: int) -> int | None:
-    """Bytes of the device that were needed beyond a mark at most; None on the host."""
+    """The most bytes of the device that PyTorch held since a mark, above it; None on the host."""
     return torch.cuda.max_memory_allocated() - since if device().type == "cuda" else None
 
 
 def release() -> None:
-    """Lets go of compiled programs, CUDA graphs and the device's memory."""
+    """Frees compiled programs, CUDA graphs and the device's memory."""
     if "torch._dynamo" in sys.modules:  # else nothing was compiled, and it takes seconds to load
         torch.compiler.reset()
     if device().type == "cuda":
@@ -166,7 +166,7 @@ def _vae(networks: Any, options: Any, mode: str | None, count: int) -> Peer:
     player, arithmetic = _player(networks, options), _arithmetic(options)
 
     def loss(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """x: 0 or 1."""
+        """The negative ELBO of binary images x, 0 or 1."""
         with arithmetic():
             mean, logvar = encoder(2 * x - 1).float().chunk(2, dim=1)
             logits = decoder(mean + torch.exp(logvar / 2) * eps).float()
@@ -246,7 +246,7 @@ def _compiled(fn: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
 
 
 def _arithmetic(options: Any) -> Callable[[], Any]:
-    """Makes the context in which products are computed in the networks' type."""
+    """A function that returns the context in which products are computed in the networks' type."""
     kind, half = device().type, options.run.dtype == "bfloat16"
     return lambda: torch.autocast(kind, torch.bfloat16, enabled=half)
 
@@ -267,6 +267,6 @@ def _shuffled(images: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
 
 
 def _input_shapes(model: str, originals: Any, latent_dim: int) -> tuple[Any, Any]:
-    """What the two networks take: an image's shape, or the number of latents."""
+    """The inputs of the two networks: an image's shape, or the number of latents."""
     image = originals[0 if model == "gan" else 1].image_shape
     return (latent_dim, image) if model == "gan" else (image, latent_dim)

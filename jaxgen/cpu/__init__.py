@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What XLA's CPU backend needs to be fast; no network knows of it."""
+"""What makes XLA's CPU backend fast; no network knows of it."""

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""How XLA's CPU backend is given sums: one axis first, then the others.
+"""Sums over several axes on XLA's CPU backend: one axis first, then the others.
 
-XLA adds up several axes place by place: for every number of the result it goes through the whole
-array in steps of a row. Adding up the outermost axis alone goes through it once, in long rows, and
-leaves little to add up. Measured with AVX2 on 2 cores, batch 256, float32, jaxlib 0.10.2:
+XLA alone computes one number of the result after the other, and for each goes through the whole
+array in steps of a row. A sum over the outermost axis alone goes through the array once, in long
+rows, and leaves little to add up. Measured with AVX2 on 2 cores, batch 256, float32, jaxlib 0.10.2:
 
 - the gradient of a bias, [256, 28, 28, 32] -> [32]: 6.8 to 1.7 ms; [256, 14, 14, 64]: 3.3 to 0.5;
 - the mean of a group of channels, [256, 14, 14, 8, 8] -> [256, 8]: 2.4 to 0.5 ms.
 
-One product with a row of ones is as fast alone and slower in a network, where XLA computes what it
-adds up in the same loop, and would have to store it for a product.
+A product with a row of ones is as fast alone and slower in a network: there XLA computes the
+numbers in the loop that adds them up, and would have to store them for a product.
 """
 
 import math
@@ -23,12 +23,12 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
-_NUMBERS = 2**14  # smaller arrays are left alone: a second loop costs something too
-_ROW = 64  # numbers that a row has at least; both limits are careful guesses, not measured
+_MIN_SIZE = 2**14  # smaller arrays stay one sum: a second loop costs something too
+_MIN_ROW = 64  # shorter rows too; both limits are careful guesses, not measured
 
 
 def register() -> None:
-    """Makes this the lowering of `lax.reduce_sum` for CPU, in this process.
+    """Makes `_lower` the lowering of `lax.reduce_sum` for CPU, in this process.
 
     Other platforms keep theirs. Call it before the first compilation.
     """
@@ -42,12 +42,12 @@ def _lower(
     element, shape = tensor.element_type, list(tensor.shape)
     dtype = jnp.dtype(ctx.avals_out[0].dtype)
     zero = mlir.ir_constant(np.zeros((), dtype))
-    for i, together in enumerate(_in_turn(shape, dtype, axes)):
+    for i, group in enumerate(_groups(shape, dtype, axes)):
         if i:
             (x,) = stablehlo.OptimizationBarrierOp([x]).results  # else XLA makes one sum of the two
-        shape = [n for axis, n in enumerate(shape) if axis not in together]
+        shape = [n for axis, n in enumerate(shape) if axis not in group]
         op = stablehlo.ReduceOp(
-            [ir.RankedTensorType.get(shape, element)], [x], [zero], mlir.dense_int_array(together)
+            [ir.RankedTensorType.get(shape, element)], [x], [zero], mlir.dense_int_array(group)
         )
         number = ir.RankedTensorType.get((), element)
         with ir.InsertionPoint(op.regions[0].blocks.append(number, number)) as at:
@@ -56,16 +56,17 @@ def _lower(
     return [x]
 
 
-def _in_turn(shape: Sequence[int], dtype: np.dtype, axes: Sequence[int]) -> list[list[int]]:
-    """The axes to add up at once, each counted among those that are left then.
+def _groups(shape: Sequence[int], dtype: np.dtype, axes: Sequence[int]) -> list[list[int]]:
+    """The axes of one sum after the other; the second sum counts axes without the first one's.
 
-    Half precision is added up at once: it would be rounded in between.
+    [256, 28, 28, 32] over axes 0, 1, 2: [[0], [0, 1]]. Half precision stays one sum: it would be
+    rounded in between.
     """
     exact = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize >= 4
     long = [axis for axis in sorted(axes) if shape[axis] > 1]
-    if not exact or len(long) < 2 or math.prod(shape) < _NUMBERS:
+    if not exact or len(long) < 2 or math.prod(shape) < _MIN_SIZE:
         return [list(axes)]
     first = long[0]
-    if math.prod(shape[first + 1 :]) < _ROW:
+    if math.prod(shape[first + 1 :]) < _MIN_ROW:
         return [list(axes)]
     return [[first], [axis - (axis > first) for axis in axes if axis != first]]

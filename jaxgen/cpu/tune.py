@@ -9,13 +9,13 @@ import jax
 from jaxgen.cpu import convolution, sums
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
-_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"  # what XLA hands to YNNPACK, a flag of its
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"  # XLA's flag: the operations left to YNNPACK
 
 
 def tune_cpu() -> None:
-    """What makes XLA's CPU backend fast, in this process; docs/design.md says why.
+    """Sets all that makes XLA's CPU backend fast in this process; docs/design.md says why.
 
-    Call it before anything is computed. Other backends are left alone, and so is a flag that
+    Call it before anything is computed. Other backends stay as they are, and so does a flag that
     XLA_FLAGS has already.
     """
     flags = os.environ.get("XLA_FLAGS", "")
@@ -31,7 +31,7 @@ def tune_cpu() -> None:
 def _keep_memory() -> None:
     """Makes glibc keep the memory that a step frees for the next step.
 
-    XLA allocates its temporaries anew in every step. Large ones come from mmap, and the system
+    XLA allocates its temporaries again in every step. Large ones come from mmap, and the system
     zeroes their pages each time: about a tenth of the step of a convolutional VAE.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's own

@@ -41,6 +41,7 @@ class Source(NamedTuple):
     read: Read
     dtype: Any = np.uint8  # of the images; encoded ones are floats
     label_shape: tuple[int, ...] = ()  # of one label
+    names: tuple[str, str] = ("image", "label")  # what a batch calls the two
 
 
 def from_arrays(

@@ -29,9 +29,10 @@ def shuffled_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches {"image": uint8 [b, H, W, C], "label": int32 [b]} from step `first_step` on.
 
-    An epoch is N // batch_size steps in an order of its own; the N % batch_size examples left over
-    change from epoch to epoch. Process p of n gets rows [p b, (p + 1) b) of each global batch, with
-    b = batch_size / n, and decodes no others. Needs the extra `data`.
+    `data.names` are the two keys. An epoch is N // batch_size steps in an order of its own; the
+    N % batch_size examples left over change from epoch to epoch. Process p of n gets rows
+    [p b, (p + 1) b) of each global batch, with b = batch_size / n, and decodes no others. Needs the
+    extra `data`.
     """
     grain = import_grain()
     _check(data, batch_size, first_step, process_index, process_count)
@@ -42,8 +43,8 @@ def shuffled_batches(
     def read_piece(i: int) -> dict[str, np.ndarray]:
         step, row = divmod(i * piece, rows)
         row += process_index * rows
-        images, labels = data.read(_examples(data.num_examples, batch_size, seed, step, row, piece))
-        return {"image": images, "label": labels}
+        indices = _examples(data.num_examples, batch_size, seed, step, row, piece)
+        return dict(zip(data.names, data.read(indices), strict=True))
 
     def join(pieces: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: array.reshape(rows, *array.shape[2:]) for name, array in pieces.items()}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""How FAST it is: candidates that take turns, what a step costs, and what the device can give."""
+"""The measurement of speed: candidates that take turns, costs of programs, limits of the device."""

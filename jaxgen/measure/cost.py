@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the compiler says that a program costs: arithmetic, memory traffic, memory, collectives."""
+"""The costs of a program by the compiler: arithmetic, memory traffic, memory, collectives."""
 
 import re
 from collections import Counter
@@ -14,21 +14,21 @@ _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 
 class Cost(NamedTuple):
-    """Of one call of a program on one device. The body of a loop is counted once."""
+    """The costs of one call of a program on one device. The body of a loop is counted once."""
 
-    flops: float  # before the compiler's own rewriting, so nothing hides in a library call
+    flops: float  # before the compiler optimises, so that nothing hides in a library call
     bytes_accessed: float  # read and written by all fused operations, in caches or not
     argument_bytes: int
-    output_bytes: int  # of which alias_bytes lie in the arguments' memory
+    output_bytes: int  # alias_bytes of them lie in the arguments' memory
     temporary_bytes: int
     alias_bytes: int
     code_bytes: int
-    collectives: dict[str, int]  # how many of each kind
-    collective_bytes: int  # what they deliver to one device
+    collectives: dict[str, int]  # number by kind
+    collective_bytes: int  # of their results on one device
 
     @property
     def peak_bytes(self) -> int:
-        """Memory of one device while the program runs."""
+        """The memory of one device that the program needs while it runs."""
         return (
             self.argument_bytes + self.output_bytes + self.temporary_bytes - self.alias_bytes
             + self.code_bytes
@@ -36,10 +36,10 @@ class Cost(NamedTuple):
 
 
 def cost(lowered: Any, compiled: Any) -> Cost:
-    """The cost of `jax.jit(f).lower(...)` and of `.compile()` of it."""
+    """The cost of a program: `lowered` is jax.jit(f).lower(...), `compiled` its .compile()."""
     before, after = lowered.cost_analysis() or {}, compiled.cost_analysis() or {}
     memory = compiled.memory_analysis()
-    kinds, delivered = collectives(compiled.as_text())
+    kinds, result_bytes = collectives(compiled.as_text())
     return Cost(
         flops=before.get("flops", after.get("flops", 0.0)),
         bytes_accessed=after.get("bytes accessed", 0.0),
@@ -49,21 +49,22 @@ def cost(lowered: Any, compiled: Any) -> Cost:
         alias_bytes=memory.alias_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         collectives=kinds,
-        collective_bytes=delivered,
+        collective_bytes=result_bytes,
     )
 
 
 def collectives(program: str) -> tuple[dict[str, int], int]:
-    """Collectives by kind, and the bytes of their results, in the text of a compiled program."""
+    """The number of collectives by kind and the bytes of their results, in a compiled program."""
     kinds: Counter[str] = Counter()
-    delivered = 0
+    result_bytes = 0
     for shape, kind in _COLLECTIVE.findall(program):
         kinds[kind] += 1
-        delivered += sum(_size(*part) for part in _SHAPE.findall(shape))
-    return dict(kinds), delivered
+        result_bytes += sum(_size(*part) for part in _SHAPE.findall(shape))
+    return dict(kinds), result_bytes
 
 
 def _size(dtype: str, sides: str) -> int:
+    """The bytes of an array, such as "f32" and "64,10"."""
     total = _BYTES.get(dtype, 4)
     for side in filter(None, sides.split(",")):
         total *= int(side)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where and how something was measured: what a figure needs beside it to be worth anything."""
+"""The record of where and how something was measured, without which a figure says nothing."""
 
 import importlib.metadata
 import os
@@ -21,11 +21,11 @@ FLAGS = (
     "XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_OPTIMIZATION_LEVEL",
     "JAX_DEFAULT_MATMUL_PRECISION", "OMP_NUM_THREADS", "XLA_PYTHON_CLIENT_PREALLOCATE",
 )  # fmt: skip
-VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # by the flag of the system, widest first
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # by the flag in /proc/cpuinfo, widest first
 
 
 def record() -> dict[str, Any]:
-    """Device, driver, versions, flags, date, exact command, load of the machine."""
+    """The device, driver, versions, flags, date, exact command and load of the machine."""
     device = jax.devices()[0]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -45,33 +45,33 @@ def record() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _processor() -> str:
-    """The processor's own name and its widest vectors, where the system tells them.
+    """The processor's name and its widest vectors, where the system tells: "AMD EPYC, AVX2".
 
-    Vectors decide what it can do at most, and virtual machines hide the model: "AMD EPYC, AVX2".
+    Vectors decide the highest speed, and virtual machines hide the model.
     """
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
     pairs = [line.split(":", 1) for line in text.splitlines() if ":" in line]
-    said = {name.strip(): value.strip() for name, value in pairs}  # of the last core
-    features = said.get("flags", "").split()
-    wide = [name for flag, name in VECTORS.items() if flag in features]
-    return ", ".join([said.get("model name") or platform.processor() or "cpu", *wide[:1]])
+    facts = {name.strip(): value.strip() for name, value in pairs}  # of the last core
+    flags = facts.get("flags", "").split()
+    vectors = [name for flag, name in VECTORS.items() if flag in flags]
+    return ", ".join([facts.get("model name") or platform.processor() or "cpu", *vectors[:1]])
 
 
 def _commit() -> str | None:
-    """The commit of the working tree, "+" behind it where files differ; None outside of git."""
+    """The commit of the working tree, with a "+" if files differ from it; None outside of git."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The arithmetic of matrix products and convolutions, counted from a function's own equations.
 
-The compiler's figure counts everything, and hides what it hands to libraries. This one counts only
-the products, as one would by hand: 2 m n k for each matrix product, and for a convolution 2 for
-each weight that meets an image pixel. A weight that meets padding or the zeros between the pixels
-of a dilated image is not counted. Each checks the other.
+The compiler's number counts everything but the calls of libraries. This one counts products only,
+as one would by hand: 2 m n k for each matrix product, and for a convolution 2 for each weight that
+meets an image pixel. A weight that meets padding or the zeros between the pixels of a dilated image
+is not counted. Each number checks the other.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from jax.extend import core
 
 
 def flops(fn: Callable[..., Any], *args: Any) -> int:
-    """Floating-point operations of the products in fn(*args); nothing is computed.
+    """The floating-point operations of the products in fn(*args); nothing is computed.
 
-    args: arrays or shapes. A loop with a known number of rounds counts so often; of the branches
-    of a condition the dearest counts, and the body of a `while_loop` once. Where work is divided
-    over devices, that of all devices is counted.
+    args: arrays or shapes. The body of a loop counts as often as it runs, but that of a
+    `while_loop` once; of the branches of a condition the most expensive one counts. Where work is
+    divided over devices, that of all devices is counted.
     """
-    return _of(jax.make_jaxpr(fn)(*args).jaxpr)
+    return _of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _of(jaxpr: core.Jaxpr) -> int:
+def _of_jaxpr(jaxpr: core.Jaxpr) -> int:
     return sum(_equation(eqn) for eqn in jaxpr.eqns)
 
 
@@ -36,25 +36,25 @@ def _equation(eqn: Any) -> int:
         case "conv_general_dilated":
             return _convolution(eqn)
         case "scan":
-            return eqn.params["length"] * _of(eqn.params["jaxpr"].jaxpr)
+            return eqn.params["length"] * _of_jaxpr(eqn.params["jaxpr"].jaxpr)
         case "cond":
-            return max(_of(branch.jaxpr) for branch in eqn.params["branches"])
+            return max(_of_jaxpr(branch.jaxpr) for branch in eqn.params["branches"])
         case "dot_product_attention_fwd_wrapper":  # cuDNN's, which has no equations inside
             return _attention(eqn)
         case "shard_map":
-            return eqn.params["mesh"].size * _of(eqn.params["jaxpr"])
+            return eqn.params["mesh"].size * _of_jaxpr(eqn.params["jaxpr"])
     return _inner(eqn)
 
 
 def _inner(eqn: Any) -> int:
-    """Of the functions that an equation calls, such as jit, remat and while."""
+    """The operations of the functions that an equation calls, such as jit, remat and while."""
     total = 0
     for value in eqn.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(part, core.ClosedJaxpr):
-                total += _of(part.jaxpr)
+                total += _of_jaxpr(part.jaxpr)
             elif isinstance(part, core.Jaxpr):
-                total += _of(part)
+                total += _of_jaxpr(part)
     return total
 
 
@@ -65,7 +65,7 @@ def _product(eqn: Any) -> int:
 
 
 def _attention(eqn: Any) -> int:
-    """Queries times keys, and weights times values: [B, T, N, H] and [B, S, N, H]."""
+    """Two products, queries by keys and weights by values: [B, T, N, H] and [B, S, N, H]."""
     query, key = (v.aval.shape for v in eqn.invars[:2])
     return 4 * prod(query) * key[1]
 
@@ -92,7 +92,7 @@ def _convolution(eqn: Any) -> int:
 def _meetings(
     size: int, taps: int, out: int, stride: int, padding: Any, spacing: int, dilation: int
 ) -> int:
-    """Pairs (output place, kernel tap) along one axis that meet a pixel of the image."""
+    """The number of pairs (output place, kernel tap) along one axis that meet an image pixel."""
     first, last = -padding[0], (size - 1) * spacing
     places = (first + o * stride + k * dilation for o in range(out) for k in range(taps))
     return sum(0 <= place <= last and place % spacing == 0 for place in places)

@@ -90,7 +90,9 @@ def encoded(pictures: Source, encode: Encode, params: Params, scaling_factor: fl
 
     block = jax.ShapeDtypeStruct((BLOCK, *pictures.image_shape), np.uint8)
     shape = jax.eval_shape(moments, block).shape[1:]
-    return pictures._replace(image_shape=shape, dtype=np.float16, read=read)
+    return pictures._replace(
+        image_shape=shape, dtype=np.float16, read=read, names=("posterior", "ids")
+    )
 
 
 def scale_of_latents(pictures: Source, encode: Encode, params: Params, count: int = 512) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Attention: one function for every network, and the pure rule that picks its implementation."""
+"""Attention: one function for every network, and the rule that picks its implementation."""
 
 import math
 
@@ -19,7 +19,7 @@ def attention(
 
     q: [B, T, heads, D], k and v: [B, S, heads, D] -> [B, T, heads, D] in the dtype of q. Scores
     and softmax are float32. `causal` lets token i see tokens 0..i. The implementation is chosen by
-    `choose_implementation` unless it is named.
+    `choose_implementation` unless it is named. Raises ValueError for a name that does not exist.
     """
     backend, capability = current_backend()
     if implementation is None:
@@ -52,7 +52,7 @@ def choose_implementation(
 
     cuDNN's flash attention takes 16-bit types and head sizes that are multiples of 8, up to 128
     from compute capability 8.0 and up to 256 from 9.0 (Hopper). All else goes through XLA, in
-    chunks once the float32 score matrix would exceed `score_block_bytes`; causal attention (77
+    chunks if the float32 score matrix is larger than `score_block_bytes`; causal attention (77
     tokens of text) is never that large.
     """
     largest = 256 if compute_capability >= (9, 0) else 128
@@ -63,10 +63,11 @@ def choose_implementation(
 
 
 def score_block_bytes(backend: str) -> int:
-    """How much of the score matrix is held at once.
+    """The largest part of the score matrix that is held in memory at once, in bytes.
 
-    Elsewhere it bounds memory: 1024x1024 pixels have 16384^2 scores in the autoencoder. On CPU it
-    keeps scores in the cache between the two products, about four times faster at 1024 tokens.
+    On CPU a part stays in the processor's cache between the two products, about four times faster
+    at 1024 tokens. Elsewhere it bounds memory: 1024x1024 pixels have 16384^2 scores in the
+    autoencoder.
     """
     return 8 * MIB if backend == "cpu" else 256 * MIB
 
@@ -97,9 +98,9 @@ def whole_attention(q: Array, k: Array, v: Array, causal: bool = False) -> Array
 
 
 def chunked_attention(q: Array, k: Array, v: Array, block_bytes: int) -> Array:
-    """The same, one head and one block of queries after the other; shapes as in `attention`.
+    """Attention for one head and one block of queries after the other; shapes as in `attention`.
 
-    The batch stays inside every block, so that it can be divided over devices.
+    Every block holds the whole batch, so that the batch can be divided over devices.
     """
     b, t, heads, d = q.shape
     num_chunks = -(-4 * b * t * k.shape[1] // block_bytes)  # for each head

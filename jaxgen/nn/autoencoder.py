@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Encoder and mirrored decoder, dense and convolutional, shared by the autoencoder and the VAE."""
+"""Encoders and mirrored decoders, dense and convolutional, of the autoencoder and the VAE."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +14,9 @@ from jaxgen.types import Array
 
 
 def with_label(h: Array, label: Array | None, num_classes: int) -> Array:
-    """Features [..., D] with the one-hot label appended, [..., D + num_classes].
+    """The features h [..., D] with the one-hot label appended: [..., D + num_classes].
 
-    num_classes = 0 is the unconditional network: h as it is.
+    num_classes = 0 is the unconditional network, for which h stays as it is.
     Raises ValueError when a conditional network gets no label.
     """
     if num_classes == 0:
@@ -28,7 +28,7 @@ def with_label(h: Array, label: Array | None, num_classes: int) -> Array:
 
 
 class DenseEncoder(nn.Module):
-    """Fully connected encoder: [..., H, W, C] -> [..., outputs].
+    """The fully connected encoder: [..., H, W, C] -> [..., outputs].
 
     `outputs` is the latent size for an autoencoder and twice that (mean, log-variance) for a VAE.
     Kingma & Welling 2014 (arXiv:1312.6114), appendix C.2; there with one hidden layer of 500.
@@ -51,7 +51,7 @@ class DenseEncoder(nn.Module):
 class DenseDecoder(nn.Module):
     """The mirror of `DenseEncoder`: z [..., D] -> [..., H, W, C], unbounded (means or logits).
 
-    `hidden` is given in the encoder's order and walked backwards.
+    `hidden` is in the encoder's order; the decoder goes through it backwards.
     """
 
     image_shape: tuple[int, int, int]
@@ -70,11 +70,11 @@ class DenseDecoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Convolutional encoder: [..., H, W, C] -> [..., outputs].
+    """The convolutional encoder: [..., H, W, C] -> [..., outputs].
 
-    Every stage is a 3x3 convolution with stride 2; widths double from `width`; the number of
-    stages follows from the image size (`blocks.num_stages`). Raises ValueError for images that
-    cannot be halved.
+    Every stage is a 3x3 convolution with stride 2; the first has `width` features, each next one
+    twice as many; `blocks.num_stages` gives the number of stages. `hidden` is the width of the
+    dense layer after them. Raises ValueError for images that cannot be halved.
     """
 
     outputs: int
@@ -132,7 +132,10 @@ def encoder_and_decoder(
     num_classes: int = 0,
     dtype: Any = jnp.float32,
 ) -> tuple[nn.Module, nn.Module]:
-    """The mirrored pair, "dense" (uses `hidden`) or "conv" (uses `width` and `norm`)."""
+    """The encoder and its mirror, "dense" (with `hidden`) or "conv" (with `width` and `norm`).
+
+    Raises ValueError for another kind.
+    """
     common = {"num_classes": num_classes, "dtype": dtype}
     if kind == "dense":
         return (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The autoencoder of latent diffusion: images to Gaussian latents and back."""
+"""The autoencoder of latent diffusion, from images to Gaussian latents and back."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +22,9 @@ class AutoencoderKL(nn.Module):
     """Images [B, H, W, 3] in [-1, 1] <-> latents [B, H/f, W/f, 4], f = 2 ** (levels - 1).
 
     Rombach et al. 2022 (arXiv:2112.10752) section 3.1. Mirrors diffusers' class of this name:
-    fields and defaults are those of its config.json, submodules carry its names. Latents are those
-    of the network; scaling_factor and shift_factor are applied by whoever samples.
+    fields and defaults are those of its config.json, submodules have its names. Latents are those
+    of the network itself: scaling_factor and shift_factor belong to the sampling code.
+    Raises ValueError for block types that it does not have.
     """
 
     in_channels: int = 3
@@ -55,12 +56,12 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
 
     def __call__(self, x: Array) -> Array:
-        """The reconstruction of x through the posterior's mean: [B, H, W, 3] -> the same."""
+        """The reconstruction of x from the posterior's mean: [B, H, W, 3] -> the same."""
         mean, _ = self.encode(x)
         return self.decode(mean)
 
     def encode(self, x: Array) -> tuple[Array, Array]:
-        """Mean and log-variance of q(z | x), float32: [B, H, W, 3] -> two [B, H/f, W/f, 4].
+        """The mean and log-variance of q(z | x), float32: [B, H, W, 3] -> two [B, H/f, W/f, 4].
 
         The log-variance is clipped to [-30, 20] as in diffusers' DiagonalGaussianDistribution.
         """
@@ -138,7 +139,10 @@ class Decoder(nn.Module):
 
 
 class DownEncoderBlock(nn.Module):
-    """Resnets, then half the resolution: diffusers' DownEncoderBlock2D."""
+    """Resnets, then half the resolution: [B, H, W, C_in] -> [B, H/2, W/2, channels].
+
+    diffusers' DownEncoderBlock2D; without `add_downsample` the resolution stays.
+    """
 
     channels: int
     num_layers: int
@@ -158,7 +162,10 @@ class DownEncoderBlock(nn.Module):
 
 
 class UpDecoderBlock(nn.Module):
-    """Resnets, then twice the resolution: diffusers' UpDecoderBlock2D."""
+    """Resnets, then twice the resolution: [B, H, W, C_in] -> [B, 2H, 2W, channels].
+
+    diffusers' UpDecoderBlock2D; without `add_upsample` the resolution stays.
+    """
 
     channels: int
     num_layers: int
@@ -178,7 +185,10 @@ class UpDecoderBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Two resnets, with one head of attention over all pixels between them: UNetMidBlock2D."""
+    """Two resnets, with one head of attention over all pixels between them: [B, H, W, C] -> same.
+
+    diffusers' UNetMidBlock2D.
+    """
 
     channels: int
     norm_num_groups: int
@@ -200,7 +210,7 @@ class MidBlock(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """Attention of one head as wide as the channels, with norm and residual.
+    """Attention over all pixels after a norm, added to its input; its one head has all channels.
 
     [B, H, W, C] -> the same. diffusers' Attention as its autoencoder uses it.
     """

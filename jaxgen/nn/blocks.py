@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Building blocks of the small image networks: sampling up, sampling down, spectral norm."""
+"""The parts that small image networks share: number of stages, upsampling, spectral norm."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxgen.types import Array, Params
 
 
 def halvings(height: int, width: int) -> int:
-    """How often an image can be halved: while both sides are even and stay at 4 pixels or more."""
+    """The number of times an image can be halved with even sides and 4 pixels or more left."""
     count = 0
     while height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= 4:
         height, width, count = height // 2, width // 2, count + 1
@@ -19,7 +19,7 @@ def halvings(height: int, width: int) -> int:
 
 
 def num_stages(height: int, width: int) -> int:
-    """How often a convolutional network halves an image.
+    """The number of times a convolutional network halves an image.
 
     8 -> 1 (4x4), 28 -> 2 (7x7), 32 -> 3 (4x4), 64 -> 4 (4x4).
     Raises ValueError when the image cannot be halved once.
@@ -34,7 +34,7 @@ def num_stages(height: int, width: int) -> int:
 
 
 def depth_to_space(x: Array) -> Array:
-    """[..., H, W, 4 C] -> [..., 2 H, 2 W, C]: every pixel's features become a 2x2 patch."""
+    """The image whose 2x2 patches are the features of x: [..., H, W, 4 C] -> [..., 2 H, 2 W, C]."""
     *lead, h, w, c = x.shape
     x = x.reshape(*lead, h, w, 2, 2, c // 4)
     x = jnp.moveaxis(x, -3, -4)  # [..., H, 2, W, 2, C]
@@ -42,7 +42,7 @@ def depth_to_space(x: Array) -> Array:
 
 
 class Upsample(nn.Module):
-    """Doubles the sides: a 3x3 convolution to 4 C features, then depth to space.
+    """An image with doubled sides, from a 3x3 convolution and `depth_to_space`.
 
     [..., H, W, C_in] -> [..., 2 H, 2 W, features]. The sub-pixel convolution of Shi et al. 2016
     (arXiv:1609.05158): it spans the same maps as a 6x6 transposed convolution with stride 2, and
@@ -58,12 +58,12 @@ class Upsample(nn.Module):
 
 
 def spectral_norm(kernel: Array, num_iterations: int = 12) -> Array:
-    """Estimate of the largest singular value of a kernel [..., out], seen as a matrix, from below.
+    """The largest singular value [] of a kernel [..., out], seen as a matrix [-1, out], from below.
 
     Power iteration as in Miyato et al. 2018 (arXiv:1802.05957, algorithm 1), from a fixed start
-    and long enough to need no vector carried between steps: the step stays a pure function and a
-    resumed run equals a straight one. On random kernels it is up to a few per cent short. Gradients
-    flow through the kernel alone.
+    and long enough that steps need not pass a vector on: the step stays a pure function, and a
+    resumed run equals a straight one. On random kernels the estimate is up to a few per cent too
+    small. Gradients flow through the kernel alone.
     """
     w = kernel.reshape(-1, kernel.shape[-1])
     fixed = jax.lax.stop_gradient(w)
@@ -80,7 +80,7 @@ def _unit(v: Array) -> Array:
 
 
 def spectrally_normalized(layer: type[nn.Module]) -> type[nn.Module]:
-    """The linen layer class with its kernel divided by its largest singular value.
+    """The linen layer class, with the kernel divided by its largest singular value.
 
     Parameters keep the layer's own names and shapes.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A small image classifier: the judge of conditional samples and of missing classes."""
+"""A small image classifier, to judge conditional samples and to find missing classes."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxgen.types import Array
 
 
 class Classifier(nn.Module):
-    """Convolutional classifier: [..., H, W, C] -> logits [..., num_classes]; any H and W."""
+    """A convolutional classifier: [..., H, W, C] -> logits [..., num_classes]; any H and W."""
 
     num_classes: int
     width: int = 32

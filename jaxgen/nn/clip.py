@@ -18,7 +18,7 @@ LEGACY_EOS = 2  # written into old configs by mistake; it means "the largest id 
 
 
 class TextEncoding(NamedTuple):
-    """What a text encoder says of a batch of B texts of T tokens."""
+    """The output of a text encoder for B texts of T tokens."""
 
     context: Array  # [B, T, D], for cross-attention
     pooled: Array  # [B, D], the final state at the end-of-text token; [B, P] when projected
@@ -30,7 +30,8 @@ class CLIPTextModel(nn.Module):
 
     Radford et al. 2021 (arXiv:2103.00020) section 2.4. Mirrors transformers' CLIPTextModel, and
     with `with_projection` its CLIPTextModelWithProjection: fields and defaults are those of its
-    config.json, submodules carry its names in the files.
+    config.json, submodules have its names in the files. Raises ValueError for an unknown
+    hidden_act and, when called, for too many tokens and for skip_layers beyond the layers.
     """
 
     vocab_size: int = 49408
@@ -69,10 +70,10 @@ class CLIPTextModel(nn.Module):
     def __call__(
         self, input_ids: Array, skip_layers: int = 0, final_norm: bool = True
     ) -> TextEncoding:
-        """The encoding; `context` is the state `skip_layers` layers before the last.
+        """The encoding, whose `context` is the state `skip_layers` layers before the last.
 
-        Stable Diffusion 1 and 2 norm it, with skip_layers = clip_skip; XL does not, with
-        skip_layers = clip_skip + 1. `pooled` always comes from the last, normed state.
+        Stable Diffusion 1 and 2 put it through the final norm, with skip_layers = clip_skip; XL
+        does not, with skip_layers = clip_skip + 1. `pooled` is always from the last state, normed.
         """
         hidden_states = self.text_model(input_ids)
         if not 0 <= skip_layers <= self.num_hidden_layers:
@@ -104,7 +105,10 @@ def end_of_text(input_ids: Array, eos_token_id: int) -> Array:
 
 
 class CLIPTextTransformer(nn.Module):
-    """Embeddings, encoder and the final norm, which the caller applies: [B, T] -> all states."""
+    """Embeddings and encoder, and the final norm, which the caller applies.
+
+    [B, T] -> layers + 1 states [B, T, D].
+    """
 
     vocab_size: int
     hidden_size: int
@@ -135,7 +139,7 @@ class CLIPTextTransformer(nn.Module):
 
 
 class CLIPTextEmbeddings(nn.Module):
-    """Token plus position embeddings: [B, T] -> [B, T, D]."""
+    """The sum of token and position embeddings: [B, T] -> [B, T, D]."""
 
     vocab_size: int
     hidden_size: int
@@ -147,8 +151,8 @@ class CLIPTextEmbeddings(nn.Module):
         t = input_ids.shape[-1]
         if t > self.max_position_embeddings:
             raise ValueError(
-                f"{t} tokens are too many; this text encoder takes {self.max_position_embeddings}, "
-                "encode longer prompts in chunks"
+                f"{t} tokens are too many for this text encoder, which takes "
+                f"{self.max_position_embeddings}; encode longer prompts in chunks"
             )
         token = nn.Embed(
             self.vocab_size, self.hidden_size, dtype=self.dtype, name="token_embedding"
@@ -163,7 +167,7 @@ class CLIPTextEmbeddings(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
-    """The layers: [B, T, D] -> the input and every layer's output, each [B, T, D]."""
+    """All layers: [B, T, D] -> the input and every layer's output, each [B, T, D]."""
 
     intermediate_size: int
     num_layers: int
@@ -189,7 +193,7 @@ class CLIPEncoder(nn.Module):
 
 
 class CLIPEncoderLayer(nn.Module):
-    """Causal self-attention and MLP, each pre-normed and added: [B, T, D] -> the same."""
+    """Causal self-attention and MLP, each after a norm and added: [B, T, D] -> the same."""
 
     intermediate_size: int
     num_heads: int
@@ -223,7 +227,7 @@ class CLIPAttention(nn.Module):
 
 
 class CLIPMLP(nn.Module):
-    """Two dense layers: [B, T, D] -> the same."""
+    """Two dense layers with `hidden_act` between them: [B, T, D] -> the same."""
 
     intermediate_size: int
     hidden_act: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The 3x3 convolution of every block, as a matrix product where that is faster."""
+"""The 3x3 convolution that all blocks share, computed as a matrix product where that is faster."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ SAME = ((1, 1), (1, 1))  # torch's padding=1, spelled out: flax's "SAME" differs
 class Conv3x3(nn.Module):
     """A 3x3 convolution of stride 1 with zero padding: [B, H, W, C] -> [B, H, W, features].
 
-    torch.nn.Conv2d(C, features, 3, padding=1).
+    It is torch.nn.Conv2d(C, features, 3, padding=1).
     """
 
     features: int
@@ -33,10 +33,11 @@ class Conv3x3(nn.Module):
 
 
 def _product_is_faster(shape: tuple[int, ...], features: int) -> bool:
-    """On CPU with many features and few pixels, where moving weights costs more than arithmetic.
+    """Whether the product is faster: on CPU, with many features and few pixels.
 
-    Measured on 2 cores, 1280 channels: 1.3 to 2.4 times faster at 8x8 pixels, 1.8 at 4x4. Narrow
-    networks gain nothing, and under vmap (training) the batch that this sees is 1.
+    There, moving weights costs more than arithmetic. Measured on 2 cores, 1280 channels: 1.3 to 2.4
+    times faster at 8x8 pixels, 1.8 at 4x4. Narrow networks gain nothing, and under vmap (training)
+    the batch that this sees is 1.
     """
     b, h, w, _ = shape
     return jax.default_backend() == "cpu" and b * h * w <= features and features >= 512
@@ -48,7 +49,7 @@ def _as_convolution(x: Array, kernel: Array) -> Array:
 
 
 def _as_product(x: Array, kernel: Array) -> Array:
-    """Each pixel's 3x3 neighbourhood as a row, times the kernel as a matrix [9 C, features]."""
+    """The convolution as a product: the 3x3 neighbourhood of a pixel, a row [9 C], times kernel."""
     _, h, w, _ = x.shape
     padded = jnp.pad(x, ((0, 0), *SAME, (0, 0)))
     shifted = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Time as the UNet sees it: a sinusoid, then a small network."""
+"""The embedding of time in the UNet: a sinusoid, then a small network."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from jaxgen.types import Array
 def sinusoid(
     values: Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0
 ) -> Array:
-    """Sines and cosines of `values` at `dim // 2` frequencies from 1 down to 1e-4, in float32.
+    """The sines and cosines of `values` at `dim // 2` frequencies from 1 down to 1e-4, in float32.
 
     values: [...], timesteps or sizes in pixels, integer or float -> [..., dim].
     Vaswani et al. 2017 (arXiv:1706.03762) section 3.5; diffusers' Timesteps. With
-    `flip_sin_to_cos` the cosines come first. Never in half precision: 1023 is not a bf16 number.
+    `flip_sin_to_cos` the cosines come first. Never in half precision: bfloat16 rounds 1023 to 1024.
     """
     half = dim // 2
     exponents = np.arange(half) / (half - freq_shift)
@@ -32,8 +32,8 @@ class TimestepEmbedding(nn.Module):
     """Two dense layers with a SiLU between them: diffusers' class of this name.
 
     x: [..., D_in] -> [..., dim].
-    With `cond_dim`, `cond` [..., cond_dim] is added through `cond_proj` first (the guidance
-    embedding of latent consistency models).
+    With `cond_dim`, a projection of `cond` [..., cond_dim] is added to x first (the guidance
+    embedding of latent consistency models, Luo et al. 2023, arXiv:2310.04378).
     """
 
     dim: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A linen module as a plain function of its parameters."""
+"""Linen modules as plain functions of their parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jaxgen.types import Array, Key, Params
 
 
 def apply(module: nn.Module) -> Callable[..., Array]:
-    """(params, *inputs) -> output."""
+    """The module as a function (params, *inputs) -> output."""
 
     def applied(params: Params, *inputs: Any) -> Any:  # an Array; linen's type allows for a tuple
         return module.apply({"params": params}, *inputs)
@@ -19,5 +19,5 @@ def apply(module: nn.Module) -> Callable[..., Array]:
 
 
 def init(module: nn.Module, key: Key, *inputs: Array) -> Params:
-    """Fresh float32 parameters for inputs of these shapes."""
+    """New float32 parameters, drawn with the key, for inputs of these shapes."""
     return module.init(key, *inputs)["params"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Generators and discriminators, dense (Goodfellow 2014) and convolutional (DCGAN-shaped)."""
+"""Generators and discriminators: dense ones of Goodfellow 2014, convolutional ones like DCGAN."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from jaxgen.types import Array
 
 
 class DenseGenerator(nn.Module):
-    """Fully connected generator: z [..., D] -> [..., H, W, C] in [-1, 1].
+    """The fully connected generator: z [..., D] -> [..., H, W, C] in [-1, 1].
 
     Two hidden layers of rectifiers as in the MNIST network of Goodfellow et al. 2014
     (arXiv:1406.2661, section 5), with tanh for images in [-1, 1] where the paper has a sigmoid.
@@ -36,7 +36,7 @@ class DenseGenerator(nn.Module):
 
 
 class DenseDiscriminator(nn.Module):
-    """Fully connected discriminator: [..., H, W, C] -> logit [...].
+    """The fully connected discriminator: [..., H, W, C] -> logit [...].
 
     Maxout layers (Goodfellow et al. 2013, arXiv:1302.4389) of `hidden` units with `pieces` pieces,
     as in Goodfellow et al. 2014 section 5; without its dropout, so that a loss needs one key only.
@@ -55,14 +55,14 @@ class DenseDiscriminator(nn.Module):
         for i, features in enumerate(self.hidden):
             h = dense(features * self.pieces, dtype=self.dtype, name=f"Dense_{i}")(h)
             h = jnp.max(h.reshape(*h.shape[:-1], features, self.pieces), axis=-1)
-        return _judge(h, label, self.num_classes, dense, self.dtype)
+        return _logit(h, label, self.num_classes, dense, self.dtype)
 
 
 class ConvGenerator(nn.Module):
-    """Convolutional generator: z [..., D] -> [..., H, W, C] in [-1, 1].
+    """The convolutional generator: z [..., D] -> [..., H, W, C] in [-1, 1].
 
-    Shaped like DCGAN (Radford et al. 2016, arXiv:1511.06434): a projection to the smallest map,
-    then stages that double the sides and halve the features down to `width`. Normalisation does
+    As in DCGAN (Radford et al. 2016, arXiv:1511.06434): a projection to the smallest map, then
+    stages that double the sides and halve the features down to `width`. Unlike there, the norm does
     not look at the batch unless norm = "batch", and upsampling is sub-pixel (`blocks.Upsample`).
     """
 
@@ -90,14 +90,14 @@ class ConvGenerator(nn.Module):
 
 
 class ConvDiscriminator(nn.Module):
-    """Convolutional discriminator: [..., H, W, C] -> logit [...].
+    """The convolutional discriminator: [..., H, W, C] -> logit [...].
 
-    4x4 convolutions with stride 2 and leaky rectifiers (slope 0.2), as in DCGAN. `spectral`
-    normalises every layer (Miyato et al. 2018, arXiv:1802.05957).
+    4x4 convolutions with stride 2 and leaky rectifiers (slope 0.2), as in DCGAN, without norms.
+    `spectral` divides every kernel by its largest singular value (Miyato et al. 2018,
+    arXiv:1802.05957).
     """
 
     width: int = 64
-    norm: str = "none"
     num_classes: int = 0
     spectral: bool = False
     dtype: Any = jnp.float32
@@ -110,17 +110,18 @@ class ConvDiscriminator(nn.Module):
         for stage in range(blocks.num_stages(*x.shape[-3:-1])):
             name = f"Conv_{stage}"
             h = conv(self.width * 2**stage, (4, 4), strides=2, dtype=self.dtype, name=name)(h)
-            h = h if stage == 0 else Norm(self.norm, dtype=self.dtype)(h)
             h = nn.leaky_relu(h, 0.2)
         h = h.reshape(*x.shape[:-3], -1)
-        return _judge(h, label, self.num_classes, dense, self.dtype)
+        return _logit(h, label, self.num_classes, dense, self.dtype)
 
 
-def _judge(
+def _logit(
     h: Array, label: Array | None, num_classes: int, dense: type[nn.Module], dtype: Any
 ) -> Array:
-    """Logit [...] of features h [..., D]; with classes, plus the inner product with the label's
-    embedding: the projection discriminator, Miyato & Koyama 2018 (arXiv:1802.05637), eq. 4."""
+    """The logit [...] of features h [..., D], plus, with classes, h times the label's embedding.
+
+    That is the projection discriminator of Miyato & Koyama 2018 (arXiv:1802.05637), eq. 4.
+    """
     logit = dense(1, dtype=dtype, name="head")(h)[..., 0]
     if num_classes > 0:
         if label is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Normalisation layers, chosen by name; none but BatchNorm looks at other examples."""
+"""Normalisation layers, chosen by name; only BatchNorm looks at other examples."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxgen.types import Array
+from jaxgen.types import DATA_AXIS, Array
 
 NORMS = ("none", "group", "layer", "batch")
 
@@ -30,29 +30,28 @@ def _(axis_size: int, in_batched: list[bool], v: Array) -> tuple[Array, bool]:
 
 
 def mean_over_devices(v: Array) -> Array:
-    """The mean over the device axis "data" where it is bound, as in pmap and shard_map.
+    """The mean over the devices inside pmap and shard_map, where jax knows the axis `DATA_AXIS`.
 
-    A module need not be told how its step is run; under jit with shardings the batch is global
-    already.
+    v itself elsewhere: under jit with shardings the batch is global already. So a module does not
+    depend on how its step is run.
     """
     try:
-        jax.lax.axis_size("data")
-    except NameError:
+        return lax.pmean(v, DATA_AXIS)
+    except NameError:  # jax's error for an axis that nothing maps
         return v
-    return jax.lax.pmean(v, "data")
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation, Ioffe & Szegedy 2015 (arXiv:1502.03167), without running averages.
 
-    x: [..., C] -> [..., C]. Statistics are those of the whole global batch: over all leading axes,
-    over the examples of an enclosing vmap, and over the devices of a pmap or shard_map. When a
-    collection `batch_stats` is passed to `apply` it is used instead, so that one example can be
-    evaluated alone; `apply(..., mutable="batch_stats")` on a large batch makes that collection
-    (the standing statistics of Brock et al. 2019, arXiv:1809.11096, section 4.1). Nothing is
-    carried from step to step, so a step stays a function of parameters, batch and key.
+    x: [..., C] -> [..., C] in `dtype`. Statistics are those of the whole global batch: over all
+    leading axes, over the examples of an enclosing vmap, and over the devices of a pmap or
+    shard_map. When a collection `batch_stats` is passed to `apply` it is used instead, so that one
+    example can be evaluated alone; `apply(..., mutable="batch_stats")` on a large batch returns
+    that collection (the standing statistics of Brock et al. 2019, arXiv:1809.11096, section 4.1).
+    Nothing is carried from step to step, so a step stays a function of parameters, batch and key.
     Gradients of batch statistics exist outside the vmap over examples, where a gradient step takes
-    them, and not inside it: no gradient penalty through this layer.
+    them, and not inside it: a gradient penalty through this layer is an error of jax.
     """
 
     epsilon: float = 1e-5
@@ -80,8 +79,10 @@ class BatchNorm(nn.Module):
 class Norm(nn.Module):
     """One of `NORMS` over the features of x: [..., H, W, C] or [..., D]; statistics in float32.
 
-    "group" is GroupNorm with 8 groups (Wu & He 2018, arXiv:1803.08494), "layer" LayerNorm over the
-    features, "batch" the BatchNorm above.
+    "group" is GroupNorm with 8 groups (Wu & He 2018, arXiv:1803.08494), or with fewer where 8 does
+    not divide the features; "layer" is LayerNorm over the features (Ba et al. 2016,
+    arXiv:1607.06450); "batch" is the BatchNorm above. Output in `dtype`, except for "none".
+    Raises ValueError for another name.
     """
 
     kind: str = "group"
@@ -94,7 +95,7 @@ class Norm(nn.Module):
                 return x
             case "group":
                 groups = math.gcd(8, x.shape[-1])
-                # Reduce over space and the group's channels only: never over a batch axis.
+                # over space and the group's channels only, never over a batch axis
                 axes = (-3, -2, -1) if x.ndim >= 3 else (-1,)
                 norm = nn.GroupNorm(
                     num_groups=groups, epsilon=1e-5, dtype=self.dtype, reduction_axes=axes
@@ -108,14 +109,18 @@ class Norm(nn.Module):
 
 
 def _moments(x: Array) -> tuple[Array, Array]:
-    """Mean and variance [C] over every axis but the last, over examples and over devices."""
-    axes = tuple(range(x.ndim - 1))
-    mean = mean_over_devices(mean_over_examples(jnp.mean(x, axis=axes)))
-    var = jnp.mean(jnp.square(x - _like(mean, x)), axis=axes)
-    return mean, mean_over_devices(mean_over_examples(var))
+    """The mean and variance [C] over every axis but the last, over examples and over devices."""
+
+    def mean_of(x: Array) -> Array:
+        per_channel = jnp.mean(x, axis=tuple(range(x.ndim - 1)))
+        return mean_over_devices(mean_over_examples(per_channel))
+
+    mean = mean_of(x)
+    return mean, mean_of(jnp.square(x - _like(mean, x)))
 
 
 def _like(v: Array, x: Array) -> Array:
+    """v [C] as [1, ..., 1, C], with as many axes as x."""
     return v.reshape((1,) * (x.ndim - 1) + v.shape)
 
 
@@ -147,7 +152,7 @@ class GroupNorm(nn.Module):
         return (centred * gain + bias.astype(jnp.float32)[edges]).astype(self.dtype)
 
     def _over_groups(self, per_channel: Array, ndim: int) -> Array:
-        """Every channel's value replaced by its group's average: [B, C] -> [B, 1, ..., C]."""
+        """The average of its group for every channel: [B, C] -> [B, 1, ..., C]."""
         b, c = per_channel.shape
         grouped = per_channel.reshape(b, self.num_groups, c // self.num_groups)
         mean = grouped.mean(axis=-1, keepdims=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Convolutional blocks shared by the UNet and the autoencoder."""
+"""The convolutional blocks that the UNet and the autoencoder share."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxgen.types import Array
 
 
 class ResnetBlock2D(nn.Module):
-    """Two norm-SiLU-convolutions with a shortcut, and time added between them.
+    """Norm, SiLU, convolution, twice, with time added between the two, plus a shortcut.
 
     x: [B, H, W, C_in], emb: [B, D] or None -> [B, H, W, channels]. diffusers' class of this name.
     """
@@ -40,9 +40,10 @@ class ResnetBlock2D(nn.Module):
 
 
 class Downsample2D(nn.Module):
-    """Halves height and width by a strided convolution: [B, H, W, C] -> [B, ~H/2, ~W/2, C].
+    """A strided convolution that halves height and width: [B, H, W, C] -> [B, ~H/2, ~W/2, C].
 
     `padding` is ((1, 1), (1, 1)) in the UNet and ((0, 1), (0, 1)) in the autoencoder's encoder.
+    diffusers' class of this name.
     """
 
     padding: tuple[tuple[int, int], tuple[int, int]]
@@ -56,10 +57,10 @@ class Downsample2D(nn.Module):
 
 
 class Upsample2D(nn.Module):
-    """Doubles height and width by repetition, then convolves: [B, H, W, C] -> [B, 2H, 2W, C].
+    """A convolution of the image with every pixel doubled: [B, H, W, C] -> [B, 2H, 2W, C].
 
-    `size` (height, width) crops an odd last row or column, where the matching level on the way
-    down had one pixel less than twice this one; diffusers reaches the same by `upsample_size`.
+    `size` (height, width) crops the last row or column where the level on the way down had an odd
+    side, one pixel less than twice this one. diffusers' class of this name with `upsample_size`.
     """
 
     dtype: Any = jnp.float32

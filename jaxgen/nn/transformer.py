@@ -17,22 +17,22 @@ KeysValues = tuple[Array, Array]  # each [B, S, heads, D]
 class Attention(nn.Module):
     """Multi-head attention with named projections: diffusers' Attention without its options.
 
-    x: [B, T, channels], context: [B, S, E] (or x itself) -> [B, T, channels].
+    x: [B, T, channels], keys and values of a context [B, S, E], or of x itself -> [B, T, channels].
+    Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.2.
     """
 
     channels: int
     num_heads: int
-    qkv_bias: bool = False
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.to_q = nn.Dense(self.channels, use_bias=self.qkv_bias, dtype=self.dtype)
-        self.to_k = nn.Dense(self.channels, use_bias=self.qkv_bias, dtype=self.dtype)
-        self.to_v = nn.Dense(self.channels, use_bias=self.qkv_bias, dtype=self.dtype)
+        self.to_q = nn.Dense(self.channels, use_bias=False, dtype=self.dtype)
+        self.to_k = nn.Dense(self.channels, use_bias=False, dtype=self.dtype)
+        self.to_v = nn.Dense(self.channels, use_bias=False, dtype=self.dtype)
         self.to_out = [nn.Dense(self.channels, dtype=self.dtype)]  # "to_out_0"
 
     def keys_values(self, context: Array) -> KeysValues:
-        """What `__call__` needs of the context: [B, S, E] -> two arrays [B, S, heads, D]."""
+        """The keys and values of a context, for `__call__`: [B, S, E] -> two [B, S, heads, D]."""
         return self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context))
 
     def __call__(self, x: Array, keys_values: KeysValues | None = None) -> Array:
@@ -61,7 +61,10 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and a dense layer back; submodules net_0 and net_2."""
+    """GEGLU to four times the width, and a dense layer back: [..., C] -> the same.
+
+    diffusers' class of this name, whose submodules are net_0 and net_2.
+    """
 
     dtype: Any = jnp.float32
 
@@ -73,7 +76,10 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and MLP, each pre-normed and added: [B, T, C]."""
+    """Self-attention, cross-attention and MLP, each after a norm and added to its input.
+
+    x: [B, T, C], keys and values of the text -> [B, T, C]. diffusers' class of this name.
+    """
 
     channels: int
     num_heads: int
@@ -94,7 +100,7 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2DModel(nn.Module):
-    """A stack of transformer blocks over pixels: [B, H, W, C] -> the same, plus the input.
+    """A stack of transformer blocks over pixels, added to its input: [B, H, W, C] -> the same.
 
     diffusers' class of this name. Its 1x1 convolutions (SD 1) and linear layers (SD 2, XL) around
     the stack are the same dense layers in this layout.
@@ -116,7 +122,7 @@ class Transformer2DModel(nn.Module):
         self.proj_out = nn.Dense(self.channels, dtype=self.dtype)
 
     def text_context(self, text: Array) -> tuple[KeysValues, ...]:
-        """Keys and values of the text [B, S, E] for every block."""
+        """The keys and values of the text [B, S, E] for each block, for `__call__`."""
         return tuple(block.attn2.keys_values(text) for block in self.transformer_blocks)
 
     def __call__(self, x: Array, text_context: tuple[KeysValues, ...]) -> Array:

@@ -19,16 +19,16 @@ MID_BLOCKS = {"UNetMidBlock2DCrossAttn": True, "UNetMidBlock2D": False}
 
 
 class UNet2DConditionModel(nn.Module):
-    """Predicts noise (or v) from a noisy latent, its timestep and a text.
+    """The network that predicts noise (or v) from a noisy latent, its timestep and a text.
 
     sample: [B, H, W, in_channels], timesteps: [B] or [], text: [B, T, cross_attention_dim]
     -> [B, H, W, out_channels] in `dtype`. Rombach et al. 2022 (arXiv:2112.10752); XL: Podell et
     al. 2023 (arXiv:2307.01952). Mirrors diffusers' class of this name: fields and defaults are
-    those of its config.json, submodules carry its names.
+    those of its config.json, submodules have its names.
 
     `__call__` is three methods in a row. The first two do not depend on the latent, so a sampling
     loop calls `embed_time` (and `embed_added`) and `text_context` once, outside, and `denoise`
-    at every step.
+    at every step. Raises ValueError for block types and sizes of fields that do not fit.
     """
 
     sample_size: int | Sequence[int] | None = None  # default latent size; the network takes any
@@ -82,7 +82,7 @@ class UNet2DConditionModel(nn.Module):
         time_ids: Array | None = None,
         timestep_cond: Array | None = None,
     ) -> Array:
-        """One evaluation from raw conditions; the last three as in `embed_added`, `embed_time`."""
+        """The prediction from raw conditions; the last three as in `embed_added`, `embed_time`."""
         emb = self.embed_time(jnp.broadcast_to(timesteps, sample.shape[:1]), timestep_cond)
         if self.addition_embed_type == "text_time":
             if text_embeds is None or time_ids is None:
@@ -94,7 +94,7 @@ class UNet2DConditionModel(nn.Module):
         return self.denoise(sample, emb, self.text_context(text))
 
     def embed_time(self, timesteps: Array, timestep_cond: Array | None = None) -> Array:
-        """Embedded timesteps, integer or float: [N] -> [N, D]; all steps of a run in one call.
+        """The embedding of timesteps, integer or float: [N] -> [N, D]; one call does all steps.
 
         timestep_cond: [N, time_cond_proj_dim], only for UNets that have this field.
         """
@@ -103,7 +103,7 @@ class UNet2DConditionModel(nn.Module):
         )
 
     def embed_added(self, text_embeds: Array, time_ids: Array) -> Array:
-        """XL's embedded pooled text [B, P] and sizes [B, 6], to be added to `embed_time`: [B, D].
+        """The embedding [B, D] of XL's pooled text [B, P] and sizes [B, 6], to add to that of time.
 
         time_ids: original height and width, crop top and left, target height and width in pixels;
         integers or float32, since bfloat16 would round them (1023 becomes 1024).
@@ -118,12 +118,12 @@ class UNet2DConditionModel(nn.Module):
         return self.add_embedding(jnp.concatenate([text_embeds.astype(self.dtype), sizes], -1))
 
     def text_context(self, text: Array) -> dict[str, TextContext]:
-        """Keys and values of the text [B, T, E] for every cross-attention, for `denoise`."""
+        """The keys and values of the text [B, T, E] for every cross-attention, for `denoise`."""
         text = text.astype(self.dtype)
         return {name: block.text_context(text) for name, block in self._blocks().items()}
 
     def denoise(self, sample: Array, emb: Array, text_context: dict[str, TextContext]) -> Array:
-        """One evaluation from embedded time [B, D] and `text_context`: [B, H, W, C] -> the same."""
+        """The prediction from embedded time [B, D] and `text_context`: [B, H, W, C] -> the same."""
         x = self.conv_in(sample.astype(self.dtype))
         skips = [x]
         for i, block in enumerate(self.down_blocks):
@@ -134,9 +134,9 @@ class UNet2DConditionModel(nn.Module):
             x = self.mid_block(x, emb, text_context["mid_block"])
 
         for i, block in enumerate(self.up_blocks):
-            used = tuple(skips.pop() for _ in range(block.level.num_resnets))
+            block_skips = tuple(skips.pop() for _ in range(block.level.num_resnets))
             size = skips[-1].shape[1:3] if skips else None
-            x = block(x, used, emb, text_context[f"up_blocks_{i}"], size)
+            x = block(x, block_skips, emb, text_context[f"up_blocks_{i}"], size)
         return self.conv_out(nn.silu(self.conv_norm_out(x)))
 
     def _sinusoid(self, values: Array, dim: int) -> Array:
@@ -153,7 +153,7 @@ class UNet2DConditionModel(nn.Module):
         return blocks | {f"up_blocks_{i}": block for i, block in enumerate(self.up_blocks)}
 
     def _levels(self) -> tuple[list[Level], Level | None, list[Level]]:
-        """The levels in the order of their use: down, middle (or None), up."""
+        """The levels on the way down, in the middle (or None), and on the way up."""
         count = len(self.block_out_channels)
         layers = _repeat(self.layers_per_block, count)
         heads = _repeat(self.num_attention_heads or self.attention_head_dim, count)
@@ -193,7 +193,7 @@ def _has_attention(kind: str, field: str, known: dict[str, bool]) -> bool:
 
 
 def _repeat(value: Any, count: int) -> tuple[Any, ...]:
-    """A field given once for all levels, or as one value for each: always as a tuple of `count`."""
+    """The field as a tuple of `count`: it may be one number for all levels, or one for each."""
     if isinstance(value, int):
         return (value,) * count
     if len(value) != count:

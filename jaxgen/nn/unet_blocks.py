@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The levels of the UNet: down, middle and up. Without attention they are the plain variants."""
+"""The blocks of the UNet's levels: down, middle and up, each with attention or without."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ TextContext = tuple[Any, ...]  # one entry for each Transformer2DModel of a bloc
 
 
 class Level(NamedTuple):
-    """What the blocks of one resolution share."""
+    """The numbers that the blocks of one resolution share."""
 
     channels: int
     num_resnets: int
@@ -25,12 +25,14 @@ class Level(NamedTuple):
     norm_eps: float
 
     def resnets(self, dtype: Any, extra: int = 0) -> list[ResnetBlock2D]:
+        """The level's resnets, and `extra` more."""
         return [
             ResnetBlock2D(self.channels, self.norm_num_groups, self.norm_eps, dtype)
             for _ in range(self.num_resnets + extra)
         ]
 
     def transformers(self, dtype: Any) -> list[Transformer2DModel]:
+        """The level's transformers, one for each entry of `depths`."""
         return [
             Transformer2DModel(self.channels, self.num_heads, depth, self.norm_num_groups, dtype)
             for depth in self.depths
@@ -40,8 +42,8 @@ class Level(NamedTuple):
 class DownBlock(nn.Module):
     """diffusers' CrossAttnDownBlock2D, or DownBlock2D where the level has no depths.
 
-    x: [B, H, W, C_in] -> the last of its outputs and all of them, [B, H, W, C] and at the end
-    [B, H/2, W/2, C] unless it is the lowest level.
+    x: [B, H, W, C_in] -> the last output and the tuple of all: one [B, H, W, C] for each resnet,
+    then [B, H/2, W/2, C] if `add_downsample`.
     """
 
     level: Level
@@ -72,7 +74,10 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """diffusers' UNetMidBlock2DCrossAttn, or without depths its UNetMidBlock2D of one resnet."""
+    """diffusers' UNetMidBlock2DCrossAttn, or without depths its UNetMidBlock2D of one resnet.
+
+    x: [B, H, W, C] -> the same.
+    """
 
     level: Level
     dtype: Any = jnp.float32
@@ -96,8 +101,8 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """diffusers' CrossAttnUpBlock2D, or UpBlock2D where the level has no depths.
 
-    x: [B, H, W, C_in] and one skip [B, H, W, C_i] for each resnet, the last made first ->
-    [B, *size, C], where size is that of the next level's skips, or None at the highest level.
+    x: [B, H, W, C_in] and one skip [B, H, W, C_i] for each resnet, those of the way down in reverse
+    order -> [B, *size, C], `size` being that of the next level's skips; [B, H, W, C] at the last.
     """
 
     level: Level

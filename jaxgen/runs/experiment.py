@@ -73,7 +73,7 @@ def optimizer_of(
     rate = optimizer.schedule(
         options.learning_rate, num_steps, options.schedule, options.warmup_steps
     )
-    return optimizer.adam(rate, b1, clip_norm=options.clip_norm)
+    return optimizer.adam(rate, b1, options.clip_norm)
 
 
 def network_dtype(options: RunOptions) -> Any:

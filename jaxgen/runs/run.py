@@ -194,7 +194,8 @@ def _feed(
     """A function from the first step to the batches; data for the devices is read here and now."""
     if resident:
         whole = read_all(source)
-        dataset = parallel.put({"image": whole.images, "label": whole.labels}, mesh)
+        arrays = dict(zip(source.names, (whole.images, whole.labels), strict=True))
+        dataset = parallel.put(arrays, mesh)
         data_key = experiment.data_key(options)
         batches = order.resident_batches(dataset, system.images_per_step, data_key, mesh)
         return lambda start: batches

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Objectives of the GAN's two players, each for ONE example and ONE key.
 
-The generator maximises what the discriminator minimises, or a successor of that game. Each
-player's batch carries the other's parameters: the discriminator's example has "generator", the
-generator's example has "discriminator". D(x) below is a logit.
+The generator maximises what the discriminator minimises, or plays a later variant of that game.
+Each player's example holds the other's parameters: the discriminator's has "generator", the
+generator's has "discriminator", and "label" int32 [] where the networks have classes. D(x) below is
+a logit; losses are float32 [].
 """
 
 from collections.abc import Callable
@@ -15,12 +16,12 @@ import jax.numpy as jnp
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
 Generate = Callable[..., Array]  # (params, z, label) -> image in [-1, 1]
-Judge = Callable[..., Array]  # (params, image, label) -> logit []
+Discriminate = Callable[..., Array]  # (params, image, label) -> logit []
 Augment = Callable[[Key, Array], Array]  # differentiable, one image
 
 
 class Objective(NamedTuple):
-    """A game: the discriminator's loss of (real, fake) logits, the generator's of the fake one."""
+    """A game: the discriminator's loss of the (real, fake) logits, the generator's of the fake."""
 
     discriminator: Callable[[Array, Array], Array]
     generator: Callable[[Array], Array]
@@ -36,26 +37,26 @@ class Penalties(NamedTuple):
 
 NO_PENALTIES = Penalties()
 
-# log(1 - sigmoid(f)) = -softplus(f) and log sigmoid(r) = -softplus(-r): exact and never -inf.
+# log(1 - sigmoid(f)) = -softplus(f) and log sigmoid(r) = -softplus(-r): exact and never -inf
 OBJECTIVES = {
-    # Goodfellow et al. 2014 (arXiv:1406.2661), eq. 1: min_G max_D E log D(x) + E log(1 - D(G(z))).
+    # Goodfellow et al. 2014 (arXiv:1406.2661), eq. 1: min_G max_D E log D(x) + E log(1 - D(G(z)))
     "minimax": Objective(
         lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
         lambda fake: -jax.nn.softplus(fake),
     ),
-    # Goodfellow et al. 2014, section 3: the generator maximises log D(G(z)) instead.
+    # Goodfellow et al. 2014, section 3: the generator maximises log D(G(z)) instead
     "non_saturating": Objective(
         lambda real, fake: jax.nn.softplus(-real) + jax.nn.softplus(fake),
         lambda fake: jax.nn.softplus(-fake),
     ),
-    # Mao et al. 2017 (arXiv:1611.04076), eq. 9: targets 1 for real, 0 for fake, 1 for G.
+    # Mao et al. 2017 (arXiv:1611.04076), eq. 9: targets 1 for real, 0 for fake, 1 for G
     "least_squares": Objective(
         lambda real, fake: 0.5 * ((real - 1) ** 2 + fake**2),
         lambda fake: 0.5 * (fake - 1) ** 2,
     ),
-    # Arjovsky et al. 2017 (arXiv:1701.07875), eq. 2; the critic needs a penalty or spectral norm.
+    # Arjovsky et al. 2017 (arXiv:1701.07875), eq. 2; the critic needs a penalty or spectral norm
     "wasserstein": Objective(lambda real, fake: fake - real, lambda fake: -fake),
-    # Lim & Ye 2017 (arXiv:1705.02894), Miyato et al. 2018 (arXiv:1802.05957), eq. 16 and 17.
+    # Lim & Ye 2017 (arXiv:1705.02894), Miyato et al. 2018 (arXiv:1802.05957), eq. 16 and 17
     "hinge": Objective(
         lambda real, fake: jax.nn.relu(1 - real) + jax.nn.relu(1 + fake),
         lambda fake: -fake,
@@ -64,29 +65,30 @@ OBJECTIVES = {
 
 
 def objective(name: str) -> Objective:
-    """The game of that name, one of `OBJECTIVES`."""
+    """The game with this name in `OBJECTIVES`. Raises ValueError for another name."""
     if name not in OBJECTIVES:
         raise ValueError(f"unknown GAN objective {name!r}; use one of {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
 
 
 def identity(key: Key, x: Array) -> Array:
-    """No augmentation."""
+    """The image as it is: no augmentation."""
     return x
 
 
 def discriminator_loss(
     generate: Generate,
-    judge: Judge,
+    discriminate: Discriminate,
     game: Objective,
     latent_dim: int,
     penalties: Penalties = NO_PENALTIES,
     augment: Augment = identity,
 ) -> LossFn:
-    """The discriminator's loss for one real image and one generated from a fresh z.
+    """The discriminator's loss for one real image and one generated from a new z ~ N(0, I).
 
-    `augment` is applied to what the discriminator sees, real and fake, with draws of their own
-    (Zhao et al. 2020, arXiv:2006.10738).
+    `augment` changes both images, each with its own draw, before the discriminator sees them (Zhao
+    et al. 2020, arXiv:2006.10738, section 3.2). Metrics: loss, penalty, and the probabilities
+    d_real and d_fake that the discriminator gives to "real".
     """
 
     def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
@@ -96,10 +98,10 @@ def discriminator_loss(
         real = augment(real_key, example["image"])
         fake = augment(fake_key, generate(example["generator"], z, label))
 
-        real_logit = judge(params, real, label)
-        fake_logit = judge(params, fake, label)
+        real_logit = discriminate(params, real, label)
+        fake_logit = discriminate(params, fake, label)
         value = game.discriminator(real_logit, fake_logit)
-        penalty = _penalty(judge, params, real, fake, label, between_key, penalties)
+        penalty = _penalty(discriminate, params, real, fake, label, between_key, penalties)
         terms = {"d_real": jax.nn.sigmoid(real_logit), "d_fake": jax.nn.sigmoid(fake_logit)}
         return value + penalty, {"loss": value + penalty, "penalty": penalty, **terms}
 
@@ -108,18 +110,18 @@ def discriminator_loss(
 
 def generator_loss(
     generate: Generate,
-    judge: Judge,
+    discriminate: Discriminate,
     game: Objective,
     latent_dim: int,
     augment: Augment = identity,
 ) -> LossFn:
-    """The generator's loss for one fresh z; the example gives the label and "discriminator"."""
+    """The generator's loss for one image generated from a new z ~ N(0, I), augmented as above."""
 
     def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
         z_key, augment_key = jax.random.split(key)
         label = example.get("label")
         fake = generate(params, jax.random.normal(z_key, (latent_dim,)), label)
-        fake_logit = judge(example["discriminator"], augment(augment_key, fake), label)
+        fake_logit = discriminate(example["discriminator"], augment(augment_key, fake), label)
         value = game.generator(fake_logit)
         return value, {"loss": value}
 
@@ -127,7 +129,7 @@ def generator_loss(
 
 
 def _penalty(
-    judge: Judge,
+    discriminate: Discriminate,
     params: Params,
     real: Array,
     fake: Array,
@@ -138,11 +140,11 @@ def _penalty(
     """The weighted sum of the gradient penalties at one pair of images."""
 
     def slope(x: Array) -> Array:  # grad of the logit with respect to the image
-        return jax.grad(lambda image: judge(params, image, label))(x)
+        return jax.grad(lambda image: discriminate(params, image, label))(x)
 
     total = jnp.float32(0)
     if weights.gradient:
-        # Gulrajani et al. 2017 (arXiv:1704.00028), eq. 3: ONE alpha per pair, uniform in [0, 1].
+        # Gulrajani et al. 2017 (arXiv:1704.00028), eq. 3: ONE alpha per pair, uniform in [0, 1]
         alpha = jax.random.uniform(key)
         norm = jnp.sqrt(jnp.sum(slope(alpha * real + (1 - alpha) * fake) ** 2) + 1e-12)
         total += weights.gradient * (norm - 1) ** 2

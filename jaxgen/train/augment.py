@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Image augmentation of ONE image with ONE key, on the device and differentiable.
+"""Augmentation of ONE image with ONE key, on the device and differentiable.
 
-x: float32 [H, W, C] in [-1, 1] -> the same shape.
+x: float32 [H, W, C] in [-1, 1] -> the same shape and, but for `differentiable`, the same range.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
 
 def to_unit_range(image: Array) -> Array:
-    """uint8 [0, 255] -> float32 [-1, 1]: 0 is -1, 255 is 1."""
+    """A uint8 image in [0, 255] as float32 in [-1, 1], of the same shape: 0 is -1, 255 is 1."""
     return image.astype(jnp.float32) * (2 / 255) - 1
 
 
 def on_uint8(loss_fn: LossFn, augment: Callable[[Key, Array], Array] | None = None) -> LossFn:
-    """The loss for examples whose "image" is still uint8, augmented first when asked.
+    """The loss for examples whose "image" is still uint8: converted, and augmented if `augment`.
 
-    Four times fewer bytes stay on the device and cross to it than with float32 images.
+    Data on the device, and what is sent to it, is four times smaller than with float32 images.
     """
 
     def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
@@ -34,12 +34,12 @@ def on_uint8(loss_fn: LossFn, augment: Callable[[Key, Array], Array] | None = No
 
 
 def flip(key: Key, x: Array) -> Array:
-    """Mirrored left to right with probability one half."""
+    """The image, mirrored left to right with probability one half."""
     return jnp.where(jax.random.bernoulli(key), x[:, ::-1], x)
 
 
 def shift(key: Key, x: Array, fraction: float = 0.125) -> Array:
-    """Moved by up to `fraction` of each side in either direction; what enters is -1 (black)."""
+    """The image moved by up to `fraction` of each side, either way; new pixels are -1 (black)."""
     height, width, channels = x.shape
     dy, dx = round(height * fraction), round(width * fraction)
     row_key, column_key = jax.random.split(key)
@@ -50,10 +50,10 @@ def shift(key: Key, x: Array, fraction: float = 0.125) -> Array:
 
 
 def differentiable(key: Key, x: Array) -> Array:
-    """DiffAugment's colour, translation and cutout, Zhao et al. 2020 (arXiv:2006.10738), sec. 4.
+    """DiffAugment: colour, translation and cutout, Zhao et al. 2020 (arXiv:2006.10738), section 4.
 
-    Brightness, saturation and contrast as in the paper's code release; translation by up to an
-    eighth; a square of half the side set to 0 (grey).
+    Brightness, saturation and contrast are as in the paper's code release; the image moves by up to
+    an eighth, and a square of half its side becomes 0 (grey). Values may leave [-1, 1].
     """
     bright_key, saturation_key, contrast_key, shift_key, cut_key = jax.random.split(key, 5)
     x = x + jax.random.uniform(bright_key, minval=-0.5, maxval=0.5)
@@ -65,6 +65,7 @@ def differentiable(key: Key, x: Array) -> Array:
 
 
 def _cutout(key: Key, x: Array) -> Array:
+    """The image with a square of half its side set to 0, its centre anywhere in the image."""
     height, width, _ = x.shape
     row_key, column_key = jax.random.split(key)
     row = jax.random.randint(row_key, (), 0, height + 1)  # centre of the square, between pixels
@@ -79,7 +80,7 @@ AUGMENTATIONS = {"none": None, "flip": flip, "shift": shift}
 
 
 def by_name(name: str) -> Callable[[Key, Array], Array] | None:
-    """An augmentation of the training images by name, one of `AUGMENTATIONS`."""
+    """The augmentation with this name in `AUGMENTATIONS`. Raises ValueError for another name."""
     if name not in AUGMENTATIONS:
         known = ", ".join(AUGMENTATIONS)
         raise ValueError(f"unknown augmentation {name!r}; use one of {known}")

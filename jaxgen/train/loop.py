@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The loop: dispatches chunks of steps, keeps few in flight, and reports what comes back.
+"""The training loop: it dispatches chunks of steps, keeps few in flight, and reports their metrics.
 
-It knows neither models nor files. What happens to metrics, states and pictures is given to it.
+It knows neither models nor files: the caller's callbacks record metrics, save states and draw.
 """
 
 from collections import deque
@@ -18,18 +18,18 @@ MAX_IN_FLIGHT = 8  # dispatches; on CPU, more than 32 deadlock the all-reduce of
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient that is NaN or infinite; `step` is the step that computed it."""
+    """The error of a loss or gradient that is NaN or infinite; `step` is the step that had it."""
 
     def __init__(self, step: int, names: list[str]) -> None:
         self.step = step
         super().__init__(
-            f"step {step}: {', '.join(names)} not finite; the run stops and the last checkpoint "
-            f"before it stays. Try a lower --learning-rate, --clip-norm 1 or --dtype float32"
+            f"step {step}: {', '.join(names)} not finite; the run stops and keeps its last "
+            f"checkpoint. Try a lower --learning-rate, --clip-norm 1 or --dtype float32"
         )
 
 
 class Callbacks(NamedTuple):
-    """What the outside does. Each is called with the number of finished steps it belongs to."""
+    """What the caller does during a run; each gets the number of finished steps it belongs to."""
 
     record: Callable[[int, dict[str, Any]], None]  # metrics of one step, as floats
     save: Callable[[int, Any], None]  # the state, at multiples of save_every and at the end
@@ -52,11 +52,12 @@ def train(
 ) -> tuple[Any, int]:
     """The state after step `stop`, or earlier if interrupted, and the number of steps done.
 
-    One call of `run` does `chunk` steps (the last one fewer, if need be); its metrics are [chunk].
-    The host does not wait for the newest steps: metrics are read when they are ready, or once
-    `MAX_IN_FLIGHT` further chunks are under way; and all of them before a state is saved or
-    drawn, so that no state after a non-finite step reaches the disk.
-    Raises NonFiniteError naming the first such step.
+    One call of `run` does `chunk` steps (the last call may do fewer); its metrics are [chunk].
+    save_every, draw_every: in steps, 0 for the end only.
+    The host does not wait for the newest steps: it reads metrics when they are ready, or once
+    `MAX_IN_FLIGHT` further chunks are dispatched; and it reads all of them before a state is saved
+    or drawn, so that no state after a non-finite step reaches the disk.
+    Raises NonFiniteError with the first such step.
     """
     pending: deque = deque()
     done = start
@@ -83,21 +84,21 @@ def train(
 
 
 def _passes(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, after]; never if every is 0."""
+    """Whether a multiple of `every` lies in (before, after]; False if every is 0."""
     return every > 0 and after // every > before // every
 
 
 def _drain(pending: deque, record: Callable[[int, dict], None], keep: int) -> None:
-    """Records the oldest chunks: all that are ready, and waits for those beyond `keep`."""
+    """Records the oldest chunks: all that are ready, and, after waiting, those beyond `keep`."""
     while pending and (len(pending) > keep or _is_ready(pending[0][1])):
         first, metrics = pending.popleft()
         values = jax.device_get(metrics)
-        # of all steps at once: beside steps of a tenth of a millisecond, checks one by one show
+        # all steps in one check: where a step takes 0.1 ms, a check for each would cost time
         finite = {name: np.isfinite(x).reshape(len(x), -1).all(1) for name, x in values.items()}
         for i in range(len(values["loss"])):
-            bad = [name for name, ok in finite.items() if not ok[i]]
-            if bad:
-                raise NonFiniteError(first + i + 1, bad)
+            faulty = [name for name, is_finite in finite.items() if not is_finite[i]]
+            if faulty:
+                raise NonFiniteError(first + i + 1, faulty)
             record(first + i + 1, {name: x[i] for name, x in values.items()})
 
 

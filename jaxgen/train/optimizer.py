@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Optimisers from a handful of options: Adam, a learning-rate schedule, clipping."""
+"""The optimiser from a few options: Adam, a learning-rate schedule, clipping."""
 
 import optax
 
@@ -9,9 +9,11 @@ SCHEDULES = ("constant", "cosine", "linear")
 def schedule(
     learning_rate: float, num_steps: int, kind: str = "constant", warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Learning rate by step: a linear rise over `warmup_steps`, then constant, or to 0 at the end.
+    """The learning rate by step: it rises linearly over `warmup_steps` to `learning_rate`.
 
-    Raises ValueError for a learning rate or warm-up that is out of range, and an unknown kind.
+    Then, by kind, it stays ("constant"), or falls to 0 at step `num_steps`, in a line ("linear")
+    or as half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts).
+    Raises ValueError for a learning rate or warm-up that is out of range, and for another kind.
     """
     if not learning_rate > 0:  # not `<= 0`: nan is refused too
         raise ValueError(f"learning rate {learning_rate}; use a positive number")
@@ -39,12 +41,14 @@ def schedule(
 def adam(
     learning_rate: optax.ScalarOrSchedule,
     b1: float = 0.9,
-    b2: float = 0.999,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam, Kingma & Ba 2015 (arXiv:1412.6980); clip_norm > 0 first scales the whole gradient
-    down to that global norm (Pascanu et al. 2013, arXiv:1211.5063)."""
+    """Adam, Kingma & Ba 2015 (arXiv:1412.6980), algorithm 1, with optax's other constants.
+
+    clip_norm > 0 first scales the whole gradient down to at most that global norm (Pascanu et al.
+    2013, arXiv:1211.5063, algorithm 1). Raises ValueError for a negative one.
+    """
     if clip_norm < 0:
         raise ValueError(f"clip norm {clip_norm}; use 0 (no clipping) or a positive norm")
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    return optax.chain(*clip, optax.adam(learning_rate, b1=b1, b2=b2))
+    return optax.chain(*clip, optax.adam(learning_rate, b1=b1))

@@ -11,30 +11,33 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.types import Batch, Key, Metrics, Step
+from jaxgen.types import DATA_AXIS, Batch, Key, Metrics, Step
 
 MODES = ("jit", "pmap", "shard_map")
-EXAMPLES = P("data")  # a batch: leaves [B, ...]
-SCANNED = (P(), P(None, "data"))  # (dataset on every device, indices [n, B])
+EXAMPLES = P(DATA_AXIS)  # a batch: leaves [B, ...]
+SCANNED = (P(), P(None, DATA_AXIS))  # (dataset on every device, indices [n, B])
 
 Run = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
 
 
 def data_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh of one axis "data" over the first `num_devices` devices, all of them by default."""
+    """A mesh with the one axis `DATA_AXIS` over the first `num_devices` devices, or over all.
+
+    Raises ValueError for a number of devices that is not there.
+    """
     available = jax.device_count()
     size = available if num_devices is None else num_devices
     if not 1 <= size <= available:
-        raise ValueError(f"{size} devices asked for; this process sees {available}")
+        raise ValueError(f"cannot use {size} devices; this process sees {available}")
     devices = jax.devices()[:size]
-    return jax.make_mesh((size,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.make_mesh((size,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def parallelize(step: Step, mesh: Mesh, how: str = "jit", batch_spec: Any = EXAMPLES) -> Run:
     """The step as a compiled function (state, global batch, key) -> (state, metrics).
 
-    The state is replicated, never grows a device axis, and is donated: the caller's copy is gone
-    after the call. `batch_spec` says how the batch lies on the mesh: `EXAMPLES` or `SCANNED`.
+    The state is replicated, has no device axis, and is donated: the caller's copy is gone after
+    the call. `batch_spec` says how the batch lies on the mesh: `EXAMPLES` or `SCANNED`.
     All modes give the same run up to the order of float sums.
     Raises ValueError for an unknown mode, and for a batch that the devices cannot share.
     """
@@ -56,10 +59,10 @@ def parallelize(step: Step, mesh: Mesh, how: str = "jit", batch_spec: Any = EXAM
 
 
 def put(tree: Any, mesh: Mesh, spec: Any = P()) -> Any:
-    """Host arrays as global device arrays on the mesh; every process passes its own share.
+    """The tree of host arrays as global device arrays on the mesh.
 
-    With the default spec every device gets a copy. With a "data" axis, a process passes the rows
-    of its own devices.
+    With the default spec every device gets a copy. Where the spec has `DATA_AXIS`, each process
+    passes the rows of its own devices.
     """
 
     def place(spec: P, x: Any) -> jax.Array:
@@ -86,9 +89,9 @@ def check_divisible(batch: Batch, batch_spec: Any, mesh: Mesh) -> None:
     devices = mesh.size
 
     def check(spec: P, part: Any) -> None:
-        if "data" in spec:
+        if DATA_AXIS in spec:
             for leaf in jax.tree.leaves(part):
-                size = leaf.shape[spec.index("data")]
+                size = leaf.shape[spec.index(DATA_AXIS)]
                 if size % devices:
                     raise ValueError(
                         f"batch of {size} cannot be divided over {devices} devices; "
@@ -113,7 +116,7 @@ def _jit(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
 
 def _shard_map(step: Step, mesh: Mesh, batch_spec: Any) -> Step:
     return jax.shard_map(
-        partial(step, axis="data"),
+        partial(step, axis=DATA_AXIS),
         mesh=mesh,
         in_specs=(P(), batch_spec, P()),
         out_specs=(P(), P()),
@@ -121,16 +124,16 @@ def _shard_map(step: Step, mesh: Mesh, batch_spec: Any) -> Step:
 
 
 def _pmap(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
-    """pmap maps the batch only, so states and metrics have no device axis to strip.
+    """The step under pmap, which maps the batch only: states and metrics have no device axis.
 
-    Among several processes pmap works on what each of them holds, so arrays of all hosts are
-    taken apart before the step and put together after it.
+    With several processes pmap works on what each of them holds, so global arrays become local
+    ones before the step and global ones again after it.
     """
     one_process = jax.process_count() == 1
     devices = mesh.size // jax.process_count()
 
     def axis_of(spec: P) -> int | None:
-        return spec.index("data") if "data" in spec else None
+        return spec.index(DATA_AXIS) if DATA_AXIS in spec else None
 
     def split(spec: P, part: Any) -> Any:
         axis = axis_of(spec)
@@ -143,8 +146,8 @@ def _pmap(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
     is_spec = lambda s: isinstance(s, P)  # noqa: E731
     in_axes = jax.tree.map(axis_of, batch_spec, is_leaf=is_spec)
     mapped = jax.pmap(
-        partial(step, axis="data"),
-        axis_name="data",
+        partial(step, axis=DATA_AXIS),
+        axis_name=DATA_AXIS,
         in_axes=(None, in_axes, None),
         out_axes=(None, None),
         devices=list(mesh.devices.flat),
@@ -153,34 +156,34 @@ def _pmap(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
 
     def run(state: Any, batch: Batch, key: Key) -> tuple[Any, Metrics]:
         if not one_process:
-            state, key = _own(state, P()), _own(key, P())
-            batch = jax.tree.map(lambda s, x: _own(x, s), batch_spec, batch, is_leaf=is_spec)
+            state, key = _to_local(state, P()), _to_local(key, P())
+            batch = jax.tree.map(lambda s, x: _to_local(x, s), batch_spec, batch, is_leaf=is_spec)
         batch = jax.tree.map(split, batch_spec, batch, is_leaf=is_spec)
         result = mapped(state, batch, key)
-        return result if one_process else _of_all(result, mesh)
+        return result if one_process else _to_global(result, mesh)
 
     return run
 
 
-def _own(tree: Any, spec: P) -> Any:
-    """Global arrays as this process holds them: its rows where the spec has a "data" axis."""
+def _to_local(tree: Any, spec: P) -> Any:
+    """Global arrays as this process holds them: its rows where the spec has `DATA_AXIS`."""
 
-    def own(x: jax.Array) -> jax.Array:
-        if "data" not in spec:
+    def local(x: jax.Array) -> jax.Array:
+        if DATA_AXIS not in spec:
             return x.addressable_data(0)
-        axis = spec.index("data")
+        axis = spec.index(DATA_AXIS)
         shards = sorted(x.addressable_shards, key=lambda shard: shard.index[axis].start or 0)
         return jnp.concatenate([jax.device_get(shard.data) for shard in shards], axis)
 
-    return jax.tree.map(own, tree)
+    return jax.tree.map(local, tree)
 
 
-def _of_all(tree: Any, mesh: Mesh) -> Any:
-    """What every device of every process holds alike, as global arrays."""
+def _to_global(tree: Any, mesh: Mesh) -> Any:
+    """Local arrays that are the same on every device of every process, as global arrays."""
     everywhere = NamedSharding(mesh, P())
 
     def whole(x: jax.Array) -> jax.Array:
-        parts = [shard.data for shard in x.addressable_shards]
-        return jax.make_array_from_single_device_arrays(x.shape, everywhere, parts)
+        copies = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, copies)
 
     return jax.tree.map(whole, tree)

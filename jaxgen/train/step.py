@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Steps: one pure update each, made from per-example losses, and lifted to scans and seeds."""
+"""Steps: one pure update each, built from per-example losses, and lifted to scans and seeds."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from jaxgen.types import Array, Batch, Key, LossFn, Metrics, Params, Step, Train
 
 
 class GanState(NamedTuple):
-    """The two players and the moving average of the generator that samples are drawn with."""
+    """The two players, and the moving average of the generator, which draws the samples."""
 
     generator: TrainState
     discriminator: TrainState
@@ -25,7 +25,7 @@ class GanState(NamedTuple):
 
 
 class AveragedState(NamedTuple):
-    """One optimiser's state, and the moving average of its parameters that samples come from."""
+    """One optimiser's state, and the moving average of its parameters, which draws the samples."""
 
     train: TrainState
     ema: Params  # exponential moving average of train.params
@@ -36,7 +36,7 @@ class AveragedState(NamedTuple):
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """A state at step 0 for these parameters."""
+    """The training state of these parameters at step 0."""
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
@@ -53,6 +53,7 @@ def gradient_step(
     fold_in(fold_in(key, state.step), i), whatever device it lies on. `accumulate` = k averages
     gradients over k microbatches of B / k before the one update, with the same result.
     Metrics: the loss's own, averaged over the batch, and `grad_norm` before any clipping.
+    Raises ValueError, when traced, for a batch that does not split into k microbatches.
     """
 
     def step(
@@ -69,8 +70,10 @@ def gradient_step(
         if accumulate == 1:
             grads, metrics = gradient(examples, _fold_each(key, places))
         else:
-            parts = jax.tree.map(lambda x: _deal(x, accumulate).swapaxes(0, 1), (examples, places))
-            grads, metrics = _mean_in_parts(gradient, parts[0], _fold_each(key, parts[1]), axis)
+            examples, places = jax.tree.map(
+                lambda x: split_microbatches(x, accumulate).swapaxes(0, 1), (examples, places)
+            )
+            grads, metrics = _mean_of_parts(gradient, (examples, _fold_each(key, places)), axis)
         if axis is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis)
 
@@ -82,10 +85,11 @@ def gradient_step(
     return step
 
 
-def averaged(one: Step, ema_decay: float) -> Step:
-    """The step of a TrainState, followed by the moving average: a step of an AveragedState.
+def with_moving_average(one: Step, ema_decay: float) -> Step:
+    """A step of an AveragedState: `one`, the step of its TrainState, then the moving average.
 
-    The average rises as min(decay, (1 + t) / (10 + t)), as in `gan_step`.
+    ema = rate * ema + (1 - rate) * params, rate = min(ema_decay, (1 + t) / (10 + t)) after t
+    updates, so that early samples are not the initial network's.
     """
 
     def step(
@@ -107,12 +111,13 @@ def gan_step(
     ema_decay: float = 0.999,
     accumulate: int = 1,
 ) -> Step:
-    """k gradient steps of the discriminator, then one of the generator, then the moving average.
+    """A GAN is two gradient steps: k of the discriminator, one of the generator, then the average.
 
-    Goodfellow et al. 2014 (arXiv:1406.2661), algorithm 1. The batch holds k B images: example
-    b k + j goes to discriminator step j, so that a shard of the batch holds its part of every
-    step. The average rises as min(decay, (1 + t) / (10 + t)), so early samples are not the
-    initial network's. `loss` is d_loss + g_loss; the players' terms carry d_ and g_.
+    Goodfellow et al. 2014 (arXiv:1406.2661), algorithm 1, with k = discriminator_steps. The batch
+    is [k B, ...]: microbatch j of `split_microbatches` goes to the discriminator's step j, the last
+    one to the generator too. The moving average is that of `with_moving_average`.
+    Metrics: `loss` is d_loss + g_loss; the other names begin with d_ or g_, the player's letter.
+    Raises ValueError for k < 1 and, when traced, for a batch that does not split into k.
     """
     if discriminator_steps < 1:
         raise ValueError(f"{discriminator_steps} discriminator steps; use 1 or more")
@@ -123,7 +128,7 @@ def gan_step(
         state: GanState, batch: Batch, key: Key, axis: str | None = None
     ) -> tuple[GanState, Metrics]:
         d_key, g_key = jax.random.split(jax.random.fold_in(key, state.step))
-        parts = jax.tree.map(lambda x: _deal(x, discriminator_steps), batch)
+        parts = jax.tree.map(lambda x: split_microbatches(x, discriminator_steps), batch)
 
         discriminator, metrics = state.discriminator, {}
         for j in range(discriminator_steps):
@@ -132,8 +137,8 @@ def gan_step(
             discriminator, metrics = step_d(discriminator, part, d_key, axis)
 
         last = {name: x[:, -1] for name, x in parts.items()}
-        given = last | {"discriminator": discriminator.params}
-        generator, g_metrics = step_g(state.generator, given, g_key, axis)
+        last |= {"discriminator": discriminator.params}
+        generator, g_metrics = step_g(state.generator, last, g_key, axis)
 
         ema = _moving_average(state.ema, generator.params, generator.step, ema_decay)
         return GanState(generator, discriminator, ema), _players(metrics, g_metrics)
@@ -141,46 +146,36 @@ def gan_step(
     return step
 
 
-def gathered(step: Step) -> Step:
-    """The step for a data set that lies on the device: batch = (dataset, indices [B]).
-
-    dataset: a dict of arrays [N, ...], an argument and never a closure, so that it is not baked
-    into the program.
-    """
-
-    def gather(
-        state: Any, batch: tuple[Batch, Array], key: Key, axis: str | None = None
-    ) -> tuple[Any, Metrics]:
-        dataset, indices = batch
-        return step(state, jax.tree.map(lambda x: x[indices], dataset), key, axis)
-
-    return gather
-
-
 def scan_steps(step: Step) -> Step:
-    """n steps in one dispatch: batch = (dataset, indices [n, B]), metrics [n].
+    """A step that does n steps in one dispatch, on a data set that lies on the device.
 
-    Chunks of any length give the same run, bit for bit where the backend fuses the same operations
-    in and outside loops. CPU does not always for convolutional networks: one row runs without a
-    loop, and may differ from a scanned one in the last bits. There, scan convolutions only with
-    `cpu.convolution` registered, as `cpu.tune.tune_cpu` does; they are many times slower without.
+    batch: (dataset, indices int32 [n, B]) -> metrics [n]; step i sees the examples indices[i].
+    dataset: a dict of arrays [N, ...], an argument and never a closure, so that it is not baked
+    into the program. Chunks of any length give the same run, bit for bit where the backend fuses
+    the same operations inside loops and outside. CPU does not always for convolutional networks:
+    one row runs without a loop, and may differ from a scanned one in the last bits. There, scan
+    convolutions only with `cpu.convolution` registered, as `cpu.tune.tune_cpu` does; they are many
+    times slower without.
     """
-    one = gathered(step)
 
     def scanned(
         state: Any, batch: tuple[Batch, Array], key: Key, axis: str | None = None
     ) -> tuple[Any, Metrics]:
         dataset, indices = batch
+
+        def one(state: Any, row: Array) -> tuple[Any, Metrics]:
+            return step(state, jax.tree.map(lambda x: x[row], dataset), key, axis)
+
         if indices.shape[0] == 1:
-            state, metrics = one(state, (dataset, indices[0]), key, axis)
+            state, metrics = one(state, indices[0])
             return state, jax.tree.map(lambda x: x[None], metrics)
-        return jax.lax.scan(lambda s, row: one(s, (dataset, row), key, axis), state, indices)
+        return jax.lax.scan(one, state, indices)
 
     return scanned
 
 
 def chunk_of_one(step: Step) -> Step:
-    """The step with metrics [1], as the loop reads them: for batches that come from the host."""
+    """The step with metrics [1], as the loop reads them, for batches that come from the host."""
 
     def one(state: Any, batch: Batch, key: Key, axis: str | None = None) -> tuple[Any, Metrics]:
         state, metrics = step(state, batch, key, axis)
@@ -190,7 +185,7 @@ def chunk_of_one(step: Step) -> Step:
 
 
 def vmap_models(step: Step) -> Step:
-    """The step of S independent models at once: state leaves [S, ...], key [S], metrics [..., S].
+    """The step of S independent models at once: state leaves [S, ...], key [S], metrics [S].
 
     All models see the same batch, each with its own initial parameters and its own noise.
     """
@@ -202,7 +197,7 @@ def vmap_models(step: Step) -> Step:
 
 
 def _global_places(examples: Batch, axis: str | None) -> Array:
-    """Index [B] of each example of this device in the global batch."""
+    """The index in the global batch of each example [B] of this device."""
     size = jax.tree.leaves(examples)[0].shape[0]
     start = 0 if axis is None else jax.lax.axis_index(axis) * size
     return start + jnp.arange(size)
@@ -217,13 +212,14 @@ def _fold_each(key: Key, places: Array) -> Key:
 
 
 def _varying(params: Params, axis: str | None) -> Params:
+    """The parameters marked as possibly different on each device of the axis."""
     return params if axis is None else jax.lax.pcast(params, axis, to="varying")
 
 
 def _mean_gradient(
     loss_fn: LossFn, params: Params, common: dict, examples: Batch, keys: Key
 ) -> tuple[Params, Metrics]:
-    """Gradient and metrics of the mean loss over these examples."""
+    """The gradient and the metrics of the mean loss over these examples."""
 
     def mean_loss(params: Params) -> tuple[Array, Metrics]:
         def one(example: Batch, key: Key) -> tuple[Array, Metrics]:
@@ -235,25 +231,30 @@ def _mean_gradient(
     return jax.grad(mean_loss, has_aux=True)(params)
 
 
-def _mean_in_parts(gradient: Callable, examples: Batch, keys: Key, axis: str | None) -> Any:
-    """The mean of gradient(examples, keys) over their leading axis, one part at a time."""
-    part = jax.eval_shape(lambda xs: jax.tree.map(lambda x: x[0], xs), (examples, keys))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, *part))
+def _mean_of_parts(gradient: Callable, parts: tuple[Batch, Key], axis: str | None) -> Any:
+    """The mean of gradient(examples, keys) over k parts, leaves [k, ...], one after the other."""
+    first = lambda parts: gradient(*jax.tree.map(lambda x: x[0], parts))  # noqa: E731
+    shapes = jax.eval_shape(first, parts)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def add(total: Any, part: tuple[Batch, Key]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradient(*part)), None
 
-    total, _ = jax.lax.scan(add, _varying(zeros, axis), (examples, keys))
-    return jax.tree.map(lambda x: x / keys.shape[0], total)
+    total, _ = jax.lax.scan(add, _varying(zeros, axis), parts)
+    return jax.tree.map(lambda x: x / parts[1].shape[0], total)
 
 
-def _deal(x: Array, hands: int) -> Array:
-    """[B k, ...] -> [B, k, ...]: example b k + j is card j of row b, on any number of devices."""
-    if x.shape[0] % hands:
+def split_microbatches(x: Array, k: int) -> Array:
+    """x: [B k, ...] -> [B, k, ...]; microbatch j is [:, j], the examples j, k + j, 2 k + j, ...
+
+    Each shard of a divided batch so holds its part of every microbatch.
+    Raises ValueError unless k divides the batch.
+    """
+    if x.shape[0] % k:
         raise ValueError(
-            f"batch of {x.shape[0]} cannot be dealt into {hands}; use a multiple of it"
+            f"batch of {x.shape[0]} cannot be split into {k} microbatches; use a multiple of {k}"
         )
-    return x.reshape(x.shape[0] // hands, hands, *x.shape[1:])
+    return x.reshape(x.shape[0] // k, k, *x.shape[1:])
 
 
 def _moving_average(ema: Params, params: Params, step: Array, decay: float) -> Params:
@@ -262,6 +263,7 @@ def _moving_average(ema: Params, params: Params, step: Array, decay: float) -> P
 
 
 def _players(d: Metrics, g: Metrics) -> Metrics:
+    """The metrics of a GAN's step from those of its two players."""
     return {
         "loss": d["loss"] + g["loss"],
         "d_loss": d["loss"],

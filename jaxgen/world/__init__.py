@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""A rendered world of coloured shapes: pictures with captions, endlessly, from a key."""
+"""A rendered world of coloured shapes: as many pictures with captions as wanted, from a key."""

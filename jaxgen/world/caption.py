@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What is said of a scene, in varied words: "a large red star above a small blue ring on white"."""
+"""Captions of scenes in varied words: "a large red star above a small blue ring on white".
+
+The six entries of `scene.wording`, each from 0 to 63, choose the words and what is left out:
+0 the beginning, 1 the first object's size, 2 the place or relation, 3 the second object's size,
+4 whether the background is named, 5 how.
+"""
 
 import numpy as np
 
@@ -13,7 +18,7 @@ RELATION_WORDS = {
     "above": ("above", "above", "over"),
     "below": ("below", "below", "under"),
 }
-# where the first and the second object are
+# the places of the first and of the second object
 PLACE_WORDS = {
     "left of": ("on the left", "on the right"),
     "right of": ("on the right", "on the left"),
@@ -21,20 +26,23 @@ PLACE_WORDS = {
     "below": ("at the bottom", "at the top"),
 }
 GROUND_WORDS = ("on {}", "on {}", "on a {} background")
-# of 64 values of a wording: how many leave something out, or say two places instead of a relation
-SIZE_UNSAID, GROUND_UNSAID, PLACE_UNSAID, PLACES_SAID = 10, 16, 24, 24
+# an entry of the wording below these has the caption
+SIZE_UNSAID = 10  # leave out the size of the object
+GROUND_UNSAID = 16  # leave out the background
+PLACE_UNSAID = 24  # leave out the place of an only object
+PLACES_SAID = 24  # say "A on the left and B on the right", and not "A left of B"
 
 
 def caption(scene: Scene) -> str:
-    """The caption of one scene on the host, a function of the scene and its wording."""
+    """The caption of one scene, whose arrays are on the host."""
     wording = [int(w) for w in scene.wording]
     text = BEGINNINGS[wording[0] % len(BEGINNINGS)] + _object(scene, 0, wording[1])
     relation = RELATIONS[int(scene.relation)]
-    here, there = PLACE_WORDS[relation]
+    first_place, second_place = PLACE_WORDS[relation]
     if int(scene.count) == 1:
-        text += f" {here}" if says_place(scene) else ""
+        text += f" {first_place}" if says_place(scene) else ""
     elif wording[2] < PLACES_SAID:
-        text += f" {here} and {_object(scene, 1, wording[3])} {there}"
+        text += f" {first_place} and {_object(scene, 1, wording[3])} {second_place}"
     else:
         words = RELATION_WORDS[relation]
         text += f" {words[wording[2] % len(words)]} {_object(scene, 1, wording[3])}"
@@ -51,26 +59,27 @@ def captions(scenes: Scene) -> list[str]:
 
 
 def says_size(scene: Scene, i: int) -> bool:
-    """Whether the caption says the size of object i."""
+    """Whether the caption tells the size of object i."""
     return int(scene.wording[1 if i == 0 else 3]) >= SIZE_UNSAID
 
 
 def says_place(scene: Scene) -> bool:
-    """Whether the caption says where the objects are; that of two always does."""
+    """Whether the caption tells where the objects are; with two objects it always does."""
     return int(scene.count) == 2 or int(scene.wording[2]) >= PLACE_UNSAID
 
 
 def says_background(scene: Scene) -> bool:
-    """Whether the caption says the background."""
+    """Whether the caption names the background."""
     return int(scene.wording[4]) >= GROUND_UNSAID
 
 
 def plain(scene: Scene) -> Scene:
-    """The scene with a wording that says everything in the first words of each list."""
+    """The scene with a caption that leaves out nothing, in the first words of each list."""
     return scene._replace(wording=np.full_like(np.asarray(scene.wording), 60))
 
 
 def _object(scene: Scene, i: int, wording: int) -> str:
+    """The words for object i: "a large red star"."""
     words = [COLORS[int(scene.color[i])], SHAPES[int(scene.shape[i])]]
     if wording >= SIZE_UNSAID:
         sizes = SIZE_WORDS[SIZES[int(scene.size[i])]]

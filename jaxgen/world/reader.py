@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What a picture shows, read back by geometry and colour alone: the judge of prompt following.
+"""The reader of pictures, by geometry and colour alone: it judges whether a prompt was followed.
 
-`read`: uint8 [64, 64, 3] -> Reading; `check`: (Scene, Reading) -> what of the caption holds.
+`read`: uint8 [64, 64, 3] -> SeenScene; `check`: (Scene, SeenScene) -> what of the caption is true.
 Nothing is learned. The renderer's distances are not used: shapes are compared with `templates`,
-polygons and ellipses. Shared with the renderer are the definitions of the words only: the names,
-the palettes, the ranges of radii and the proportions of the shapes.
+polygons and ellipses. Reader and renderer share only the definitions of the words: the names, the
+palettes, the ranges of radii and the proportions of the shapes.
 
-Measured on draw_many(key(0), 3000), rendered, every caption saying everything, in % of pictures
-(the relation was always right), noise from seed 0:
+Measured on draw_many(key(0), 3000), rendered, with captions that leave out nothing, in % of
+pictures (the relation was always right), noise from seed 0:
 
                                                      count  shape  color   size  ground    all
     as rendered                                        100    100    100    100     100    100
@@ -34,12 +34,12 @@ from jaxgen.world import caption, render, templates
 from jaxgen.world.scene import RADII, RELATIONS, SHAPES, SIZE, Scene
 
 ATTRIBUTES = ("count", "shape", "color", "size", "relation", "background", "all")
-UNKNOWN = -1  # index of a colour or a shape that resembles none of the world's
+UNKNOWN = -1  # index of a colour or a shape that is like none of the world's
 
 # distances in RGB, where a shift of 10 per channel is at most 17; the nearest names are 63 apart
 CONTRAST = 36.0  # from the background: less is no object (the faintest pair is 89 apart)
 FAR = 60.0  # from every colour of a palette: further has no name
-SPLITS = (0.3, 0.4, 0.5)  # of an object's contrast: levels at which bridges of blur fall apart
+SPLITS = (0.3, 0.4, 0.5)  # of an object's contrast: levels above which blur joins no objects
 REACH = 2.5  # pixels that the soft edge of an object reaches beyond its hard mask
 SMALLEST = 24  # pixels; less is a speck (the smallest object, a star, covers 85)
 LIKENESS = 0.7  # least overlap with a template: below, the shape has no name
@@ -49,8 +49,8 @@ SCALES = (0.92, 1.0, 1.08)  # of the canonical frame, searched
 ASPECTS = (0.88, 1.0, 1.14)  # width to height of the canonical frame, searched
 
 
-class Found(NamedTuple):
-    """One object of a picture."""
+class SeenObject(NamedTuple):
+    """One object as the picture shows it."""
 
     shape: int  # into scene.SHAPES, or UNKNOWN
     color: int  # into scene.COLORS, or UNKNOWN
@@ -60,14 +60,14 @@ class Found(NamedTuple):
     confidence: float  # overlap with the best template, intersection over union in [0, 1]
 
 
-class Reading(NamedTuple):
-    """What a picture shows."""
+class SeenScene(NamedTuple):
+    """The background and the objects that a picture shows."""
 
     background: int  # into scene.BACKGROUNDS, or UNKNOWN
-    objects: tuple[Found, ...]
+    objects: tuple[SeenObject, ...]
 
 
-def read(picture: np.ndarray) -> Reading:
+def read(picture: np.ndarray) -> SeenScene:
     """The background and the objects of one picture, uint8 [SIZE, SIZE, 3]."""
     if picture.shape != (SIZE, SIZE, 3) or picture.dtype != np.uint8:
         raise ValueError(
@@ -78,41 +78,41 @@ def read(picture: np.ndarray) -> Reading:
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     ground = np.median(border, axis=0)
     masks = _objects(np.linalg.norm(pixels - ground, axis=-1))
-    return Reading(
+    return SeenScene(
         _nearest(ground, render.BACKGROUNDS),
         tuple(_identify(pixels, ground, mask, region) for mask, region in masks),
     )
 
 
-def check(scene: Scene, reading: Reading) -> dict[str, bool]:
-    """Whether what the caption of one host scene says is in the picture, by attribute.
+def check(scene: Scene, seen: SeenScene) -> dict[str, bool]:
+    """Whether the picture shows what the caption of one host scene says, by attribute.
 
     Keys: count, shape, color; size, relation and background where the caption says them; all. The
     relation of an only object is that to the middle of the picture.
-    Of the ways to match described and found objects it takes the one with most shapes and colours
-    right, then sizes, then the relation. An object that was not found has nothing right.
+    Of the ways to match described and seen objects it takes the one with most shapes and colours
+    right, then sizes, then the relation. An object that was not seen has nothing right.
     """
     number = int(scene.count)
-    found: list[Found | None] = list(reading.objects)
-    found += [None] * (number - len(found))
-    verdicts = [_verdict(scene, chosen) for chosen in itertools.permutations(found, number)]
+    objects: list[SeenObject | None] = list(seen.objects)
+    objects += [None] * (number - len(objects))
+    verdicts = [_verdict(scene, matched) for matched in itertools.permutations(objects, number)]
     best = max(verdicts, key=_rank)
-    checks = {"count": len(reading.objects) == number}
+    checks = {"count": len(seen.objects) == number}
     checks |= {name: all(right) for name, right in best.items() if right}
     if caption.says_background(scene):
-        checks["background"] = reading.background == int(scene.background)
+        checks["background"] = seen.background == int(scene.background)
     return checks | {"all": all(checks.values())}
 
 
 def report(checks: list[dict[str, bool]]) -> dict[str, tuple[float, int]]:
-    """Of each attribute the share that is right and the number of prompts that ask for it."""
-    asked = {name: [one[name] for one in checks if name in one] for name in ATTRIBUTES}
-    return {name: (sum(right) / len(right), len(right)) for name, right in asked.items() if right}
+    """For each attribute the share that is right and the number of prompts that name it."""
+    answers = {name: [one[name] for one in checks if name in one] for name in ATTRIBUTES}
+    return {name: (sum(right) / len(right), len(right)) for name, right in answers.items() if right}
 
 
-def _verdict(scene: Scene, chosen: tuple[Found | None, ...]) -> dict[str, list[bool]]:
-    """What is right if `chosen` are the described objects, in their order."""
-    pairs = list(enumerate(chosen))
+def _verdict(scene: Scene, matched: tuple[SeenObject | None, ...]) -> dict[str, list[bool]]:
+    """Which attributes are right if the described objects are `matched`, in this order."""
+    pairs = list(enumerate(matched))
     return {
         "shape": [f is not None and f.shape == int(scene.shape[i]) for i, f in pairs],
         "color": [f is not None and f.color == int(scene.color[i]) for i, f in pairs],
@@ -121,19 +121,20 @@ def _verdict(scene: Scene, chosen: tuple[Found | None, ...]) -> dict[str, list[b
             for i, f in pairs
             if caption.says_size(scene, i)
         ],
-        "relation": [_related(scene, *chosen)] if caption.says_place(scene) else [],
+        "relation": [_related(scene, *matched)] if caption.says_place(scene) else [],
     }
 
 
 def _rank(verdict: dict[str, list[bool]]) -> tuple[int, int, int]:
+    """The order of verdicts: right shapes and colours, then sizes, then the relation."""
     named = sum(verdict["shape"]) + sum(verdict["color"])
     return named, sum(verdict["size"]), sum(verdict["relation"])
 
 
-def _related(scene: Scene, *chosen: Found | None) -> bool:
-    """Whether the first object stands to the second, or to the middle, as the scene says."""
-    centers = [f.center for f in chosen if f is not None]
-    if len(centers) < len(chosen):
+def _related(scene: Scene, *matched: SeenObject | None) -> bool:
+    """Whether the first object has the scene's relation to the second, or to the middle."""
+    centers = [f.center for f in matched if f is not None]
+    if len(centers) < len(matched):
         return False
     first, second = centers if len(centers) == 2 else (*centers, (SIZE / 2, SIZE / 2))
     right, down = np.subtract(second, first)
@@ -147,19 +148,19 @@ def _related(scene: Scene, *chosen: Found | None) -> bool:
 
 
 def _nearest(color: np.ndarray, palette: np.ndarray) -> int:
-    """The index of the nearest colour, in RGB.
+    """The index of the nearest colour, in RGB, or UNKNOWN if all are further than FAR.
 
-    In CIELAB, white and cream (20 apart) and blue and purple (27) would be told apart less safely:
-    a shift of 10 per channel moves them by up to 12 and 14 there.
+    CIELAB would confuse white with cream (20 apart there) and blue with purple (27) more easily: a
+    shift of 10 per channel moves them by up to 12 and 14.
     """
     distances = np.linalg.norm(palette - color, axis=-1)
     return int(np.argmin(distances)) if distances.min() <= FAR else UNKNOWN
 
 
 def _objects(contrast: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of every object the hard mask and the region that holds its soft edge too, bool [H, W].
+    """The objects' hard masks, each with the region that holds the soft edge too: bool [H, W].
 
-    contrast: distance from the background, [H, W].
+    contrast: distance from the background's colour, [H, W].
     """
     masks = [part for mask in _parts(contrast > CONTRAST) for part in _split(contrast, mask)]
     if not masks:
@@ -167,23 +168,23 @@ def _objects(contrast: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     owner = np.zeros(contrast.shape, np.int32)
     for i, mask in enumerate(masks):
         owner[mask] = i + 1
-    found: Any = ndimage.distance_transform_edt(owner == 0, return_indices=True)
-    distance, (row, column) = found
+    nearest: Any = ndimage.distance_transform_edt(owner == 0, return_indices=True)
+    distance, (row, column) = nearest
     owner = np.where(distance <= REACH, owner[row, column], 0)
     return [(mask, owner == i + 1) for i, mask in enumerate(masks)]
 
 
 def _parts(mask: np.ndarray) -> list[np.ndarray]:
-    """The connected parts that are no specks."""
+    """The connected parts of a mask, without those smaller than SMALLEST."""
     labels, _ = ndimage.label(mask)
     areas = np.bincount(labels.ravel())
     return [labels == i for i in range(1, len(areas)) if areas[i] >= SMALLEST]
 
 
 def _split(contrast: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
-    """The objects of one connected mask: bridges of blur between two vanish at a higher level.
+    """The objects of one connected mask: above a higher contrast, blur joins them no more.
 
-    From low to high, so that a faint object beside a strong one is found before it vanishes too.
+    Levels go from low to high: a faint object beside a strong one is split off before it vanishes.
     """
     peak = np.percentile(contrast[mask], 90)
     parts = [mask]
@@ -196,23 +197,23 @@ def _split(contrast: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
 
 def _identify(
     pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray, region: np.ndarray
-) -> Found:
-    """The object whose pixels are `mask`, with a soft edge within `region`."""
+) -> SeenObject:
+    """The object whose pixels are `mask`, with a soft edge inside `region`."""
     contrast = np.linalg.norm(pixels - ground, axis=-1)
     inner = ndimage.binary_erosion(mask)
     inner = inner if inner.any() else mask
     color = np.median(pixels[inner & (contrast >= np.median(contrast[inner]))], axis=0)
     away = color - ground
-    # how far each pixel is on the way from the background to the object's colour
+    # each pixel's share of the object: 0 at the background's colour, 1 at the object's
     cover = np.clip((pixels - ground) @ away / max(away @ away, 1.0), 0, 1) * region
-    if cover.sum() < SMALLEST:  # a jumble of colours has no such way
+    if cover.sum() < SMALLEST:  # many colours at once, so that none is the object's
         cover = mask.astype(np.float32)
     centroid = np.asarray(ndimage.center_of_mass(cover))[::-1] + 0.5  # x, y
     shape, likeness, scale = _shape(cover, centroid, math.sqrt(cover.sum()))
     unit = scale * math.sqrt(cover.sum())
     radius = float(templates.canonical().radius[shape] * unit)
     x, y = centroid + templates.canonical().center[shape] * unit
-    return Found(
+    return SeenObject(
         shape if likeness >= LIKENESS else UNKNOWN,
         _nearest(color, render.COLORS),
         int(radius > MIDDLE),
@@ -223,10 +224,10 @@ def _identify(
 
 
 def _shape(cover: np.ndarray, centroid: np.ndarray, unit: float) -> tuple[int, float, float]:
-    """The most alike template, its overlap (soft intersection over union) and its scale.
+    """The template most like the object, their overlap (soft intersection over union), its scale.
 
-    cover: [H, W]; unit: sqrt(area) in pixels. Centroid and area are what blur leaves alone, so the
-    object is brought to the templates' frame by them.
+    cover: [H, W]; unit: sqrt(area) in pixels. Centroid and area, which blur does not change, bring
+    the object to the templates' frame.
     """
     covers = templates.canonical().cover
     frames = list(itertools.product(SCALES, ASPECTS))
@@ -235,9 +236,9 @@ def _shape(cover: np.ndarray, centroid: np.ndarray, unit: float) -> tuple[int, f
         stretch = np.asarray([[math.sqrt(aspect)], [1 / math.sqrt(aspect)]])  # of x, y
         x, y = centroid[:, None] - 0.5 + scale * unit * stretch * templates.axis()
         grid = np.meshgrid(y, x, indexing="ij")
-        seen = ndimage.map_coordinates(cover, grid, order=1)  # [GRID, GRID]
-        both = np.minimum(seen, covers).sum((-2, -1))
-        either = np.maximum(seen, covers).sum((-2, -1))
+        sampled = ndimage.map_coordinates(cover, grid, order=1)  # [GRID, GRID]
+        both = np.minimum(sampled, covers).sum((-2, -1))
+        either = np.maximum(sampled, covers).sum((-2, -1))
         overlaps.append((both / either).max(0))  # over the softness
     best, shape = np.unravel_index(np.argmax(overlaps), (len(frames), len(SHAPES)))
     return int(shape), float(overlaps[best][shape]), frames[best][0]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of scenes, anti-aliased, from signed distances: pure, on any device.
+"""The renderer of scenes: anti-aliased pictures from signed distances, on any device.
 
-A pixel is covered by min(max(1/2 - d, 0), 1), d being the distance in pixels from its centre to
-the outline, negative inside.
+An object covers min(max(1/2 - d, 0), 1) of a pixel, d being the distance in pixels from the pixel's
+centre to the outline, negative inside.
 """
 
 import math
@@ -27,7 +27,7 @@ BACKGROUNDS = np.asarray(
 
 
 def render(scene: Scene) -> Array:
-    """One scene as a picture: float32 [SIZE, SIZE, 3] in [-1, 1]. `vmap` it for many."""
+    """The picture of one scene: float32 [SIZE, SIZE, 3] in [-1, 1]. `vmap` it for many."""
     middle = jnp.arange(SIZE) + 0.5
     x, y = jnp.meshgrid(middle, middle)  # [SIZE, SIZE], y down
     picture = jnp.asarray(BACKGROUNDS, jnp.float32)[scene.background]
@@ -43,10 +43,10 @@ def render(scene: Scene) -> Array:
 
 
 def signed_distances(x: Array, y: Array, radius: Array) -> Array:
-    """Distances to the outline of every shape, in the order of SHAPES: [len(SHAPES), ...].
+    """The distances to the outline of every shape, in the order of SHAPES: [len(SHAPES), ...].
 
-    x to the right and y down from the centre; `radius` reaches to the tips. Near corners some are
-    bounds of the distance rather than the distance.
+    x to the right and y down from the centre, in pixels; `radius` reaches to the tips. Near corners
+    some are bounds of the distance and not the distance.
     """
     across = jnp.hypot(x, y)
     return jnp.stack(
@@ -73,14 +73,14 @@ def _rhombus(x: Array, y: Array, width: Array, height: Array) -> Array:
 
 
 def _triangle(x: Array, y: Array, radius: Array) -> Array:
-    """Equilateral, one tip up, its centre lowered so that it stands in the middle."""
+    """An equilateral triangle, one tip up, its centre lowered so that it stands in the middle."""
     y = y - 0.2 * radius
     side = jnp.abs(x) * math.cos(math.pi / 6) - y * math.sin(math.pi / 6)
     return jnp.maximum(y, side) - 0.55 * radius
 
 
 def _star(x: Array, y: Array, radius: Array) -> Array:
-    """Five tips, one up; the inner corners at 0.45 of the radius."""
+    """A star of five tips, one up; the inner corners are at 0.45 of the radius."""
     sector = 2 * math.pi / 5
     angle = jnp.arctan2(x, -y)
     angle = jnp.abs(angle - sector * jnp.round(angle / sector))  # from the nearest tip, [0, pi/5]
@@ -92,7 +92,7 @@ def _star(x: Array, y: Array, radius: Array) -> Array:
 
 
 def _heart(x: Array, y: Array, radius: Array) -> Array:
-    """A square standing on its tip and half circles on its two upper sides."""
+    """A heart: a square standing on its tip, with half circles on its two upper sides."""
     half = 0.62 * radius  # from the square's centre to its corners
     y = y - (0.95 * radius - half)  # its lower tip at 0.95 of the radius
     square = (jnp.abs(x) + jnp.abs(y) - half) / math.sqrt(2)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a picture of the world shows: one or two objects, drawn from a key as small integers.
+"""Scenes of the world: one or two objects on a background, drawn from a key as small integers.
 
 Eight pairs of shape and colour are held out: no scene of training shows them, though each of their
-shapes and colours occurs with seven partners.
+shapes and colours occurs with seven others.
 """
 
 from typing import NamedTuple
@@ -17,18 +17,18 @@ SIZE = 64  # pixels, height and width
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "large")
-RELATIONS = ("left of", "right of", "above", "below")  # of the first object to the second, or of
-# the only one to the middle of the picture
+# of the first object to the second, or of an only object to the middle of the picture
+RELATIONS = ("left of", "right of", "above", "below")
 BACKGROUNDS = ("white", "gray", "black", "cream")
 
 RADII = ((8.0, 9.5), (12.5, 13.8))  # pixels from the centre to the tips, of each size
 GAP = (3.0, 6.0)  # pixels between the circles around two objects
 MARGIN = 1.5  # pixels that stay free at the border
-WANDER = 6.0  # pixels that objects stray from the middle
+WANDER = 6.0  # largest offset of objects from the middle, in pixels
 ASIDE = (10.0, 16.0)  # pixels from the middle to the centre of an only object
 WORDINGS = 64  # values of each entry of `wording`
 
-# one shape and one colour of each, so that both are known from the other scenes
+# each shape and each colour once, so that all are known from the other scenes
 HELD_OUT = np.asarray([(s, (3 * s + 2) % len(COLORS)) for s in range(len(SHAPES))], np.int32)
 SEEN = np.asarray(
     [
@@ -52,13 +52,13 @@ class Scene(NamedTuple):
     background: AnyArray  # int32 [], into BACKGROUNDS
     center: AnyArray  # float32 [2, 2], x to the right and y down, in pixels
     radius: AnyArray  # float32 [2], pixels
-    wording: AnyArray  # int32 [6] in [0, WORDINGS), what the caption says and how
+    wording: AnyArray  # int32 [6] in [0, WORDINGS), chooses the words of the caption
 
 
 def draw(key: Key, pairs: np.ndarray = SEEN, two_objects: float = 0.65) -> Scene:
-    """A random scene; pure, so `vmap` over keys gives many.
+    """A random scene, a pure function of the key: `vmap` over keys gives many.
 
-    pairs: int32 [P, 2], the (shape, colour) of the first object; the second comes from SEEN. Two
+    pairs: int32 [P, 2], the (shape, colour) pairs of the first object; the second is from SEEN. Two
     objects differ in shape or colour, and `two_objects` is the probability of a second one.
     """
     count_key, first_key, second_key, size_key, relation_key, ground_key, place_key, word_key = (
@@ -85,7 +85,7 @@ def draw(key: Key, pairs: np.ndarray = SEEN, two_objects: float = 0.65) -> Scene
 
 
 def draw_many(key: Key, count: int, pairs: np.ndarray = SEEN, two_objects: float = 0.65) -> Scene:
-    """`count` scenes, scene i from fold_in(key, i)."""
+    """A batch of `count` scenes, scene i drawn with fold_in(key, i)."""
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
     return jax.vmap(lambda k: draw(k, pairs, two_objects))(keys)
 
@@ -96,22 +96,22 @@ def take(scenes: Scene, i: int) -> Scene:
 
 
 def _another(key: Key, first: Array) -> Array:
-    """A pair of SEEN that is not `first`, all others being equally likely."""
+    """A pair of SEEN other than `first`, all equally likely."""
     weights = jnp.any(jnp.asarray(SEEN) != first[None], axis=-1).astype(jnp.float32)
     return jnp.asarray(SEEN)[jax.random.categorical(key, jnp.log(weights))]
 
 
 def _place(key: Key, count: Array, size: Array, relation: Array) -> tuple[Array, Array]:
-    """Radii [2] and centres [2, 2] in which the relation holds and nothing touches."""
+    """Radii [2] and centres [2, 2] with which the relation holds and nothing touches."""
     radius_key, gap_key, along_key, across_key = jax.random.split(key, 4)
     low, high = jnp.asarray(RADII).T
     radius = jax.random.uniform(radius_key, (2,), minval=low[size], maxval=high[size])
     gap = jax.random.uniform(gap_key, minval=GAP[0], maxval=GAP[1])
     extent = 2 * jnp.sum(radius) + gap
     slack = jnp.clip((SIZE - 2 * MARGIN - extent) / 2, 0, WANDER)
-    position = jax.random.uniform(along_key)  # in the room that there is
+    position = jax.random.uniform(along_key)  # 0 to 1 of the free pixels
     start = (SIZE - extent) / 2 + slack * (2 * position - 1)
-    near, far = start + radius, start + extent - radius  # of either object, at either end
+    near, far = start + radius, start + extent - radius  # [2]: either object at either end
     aside = ASIDE[0] + (ASIDE[1] - ASIDE[0]) * position
 
     first_is_near = relation % 2 == 0  # left of, above

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The shapes of the world drawn anew, from their definitions in words, to hold objects against.
+"""Templates of the shapes, which `reader` compares objects with.
 
-Pillow's polygons and ellipses, none of the renderer's distances: `reader` judges with them. They
-lie in the canonical frame: the centroid at the origin and the area 1, which blur leaves alone.
+They are drawn from the shapes' definitions in words with Pillow's polygons and ellipses, without
+the renderer's distances, and lie in the canonical frame: the centroid at the origin and the area 1,
+neither of which blur changes.
 """
 
 import functools
@@ -18,7 +19,7 @@ from jaxgen.world.scene import SHAPES
 
 GRID, SPAN = 40, 1.0  # GRID^2 samples of [-SPAN, SPAN]^2, lengths in sqrt(area)
 SOFTNESS = (0.03, 0.08, 0.13)  # deviations of the blur in which every shape is kept, in sqrt(area)
-DRAWN = 100  # pixels from the centre to the tips of a drawn shape
+DRAWN = 100  # pixels from the centre to the tips of a shape as Pillow draws it
 
 
 class Templates(NamedTuple):
@@ -30,29 +31,29 @@ class Templates(NamedTuple):
 
 
 def axis() -> np.ndarray:
-    """Places of the samples along one axis of the frame, [GRID], in sqrt(area)."""
+    """The places of the samples along one axis of the frame, [GRID], in sqrt(area)."""
     return (np.arange(GRID) + 0.5) * (2 * SPAN / GRID) - SPAN
 
 
 @functools.cache
 def canonical() -> Templates:
-    """All shapes in the canonical frame, in the order of SHAPES; drawn once."""
+    """All shapes in the canonical frame, in the order of SHAPES; drawn once for each process."""
     covers, radii, centers = [], [], []
     for shape in SHAPES:
-        drawn = _draw(shape)
-        unit = math.sqrt(drawn.sum())
-        row, column = (float(middle) for middle in np.asarray(ndimage.center_of_mass(drawn)))
+        picture = _draw(shape)
+        unit = math.sqrt(picture.sum())
+        row, column = (float(middle) for middle in np.asarray(ndimage.center_of_mass(picture)))
         grid = np.meshgrid(row + unit * axis(), column + unit * axis(), indexing="ij")
-        soft = [ndimage.gaussian_filter(drawn, blur * unit) for blur in SOFTNESS]
-        covers.append([ndimage.map_coordinates(one, grid, order=1) for one in soft])
+        blurred = [ndimage.gaussian_filter(picture, blur * unit) for blur in SOFTNESS]
+        covers.append([ndimage.map_coordinates(one, grid, order=1) for one in blurred])
         radii.append(DRAWN / unit)
-        middle = (len(drawn) - 1) / 2
+        middle = (len(picture) - 1) / 2
         centers.append(((middle - column) / unit, (middle - row) / unit))
     return Templates(np.stack(covers, axis=1), np.asarray(radii), np.asarray(centers))
 
 
 def _draw(shape: str) -> np.ndarray:
-    """One shape in white on black, float32 [3 DRAWN, 3 DRAWN], its centre in the middle."""
+    """The picture of one shape, 1 on 0, its centre in the middle: float32 [3 DRAWN, 3 DRAWN]."""
     image = Image.new("L", (3 * DRAWN, 3 * DRAWN))
     pen = ImageDraw.Draw(image)
     middle = (3 * DRAWN - 1) / 2
