@@ -14,7 +14,7 @@ from benchmarks import sd_models, sd_programs
 from benchmarks.sd_models import Model
 from benchmarks.sd_programs import Size
 from jaxgen.measure import cost, products, turns
-from jaxgen.stable_diffusion.programs import place_inputs, programs
+from jaxgen.stable_diffusion import placement, programs
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array
 
@@ -48,21 +48,21 @@ class Compiled(NamedTuple):
 def start(model: Model, size: Size) -> tuple[dict[str, Part], Start]:
     """All parts of jaxgen's pipeline, compiled and run once, and what they started from."""
     sd_programs.check(model.networks, size)
-    run = programs(model.networks)
+    run = programs.build(model.networks)
     encoders = {name: model.params[name] for name in model.networks.encoders}
     chunks = jax.device_put(sd_programs.chunks(model.networks, size))
     embed = _compiled(run.embed, (encoders, chunks), encoders, {"clip_skip": 0})
     no_blank = jnp.zeros(size.batch_size, bool)
     text = run.pair(embed.output, embed.output, no_blank)
-    inputs = place_inputs(None, sd_programs.inputs(model.networks, size, text))
+    inputs = placement.place_inputs(None, sd_programs.inputs(model.networks, size, text))
     begin = Start(*jax.device_get((chunks, _as_float32(text), inputs)))
 
     unet, vae = model.params["unet"], model.params["vae"]
     fixed, state = run.begin(unet, inputs)
     first_state = jnp.copy(state)  # step donates its own
     step = _compiled(run.step, (unet, inputs, fixed, np.int32(0), state), unet)
-    plan = {"plan": sd_programs.decode_plan(model.networks, size)}
-    decode = _compiled(run.decode, (vae, inputs.noise), vae, plan)
+    cut = {"cut": sd_programs.decoder_cut(model.networks, size)}
+    decode = _compiled(run.decode, (vae, inputs.noise), vae, cut)
 
     def whole() -> Array:
         texts = [embed.call(encoders, chunks) for _ in range(2)]

@@ -92,10 +92,6 @@ class Model(NamedTuple):
     params: dict[str, Params]
     configs: dict[str, dict[str, Any]]
 
-    @property
-    def is_xl(self) -> bool:
-        return len(self.networks.encoders) == 2
-
 
 def networks(name: str, dtype: Any) -> Networks:
     """The networks of a published model. Raises ValueError for an unknown name."""

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen.diffusion import config as sampler_config
-from jaxgen.stable_diffusion import decoding, text_encoding
+from jaxgen.diffusion import schedule
+from jaxgen.stable_diffusion import arguments, decoding, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.prompts import Chunks
 
 SCHEDULER = {
-    "_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
-    "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False,
-    "steps_offset": 1,
+    "_class_name": "DDIMScheduler", **schedule.STABLE_DIFFUSION_BETAS, "clip_sample": False,
+    "set_alpha_to_one": False, "steps_offset": 1,
 }  # fmt: skip
 TOKENS = 77
 GUIDANCE = 7.5
@@ -28,14 +28,9 @@ class Size(NamedTuple):
     num_steps: int
 
 
-def factor(networks: Networks) -> int:
-    """The number of a picture's pixels for each of a latent's, along a side."""
-    return 2 ** (len(networks.vae.block_out_channels) - 1)
-
-
 def check(networks: Networks, size: Size) -> None:
     """Raises ValueError for a size that these networks cannot take."""
-    pixels = factor(networks) * 2 ** (len(networks.unet.block_out_channels) - 1)
+    pixels = networks.vae.factor * 2 ** (len(networks.unet.block_out_channels) - 1)
     if size.resolution < pixels or size.resolution % pixels:
         raise ValueError(f"resolution {size.resolution}; use a multiple of {pixels} pixels")
     if size.batch_size < 1 or size.num_steps < 1:
@@ -43,12 +38,12 @@ def check(networks: Networks, size: Size) -> None:
 
 
 def latent_shape(networks: Networks, size: Size) -> tuple[int, int, int, int]:
-    side = size.resolution // factor(networks)
+    side = size.resolution // networks.vae.factor
     return (size.batch_size, side, side, networks.vae.latent_channels)
 
 
-def decode_plan(networks: Networks, size: Size, groups: int = 1) -> decoding.Plan:
-    return decoding.plan(latent_shape(networks, size), factor(networks), groups)
+def decoder_cut(networks: Networks, size: Size, groups: int = 1) -> decoding.Cut:
+    return decoding.cut_of(latent_shape(networks, size), networks.vae.factor, groups)
 
 
 def chunks(networks: Networks, size: Size, texts: int = 1) -> dict[str, Chunks]:
@@ -72,7 +67,7 @@ def inputs(networks: Networks, size: Size, text: text_encoding.Text) -> Inputs:
     sizes = None
     if text.pooled is not None:
         pixels = (size.resolution, size.resolution)
-        sizes = text_encoding.time_ids(pixels, (0, 0), pixels, b)
+        sizes = arguments.time_ids(pixels, (0, 0), pixels, b)
     return Inputs(
         table=table._replace(**{n: _as_float32(x) for n, x in table._asdict().items()}),
         noise=np.random.default_rng(0).normal(size=shape).astype(np.float32),

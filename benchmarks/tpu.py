@@ -18,8 +18,7 @@ from jax.sharding import PartitionSpec as P
 from benchmarks import sd_models, sd_programs, training
 from jaxgen.measure import cost
 from jaxgen.runs import experiment, plan
-from jaxgen.stable_diffusion import loading, text_encoding
-from jaxgen.stable_diffusion.programs import programs, rows
+from jaxgen.stable_diffusion import loading, placement, programs, text_encoding
 from jaxgen.train import parallel, step
 from jaxgen.types import DATA_AXIS
 
@@ -195,10 +194,10 @@ def diffusion_programs(
             "unet": networks.unet, "vae": networks.vae, **networks.encoders
         }.items()
     }  # fmt: skip
-    run: Any = programs(networks, mesh)
+    run: Any = programs.build(networks, mesh)
     title = f"{model}, batch {total}, {axis} over {len(devices)}"
     encoders = {name: params[name] for name in networks.encoders}
-    texts = _placed(_shapes(sd_programs.chunks(networks, size)), rows(mesh))
+    texts = _placed(_shapes(sd_programs.chunks(networks, size)), placement.rows(mesh))
     yield Program(f"{title}: text encoder", run.embed, (encoders, texts), {"clip_skip": 0}, None, 2)
 
     inputs = _inputs(networks, size, run, encoders, texts, mesh)
@@ -207,17 +206,16 @@ def diffusion_programs(
     name = f"{title}: UNet, {num_steps} steps (one counted)"
     yield Program(name, run.latents, (params["unet"], rest, inputs.noise), {}, None, num_steps)
 
-    groups = mesh.shape.get("data", 1)
-    cut = sd_programs.decode_plan(networks, size, groups)
+    cut = sd_programs.decoder_cut(networks, size, placement.num_groups(mesh))
     yield Program(
-        f"{title}: VAE decode", run.decode, (params["vae"], inputs.noise), {"plan": cut}, None,
-        len(cut.pieces),
+        f"{title}: VAE decode", run.decode, (params["vae"], inputs.noise), {"cut": cut}, None,
+        len(cut.origins),
     )  # fmt: skip
 
 
 def _parameters(module: Any, dtype: Any, mesh: Mesh) -> Any:
     """The shapes of a module's parameters, sharded as in the pipeline."""
-    sharding_of: Callable[..., Any] = loading.sharding(mesh)
+    sharding_of: Any = placement.of_parameters(mesh)
 
     def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         names = tuple(part.key for part in path)
@@ -235,7 +233,7 @@ def _inputs(
         lambda x: jax.ShapeDtypeStruct((x.shape[0], 2, *x.shape[1:]), x.dtype), text
     )
     inputs = sd_programs.inputs(networks, size, text_encoding.Text(*pair))
-    everywhere, divided = NamedSharding(mesh, P()), rows(mesh)
+    everywhere, divided = NamedSharding(mesh, P()), placement.rows(mesh)
     fields = {
         name: _placed(_shapes(value), everywhere if name in ("table", "from_image") else divided)
         for name, value in inputs._asdict().items()

@@ -24,8 +24,8 @@ def smooth_latents(batch, size):
     return np.array(smooth + 0.02 * rng.standard_normal((batch, size, size, 4)), np.float32)
 
 
-def decoded(z, plan):
-    return jax.jit(lambda params, z: decoding.decode(VAE, params, z, plan))(PARAMS, z)
+def decoded(z, cut):
+    return jax.jit(lambda params, z: decoding.decode(VAE, params, z, cut))(PARAMS, z)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def decoded(z, plan):
     ],
 )
 def test_batches_are_cut_so_that_a_megapixel_is_decoded_at_once(shape, groups, chunks):
-    found = decoding.plan(shape, 8, groups)
+    found = decoding.cut_of(shape, 8, groups)
     assert found.chunks == chunks
     assert (found.tops, found.lefts) == ((0,), (0,))
 
 
 @pytest.mark.parametrize("size", [129, 150, 192, 256, 300])
 def test_tiles_cover_the_picture_and_overlap(size):
-    found = decoding.plan((1, size, 96, 4), 8)
+    found = decoding.cut_of((1, size, 96, 4), 8)
     assert found.tile == (128, 96)
     assert found.lefts == (0,)
     covered = [set(range(top, top + 128)) for top in found.tops]
@@ -57,7 +57,7 @@ def test_tiles_cover_the_picture_and_overlap(size):
 
 
 def test_up_to_a_tile_nothing_is_tiled():
-    assert decoding.plan((1, 128, 128, 4), 8) == decoding.Plan(1, 1, (0,), (0,), (128, 128))
+    assert decoding.cut_of((1, 128, 128, 4), 8) == decoding.Cut(1, 1, (0,), (0,), (128, 128))
 
 
 def test_chunks_are_exact(monkeypatch):
@@ -68,18 +68,18 @@ def test_chunks_are_exact(monkeypatch):
     assert finite.all()
     monkeypatch.setattr(decoding, "PIXELS_AT_ONCE", 32 * 32)
     for groups in (1, 2):
-        plan = decoding.plan(z.shape, 2, groups)
-        assert plan.chunks == 4 // groups
-        np.testing.assert_array_equal(decoded(z, plan)[0], whole)
+        cut = decoding.cut_of(z.shape, 2, groups)
+        assert cut.chunks == 4 // groups
+        np.testing.assert_array_equal(decoded(z, cut)[0], whole)
 
 
 def test_pieces_from_python_are_the_pieces_of_one_dispatch():
     z = smooth_latents(2, 24)
-    plan = decoding.plan(z.shape, 2, tile=16)._replace(chunks=2)
-    at_once, _ = decoded(z, plan)
-    one = jax.jit(lambda params, z, cut: decoding.decode_piece(VAE, params, z, plan, cut))
-    pieces = jnp.stack([one(PARAMS, z, cut) for cut in plan.pieces])
-    one_by_one, _ = decoding.assemble(pieces, plan)
+    cut = decoding.cut_of(z.shape, 2, tile=16)._replace(chunks=2)
+    at_once, _ = decoded(z, cut)
+    one = jax.jit(lambda params, z, origin: decoding.decode_piece(VAE, params, z, cut, origin))
+    pieces = jnp.stack([one(PARAMS, z, origin) for origin in cut.origins])
+    one_by_one, _ = decoding.assemble(pieces, cut)
     np.testing.assert_array_equal(one_by_one, at_once)
 
 
@@ -87,9 +87,9 @@ def test_tiles_look_like_the_whole_picture():
     """Norms see one tile instead of all; random weights feel it more than trained ones."""
     z = smooth_latents(1, 128)
     whole, _ = decoded(z, None)
-    plan = decoding.plan(z.shape, 2, tile=64)
-    assert len(plan.tops) == len(plan.lefts) == 3
-    tiled, finite = decoded(z, plan)
+    cut = decoding.cut_of(z.shape, 2, tile=64)
+    assert len(cut.tops) == len(cut.lefts) == 3
+    tiled, finite = decoded(z, cut)
     assert finite.all()
     print(f"tiles: {psnr(tiled, whole):.1f} dB")
     assert psnr(tiled, whole) > 30  # 32.7 found; 35.4 for 192 latent pixels in tiles of 128
@@ -99,12 +99,12 @@ def test_tiles_look_like_the_whole_picture():
 
 def test_equal_tiles_blend_to_the_picture_they_were_cut_from():
     picture = np.random.default_rng(1).standard_normal((1, 1, 2, 40, 28, 3)).astype(np.float32)
-    plan = decoding.Plan(1, 1, (0, 5, 12), (0, 6), (8, 8))
-    cuts = [
+    cut = decoding.Cut(1, 1, (0, 5, 12), (0, 6), (8, 8))
+    tiles = [
         picture[:, :, :, 2 * top : 2 * top + 16, 2 * left : 2 * left + 16]
-        for _, top, left in plan.pieces
+        for _, top, left in cut.origins
     ]
-    blended = decoding._blend(jnp.asarray(np.concatenate(cuts, axis=1)), plan)
+    blended = decoding._blend(jnp.asarray(np.concatenate(tiles, axis=1)), cut)
     np.testing.assert_allclose(blended, picture[:, 0], atol=1e-6)
 
 
@@ -132,8 +132,8 @@ def test_the_posterior_is_drawn_with_its_own_spread():
     rng = np.random.default_rng(3)
     mean, logvar, noise = rng.standard_normal((3, 4, 2, 2, 4)).astype(np.float32)
     moments = [np.concatenate([mean[i : i + 2], logvar[i : i + 2]], -1) for i in (0, 2)]
-    plan = decoding.Plan(1, 2, (0,), (0,), (2, 2))
-    found = decoding.draw(VAE, moments, noise, plan)
+    cut = decoding.Cut(1, 2, (0,), (0,), (2, 2))
+    found = decoding.draw(VAE, moments, noise, cut)
     np.testing.assert_allclose(
         found, VAE.scaling_factor * (mean + np.exp(logvar / 2) * noise), rtol=1e-5, atol=1e-6
     )

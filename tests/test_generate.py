@@ -85,11 +85,11 @@ def test_what_does_not_depend_on_the_step_is_outside_the_loop(pipe):
     text = params["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn2"]["to_k"][
         "kernel"
     ]
-    fixed, state = jax.eval_shape(functools.partial(generate.begin, unet), params, given)
+    prepared, state = jax.eval_shape(functools.partial(generate.begin, unet), params, given)
     of_begin = str(jax.make_jaxpr(functools.partial(generate.begin, unet))(params, given))
     of_step = str(
         jax.make_jaxpr(functools.partial(generate.step, unet))(
-            params, given, fixed, jnp.int32(0), state
+            params, given, prepared, jnp.int32(0), state
         )
     )
     product = f"f32[{text.shape[0]},{text.shape[1]}]"
@@ -99,10 +99,10 @@ def test_what_does_not_depend_on_the_step_is_outside_the_loop(pipe):
     dots = [line for line in of_step.splitlines() if "dot_general" in line]
     assert dots
     assert not any(f",{given.context.shape[2]},{text.shape[0]}]" in line for line in dots)
-    assert fixed.times.shape == (1024, 64)
+    assert prepared.times.shape == (1024, 64)
 
 
-def test_an_xl_network_without_its_conditions_says_so():
+def test_an_xl_network_without_pooled_text_and_sizes_says_so():
     xl = pipeline_cases.pipeline("xl")
     given = xl.inputs(Request("a cat", num_steps=2))
     with pytest.raises(ValueError, match="this UNet takes pooled text and sizes; give pooled and"):
@@ -135,8 +135,8 @@ def test_a_network_distilled_for_guidance_is_told_its_scale(pipe):
     kernel = np.random.default_rng(0).standard_normal(added.shape).astype(np.float32)
     params["time_embedding"] = params["time_embedding"] | {"cond_proj": {"kernel": kernel}}
     given = inputs(pipe, guidance_scale=1.0)._replace(guidance_scale=jnp.array([2.0, 8.0]))
-    fixed, _ = generate.begin(unet, params, given)
-    assert fixed.times.shape == (1024, 2, 64)
+    prepared, _ = generate.begin(unet, params, given)
+    assert prepared.times.shape == (1024, 2, 64)
     final = jax.jit(functools.partial(generate.latents, unet))
     apart = [
         final(params, given._replace(guidance_scale=jnp.full(2, scale)))[j]

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from support import checkpoints
 
 from jaxgen.nn.unet import UNet2DConditionModel
-from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion import loading, placement
 
 
 def mixed(kind, **parts):
@@ -70,12 +70,12 @@ def test_parameters_have_the_type_asked_for(dtype):
 
 def test_large_kernels_are_divided_by_their_features():
     devices = np.array(jax.devices()[:8]).reshape(2, 4)
-    place = loading.sharding(Mesh(devices, ("data", "model")))
-    assert place(("conv_in", "kernel"), (3, 3, 64, 320)).spec == P(None, None, None, "model")
-    assert place(("to_q", "kernel"), (320, 320)).spec == P(None, "model")
+    sharding = placement.of_parameters(Mesh(devices, ("data", "model")))
+    assert sharding(("conv_in", "kernel"), (3, 3, 64, 320)).spec == P(None, None, None, "model")
+    assert sharding(("to_q", "kernel"), (320, 320)).spec == P(None, "model")
     for small in ((320,), (16, 16), (320, 321)):
-        assert place(("kernel",), small).spec == P()
-    assert loading.sharding(None) is None
+        assert sharding(("kernel",), small).spec == P()
+    assert placement.of_parameters(None) is None
 
 
 def test_a_network_without_the_sizes_it_is_told_of_says_so():

@@ -2,7 +2,9 @@
 """Whole pipelines: PyTorch's stored results, one compilation, and what each argument does."""
 
 import copy
+import dataclasses
 import functools
+import inspect
 import itertools
 import json
 import pathlib
@@ -21,6 +23,7 @@ import jaxgen
 from jaxgen.diffusion import config, samplers, schedule
 from jaxgen.stable_diffusion import generate
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.weights import diffusers
 
@@ -81,6 +84,20 @@ def test_pictures_equal_those_of_diffusers():
     difference = np.abs(found.astype(int) - DATA["image"])
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
+
+
+def test_a_call_is_a_request(pipe, monkeypatch):
+    """One list of arguments: the call has the fields of Request, in their order, and on_step."""
+    parameters = list(inspect.signature(StableDiffusion.__call__).parameters.values())[1:-1]
+    fields = dataclasses.fields(Request)
+    assert [(p.name, p.default) for p in parameters] == [(f.name, f.default) for f in fields]
+
+    requests = []
+    monkeypatch.setattr(StableDiffusion, "inputs", lambda self, request: requests.append(request))
+    monkeypatch.setattr(StableDiffusion, "latents", lambda *arguments: np.zeros((1, 1, 1, 1)))
+    values = {field.name: f"value of {field.name}" for field in fields}
+    pipe(**values)
+    assert requests == [Request(**values)]
 
 
 SETTINGS = [
@@ -151,7 +168,7 @@ def test_image_j_takes_seed_plus_j(pipe):
 
 
 def test_without_guidance_only_the_prompt_is_evaluated(pipe):
-    inputs = pipe.inputs(jaxgen.stable_diffusion.pipeline.Request("a cat", guidance_scale=1.0))
+    inputs = pipe.inputs(Request("a cat", guidance_scale=1.0))
     assert inputs.context.shape[:2] == (1, 1)
     guided = pipe(["a cat"] * 2, guidance_scale=[1.0, 5.0], seed=[1, 1], **LATENT)
     plain = pipe("a cat", guidance_scale=1.0, seed=1, **LATENT)
@@ -307,7 +324,7 @@ def test_a_result_that_is_not_finite_says_which_type_to_use(pipe):
 
 
 def test_the_buffer_of_the_noise_is_given_away(pipe):
-    inputs = pipe.inputs(jaxgen.stable_diffusion.pipeline.Request("a cat", num_steps=2))
+    inputs = pipe.inputs(Request("a cat", num_steps=2))
     variant(pipe, loop="device").latents(inputs)
     assert inputs.noise.is_deleted()
 
@@ -317,7 +334,7 @@ def test_a_folder_is_a_pipeline(pipe, tmp_path):
     loaded = jaxgen.StableDiffusion.from_pretrained(tmp_path / "model")
     for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(pipe.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert loaded.model == pipe.model
+    assert (loaded.networks, loaded.scheduler) == (pipe.networks, pipe.scheduler)
     found = variant(loaded, programs=pipe.programs)("a cat", "a dog", **LATENT)
     np.testing.assert_array_equal(found, pipe("a cat", "a dog", **LATENT))
 

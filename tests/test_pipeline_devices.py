@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh
 from support import checkpoints, compilations, pipeline_cases
 
-from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion import placement
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 
@@ -35,7 +35,7 @@ def mesh_of(name):
 def on_mesh(request):
     """(name, pipeline); parameters that are small in earnest count as large."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "SHARDED_FROM", 2**8)
+        patch.setattr(placement, "SHARDED_FROM", 2**8)
         checkpoint = checkpoints.checkpoint("sd1")
         return request.param, StableDiffusion(checkpoint, mesh=mesh_of(request.param))
 
@@ -83,8 +83,8 @@ def flops_on_one_device():
 
 def flops_of_a_step(pipe):
     params, inputs = pipe.params["unet"], pipe.inputs(Request(PROMPTS, **SETTINGS))
-    fixed, state = pipe.programs.begin(params, inputs)
-    step = pipe.programs.step.lower(params, inputs, fixed, np.int32(0), state).compile()
+    prepared, state = pipe.programs.begin(params, inputs)
+    step = pipe.programs.step.lower(params, inputs, prepared, np.int32(0), state).compile()
     return step.cost_analysis()["flops"]
 
 

@@ -10,21 +10,31 @@ from PIL import Image
 from support import checkpoints, compilations, pipeline_cases
 
 from jaxgen.diffusion import samplers, schedule
-from jaxgen.stable_diffusion import request
+from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.clip import CLIPTextModel
+from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.stable_diffusion import arguments
+from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
 
 SCHEDULER = checkpoints.SCHEDULERS["sd1"]
-MODEL = request.Model(8, 4, (64, 48), False, SCHEDULER)
+# no weights: only what the configurations say is asked
+NETWORKS = Networks(
+    UNet2DConditionModel(sample_size=(8, 6), cross_attention_dim=24),
+    AutoencoderKL(block_out_channels=(8,) * 4),
+    {"text_encoder": CLIPTextModel(num_hidden_layers=3)},
+)
 PICTURE = np.zeros((32, 32, 3), np.uint8)
 
 
-def settings(model=MODEL, **asked):
-    return request.settings(Request(**({"prompt": "a cat"} | asked)), model)
+def batch(networks=NETWORKS, **options):
+    request = Request(**({"prompt": "a cat"} | options))
+    return arguments.batch(request, networks, SCHEDULER)
 
 
 def test_single_values_serve_all_images():
-    found = settings(prompt=["a", "b", "c"], negative_prompt="d", guidance_scale=[1, 2, 3], seed=5)
+    found = batch(prompt=["a", "b", "c"], negative_prompt="d", guidance_scale=[1, 2, 3], seed=5)
     assert found.prompts == ["a", "b", "c"]
     assert found.negatives == ["d"] * 3
     np.testing.assert_array_equal(found.guidance_scale, [1, 2, 3])
@@ -35,7 +45,7 @@ def test_single_values_serve_all_images():
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {"seed": [3, 3, 9]},
         {"guidance_scale": [1.0, 2.0, 3.0]},
@@ -45,32 +55,32 @@ def test_single_values_serve_all_images():
         {"prompt": None, "prompt_embeds": Text(np.zeros((3, 77, 24)))},
     ],
 )
-def test_the_batch_is_as_long_as_any_list(asked):
-    assert len(settings(**asked).seeds) == 3
+def test_the_batch_is_as_long_as_any_list(options):
+    assert len(batch(**options).seeds) == 3
 
 
 def test_a_list_of_one_counts_its_seeds_up_like_a_single_one():
-    np.testing.assert_array_equal(settings(prompt=["a", "b"], seed=[7]).seeds, [7, 7])
-    np.testing.assert_array_equal(settings(prompt=["a", "b"], seed=7).seeds, [7, 8])
+    np.testing.assert_array_equal(batch(prompt=["a", "b"], seed=[7]).seeds, [7, 7])
+    np.testing.assert_array_equal(batch(prompt=["a", "b"], seed=7).seeds, [7, 8])
 
 
 def test_guidance_of_one_and_below_is_none():
-    assert not settings(guidance_scale=1.0).guided
-    assert not settings(guidance_scale=[0.0, 1.0]).guided
-    assert settings(guidance_scale=[0.0, 1.5]).guided
-    np.testing.assert_array_equal(settings(guidance_scale=[0.0, 1.5]).guidance_scale, [1, 1.5])
+    assert not batch(guidance_scale=1.0).guided
+    assert not batch(guidance_scale=[0.0, 1.0]).guided
+    assert batch(guidance_scale=[0.0, 1.5]).guided
+    np.testing.assert_array_equal(batch(guidance_scale=[0.0, 1.5]).guidance_scale, [1, 1.5])
 
 
 def test_pictures_come_as_pillow_bytes_or_floats():
     bytes_ = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     floats = bytes_.astype(np.float32) / 255 * 2 - 1
     for image in (bytes_, floats, Image.fromarray(bytes_), bytes_[None], [bytes_], [floats[:]]):
-        found = settings(image=image)
+        found = batch(image=image)
         assert found.size == (16, 24)
         np.testing.assert_allclose(found.image, floats[None], atol=1e-6)
-    assert settings(prompt=["a", "b"], image=bytes_).image.shape == (2, 16, 24, 3)
+    assert batch(prompt=["a", "b"], image=bytes_).image.shape == (2, 16, 24, 3)
     grey = Image.new("L", (24, 16), 255)
-    np.testing.assert_array_equal(settings(image=grey).image, 1)
+    np.testing.assert_array_equal(batch(image=grey).image, 1)
 
 
 def test_masks_come_as_pillow_bytes_floats_or_booleans():
@@ -83,13 +93,13 @@ def test_masks_come_as_pillow_bytes_floats_or_booleans():
         made_anew[None, :, :, None],
         Image.fromarray(made_anew * np.uint8(200)),
     ):
-        found = settings(image=PICTURE, mask=mask).mask
+        found = batch(image=PICTURE, mask=mask).mask
         np.testing.assert_array_equal(found[0, :, :, 0], made_anew)
 
 
 def test_strength_says_how_many_steps_run():
     for strength, rows in ((0.0, 0), (0.3, 3), (0.75, 7), (1.0, 10)):
-        table = settings(image=PICTURE, strength=strength, num_steps=10).table
+        table = batch(image=PICTURE, strength=strength, num_steps=10).table
         assert int(table.num_rows - table.start_row) == rows, strength
 
 
@@ -97,10 +107,10 @@ def test_samplers_are_names_configured_ones_or_tables():
     model = schedule.noise_schedule(prediction_type="epsilon")
     configured = functools.partial(samplers.euler, model, respacing="karras")
     table = configured(10)
-    named = settings(sampler="euler", num_steps=10).table
+    named = batch(sampler="euler", num_steps=10).table
     assert int(named.num_rows) == 10
     for sampler in (configured, table):
-        found = settings(sampler=sampler, num_steps=10).table
+        found = batch(sampler=sampler, num_steps=10).table
         np.testing.assert_array_equal(found.update, table.update)
         assert np.abs(found.t - named.t).max() > 1
 
@@ -132,7 +142,7 @@ BAD = [
     ({"image": PICTURE.astype(int)}, "the image has type int64; expected uint8"),
     ({"image": [PICTURE, PICTURE[:16]]}, "the images differ in size"),
     ({"image": PICTURE[:30]}, "height is 30; it must be a positive multiple of 8"),
-    ({"image": PICTURE, "height": 64}, "the image has 32 x 32 pixels .* but 64 x 32 are asked"),
+    ({"image": PICTURE, "height": 64}, "the image has 32 x 32 pixels .* height and width are 64"),
     ({"image": PICTURE, "mask": PICTURE[:16, :, 0]}, "the mask has 16 x 32 pixels .* of one size"),
     ({"image": PICTURE, "mask": PICTURE[0, 0]}, r"the mask has shape \(3,\)"),
     ({"mask": PICTURE[:, :, 0]}, "give the image too"),
@@ -141,25 +151,92 @@ BAD = [
     ({"latents": np.zeros((1, 4, 4, 4)), "height": 64}, r"expected \[B, 8, 4, 4\] for 64 x 32"),
     ({"output": "jpeg"}, "output is 'jpeg'; use one of image, latent"),
 ]  # fmt: skip
+OBJECTS = np.array([None, "a"], object)
+WRONG_TYPES = [
+    ({"prompt": {"a": 1}}, "prompt holds {'a': 1}; expected a string"),
+    ({"prompt": [["a"]]}, r"prompt holds \['a'\]; expected"),
+    ({"prompt": np.zeros(2)}, "prompt holds 0.0; expected"),
+    ({"negative_prompt": 3}, "negative_prompt holds 3; expected"),
+    ({"num_steps": "20"}, "num_steps is '20'; it must be a whole number"),
+    ({"num_steps": True}, "num_steps is True"),
+    ({"num_steps": None}, "num_steps is None"),
+    ({"guidance_scale": "7"}, "guidance_scale is '7'; it must be finite"),
+    ({"guidance_scale": [7, None]}, r"guidance_scale is \[7, None\]"),
+    ({"guidance_scale": OBJECTS}, "guidance_scale is array"),
+    ({"guidance_scale": [[1.0], [2.0, 3.0]]}, "guidance_scale is"),
+    ({"guidance_rescale": "x"}, "guidance_rescale is 'x'; it must be between 0 and 1"),
+    ({"sampler": len}, "sampler <built-in function len> cannot be called as sampler"),
+    ({"sampler": lambda num_steps, start_step=0: num_steps}, "returns a int; it must return a T"),
+    ({"sampler": ["euler"]}, "sampler is a list"),
+    ({"seed": [1.5]}, "seed is 1.5; it must be a whole number"),
+    ({"seed": "x", "prompt": ["a", "b"]}, "seed is 'x'; it must be a whole number"),
+    ({"seed": None}, "seed is None"),
+    ({"seed": [True]}, "seed is True"),
+    ({"seed": np.array([0.5, 1])}, "seed is 0.5"),
+    ({"seed": {}}, "seed is {}"),
+    ({"height": "64"}, "height is '64'; it must be a positive multiple of 8"),
+    ({"width": [64]}, r"width is \[64\]; it must"),
+    ({"image": "a.png"}, "the image has type <U5; expected uint8"),
+    ({"image": OBJECTS}, "the image has type object; expected uint8"),
+    ({"image": []}, "image is an empty list"),
+    ({"image": [[[1], [2, 3]]]}, "image cannot be read as one array"),
+    ({"image": np.zeros((0, 8, 3), np.uint8)}, "the image has shape"),
+    ({"image": np.full((8, 8, 3), np.nan)}, "the image has values outside of -1 to 1"),
+    ({"image": PICTURE, "strength": "x"}, "strength is 'x'; it must lie between 0 and 1"),
+    ({"strength": None}, "strength is None"),
+    ({"strength": [0.5]}, r"strength is \[0.5\]"),
+    ({"image": PICTURE, "mask": "white"}, "the mask has type <U5; expected booleans"),
+    ({"image": PICTURE, "mask": OBJECTS}, "the mask has type object"),
+    ({"image": PICTURE, "mask": np.full((32, 32), np.nan)}, "the mask has type float64; .* finite"),
+    ({"latents": "x"}, "latents of type <U1 hold values that are no finite numbers"),
+    ({"latents": OBJECTS}, "latents of type object"),
+    ({"latents": [[1], [2, 3]]}, "latents cannot be read as one array"),
+    ({"latents": np.full((1, 8, 6, 4), np.nan)}, "latents of type float64 hold"),
+    ({"latents": np.zeros((0, 8, 6, 4))}, "latents have shape"),
+    ({"output": None}, "output is None; use one of"),
+    ({"output": np.array(["image", "latent"])}, "output is array"),
+    ({"eta": "x"}, "eta is 'x'; it must be a number"),
+    ({"eta": float("nan")}, "eta is nan"),
+    ({"eta": -0.1}, "eta is -0.1"),
+    ({"clip_skip": "x"}, "clip_skip is 'x'; use 0"),
+    ({"clip_skip": 1.0}, "clip_skip is 1.0"),
+    ({"weighting": "no"}, "weighting is 'no'; use True or False"),
+    ({"original_size": 64}, "two numbers each: .* got 64, "),
+    ({"crop": 5}, "two numbers each"),
+    ({"crop": None}, "two numbers each"),
+    ({"crop": ("a", "b")}, "two numbers each"),
+    ({"target_size": (float("inf"), 8)}, "two numbers each"),
+    ({"prompt_embeds": np.zeros((1, 77, 24))}, "prompt_embeds is a ndarray; pass what `embed`"),
+    ({"prompt_embeds": Text(3)}, "prompt_embeds has context of shape"),
+    ({"negative_prompt_embeds": "x"}, "negative_prompt_embeds is a str"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("asked", "message"), BAD, ids=lambda value: str(value)[:40])
-def test_a_bad_request_says_what_is_wrong(asked, message):
+@pytest.mark.parametrize(("options", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_a_bad_request_says_what_is_wrong(options, message):
     with pytest.raises(ValueError, match=message):
-        settings(**asked)
+        batch(**options)
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_TYPES, ids=lambda value: str(value)[:40])
+def test_an_argument_of_a_wrong_type_is_one_error(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        batch(**options)
+    assert len(str(error.value)) < 400
 
 
 def test_an_inpainting_model_needs_image_and_mask():
-    model = MODEL._replace(inpaints=True)
+    unet = UNet2DConditionModel(in_channels=9, cross_attention_dim=24)
+    networks = NETWORKS._replace(unet=unet)
     with pytest.raises(ValueError, match="this is an inpainting model; give an image and a mask"):
-        settings(model)
+        batch(networks)
     with pytest.raises(ValueError, match="give an image and a mask"):
-        settings(model, image=PICTURE)
+        batch(networks, image=PICTURE)
 
 
 def test_a_model_without_a_size_needs_one():
     with pytest.raises(ValueError, match="states no size of its own; give height and width"):
-        settings(MODEL._replace(default_size=None), height=64)
+        batch(NETWORKS._replace(unet=UNet2DConditionModel(cross_attention_dim=24)), height=64)
 
 
 def text(*shape, pooled=None):
@@ -167,7 +244,7 @@ def text(*shape, pooled=None):
 
 
 @pytest.mark.parametrize(
-    ("kind", "asked", "message"),
+    ("kind", "options", "message"),
     [
         ("sd1", {"prompt": []}, "prompt is an empty list"),
         ("sd1", {"height": 33}, "multiple of 2 pixels"),
@@ -181,16 +258,17 @@ def text(*shape, pooled=None):
         ("sd1", {"prompt_embeds": text(1, 77, 25)}, r"expected \[B, T, 24\]"),
         ("sd1", {"negative_prompt_embeds": text(77, 24)}, r"negative_prompt_embeds .*\(77, 24\)"),
         ("xl", {"prompt_embeds": text(1, 77, 40)}, "this model needs pooled as well"),
+        ("xl", {"prompt_embeds": text(1, 77, 40, pooled=np.zeros(20))}, r"pooled of shape \(20,\)"),
         ("sd1", {"prompt_embeds": text(1, 77, 24, pooled=np.zeros((1, 20)))}, "takes no pooled"),
         ("xl", {"crop": (1, 2, 3)}, "original_size, crop and target_size are two numbers each"),
-        ("sd1", {"crop": (1, 2)}, "conditions of Stable Diffusion XL"),
+        ("sd1", {"crop": (1, 2)}, "inputs of Stable Diffusion XL"),
         ("inpaint", {}, "this is an inpainting model"),
     ],
 )
-def test_a_bad_call_compiles_nothing(kind, asked, message):
+def test_a_bad_call_compiles_nothing(kind, options, message):
     pipe = pipeline_cases.pipeline(kind)
     with compilations.counted() as compiled, pytest.raises(ValueError, match=message):
-        pipe(**({"prompt": "a cat"} | asked))
+        pipe(**({"prompt": "a cat"} | options))
     assert not compiled
 
 

@@ -23,7 +23,15 @@ def linear_model(x, t):
 @jax.jit
 def run(table, x, keys):
     """One program for all tables of this file; it compiles once per batch size."""
-    return sample.sample(linear_model, table, x, keys)
+    return sample.sample(sample.at_times(linear_model, table), table, x, keys)
+
+
+def steps(one_step, table, x):
+    """The same run driven from Python: (row, latent, estimate of x_0) after every row."""
+    state = sample.first_state(x)
+    for i in maps.rows_of(table):
+        state, x0 = one_step(np.int32(i), state)
+        yield i, state[0], x0
 
 
 def numpy_run(table, x, noise):
@@ -63,9 +71,12 @@ def test_the_loop_computes_the_table(name):
     table = TABLES[name]
     x = sample.scaled_noise(table, unit(0, 2, *SHAPE))
     noise = unit(1, int(table.num_rows), 2, *SHAPE)
-    found = jax.jit(lambda table, x, noise: sample.sample(linear_model, table, x, noise=noise))(
-        table, x, noise
-    )
+
+    @jax.jit
+    def run_with_noise(table, x, noise):
+        return sample.sample(sample.at_times(linear_model, table), table, x, noise=noise)
+
+    found = run_with_noise(table, x, noise)
     expected = numpy_run(table, np.asarray(x, np.float64), noise)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -81,7 +92,7 @@ def test_one_compilation_serves_every_sampler_and_setting():
             return linear_model(x, t) + jnp.arange(x.shape[0]).reshape(-1, 1, 1, 1)
 
         x = sample.noised(table, jnp.ones_like(noise), noise)
-        denoise = sample.guide(model, guidance_scale, guidance_rescale)
+        denoise = sample.guide(sample.at_times(model, table), guidance_scale, guidance_rescale)
         return sample.sample(denoise, table, x, keys)
 
     noise, keys = unit(0, 2, *SHAPE), image_keys(2)
@@ -104,30 +115,19 @@ def test_steps_driven_from_python_equal_the_loop_bit_for_bit():
 
     @jax.jit
     def one_step(i, state):
-        return sample.step(linear_model, table, i, state, keys)
+        return sample.step(sample.at_times(linear_model, table), table, i, state, keys)
 
-    seen = [(row, latent) for row, latent, _ in sample.steps(one_step, table, x)]
+    seen = list(steps(one_step, table, x))
     looped = run(table, x, keys)
-    assert [row for row, _ in seen] == list(maps.rows_of(table))
     np.testing.assert_array_equal(seen[-1][1], looped)
 
 
-def test_the_callback_sees_every_row_in_order():
-    table, seen = TABLES["ddim"], []
-
-    def on_step(i, latent, x0):
-        seen.append((int(i), np.asarray(latent), np.asarray(x0)))
-
-    @jax.jit
-    def watched(table, x, keys):
-        return sample.sample(linear_model, table, x, keys, on_step=on_step)
-
-    out = watched(table, unit(0, 2, *SHAPE), image_keys(2))
-    jax.effects_barrier()
-    assert [i for i, _, _ in seen] == list(range(6))
-    np.testing.assert_array_equal(seen[-1][1], out)
-    # ddim's last step goes all the way to its estimate of x_0
-    np.testing.assert_allclose(seen[-1][2], out, rtol=1e-5, atol=1e-6)
+def test_the_last_step_of_ddim_goes_all_the_way_to_its_estimate():
+    table, x, keys = TABLES["ddim"], unit(0, 2, *SHAPE), image_keys(2)
+    denoise = sample.at_times(linear_model, table)
+    one_step = jax.jit(lambda i, state: sample.step(denoise, table, i, state, keys))
+    *_, (_, latent, estimate) = steps(one_step, table, x)
+    np.testing.assert_allclose(estimate, latent, rtol=1e-5, atol=1e-6)
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch():
@@ -145,7 +145,7 @@ def test_given_noise_equals_the_noise_of_the_keys():
         for i in range(int(table.num_rows))
     ])  # fmt: skip
     drawn = run(table, x, keys)
-    given = sample.sample(linear_model, table, x, noise=noise)
+    given = sample.sample(sample.at_times(linear_model, table), table, x, noise=noise)
     np.testing.assert_allclose(given, drawn, rtol=1e-6, atol=1e-6)
 
 
@@ -228,9 +228,10 @@ def test_inpainting_keeps_what_is_outside_the_mask(name):
 
     @jax.jit
     def one_step(i, state):
-        return sample.step(linear_model, table, i, state, image_keys(2), inpainting=inpainting)
+        denoise = sample.at_times(linear_model, table)
+        return sample.step(denoise, table, i, state, image_keys(2), inpainting=inpainting)
 
-    latents = [latent for _, latent, _ in sample.steps(one_step, table, x)]
+    latents = [latent for _, latent, _ in steps(one_step, table, x)]
     np.testing.assert_array_equal(latents[-1][:, 1], clean[:, 1])
     for row, latent in zip(maps.rows_of(table), latents[:-1], strict=False):
         signal, amount = table.noising[row + 1]
@@ -242,7 +243,8 @@ def test_a_full_mask_changes_nothing():
     table, x, keys = TABLES["unipc"], unit(0, 2, *SHAPE), image_keys(2)
     mask = np.ones((2, *SHAPE[:2], 1), np.float32)
     inpainting = sample.Inpainting(mask, unit(1, 2, *SHAPE), unit(2, 2, *SHAPE))
-    masked = sample.sample(linear_model, table, x, keys, inpainting=inpainting)
+    denoise = sample.at_times(linear_model, table)
+    masked = sample.sample(denoise, table, x, keys, inpainting=inpainting)
     plain = run(table, x, keys)
     np.testing.assert_allclose(masked, plain, rtol=1e-6, atol=1e-6)
 
@@ -262,7 +264,9 @@ def test_latents_stay_float32_around_a_half_precision_model():
         seen.append((x.dtype, t.dtype))
         return linear_model(x, t).astype(jnp.bfloat16)
 
-    out = sample.sample(model, TABLES["unipc"], unit(0, 1, *SHAPE), image_keys(1))
+    table = TABLES["unipc"]
+    denoise = sample.at_times(model, table)
+    out = sample.sample(denoise, table, unit(0, 1, *SHAPE), image_keys(1))
     assert out.dtype == jnp.float32
     assert seen[0] == (jnp.float32, jnp.float32)
 
@@ -283,7 +287,8 @@ def test_sharded_over_devices_gives_the_same_latents():
 
     @jax.jit
     def guided(table, x, keys):
-        denoise = sample.guide(linear_model, jnp.full(8, 3.0), jnp.full(8, 0.5))
+        denoise = sample.at_times(linear_model, table)
+        denoise = sample.guide(denoise, jnp.full(8, 3.0), jnp.full(8, 0.5))
         return sample.sample(denoise, table, x, keys)
 
     by_image = NamedSharding(mesh, P("data"))

@@ -70,7 +70,7 @@ def start(model: Model, size: Size, begin: Any, dtype: str) -> Parts:
     transformers.logging.set_verbosity_error()
     networks = {name: _network(name, config, kind) for name, config in model.configs.items()}
     params = {name: _params(networks[name], model, name, kind) for name in networks}
-    pipe = _Pipe(networks, model.is_xl, size)
+    pipe = _Pipe(networks, model.networks.is_xl, size)
     ids = {name: jnp.asarray(chunks.ids[:, 0]) for name, chunks in begin.chunks.items()}
     noise = jnp.asarray(begin.inputs.noise).transpose(0, 3, 1, 2)
     context = jnp.asarray(_halves(begin.text.context), kind)

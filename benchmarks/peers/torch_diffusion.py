@@ -104,8 +104,8 @@ class _Pipe:
         """The context [B, T, E] and, in XL, the pooled text [B, P]."""
         contexts, pooled = [], None
         for name, ids in self.ids.items():
-            encoding = self.networks[name](ids, output_hidden_states=self.model.is_xl)
-            last = encoding.hidden_states[-2] if self.model.is_xl else encoding.last_hidden_state
+            encoding = self.networks[name](ids, output_hidden_states=self.model.networks.is_xl)
+            last = encoding.hidden_states[-2] if self.model.networks.is_xl else encoding.last_hidden_state
             # copies: CUDA graphs write the next result over this one
             contexts.append(last.clone())
             pooled = encoding.text_embeds.clone() if name == "text_encoder_2" else None

@@ -5,18 +5,17 @@ Latents are float32 [B, H, W, C] whatever the model computes in. Every image own
 noise of image j in row i depends on that image's key and on i alone: not on the batch it is in.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgen.diffusion.table import NUM_MEMORIES, Table
 from jaxgen.types import AnyArray, Array, Key
 
-Denoise = Callable[[Array, Array], Array]  # (x [N, H, W, C], t []) -> model output [N, H, W, C]
-OnStep = Callable[[Any, Any, Any], None]  # (row [], latent, x_0 estimate), on the host
+# (x [N, H, W, C], number of the table's row, int32 []) -> model output [N, H, W, C]
+Denoise = Callable[[Array, Array], Array]
 
 
 class NoiseKeys(NamedTuple):
@@ -28,7 +27,7 @@ class NoiseKeys(NamedTuple):
 
 
 class Inpainting(NamedTuple):
-    """What masked sampling keeps: outside the mask, the given image at the row's noise level."""
+    """Masked sampling keeps the given image outside the mask, at the noise level of each row."""
 
     mask: AnyArray  # [B, H, W, 1] in latent resolution, 1 where the picture is made anew
     clean: AnyArray  # [B, H, W, C] latent of the given image
@@ -36,7 +35,7 @@ class Inpainting(NamedTuple):
 
 
 def noise_keys(keys: Key) -> NoiseKeys:
-    """The streams of every image from one key per image, [B]."""
+    """Splits one key per image, [B], into the three streams of every image."""
     split = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     return NoiseKeys(split[:, 0], split[:, 1], split[:, 2])
 
@@ -60,21 +59,27 @@ def noised(table: Table, clean: AnyArray, noise: AnyArray) -> Array:
     return signal * clean + amount * noise
 
 
+def at_times(model: Callable[[Array, Array], Array], table: Table) -> Denoise:
+    """Calls a model of (x, t) with the time t of the table's row, float32 []."""
+    times = jnp.asarray(table.t, jnp.float32)
+    return lambda x, i: model(x, times[i])
+
+
 def guide(denoise: Denoise, guidance_scale: AnyArray, guidance_rescale: AnyArray) -> Denoise:
     """Classifier-free guidance with one doubled batch, Ho & Salimans 2022 (arXiv:2207.12598) eq. 6.
 
     guidance_scale, guidance_rescale: [B], per image; scale s gives out_neg + s (out_pos - out_neg).
     `denoise` receives 2 B latents in pairs, [image 0 negative, image 0 positive, image 1 negative,
-    ...], so a batch sharded over devices stays where it is; its conditions must be ordered alike.
+    ...], so a batch sharded over devices stays where it is; its texts must be ordered alike.
     Where no image is guided (scale 1 for all) leave the wrapper out: half the work.
 
     guidance_rescale: Lin et al. 2023 (arXiv:2305.08891) eq. 15 and 16, 0 is off.
     """
 
-    def guided(x: Array, t: Array) -> Array:
+    def guided(x: Array, i: Array) -> Array:
         b = x.shape[0]
         pairs = jnp.stack([x, x], axis=1).reshape(2 * b, *x.shape[1:])
-        out = denoise(pairs, t).astype(jnp.float32).reshape(b, 2, *x.shape[1:])
+        out = denoise(pairs, i).astype(jnp.float32).reshape(b, 2, *x.shape[1:])
         negative, positive = out[:, 0], out[:, 1]
         combined = negative + _per_image(guidance_scale) * (positive - negative)
         rescale = _per_image(guidance_rescale)
@@ -91,39 +96,20 @@ def sample(
     *,
     noise: AnyArray | None = None,
     inpainting: Inpainting | None = None,
-    on_step: OnStep | None = None,
 ) -> Array:
     """The latent after rows [start_row, num_rows) of the table, [B, H, W, C].
 
     x: the latent that start_row receives, from `scaled_noise` or `noised`. keys: [B], the `steps`
     stream; or noise: [N, B, H, W, C] given for every row of a run, which then draws nothing.
-    on_step: called on the host after every row, in order; on one device only (see `steps`), and a
-    new function is a new program.
     Everything but `denoise` and the presence of the optional arguments is data: one compilation
     serves all samplers, numbers of steps and strengths.
     """
 
     def body(i: Array, state: Array) -> Array:
-        state, x0 = step(denoise, table, i, state, keys, noise=noise, inpainting=inpainting)
-        if on_step is not None:
-            jax.debug.callback(on_step, i, state[0], x0, ordered=True)
-        return state
+        return step(denoise, table, i, state, keys, noise=noise, inpainting=inpainting)[0]
 
     start, end = jnp.asarray(table.start_row), jnp.asarray(table.num_rows)
     return jax.lax.fori_loop(start, end, body, first_state(x))[0]
-
-
-def steps(
-    one_step: Callable[[Any, Array], tuple[Array, Array]], table: Table, x: Array
-) -> Iterator[tuple[int, Array, Array]]:
-    """The same run driven from Python: yields (row, latent, x_0 estimate) after every row.
-
-    one_step(i, state) is `step` with its other arguments bound, jitted by the caller.
-    """
-    state = first_state(x)
-    for i in range(int(table.start_row), int(table.num_rows)):
-        state, x0 = one_step(np.int32(i), state)
-        yield i, state[0], x0
 
 
 def step(
@@ -136,20 +122,23 @@ def step(
     noise: AnyArray | None = None,
     inpainting: Inpainting | None = None,
 ) -> tuple[Array, Array]:
-    """One row: the next state [1 + NUM_MEMORIES, B, H, W, C] and the estimate of x_0 [B, H, W, C].
+    """Runs row i: the next state [1 + NUM_MEMORIES, B, H, W, C] and the estimate of x_0.
 
     state[0] is the latent, the rest are the memories; the arguments are those of `sample`.
     """
-    row = jax.tree.map(lambda column: jnp.asarray(column, jnp.float32)[i], _columns(table))
+    scale, update, denoised = (
+        jnp.asarray(column, jnp.float32)[i]
+        for column in (table.scale, table.update, table.denoised)
+    )
     x = state[0]
-    out = denoise(row["scale"] * x, row["t"]).astype(jnp.float32)
+    out = denoise(scale * x, i).astype(jnp.float32)
     fresh = _fresh_noise(keys, noise, i, x.shape[1:])
     # scaled and added one by one: accelerators round matrix products to half precision, and XLA's
     # CPU code for a sum over an axis takes 150 times as long
     inputs = [*state, out, fresh.astype(jnp.float32)]
-    weights = row["update"].reshape(*row["update"].shape, *(1,) * x.ndim)
+    weights = update.reshape(*update.shape, *(1,) * x.ndim)
     state = jnp.asarray(sum(weights[:, k] * inputs[k][None] for k in range(len(inputs))))
-    x0 = row["denoised"][0] * x + row["denoised"][1] * out
+    x0 = denoised[0] * x + denoised[1] * out
     if inpainting is not None:
         signal, amount = jnp.asarray(table.noising, jnp.float32)[i + 1]
         kept = signal * inpainting.clean + amount * inpainting.noise
@@ -161,15 +150,6 @@ def first_state(x: AnyArray) -> Array:
     """The state that start_row receives: the latent, and empty memories."""
     x = jnp.asarray(x, jnp.float32)
     return jnp.concatenate([x[None], jnp.zeros((NUM_MEMORIES, *x.shape), jnp.float32)])
-
-
-def _columns(table: Table) -> dict[str, np.ndarray]:
-    return {
-        "t": table.t,
-        "scale": table.scale,
-        "update": table.update,
-        "denoised": table.denoised,
-    }
 
 
 def _fresh_noise(
@@ -192,9 +172,9 @@ def _per_image(value: AnyArray) -> Array:
 
 
 def _contrast(positive: Array, combined: Array) -> Array:
-    """How much guidance changed the spread of each image's output: std ratio, [B, 1, 1, 1]."""
+    """The factor that gives each guided output the spread of the positive one, [B, 1, 1, 1]."""
     axes = tuple(range(1, positive.ndim))
-    wanted = jnp.std(positive, axis=axes, keepdims=True)
-    found = jnp.std(combined, axis=axes, keepdims=True)
-    constant = found == 0  # nothing to rescale, and no 0 / 0 where rescale is off
-    return jnp.where(constant, 1.0, wanted / jnp.where(constant, 1.0, found))
+    before = jnp.std(positive, axis=axes, keepdims=True)
+    after = jnp.std(combined, axis=axes, keepdims=True)
+    constant = after == 0  # nothing to rescale, and no 0 / 0 where rescale is off
+    return jnp.where(constant, 1.0, before / jnp.where(constant, 1.0, after))

@@ -19,7 +19,7 @@ AFTER = ((0, 1), (0, 1))  # the encoder's strided convolutions pad below and to 
 
 
 class AutoencoderKL(nn.Module):
-    """Images [B, H, W, 3] in [-1, 1] <-> latents [B, H/f, W/f, 4], f = 2 ** (levels - 1).
+    """Images [B, H, W, 3] in [-1, 1] <-> latents [B, H/f, W/f, 4], f = `factor`.
 
     Rombach et al. 2022 (arXiv:2112.10752) section 3.1. Mirrors diffusers' class of this name:
     fields and defaults are those of its config.json, submodules have its names. Latents are those
@@ -43,6 +43,11 @@ class AutoencoderKL(nn.Module):
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
     dtype: Any = jnp.float32
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of the picture one pixel of the latent stands for, along each side."""
+        return 2 ** (len(self.block_out_channels) - 1)
 
     def setup(self) -> None:
         self._check()

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgen.diffusion import sample
 from jaxgen.diffusion.table import Table
@@ -20,7 +19,7 @@ from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import decoding
-from jaxgen.types import AnyArray, Array, Params
+from jaxgen.types import AnyArray, Array, Key, Params
 
 
 class Inputs(NamedTuple):
@@ -42,10 +41,12 @@ class Inputs(NamedTuple):
     time_ids: AnyArray | None = None  # [B, 6] XL: sizes in pixels
     mask: AnyArray | None = None  # [B, h, w, 1] inpainting by blending: 1 where made anew
     extra: AnyArray | None = None  # [B, h, w, C + 1] inpainting UNets: mask and masked image
-    step_noise: AnyArray | None = None  # [rows, B, h, w, C] replaces the noise drawn from seeds
+    # [rows, B, h, w, C] noise of every step that replaces what the seeds draw; the comparisons with
+    # diffusers use it, whose noise no seed of JAX gives
+    step_noise: AnyArray | None = None
 
 
-class Conditions(NamedTuple):
+class Prepared(NamedTuple):
     """What a run computes once, before its first step."""
 
     times: Array  # [N, D] embedded times of all rows of the table; [N, B, D] in distilled UNets
@@ -54,7 +55,7 @@ class Conditions(NamedTuple):
 
 
 def streams(seeds: AnyArray) -> sample.NoiseKeys:
-    """Independent keys of every image, from seeds uint32 [B]."""
+    """Makes the independent keys of every image from seeds uint32 [B]."""
     return sample.noise_keys(jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)))
 
 
@@ -73,8 +74,8 @@ def posterior_noise(seeds: AnyArray, shape: tuple[int, int, int], purpose: str) 
     return sample.initial_noise(keys[purpose], shape)
 
 
-def begin(unet: UNet2DConditionModel, params: Params, inputs: Inputs) -> tuple[Conditions, Array]:
-    """Everything that does not depend on the step, and the state that the first row receives."""
+def begin(unet: UNet2DConditionModel, params: Params, inputs: Inputs) -> tuple[Prepared, Array]:
+    """Computes what does not depend on the step, and the state that the first row receives."""
     b, groups, t, e = inputs.context.shape
     variables = {"params": params}
     times: Any = unet.apply(variables, *_times(unet, inputs), method="embed_time")
@@ -87,27 +88,31 @@ def begin(unet: UNet2DConditionModel, params: Params, inputs: Inputs) -> tuple[C
         added = unet.apply(variables, pooled, sizes, method="embed_added")
     context = inputs.context.reshape(b * groups, t, e)
     text = unet.apply(variables, context, method="text_context")
-    return Conditions(times, added, text), sample.first_state(_first_latent(inputs))
+    return Prepared(times, added, text), sample.first_state(_first_latent(inputs))
 
 
 def step(
     unet: UNet2DConditionModel,
     params: Params,
     inputs: Inputs,
-    conditions: Conditions,
+    prepared: Prepared,
     i: Array,
     state: Array,
 ) -> tuple[Array, Array]:
-    """Row i: the next state, whose [0] is the latent, and the estimate of the final latent."""
-    denoise, table, options = _bound(unet, params, inputs, conditions)
-    return sample.step(denoise, table, i, state, **options)
+    """Runs row i: the next state, whose [0] is the latent, and the estimate of the final latent."""
+    return sample.step(
+        _denoise(unet, params, inputs, prepared), inputs.table, i, state, _keys(inputs),
+        noise=inputs.step_noise, inpainting=_inpainting(inputs),
+    )  # fmt: skip
 
 
 def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs) -> Array:
     """The final latents of a whole run, float32 [B, h, w, C], in one loop on the device."""
-    conditions, state = begin(unet, params, inputs)
-    denoise, table, options = _bound(unet, params, inputs, conditions)
-    return sample.sample(denoise, table, state[0], **options)
+    prepared, state = begin(unet, params, inputs)
+    return sample.sample(
+        _denoise(unet, params, inputs, prepared), inputs.table, state[0], _keys(inputs),
+        noise=inputs.step_noise, inpainting=_inpainting(inputs),
+    )  # fmt: skip
 
 
 def generate(
@@ -115,22 +120,23 @@ def generate(
     vae: AutoencoderKL,
     params: Params,
     inputs: Inputs,
-    plan: decoding.Plan | None = None,
+    cut: decoding.Cut | None = None,
 ) -> Array:
-    """Images, uint8 [B, H, W, 3], from params {"unet": ..., "vae": ...} and inputs.
+    """Makes images, uint8 [B, H, W, 3], from params {"unet": ..., "vae": ...} and inputs.
 
     With the modules bound (`functools.partial(generate, unet, vae)`) it is the pure function of
     params and inputs that jit, vmap, shardings and export take.
     """
     final = latents(unet, params["unet"], inputs)
-    return decoding.decode(vae, params["vae"], final, plan)[0]
+    return decoding.decode(vae, params["vae"], final, cut)[0]
 
 
 def _times(unet: UNet2DConditionModel, inputs: Inputs) -> tuple[Array, Array | None]:
-    """Model times [N] and None, or [N, B] and the embedded guidance scales [N, B, E].
+    """Model times [N] and None; for UNets that take their guidance scale as an input, times [N, B]
+    and the embedded scales [N, B, E].
 
-    The latter for UNets that were distilled to know their guidance scale: Luo et al. 2023
-    (arXiv:2310.04378) section 4.1, the sinusoid of 1000 (scale - 1) as diffusers writes it.
+    Such UNets are distilled, Luo et al. 2023 (arXiv:2310.04378) section 4.1; they take the sinusoid
+    of 1000 (scale - 1) as diffusers writes it.
     """
     times = jnp.asarray(inputs.table.t, jnp.float32)
     if unet.time_cond_proj_dim is None:
@@ -147,35 +153,38 @@ def _times(unet: UNet2DConditionModel, inputs: Inputs) -> tuple[Array, Array | N
 
 
 def _first_latent(inputs: Inputs) -> Array:
-    pure = sample.scaled_noise(inputs.table, inputs.noise)
-    return jnp.where(
-        inputs.from_image, sample.noised(inputs.table, inputs.clean, inputs.noise), pure
-    )
+    from_noise = sample.scaled_noise(inputs.table, inputs.noise)
+    from_image = sample.noised(inputs.table, inputs.clean, inputs.noise)
+    return jnp.where(inputs.from_image, from_image, from_noise)
 
 
-def _bound(
-    unet: UNet2DConditionModel, params: Params, inputs: Inputs, conditions: Conditions
-) -> tuple[sample.Denoise, Table, dict[str, Any]]:
-    """The model, the table and the options of `sample.step` that belong to a run."""
+def _denoise(
+    unet: UNet2DConditionModel, params: Params, inputs: Inputs, prepared: Prepared
+) -> sample.Denoise:
+    """The UNet as the loop calls it: latents [B, h, w, C] and a row's number -> its output."""
     b, groups = inputs.context.shape[:2]
 
-    def denoise(x: Array, row: Array) -> Array:
-        emb = conditions.times[row.astype(jnp.int32)]
+    def denoise(x: Array, i: Array) -> Array:
+        emb = prepared.times[i]
         emb = jnp.broadcast_to(emb, (b * groups, emb.shape[-1]))
-        if conditions.added is not None:
-            emb = emb + conditions.added
+        if prepared.added is not None:
+            emb = emb + prepared.added
         if inputs.extra is not None:
             x = jnp.concatenate([x, jnp.repeat(inputs.extra, groups, axis=0)], axis=-1)
-        out: Any = unet.apply({"params": params}, x, emb, conditions.text, method="denoise")
+        out: Any = unet.apply({"params": params}, x, emb, prepared.text, method="denoise")
         return out
 
-    if groups == 2:
-        denoise = sample.guide(denoise, inputs.guidance_scale, inputs.guidance_rescale)
-    # the loop hands the model a row's time; times are embedded already, so it gets the row's number
-    table = inputs.table._replace(t=np.arange(len(inputs.table.t), dtype=np.float32))
-    options: dict[str, Any] = {"noise": inputs.step_noise}
-    if inputs.step_noise is None:
-        options = {"keys": streams(inputs.seeds).steps}
-    if inputs.mask is not None:
-        options["inpainting"] = sample.Inpainting(inputs.mask, inputs.clean, inputs.noise)
-    return denoise, table, options
+    if groups == 1:
+        return denoise
+    return sample.guide(denoise, inputs.guidance_scale, inputs.guidance_rescale)
+
+
+def _keys(inputs: Inputs) -> Key | None:
+    """The keys of the noise inside stochastic samplers, [B]; None where that noise is an input."""
+    return streams(inputs.seeds).steps if inputs.step_noise is None else None
+
+
+def _inpainting(inputs: Inputs) -> sample.Inpainting | None:
+    if inputs.mask is None:
+        return None
+    return sample.Inpainting(inputs.mask, inputs.clean, inputs.noise)

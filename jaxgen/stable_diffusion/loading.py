@@ -6,20 +6,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.stable_diffusion import placement
 from jaxgen.types import Array, Params
 from jaxgen.weights import diffusers, layout
 from jaxgen.weights.diffusers import Checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
-DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
-SHARDED_FROM = 2**14  # entries; smaller parameters are kept whole on every device
+ENCODERS = ("text_encoder", "text_encoder_2")  # in the order of their features in the context
 
 MODULES: Mapping[str, Callable[..., Any]] = {
     "unet": UNet2DConditionModel,
@@ -30,39 +28,59 @@ MODULES: Mapping[str, Callable[..., Any]] = {
 
 
 class Networks(NamedTuple):
-    """The modules of a pipeline."""
+    """The modules of a pipeline, and what follows from their configurations."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    encoders: dict[str, CLIPTextModel]  # "text_encoder", and in XL "text_encoder_2"
+    encoders: dict[str, CLIPTextModel]  # those of ENCODERS: one, or in XL both
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether the UNet takes pooled text and sizes, as Stable Diffusion XL does."""
+        return self.unet.addition_embed_type == "text_time"
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet takes a mask and a masked image beside the latent."""
+        return self.unet.in_channels != self.vae.latent_channels
+
+    @property
+    def default_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels that the model was trained for, if it states them."""
+        size, factor = self.unet.sample_size, self.vae.factor
+        if size is None:
+            return None
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * factor, width * factor
 
 
 def networks(checkpoint: Checkpoint, dtype: Any = jnp.float32) -> Networks:
     """The networks of a checkpoint, computing in `dtype`; no weights are read.
 
-    The autoencoder stays in float32 where float16 is asked for: XL's overflows it.
+    The autoencoder computes in float32 instead of float16, which XL's overflows.
     """
     modules = {}
     for name, component in checkpoint.components.items():
         own = jnp.float32 if name == "vae" and dtype == jnp.float16 else dtype
         modules[name] = MODULES[name](**diffusers.fields(component), dtype=own)
-    encoders = {name: m for name, m in modules.items() if name.startswith("text_encoder")}
-    found = Networks(modules["unet"], modules["vae"], encoders)
-    _check_together(found)
-    return found
+    encoders = {name: modules[name] for name in ENCODERS if name in modules}
+    networks = Networks(modules["unet"], modules["vae"], encoders)
+    _check_together(networks)
+    return networks
 
 
 def load(checkpoint: Checkpoint, networks: Networks, mesh: Mesh | None = None) -> dict[str, Params]:
     """The parameters of the networks by component, in the type that each computes in.
 
-    mesh: they are copied to all of its devices, or divided over its axis "model".
+    With a mesh they are copied to all of its devices, or divided over its axis "model".
     """
     modules = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
+    shardings = placement.of_parameters(mesh)
     params = {}
     for name, module in modules.items():
         tensors = checkpoint.components[name].tensors
         try:
-            params[name] = layout.load(tensors, shapes(module), module.dtype, sharding(mesh))
+            params[name] = layout.load(tensors, shapes(module), module.dtype, shardings)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return params
@@ -74,38 +92,6 @@ def check_dtype(dtype: Any) -> Any:
     if name not in DTYPES:
         raise ValueError(f"dtype is {name}; use one of {', '.join(DTYPES)}")
     return jnp.dtype(name)
-
-
-def check_mesh(mesh: Mesh | None) -> Mesh | None:
-    """The mesh with automatic axes, which let the compiler divide the work."""
-    if mesh is None:
-        return None
-    unknown = [name for name in mesh.axis_names if name not in (DATA, MODEL)]
-    if unknown:
-        raise ValueError(
-            f"the mesh has axes {', '.join(map(str, mesh.axis_names))}; expected {DATA!r} (images "
-            f"are divided over it), {MODEL!r} (parameters are), or both"
-        )
-    return Mesh(mesh.devices, mesh.axis_names)
-
-
-def sharding(mesh: Mesh | None) -> Any:
-    """Where each parameter goes, as `weights.load` wants it: (path, shape) -> Sharding, or None.
-
-    Large kernels are divided over "model" by their last axis, the features that they compute: each
-    device computes its own, and the compiler gathers them where the next layer needs all.
-    """
-    if mesh is None:
-        return None
-    parts = mesh.shape.get(MODEL, 1)
-
-    def place(path: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-        large = len(shape) > 1 and np.prod(shape) >= SHARDED_FROM
-        if parts == 1 or not large or shape[-1] % parts:
-            return NamedSharding(mesh, P())
-        return NamedSharding(mesh, P(*(None,) * (len(shape) - 1), MODEL))
-
-    return place
 
 
 def shapes(module: Any) -> Params:
@@ -134,15 +120,14 @@ def example_inputs(module: Any) -> list[Array]:
                     )
                 inputs += [jnp.zeros((1, pooled)), jnp.zeros((1, 6))]
         case AutoencoderKL():
-            side = 2 ** (len(module.block_out_channels) - 1)
-            inputs = [jnp.zeros((1, side, side, module.in_channels))]
+            inputs = [jnp.zeros((1, module.factor, module.factor, module.in_channels))]
         case _:
             inputs = [jnp.zeros((1, 1), jnp.int32)]
     return inputs
 
 
 def _check_together(networks: Networks) -> None:
-    """Each part may be sound and the parts still be of different models."""
+    """Raises ValueError where the parts are of different models, though each may be sound."""
     unet, channels = networks.unet, networks.vae.latent_channels
     faults = []
     if unet.in_channels not in (channels, 2 * channels + 1):
@@ -158,11 +143,10 @@ def _check_together(networks: Networks) -> None:
             f"the text encoders give {width} features and the UNet attends to "
             f"{unet.cross_attention_dim}"
         )
-    is_xl = unet.addition_embed_type == "text_time"
-    if is_xl != (len(networks.encoders) == 2):
+    if networks.is_xl != (len(networks.encoders) == 2):
         faults.append(
-            f"a UNet {'with' if is_xl else 'without'} pooled text and {len(networks.encoders)} "
-            "text encoders do not belong together"
+            f"a UNet {'with' if networks.is_xl else 'without'} pooled text and "
+            f"{len(networks.encoders)} text encoders do not belong together"
         )
     if faults:
         raise ValueError("the parts of the checkpoint do not fit: " + "; ".join(faults))

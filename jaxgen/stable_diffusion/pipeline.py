@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen.stable_diffusion import decoding, loading, request, text_encoding
+from jaxgen.stable_diffusion import arguments, decoding, loading, placement, programs
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
-from jaxgen.stable_diffusion.programs import place, place_inputs, programs
-from jaxgen.stable_diffusion.request import Request, Settings
+from jaxgen.stable_diffusion.request import BatchRequest, Request
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array, Params
 from jaxgen.weights import hub
@@ -53,13 +52,13 @@ class StableDiffusion:
     ) -> None:
         if loop not in (None, "device", "host"):
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
-        self.dtype, self.mesh = loading.check_dtype(dtype), loading.check_mesh(mesh)
+        self.dtype, self.mesh = loading.check_dtype(dtype), placement.check(mesh)
         self.networks = loading.networks(checkpoint, self.dtype)
-        self.model = request.model(self.networks, checkpoint.scheduler)
+        self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.params = loading.load(checkpoint, self.networks, self.mesh)
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
-        self.programs = programs(self.networks, self.mesh)
+        self.programs = programs.build(self.networks, self.mesh)
         encoders = self.networks.encoders
         self.embedder = Embedder(
             self.networks,
@@ -67,7 +66,7 @@ class StableDiffusion:
             {name: checkpoint.tokenizers[TOKENIZERS[name]] for name in encoders},
             self.programs,
             self.mesh,
-            bool(checkpoint.index.get("force_zeros_for_empty_prompt", len(encoders) == 2)),
+            bool(checkpoint.index.get("force_zeros_for_empty_prompt", self.networks.is_xl)),
         )
 
     def with_params(self, params: dict[str, Params]) -> "StableDiffusion":
@@ -94,7 +93,7 @@ class StableDiffusion:
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
     ) -> "StableDiffusion":
-        """The pipeline in a diffusers folder, a single .safetensors file, or a Hub repository.
+        """Loads a pipeline from a diffusers folder, a single .safetensors file, or a Hub id.
 
         dtype: float32, bfloat16 or float16, of parameters and arithmetic. mesh: with an axis "data"
         the images of a batch are divided over its devices, with an axis "model" the parameters.
@@ -132,7 +131,7 @@ class StableDiffusion:
         negative_prompt_embeds: Text | None = None,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
-        """Images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
+        """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
 
         B is the length of whatever is given per image: prompt, negative_prompt, guidance_scale,
         guidance_rescale, seed, image, mask, latents; single values serve all. From one seed, image
@@ -144,87 +143,75 @@ class StableDiffusion:
         image: Pillow, uint8, or floats in [-1, 1]; `strength` of its steps are run. mask: white
         where the image is made anew. latents: unit noise that replaces the seeds' own.
         clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
-        reads brackets in prompts as text (see prompts.py). original_size, crop, target_size: XL's
-        conditions, (height, width) and (top, left). prompt_embeds and negative_prompt_embeds: what
+        reads brackets in prompts as text (see prompts.py). original_size and target_size (height,
+        width), crop (top, left): inputs of XL. prompt_embeds and negative_prompt_embeds: what
         `embed` returns.
         on_step(done, total, latents, estimate) is called on the host after every step.
         Raises ValueError before any long work, or when the result is not finite.
         """
-        asked = Request(
-            prompt, negative_prompt, num_steps, guidance_scale, sampler, seed, height, width, image,
-            strength, mask, latents, output, guidance_rescale, eta, clip_skip, weighting,
-            original_size, crop, target_size, prompt_embeds, negative_prompt_embeds,
-        )  # fmt: skip
-        final = self.latents(self.inputs(asked), on_step)
+        options = dict(locals())  # the parameters by name: those of Request, and these two
+        del options["self"], options["on_step"]
+        request = Request(**options)
+        if on_step is not None and not callable(on_step):
+            raise ValueError(f"on_step is a {type(on_step).__name__}; give a function, see above")
+        final = self.latents(self.inputs(request), on_step)
         if output == "image":
             return self.decode(final)
-        found = np.asarray(final)
-        self._check_finite(np.asarray(np.isfinite(found).all(axis=(1, 2, 3))))
-        return found
+        final = np.asarray(final)
+        self._check_finite(np.asarray(np.isfinite(final).all(axis=(1, 2, 3))))
+        return final
 
-    def inputs(self, asked: Request) -> Inputs:
+    def inputs(self, request: Request) -> Inputs:
         """The arrays of a request, on the devices: what `generate.generate` takes."""
-        chosen = request.settings(asked, self.model)
-        b, (height, width), f = len(chosen.seeds), chosen.size, self.model.factor
+        batch = arguments.batch(request, self.networks, self.scheduler)
+        b, (height, width), vae = len(batch.seeds), batch.size, self.networks.vae
         self._check_divides(b)
-        sizes = self._sizes(asked, chosen)
-        text = self.embedder.conditions(asked, chosen)
-        shape, noise = (height // f, width // f, self.model.channels), chosen.latents
+        text = self.embedder.context_of(batch)
+        shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
+        noise = batch.latents
         if noise is None:
-            noise = self.programs.noise(place(self.mesh, chosen.seeds), shape=shape)
-        made = Inputs(
-            table=jax.tree.map(_as_float32, chosen.table),
+            noise = self.programs.noise(placement.place(self.mesh, batch.seeds), shape=shape)
+        inputs = Inputs(
+            table=jax.tree.map(_as_float32, batch.table),
             noise=noise,
             clean=np.zeros((b, *shape), np.float32),
-            from_image=np.asarray(chosen.from_image),
-            seeds=chosen.seeds,
+            from_image=np.asarray(batch.from_image),
+            seeds=batch.seeds,
             context=text.context,
-            guidance_scale=chosen.guidance_scale,
-            guidance_rescale=chosen.guidance_rescale,
+            guidance_scale=batch.guidance_scale,
+            guidance_rescale=batch.guidance_rescale,
             pooled=text.pooled,
-            time_ids=sizes,
+            time_ids=batch.time_ids,
         )
-        return place_inputs(self.mesh, made._replace(**self._given_image(chosen)))
+        return placement.place_inputs(self.mesh, inputs._replace(**self._from_image(batch)))
 
-    def _sizes(self, asked: Request, chosen: Settings) -> np.ndarray | None:
-        """XL's conditions on sizes, [B, 6]."""
-        if self.embedder.is_xl:
-            original, target = asked.original_size or chosen.size, asked.target_size or chosen.size
-            return text_encoding.time_ids(original, asked.crop, target, len(chosen.seeds))
-        if asked.original_size or asked.target_size or any(asked.crop):
-            raise ValueError(
-                "original_size, crop and target_size are conditions of Stable Diffusion XL, and "
-                "this model has none; leave them out"
-            )
-        return None
-
-    def _given_image(self, chosen: Settings) -> dict[str, Any]:
+    def _from_image(self, batch: BatchRequest) -> dict[str, Any]:
         """The fields of `Inputs` that come from an image and its mask."""
-        if chosen.image is None:
+        if batch.image is None:
             return {}
-        fields: dict[str, Any] = {"clean": self._encode(chosen.image, chosen.seeds, "image")}
-        if chosen.mask is None:
+        fields: dict[str, Any] = {"clean": self._encode(batch.image, batch.seeds, "image")}
+        if batch.mask is None:
             return fields
-        f = self.model.factor
+        f = self.networks.vae.factor
         # the nearest pixel, and no average: inpainting models were trained on such masks
-        fields["mask"] = chosen.mask[:, ::f, ::f]
-        if self.model.inpaints:
-            hidden = chosen.image * (1 - chosen.mask)  # 0 is grey
-            known = np.asarray(self._encode(hidden, chosen.seeds, "masked_image"))
+        fields["mask"] = batch.mask[:, ::f, ::f]
+        if self.networks.inpaints:
+            hidden = batch.image * (1 - batch.mask)  # 0 is grey
+            known = np.asarray(self._encode(hidden, batch.seeds, "masked_image"))
             fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)
         return fields
 
     def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
-        """The final latents of `inputs`, float32 [B, h, w, C]; uses up the buffer inputs.noise."""
+        """Runs all steps: the final latents, float32 [B, h, w, C]. It uses up inputs.noise."""
         params = self.params["unet"]
         if self.loop == "device" and on_step is None:
             # the noise travels alone: its buffer is given away, and the latents are put there
             rest = inputs._replace(noise=np.zeros(0, np.float32))
             return self.programs.latents(params, rest, inputs.noise)
-        fixed, state = self.programs.begin(params, inputs)
+        prepared, state = self.programs.begin(params, inputs)
         start, end = int(inputs.table.start_row), int(inputs.table.num_rows)
         for i in range(start, end):
-            state, estimate = self.programs.step(params, inputs, fixed, np.int32(i), state)
+            state, estimate = self.programs.step(params, inputs, prepared, np.int32(i), state)
             if on_step is not None:
                 on_step(i - start + 1, end - start, state[0], estimate)
             # on CPU, many programs in flight only compete for its cores
@@ -233,16 +220,17 @@ class StableDiffusion:
 
     def decode(self, latents: Array) -> np.ndarray:
         """Images uint8 [B, H, W, 3] of latents as `output="latent"` or `on_step` gives them."""
-        latents, params = place(self.mesh, latents), self.params["vae"]
-        plan = decoding.plan(latents.shape, self.model.factor, self._groups(), self.vae_tile)
-        if self.loop == "device" or len(plan.pieces) == 1:
-            pictures, finite = self.programs.decode(params, latents, plan=plan)
+        latents, params = placement.place(self.mesh, latents), self.params["vae"]
+        groups, factor = placement.num_groups(self.mesh), self.networks.vae.factor
+        cut = decoding.cut_of(latents.shape, factor, groups, self.vae_tile)
+        if self.loop == "device" or len(cut.origins) == 1:
+            pictures, finite = self.programs.decode(params, latents, cut=cut)
         else:
             pieces = [
-                self.programs.decode_piece(params, latents, plan=plan, cut=cut)
-                for cut in plan.pieces
+                self.programs.decode_piece(params, latents, cut=cut, origin=origin)
+                for origin in cut.origins
             ]
-            pictures, finite = self.programs.assemble(pieces, plan=plan)
+            pictures, finite = self.programs.assemble(pieces, cut=cut)
         self._check_finite(np.asarray(finite))
         return np.asarray(pictures)
 
@@ -253,32 +241,30 @@ class StableDiffusion:
         weighting: bool = True,
         num_chunks: int | None = None,
     ) -> Text:
-        """Texts through the text encoders: context [B, K * T, E], and in XL pooled [B, P].
+        """Encodes texts with the text encoders: context [B, K * T, E], and in XL pooled [B, P].
 
         K is num_chunks, or what the longest text needs; see `prompts.chunk`.
         """
-        return self.embedder(texts, clip_skip, weighting, num_chunks)
+        return self.embedder.encode(texts, clip_skip, weighting, num_chunks)
 
     def _encode(self, picture: np.ndarray, seeds: np.ndarray, purpose: str) -> Array:
-        """Latents drawn from the posterior of pictures [B, H, W, 3]: [B, h, w, C]."""
-        b, f = len(picture), self.model.factor
-        h, w = picture.shape[1] // f, picture.shape[2] // f
-        plan = decoding.plan((b, h, w), f, self._groups(), tile=max(h, w))
-        picture = place(self.mesh, np.asarray(picture, np.float32))
+        """Draws latents [B, h, w, C] from the posterior of pictures [B, H, W, 3]."""
+        b, vae, groups = len(picture), self.networks.vae, placement.num_groups(self.mesh)
+        h, w = picture.shape[1] // vae.factor, picture.shape[2] // vae.factor
+        cut = decoding.cut_of((b, h, w), vae.factor, groups, tile=max(h, w))
+        picture = placement.place(self.mesh, np.asarray(picture, np.float32))
         moments = [
-            self.programs.encode_piece(self.params["vae"], picture, plan=plan, index=np.int32(i))
-            for i in range(plan.chunks)
+            self.programs.encode_chunk(self.params["vae"], picture, cut=cut, index=np.int32(i))
+            for i in range(cut.chunks)
         ]
-        shape = (h, w, self.model.channels)
-        return self.programs.draw(moments, place(self.mesh, seeds), shape, purpose, plan)
-
-    def _groups(self) -> int:
-        return 1 if self.mesh is None else self.mesh.shape.get(loading.DATA, 1)
+        shape, seeds = (h, w, vae.latent_channels), placement.place(self.mesh, seeds)
+        return self.programs.draw(moments, seeds, shape, purpose, cut)
 
     def _check_divides(self, b: int) -> None:
-        if b % self._groups():
+        groups = placement.num_groups(self.mesh)
+        if b % groups:
             raise ValueError(
-                f"batch of {b} cannot be divided over {self._groups()} devices; use a multiple"
+                f"batch of {b} cannot be divided over {groups} devices; use a multiple"
             )
 
     def _check_finite(self, finite: np.ndarray) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Prompts -> token ids and weights: emphasis by brackets, and texts of any length in chunks.
+"""Prompts become token ids and weights: emphasis by brackets, texts of any length in chunks.
 
 The notation is the one that AUTOMATIC1111's interface made common:
 
@@ -21,7 +21,7 @@ from jaxgen.weights import tokenizer as tokenizer_io
 from jaxgen.weights.tokenizer import Tokenizer
 
 STRONGER = 1.1
-MOST_WEIGHT = 1e3  # beyond it hidden states lose all precision; a slip of the keyboard
+MOST_WEIGHT = 1e3  # beyond it hidden states lose all precision; a typing error
 _PARTS = re.compile(
     r"\\[()\[\]\\]"  # an escaped bracket or backslash
     r"|[(\[\]]"
@@ -39,25 +39,25 @@ class Chunks(NamedTuple):
 
 
 def parse(prompt: str) -> list[tuple[str, float]]:
-    """A prompt in pieces of text, each with its weight; adjacent pieces of equal weight joined."""
+    """Reads a prompt as pieces of text with weights; adjacent pieces of equal weight are joined."""
     pieces: list[list] = []
-    opened: list[tuple[str, int]] = []  # (bracket, number of pieces before it)
+    brackets: list[tuple[str, int]] = []  # those that are open, with the number of pieces before
 
     for part in _PARTS.findall(prompt):
         bracket, factor = _closed_by(part)
         if part in ("(", "["):
-            opened.append((part, len(pieces)))
-        elif bracket and opened and opened[-1][0] == bracket:
-            _scale(pieces[opened.pop()[1] :], factor)
+            brackets.append((part, len(pieces)))
+        elif bracket and brackets and brackets[-1][0] == bracket:
+            _scale(pieces[brackets.pop()[1] :], factor)
         else:
             pieces.append([part[1] if len(part) == 2 and part[0] == "\\" else part, 1.0])
-    for bracket, start in opened:
+    for bracket, start in brackets:
         _scale(pieces[start:], STRONGER if bracket == "(" else 1 / STRONGER)
     return _joined(pieces)
 
 
 def tokenize(tokenizer: Tokenizer, prompt: str, weighting: bool = True) -> tuple[list, list]:
-    """Token ids of a whole prompt, without first and last tokens, and the weight of each.
+    """Returns the token ids of a whole prompt, without first and last, and the weight of each.
 
     weighting=False reads brackets as text, as diffusers does. Raises ValueError for words that a
     model of few words does not know.
@@ -69,22 +69,22 @@ def tokenize(tokenizer: Tokenizer, prompt: str, weighting: bool = True) -> tuple
     for text, weight in pieces:
         if not abs(weight) <= MOST_WEIGHT:
             raise ValueError(f"the weight {weight:g} of {text!r:.60} is beyond {MOST_WEIGHT:g}")
-        found = tokenizer_io.encode(tokenizer, text)
-        ids += found
-        weights += [weight] * len(found)
+        text_ids = tokenizer_io.encode(tokenizer, text)
+        ids += text_ids
+        weights += [weight] * len(text_ids)
     return ids, weights
 
 
 def _check_known(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     unknown = [word for text in texts for word in tokenizer_io.unknown_words(tokenizer, text)]
     if unknown and tokenizer.words is not None:
-        listed = ", ".join(repr(word[:40]) for word in dict.fromkeys(unknown[:20]))
+        strangers = ", ".join(repr(word[:40]) for word in dict.fromkeys(unknown[:20]))
         known = ", ".join(sorted(tokenizer.words)[:200])
-        raise ValueError(f"this model does not know {listed}; the words it knows are: {known}")
+        raise ValueError(f"this model does not know {strangers}; the words it knows are: {known}")
 
 
 def count_chunks(tokenizer: Tokenizer, texts: Sequence[str], weighting: bool = True) -> int:
-    """How many chunks the longest of the texts needs, at least one."""
+    """The number of chunks that the longest of the texts needs, at least one."""
     room = tokenizer.max_length - 2
     longest = max(len(tokenize(tokenizer, text, weighting)[0]) for text in texts)
     return max(1, -(-longest // room))
@@ -93,7 +93,7 @@ def count_chunks(tokenizer: Tokenizer, texts: Sequence[str], weighting: bool = T
 def chunk(
     tokenizer: Tokenizer, texts: Sequence[str], num_chunks: int, weighting: bool = True
 ) -> Chunks:
-    """Texts in `num_chunks` chunks each, shorter ones filled up with empty chunks.
+    """Cuts texts into `num_chunks` chunks each; shorter texts are filled up with empty chunks.
 
     A text that fits one chunk gives exactly the ids that diffusers gives; longer ones are cut
     after every 75 tokens, and each part stands between a first and a last token of its own.

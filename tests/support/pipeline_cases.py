@@ -53,13 +53,13 @@ def ours(case, output="latent"):
     names = ("prompt", "negative_prompt", "num_steps", "guidance_scale", "guidance_rescale",
              "sampler", "seed", "strength", "clip_skip", "eta", "crop", "original_size",
              "target_size")  # fmt: skip
-    asked = Request(
+    request = Request(
         **{name: case[name] for name in names if name in case},
         image=image(case) if case.get("task") else None,
         mask=mask(case) if case.get("task") == "inpaint" else None,
         latents=noise(case),
     )
-    inputs = pipe.inputs(asked)
+    inputs = pipe.inputs(request)
     start, end = int(inputs.table.start_row), int(inputs.table.num_rows)
     fresh = np.zeros((256, *noise(case).shape), np.float32)
     fresh[start:end] = step_noise(case)[: end - start]
@@ -71,8 +71,7 @@ def ours(case, output="latent"):
 def _with_scheduler(kind, changes):
     """The pipeline of a kind with keys of its scheduler config replaced; programs are shared."""
     pipe = copy.copy(pipeline(kind))
-    scheduler = {**pipe.model.scheduler, **json.loads(changes)}
-    pipe.model = pipe.model._replace(scheduler=scheduler)
+    pipe.scheduler = {**pipe.scheduler, **json.loads(changes)}
     return pipe
 
 

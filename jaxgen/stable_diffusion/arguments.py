@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: MIT
+"""From the arguments of a call to arrays; everything that callers can get wrong is found here.
+
+All of it is NumPy on the host, so that a bad request fails before any long work.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.diffusion import config, schedule
+from jaxgen.diffusion.table import Table
+from jaxgen.stable_diffusion import image_arguments, text_encoding
+from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.request import BatchRequest, Request
+from jaxgen.stable_diffusion.text_encoding import Text
+
+OUTPUTS = ("image", "latent")
+MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
+
+
+def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) -> BatchRequest:
+    """The request in arrays, one entry for each image; single values serve all images.
+
+    scheduler: the model's scheduler_config.json. Raises one ValueError that says what is wrong.
+    """
+    _check_single_values(request, networks)
+    image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
+    image_arguments.check_pair(image, mask, networks.inpaints)
+    latents = _latents(request.latents, networks)
+    size = _size(request, networks, image, latents)
+    table = _table(request, scheduler, image is not None)
+    b = _batch_size(request, image, mask, latents)
+    scale = _numbers("guidance_scale", request.guidance_scale, b, -math.inf, math.inf)
+    # UNets that were distilled to take their guidance scale as an input need no negative text
+    guided = bool((scale > 1).any()) and networks.unet.time_cond_proj_dim is None
+    return BatchRequest(
+        prompts=None if request.prompt is None else _texts("prompt", request.prompt, b),
+        negatives=_texts("negative_prompt", request.negative_prompt, b),
+        prompt_embeds=_repeated(request.prompt_embeds, b),
+        negative_prompt_embeds=_repeated(request.negative_prompt_embeds, b),
+        clip_skip=request.clip_skip,
+        weighting=request.weighting,
+        guided=guided,
+        guidance_scale=np.maximum(scale, 1),  # diffusers: not guided at 1 and below
+        guidance_rescale=_numbers("guidance_rescale", request.guidance_rescale, b, 0, 1),
+        seeds=_seeds(request.seed, b),
+        size=size,
+        time_ids=_time_ids(request, networks, size, b),
+        table=table,
+        image=_repeated(image, b),
+        mask=_repeated(mask, b),
+        latents=_repeated(latents, b),
+        from_image=image is not None and (mask is None or request.strength < 1),
+    )
+
+
+def time_ids(
+    original_size: Sequence[int], crop: Sequence[int], target_size: Sequence[int], batch_size: int
+) -> np.ndarray:
+    """The sizes that XL takes as an input, in pixels, float32 [B, 6]: original height and width,
+    top and left of the crop, target height and width.
+
+    Podell et al. 2023 (arXiv:2307.01952) section 2.2.
+    """
+    pairs = (original_size, crop, target_size)
+    if not all(_is_list(pair) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs):
+        raise ValueError(
+            "original_size, crop and target_size are two numbers each: (height, width), (top, "
+            f"left), (height, width); got {original_size!r:.80}, {crop!r:.80}, {target_size!r:.80}"
+        )
+    # float32, not the networks' type: bfloat16 would make 1024 of 1023
+    return np.tile(np.asarray(pairs, np.float32).ravel(), (batch_size, 1))
+
+
+def _check_single_values(request: Request, networks: Networks) -> None:
+    """Raises ValueError for a wrong value among those that hold for all images."""
+    if not isinstance(request.output, str) or request.output not in OUTPUTS:
+        raise ValueError(f"output is {request.output!r:.80}; use one of {', '.join(OUTPUTS)}")
+    if not _is_number(request.strength) or not 0 <= request.strength <= 1:
+        raise ValueError(f"strength is {request.strength!r:.80}; it must lie between 0 and 1")
+    if request.eta is not None and (not _is_number(request.eta) or request.eta < 0):
+        raise ValueError(f"eta is {request.eta!r:.80}; it must be a number of at least 0")
+    if not isinstance(request.weighting, bool):
+        raise ValueError(f"weighting is {request.weighting!r:.80}; use True or False")
+    text_encoding.check_clip_skip(networks, request.clip_skip)
+    if request.prompt is None and request.prompt_embeds is None:
+        raise ValueError("give a prompt (a string or a list of strings), or prompt_embeds")
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        _check_embeds(name, getattr(request, name), networks)
+
+
+def _check_embeds(name: str, text: Text | None, networks: Networks) -> None:
+    """Raises ValueError unless encoded texts of the caller are of this model's kind."""
+    if text is None:
+        return
+    if not isinstance(text, Text):
+        raise ValueError(f"{name} is a {type(text).__name__}; pass what `embed` returns")
+    width = networks.unet.cross_attention_dim
+    shape = np.shape(text.context)
+    if len(shape) != 3 or shape[-1] != width or 0 in shape:
+        raise ValueError(f"{name} has context of shape {shape}; expected [B, T, {width}]")
+    if networks.is_xl != (text.pooled is not None):
+        advice = "needs pooled as well" if networks.is_xl else "takes no pooled"
+        raise ValueError(f"{name}: this model {advice}; pass what `embed` returns")
+    if text.pooled is not None and np.shape(text.pooled)[:-1] != shape[:1]:
+        raise ValueError(f"{name} has pooled of shape {np.shape(text.pooled)}; expected [B, P]")
+
+
+def _table(request: Request, scheduler: Mapping[str, Any], has_image: bool) -> Table:
+    """The sampler's table, from a name, a configured sampler, or a table that is one already."""
+    sampler, num_steps = request.sampler, request.num_steps
+    if isinstance(sampler, Table):
+        return sampler
+    if not _is_whole(num_steps) or num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps!r:.80}; it must be a whole number, at least 1")
+    if sampler is None or isinstance(sampler, str):
+        sampler = config.from_config(scheduler, sampler, request.eta)
+    elif not isinstance(sampler, Callable):
+        raise ValueError(
+            f"sampler is a {type(sampler).__name__}; give one of {', '.join(config.SAMPLERS)}, a "
+            "function (num_steps, start_step) -> Table, or a Table"
+        )
+    skipped = schedule.start_step(num_steps, request.strength) if has_image else 0
+    try:
+        inspect.signature(sampler).bind(int(num_steps), start_step=skipped)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"sampler {sampler!r:.80} cannot be called as sampler(num_steps, start_step=0); give a "
+            "function that can and returns a Table"
+        ) from None
+    table = sampler(int(num_steps), start_step=skipped)
+    if not isinstance(table, Table):
+        raise ValueError(f"the sampler returns a {type(table).__name__}; it must return a Table")
+    return table
+
+
+def _latents(value: Any, networks: Networks) -> np.ndarray | None:
+    """The caller's own noise, float32 [N, h, w, C]."""
+    if value is None:
+        return None
+    latents = image_arguments.as_array("latents", value)
+    f, channels = networks.vae.factor, networks.vae.latent_channels
+    numeric = jnp.issubdtype(latents.dtype, jnp.floating) or latents.dtype.kind in "iu"
+    if not numeric or not np.isfinite(latents.astype(np.float32)).all():
+        raise ValueError(f"latents of type {latents.dtype} hold values that are no finite numbers")
+    if latents.ndim != 4 or latents.shape[-1] != channels or 0 in latents.shape:
+        raise ValueError(
+            f"latents have shape {latents.shape}; expected [B, H/{f}, W/{f}, {channels}]"
+        )
+    return latents.astype(np.float32)
+
+
+def _size(
+    request: Request, networks: Networks, image: np.ndarray | None, latents: np.ndarray | None
+) -> tuple[int, int]:
+    """Height and width in pixels: the caller's, else of what he gives, else the model's own."""
+    f, own = networks.vae.factor, networks.default_size
+    if image is not None:
+        own = image.shape[1:3]
+    elif latents is not None:
+        own = (latents.shape[1] * f, latents.shape[2] * f)
+    if own is None and (request.height is None or request.width is None):
+        raise ValueError("this model states no size of its own; give height and width in pixels")
+    height, width = (
+        default if value is None else value
+        for value, default in zip((request.height, request.width), own or (0, 0), strict=True)
+    )
+    for name, value in (("height", height), ("width", width)):
+        if not _is_whole(value) or value <= 0 or value % f:
+            raise ValueError(
+                f"{name} is {value!r:.80}; it must be a positive multiple of {f} pixels"
+            )
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{height} x {width} pixels are too many; at most {MOST_PIXELS}")
+    if image is not None and (height, width) != image.shape[1:3]:
+        raise ValueError(
+            f"the image has {image.shape[1]} x {image.shape[2]} pixels (height x width), but "
+            f"height and width are {height} x {width}; resize it, or leave height and width out"
+        )
+    if latents is not None and latents.shape[1:3] != (height // f, width // f):
+        raise ValueError(
+            f"latents have shape {latents.shape}; expected [B, {height // f}, {width // f}, "
+            f"{latents.shape[-1]}] for {height} x {width} pixels"
+        )
+    return int(height), int(width)
+
+
+def _batch_size(request: Request, *arrays: np.ndarray | None) -> int:
+    """The common length of everything that is given per image; single values serve all."""
+    names = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "seed")
+    values = {name: getattr(request, name) for name in names}
+    lengths = {name: len(value) for name, value in values.items() if _is_list(value)}
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        text = getattr(request, name)
+        if text is not None:
+            lengths[name] = len(text.context)
+    for name, array in zip(("image", "mask", "latents"), arrays, strict=True):
+        if array is not None:
+            lengths[name] = len(array)
+    empty = [name for name, length in lengths.items() if length == 0]
+    if empty:
+        raise ValueError(f"{empty[0]} is an empty list; give at least one entry")
+    b = max(lengths.values(), default=1)
+    wrong = [f"{name} has {length}" for name, length in lengths.items() if length not in (1, b)]
+    if wrong:
+        raise ValueError(
+            f"the batch has {b} images, but {', '.join(wrong)}; give one for each image or one "
+            "for all"
+        )
+    return b
+
+
+def _time_ids(
+    request: Request, networks: Networks, size: tuple[int, int], b: int
+) -> np.ndarray | None:
+    original, target = request.original_size, request.target_size
+    own = [size if pair is None else pair for pair in (original, target)]
+    sizes = time_ids(own[0], request.crop, own[1], b)
+    if networks.is_xl:
+        return sizes
+    if original is not None or target is not None or any(request.crop):
+        raise ValueError(
+            "original_size, crop and target_size are inputs of Stable Diffusion XL, and this model "
+            "has none of them; leave them out"
+        )
+    return None
+
+
+def _texts(name: str, value: Any, b: int) -> list:
+    """A text for each image; a negative one may be None."""
+    texts = _each(value, b)
+    for text in texts:
+        if not isinstance(text, str) and not (text is None and name == "negative_prompt"):
+            raise ValueError(f"{name} holds {text!r:.80}; expected a string")
+    return texts
+
+
+def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarray:
+    """A number for each image, float32 [B]."""
+    numbers = _each(value, b)
+    if not all(_is_number(number) and low <= number <= high for number in numbers):
+        expected = "finite" if math.isinf(low) else f"between {low} and {high}"
+        raise ValueError(f"{name} is {value!r:.80}; it must be {expected}")
+    return np.asarray(numbers, np.float32)
+
+
+def _seeds(value: Any, b: int) -> np.ndarray:
+    """A seed for each image, uint32 [B]; a single one counts up."""
+    seeds = _each(value, b)
+    if not _is_list(value) and _is_whole(seeds[0]):
+        seeds = [seeds[0] + j for j in range(b)]
+    for seed in seeds:
+        if not _is_whole(seed) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed!r:.80}; it must be a whole number from 0 to 2**32 - 1")
+    return np.asarray(seeds, np.uint32)
+
+
+def _each(value: Any, b: int) -> list:
+    """A value that is given once or per image, as a list of b; arrays become Python's numbers."""
+    entries = list(value) if _is_list(value) else [value]
+    entries = [entry.item() if getattr(entry, "ndim", None) == 0 else entry
+               for entry in entries]  # fmt: skip
+    return entries * b if len(entries) == 1 else entries
+
+
+def _repeated(arrays: Any, b: int) -> Any:
+    """Arrays of one row or b rows, as b rows; None stays None."""
+    rows = {len(x) for x in jax.tree.leaves(arrays)}
+    return arrays if rows <= {b} else jax.tree.map(lambda x: np.repeat(x, b, axis=0), arrays)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
+
+
+def _is_number(value: Any) -> bool:
+    real = isinstance(value, int | float | np.integer | np.floating)
+    return real and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

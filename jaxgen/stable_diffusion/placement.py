@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""Where arrays lie on a mesh: images divided over its axis "data", parameters over "model"."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxgen.stable_diffusion.generate import Inputs
+
+DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
+SHARDED_FROM = 2**14  # entries; smaller parameters are kept whole on every device
+
+
+def mesh_of(data_devices: int = 1, model_devices: int = 1) -> Mesh | None:
+    """A mesh that divides images over so many devices and parameters over so many; None for one."""
+    needed, count = data_devices * model_devices, jax.device_count()
+    if min(data_devices, model_devices) < 1 or needed > count:
+        raise ValueError(
+            f"{data_devices} data devices and {model_devices} model devices need {needed} devices; "
+            f"there are {count}"
+        )
+    if needed == 1:
+        return None
+    devices = np.array(jax.devices()[:needed]).reshape(data_devices, model_devices)
+    return Mesh(devices, (DATA, MODEL))
+
+
+def check(mesh: Mesh | None) -> Mesh | None:
+    """The mesh with automatic axes, which let the compiler divide the work."""
+    if mesh is None:
+        return None
+    unknown = [name for name in mesh.axis_names if name not in (DATA, MODEL)]
+    if unknown:
+        raise ValueError(
+            f"the mesh has axes {', '.join(map(str, mesh.axis_names))}; expected {DATA!r} (images "
+            f"are divided over it), {MODEL!r} (parameters are), or both"
+        )
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def num_groups(mesh: Mesh | None) -> int:
+    """How many groups of images a batch is divided into."""
+    return 1 if mesh is None else mesh.shape.get(DATA, 1)
+
+
+def of_parameters(
+    mesh: Mesh | None,
+) -> Callable[[tuple[str, ...], tuple[int, ...]], NamedSharding] | None:
+    """A function (path, shape) -> sharding of a parameter, for `layout.load`; None without a mesh.
+
+    Large kernels are divided over "model" by their last axis, the features that they compute: each
+    device computes its own, and the compiler gathers them where the next layer needs all.
+    """
+    if mesh is None:
+        return None
+    parts = mesh.shape.get(MODEL, 1)
+
+    def sharding(path: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
+        large = len(shape) > 1 and np.prod(shape) >= SHARDED_FROM
+        if parts == 1 or not large or shape[-1] % parts:
+            return NamedSharding(mesh, P())
+        return NamedSharding(mesh, P(*(None,) * (len(shape) - 1), MODEL))
+
+    return sharding
+
+
+def rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The sharding of arrays whose given axis is the batch, divided over "data" if it exists."""
+    return NamedSharding(mesh, P(*(None,) * axis, DATA) if DATA in mesh.shape else P())
+
+
+def place(mesh: Mesh | None, tree: Any) -> Any:
+    """Moves arrays with a leading batch axis to the devices."""
+    return jax.device_put(tree) if mesh is None else jax.device_put(tree, rows(mesh))
+
+
+def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
+    """Moves all arrays of `Inputs` to the devices that use them, so that no step moves them again.
+
+    The table and the choice of a start lie on all devices, everything else is divided by images.
+    """
+    if mesh is None:
+        return jax.device_put(inputs)
+    everywhere = NamedSharding(mesh, P())
+    shardings = {"table": everywhere, "from_image": everywhere, "step_noise": rows(mesh, axis=1)}
+    arrays = {
+        name: jax.device_put(value, shardings.get(name, rows(mesh)))
+        for name, value in inputs._asdict().items()
+    }
+    return inputs._replace(**arrays)
