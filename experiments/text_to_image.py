@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Makes images from text: with a small model of jaxgen's own, or Stable Diffusion 1.x, 2.x, XL.
+"""Draws images from text: with a small model of jaxgen's own, or Stable Diffusion 1.x, 2.x, XL.
 
 python experiments/text_to_image.py --prompt "a large red star above a small blue ring"
 python experiments/text_to_image.py --model FOLDER --prompt "a lighthouse at dusk"
@@ -9,7 +9,7 @@ python experiments/text_to_image.py --model FOLDER --prompt "a boat" --image a.p
 
 The model is a folder in diffusers' layout, a single .safetensors file, or a Hub id; without one it
 is "shapes", which comes with jaxgen and draws coloured shapes in 64 x 64 pixels. Every picture is a
-PNG that carries its prompt and settings; numbers go on where the output folder left off.
+PNG file that carries its prompt and settings; its number follows the largest in the output folder.
 """
 
 import re
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.sharding import Mesh
 from PIL import Image, ImageOps
 from rich import progress
 from rich.console import Console
@@ -35,7 +34,7 @@ from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.miniature import model
 from jaxgen.pictures import images, png
-from jaxgen.stable_diffusion import loading, request
+from jaxgen.stable_diffusion import arguments, loading, placement
 from jaxgen.stable_diffusion.pipeline import OnStep, StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.types import Array
@@ -43,35 +42,63 @@ from jaxgen.weights import hub
 
 
 @dataclass(frozen=True)
-class Config:
-    """Options of a call."""
+class FromImage:
+    """A picture to begin with."""
 
-    model: str = hub.EMBEDDED  # a diffusers folder, a .safetensors file, a Hub id, or "shapes"
-    prompt: tuple[str, ...] = ()  # one or several; (word:1.3) weighs a word (needed)
-    negative: str | None = None  # what the images should not show
     image: Path | None = None  # begin with this picture
     strength: float = 0.8  # how much of --image is made anew: 0 nothing, 1 all
     mask: Path | None = None  # white where --image is made anew
-    steps: int | None = None  # of the sampler; 20 with "shapes", else 50
-    # how closely to follow the prompt: 3 with "shapes", else 7.5; 1 is no guidance, half the work
-    guidance: float | None = None
-    guidance_rescale: float = 0.0  # 0 to 1; against the burnt look of strong guidance
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How noise becomes an image, and how the prompt is read."""
+
     sampler: str | None = None  # euler, dpmpp_2m, unipc, ...; the model's own by default
     eta: float | None = None  # fresh noise of ddim and tcd
-    seed: int = 0  # of the first image; the others count up
-    batch_size: int = 1  # images of each prompt, all made at once
-    width: int | None = None  # pixels; the picture's or the model's own by default
-    height: int | None = None  # pixels
+    guidance_rescale: float = 0.0  # 0 to 1; against the burnt look of strong guidance
     clip_skip: int = 0  # last layers of the text encoder to leave out
     weighting: bool = True  # brackets in prompts are emphasis; --no-weighting: they are text
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the model is read."""
+
     # of parameters and arithmetic; auto is float32 on CPU, elsewhere bfloat16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     variant: str | None = None  # of the weight files, as fp16
     tokenizer: str | None = None  # for single files: a folder or Hub id with a CLIP tokenizer
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # for single files
+
+
+@dataclass(frozen=True)
+class Devices:
+    """How the work is divided over several devices."""
+
     data_devices: int = 1  # images are divided over so many devices
     model_devices: int = 1  # and large parameters over so many
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of a call."""
+
+    prompt: tuple[str, ...] = ()  # one or several; (word:1.3) weighs a word (needed)
+    negative: str | None = None  # what the images should not show
+    model: str = hub.EMBEDDED  # a diffusers folder, a .safetensors file, a Hub id, or "shapes"
+    steps: int | None = None  # of the sampler; 20 with "shapes", else 50
+    # how closely to follow the prompt: 3 with "shapes", else 7.5; 1 is no guidance, half the work
+    guidance: float | None = None
+    seed: int = 0  # of the first image; the others count up
+    batch_size: int = 1  # images of each prompt, all made at once
+    width: int | None = None  # pixels; the picture's or the model's own by default
+    height: int | None = None  # pixels
     output: Path = Path("outputs")  # folder
+    from_image: tyro.conf.OmitArgPrefixes[FromImage] = field(default_factory=FromImage)
+    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    weights: tyro.conf.OmitArgPrefixes[Weights] = field(default_factory=Weights)
+    devices: tyro.conf.OmitArgPrefixes[Devices] = field(default_factory=Devices)
 
 
 def main() -> None:
@@ -79,29 +106,31 @@ def main() -> None:
     config = tyro.cli(Config, description=str(__doc__).replace("\npython", "\n\npython"))
     script.compilation_cache()
     tune.tune_cpu()
-    asked = request_of(config)
-    with stopwatch() as load:
-        pipe = load_model(config, asked)
+    request = request_of(config)
+    with stopwatch() as loading_time:
+        pipe = load_model(config, request)
     # flush: a pipe would show it with the pictures only
-    print(f"load {load.seconds:.1f} s: {pipe.dtype.name} on {devices(pipe)}", flush=True)
+    device = f"{pipe.mesh.size if pipe.mesh else 1} x {jax.devices()[0].device_kind}"
+    print(f"load {loading_time.seconds:.1f} s: {pipe.dtype.name} on {device}", flush=True)
 
-    with script.stop_requests() as signal, stopwatch() as call, bar(signal) as on_step:
-        latents = pipe.latents(pipe.inputs(asked), on_step)
+    with script.stop_requests() as signal, stopwatch() as time_spent, bar(signal) as on_step:
+        latents = pipe.latents(pipe.inputs(request), on_step)
         pictures = pipe.decode(latents)
     count, height, width, _ = pictures.shape
     print(
-        f"compile {call.compiling:.1f} s\n"
-        f"run {call.seconds:.1f} s: {count} image{'s' * (count > 1)} of {width} x {height}, "
-        f"{call.seconds / count:.2f} s each"
+        f"compile {time_spent.compiling:.1f} s\n"
+        f"run {time_spent.seconds:.1f} s: {count} image{'s' * (count > 1)} of {width} x {height}, "
+        f"{time_spent.seconds / count:.2f} s each"
     )
     for path in save(config, pipe, pictures):
         print(path)
 
 
 def steps_and_guidance(config: Config) -> tuple[int, float]:
-    """As given, or what suits the model."""
-    own = model.NUM_STEPS, model.GUIDANCE_SCALE
-    steps, guidance = own if config.model == hub.EMBEDDED else (50, 7.5)
+    """Number of steps and guidance scale, as on the command line or as they suit the model."""
+    steps, guidance = 50, 7.5
+    if config.model == hub.EMBEDDED:
+        steps, guidance = model.NUM_STEPS, model.GUIDANCE_SCALE
     return (
         steps if config.steps is None else config.steps,
         guidance if config.guidance is None else config.guidance,
@@ -116,28 +145,28 @@ def request_of(config: Config) -> Request:
         raise ValueError(f"--batch-size is {config.batch_size}; it must be at least 1")
     if config.output.exists() and not config.output.is_dir():
         raise ValueError(f"--output {config.output} is a file; give a folder")
-    prompts = [prompt for prompt in config.prompt for _ in range(config.batch_size)]
     image, mask = read_pictures(config)
     steps, guidance = steps_and_guidance(config)
     return Request(
-        prompts, config.negative, steps, guidance, config.sampler, config.seed,
-        config.height, config.width, image, config.strength, mask,
-        guidance_rescale=config.guidance_rescale, eta=config.eta, clip_skip=config.clip_skip,
-        weighting=config.weighting,
+        prompt=[prompt for prompt in config.prompt for _ in range(config.batch_size)],
+        negative_prompt=config.negative, num_steps=steps, guidance_scale=guidance, seed=config.seed,
+        height=config.height, width=config.width, image=image, mask=mask,
+        strength=config.from_image.strength, **asdict(config.sampling),
     )  # fmt: skip
 
 
 def read_pictures(config: Config) -> tuple[Image.Image | None, Image.Image | None]:
-    """Image and mask, upright, cut and resized alike to the size asked for or a multiple of 8."""
-    if config.image is None:
-        if config.mask is not None:
+    """Image and mask, upright, cut and resized alike to --width and --height or a multiple of 8."""
+    image_path, mask_path = config.from_image.image, config.from_image.mask
+    if image_path is None:
+        if mask_path is not None:
             raise ValueError("--mask says which part of --image to make anew; give both")
         return None, None
-    image = ImageOps.exif_transpose(images.read(config.image)).convert("RGB")
-    mask = None if config.mask is None else images.read(config.mask).convert("L")
+    image = ImageOps.exif_transpose(images.read(image_path)).convert("RGB")
+    mask = None if mask_path is None else images.read(mask_path).convert("L")
     if mask is not None and mask.size != image.size:
         raise ValueError(
-            f"{config.mask} has {mask.width} x {mask.height} pixels and {config.image} "
+            f"{mask_path} has {mask.width} x {mask.height} pixels and {image_path} "
             f"{image.width} x {image.height}; they must be of one size"
         )
     size = (config.width or image.width // 8 * 8, config.height or image.height // 8 * 8)
@@ -147,39 +176,21 @@ def read_pictures(config: Config) -> tuple[Image.Image | None, Image.Image | Non
     return image, mask and ImageOps.fit(mask, size, Image.Resampling.NEAREST)
 
 
-def load_model(config: Config, asked: Request) -> StableDiffusion:
-    """The pipeline; the request is checked before any weight is read."""
-    dtype = config.dtype
+def load_model(config: Config, request: Request) -> StableDiffusion:
+    """Loads the pipeline; the request is checked before any weight is read."""
+    weights, dtype = config.weights, config.weights.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    mesh = mesh_of(config)
+    mesh = placement.mesh_of(**asdict(config.devices))
     checkpoint = hub.open_checkpoint(
-        config.model, config.variant, config.tokenizer, config.prediction_type
+        config.model, weights.variant, weights.tokenizer, weights.prediction_type
     )
-    request.settings(asked, request.model(loading.networks(checkpoint), checkpoint.scheduler))
+    arguments.batch(request, loading.networks(checkpoint), checkpoint.scheduler)
     return StableDiffusion(checkpoint, jnp.dtype(dtype), mesh)
 
 
-def mesh_of(config: Config) -> Mesh | None:
-    data, model = config.data_devices, config.model_devices
-    if data == model == 1:
-        return None
-    found = jax.device_count()
-    if min(data, model) < 1 or data * model > found:
-        raise ValueError(
-            f"--data-devices {data} and --model-devices {model} need {data * model} devices; there "
-            f"are {found}"
-        )
-    return Mesh(np.array(jax.devices()[: data * model]).reshape(data, model), ("data", "model"))
-
-
-def devices(pipe: StableDiffusion) -> str:
-    count = 1 if pipe.mesh is None else pipe.mesh.size
-    return f"{count} x {jax.devices()[0].device_kind}"
-
-
 class Seconds:
-    """Time spent: inside the compiler, and otherwise."""
+    """The seconds that something took, inside the compiler and otherwise."""
 
     compiling = 0.0
     seconds = 0.0
@@ -187,25 +198,25 @@ class Seconds:
 
 @contextmanager
 def stopwatch() -> Iterator[Seconds]:
-    """Counts seconds, and those that JAX reports for tracing, lowering and compiling apart."""
-    spent = Seconds()
+    """Counts seconds, and apart from them those that JAX reports for compiling."""
+    time_spent = Seconds()
 
     def count(event: str, duration_secs: float, **kwargs: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            spent.compiling += duration_secs
+            time_spent.compiling += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(count)
     start = time.perf_counter()
-    yield spent
-    spent.seconds = time.perf_counter() - start - spent.compiling
+    yield time_spent
+    time_spent.seconds = time.perf_counter() - start - time_spent.compiling
 
 
 @contextmanager
 def bar(signal: Callable[[], int]) -> Iterator[OnStep]:
-    """A bar of steps and steps per second on a terminal; plain lines now and then elsewhere.
+    """Shows steps and steps per second, as a bar on a terminal, elsewhere as lines every 10 s.
 
-    Time counts from the end of the first step, which carries the compilation. Exits after a step
-    if there was a signal.
+    Time counts from the end of the first step, which carries the compilation. The process exits
+    after a step if there was a signal.
     """
     columns = (
         progress.TextColumn("steps"),
@@ -215,20 +226,21 @@ def bar(signal: Callable[[], int]) -> Iterator[OnStep]:
         progress.TimeRemainingColumn(),
     )
     ends: list[float] = []  # of the steps
-    told = [0.0]
+    last_line = 0.0
     terminal = sys.stderr.isatty()
-    with progress.Progress(*columns, console=Console(stderr=True), disable=not terminal) as shown:
-        task = shown.add_task("", rate="")
+    with progress.Progress(*columns, console=Console(stderr=True), disable=not terminal) as display:
+        task = display.add_task("", rate="")
 
         def on_step(done: int, total: int, latents: Array, estimate: Array) -> None:
+            nonlocal last_line
             jax.block_until_ready(estimate)
             ends.append(time.monotonic())
             rate = ""
             if len(ends) > 1:
                 rate = f"{(len(ends) - 1) / (ends[-1] - ends[0]):.2f} it/s"
-            shown.update(task, completed=done, total=total, rate=rate)
-            if not terminal and (done == total or ends[-1] - told[0] > 10):
-                told[0] = ends[-1]
+            display.update(task, completed=done, total=total, rate=rate)
+            if not terminal and (done == total or ends[-1] - last_line > 10):
+                last_line = ends[-1]
                 print(f"step {done} of {total} {rate}".rstrip(), file=sys.stderr, flush=True)
             if signal():
                 print(f"stopped at step {done} of {total}", file=sys.stderr)
@@ -238,43 +250,44 @@ def bar(signal: Callable[[], int]) -> Iterator[OnStep]:
 
 
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
-    """Writes each picture with its story, and a grid of several; yields the paths."""
+    """Writes each picture with its prompt and settings, and a grid of several; yields the paths."""
     first = next_number(config.output)
     steps, guidance = steps_and_guidance(config)
-    about = {
+    sampling, from_image = config.sampling, config.from_image
+    settings = {
         "negative_prompt": config.negative,
         "steps": steps,
-        "sampler": config.sampler or pipe.model.scheduler.get("_class_name"),
+        "sampler": sampling.sampler or pipe.scheduler.get("_class_name"),
         "guidance_scale": guidance,
-        "guidance_rescale": config.guidance_rescale,
-        "clip_skip": config.clip_skip,
+        "guidance_rescale": sampling.guidance_rescale,
+        "clip_skip": sampling.clip_skip,
         "width": pictures.shape[2],
         "height": pictures.shape[1],
-        "image": config.image,
-        "strength": None if config.image is None else config.strength,
-        "mask": config.mask,
+        "image": from_image.image,
+        "strength": None if from_image.image is None else from_image.strength,
+        "mask": from_image.mask,
         "model": config.model,
         "dtype": pipe.dtype.name,
         "software": f"jaxgen {jaxgen.__version__}",
     }
-    about = {name: value for name, value in about.items() if value is not None}
+    settings = {name: value for name, value in settings.items() if value is not None}
     for j, picture in enumerate(pictures):
         path = config.output / f"{first + j:05d}.png"
         prompt = config.prompt[j // config.batch_size]
-        png.write(path, picture, {"prompt": prompt, "seed": config.seed + j, **about})
+        png.write(path, picture, {"prompt": prompt, "seed": config.seed + j, **settings})
         yield path
     if len(pictures) > 1:
         path = config.output / f"{first:05d}-grid.png"
         columns = config.batch_size if config.batch_size > 1 else None
-        text = {"prompt": "\n".join(config.prompt), "seed": config.seed, **about}
+        text = {"prompt": "\n".join(config.prompt), "seed": config.seed, **settings}
         png.write(path, images.grid(pictures, columns), text)
         yield path
 
 
 def next_number(folder: Path) -> int:
     """One more than the largest number that a picture in the folder has."""
-    taken = [re.match(r"(\d{5,})(-grid)?\.png$", path.name) for path in folder.glob("*.png")]
-    return max((int(found[1]) for found in taken if found), default=0) + 1
+    names = [re.match(r"(\d{5,})(-grid)?\.png$", path.name) for path in folder.glob("*.png")]
+    return max((int(name[1]) for name in names if name), default=0) + 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
     ],
 )
 def test_bad_use_is_one_line(model, tmp_path, monkeypatch, capsys, flags, message):
-    """In this process: cli.main is what the script's last line calls."""
+    """In this process: script.main is what the script's last line calls."""
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     import text_to_image
 
@@ -171,6 +172,15 @@ def test_help_explains_every_option(tmp_path):
     stdout, _ = execute(tmp_path, "--help")
     for words in ("--model", "--negative", "how much of --image is made anew", "(word:1.3)"):
         assert words in stdout
+    lines = [line.strip() for line in stdout.splitlines()]
+    examples = [line for line in lines if line.startswith("python experiments/text_to_image.py")]
+    assert len(examples) == 5
+    titles = [line.split("options")[0].strip(" ╭─") for line in lines if line.startswith("╭")]
+    assert titles == ["", "from-image", "sampling", "weights", "devices"]
+    first = stdout[: stdout.index("from-image options")]
+    flags = ["prompt", "negative", "model", "steps", "guidance", "seed", "batch-size", "width",
+             "height", "output"]  # fmt: skip
+    assert re.findall(r"│ --([a-z-]+)", first) == flags
 
 
 @pytest.mark.slow

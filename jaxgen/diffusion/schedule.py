@@ -8,13 +8,19 @@ the fifth digit of the last sampling steps. What follows from them is float64.
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
+# the noise levels that Stable Diffusion was trained with, as scheduler_config.json has them
+STABLE_DIFFUSION_BETAS: Mapping[str, Any] = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+}
 ZERO_SNR_FLOOR = 2.0**-24  # keeps sigma finite where alphas_cumprod is 0; diffusers' value
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A small Stable Diffusion to train: its three networks as configurations in diffusers' layout.
 
-What is trained is built from the very config.json files that are exported, so that the networks of
+Training builds its networks from the same config.json files that are exported, so the networks of
 training and of inference cannot differ.
 """
 
@@ -22,17 +22,12 @@ from jaxgen.weights.tokenizer import Tokenizer
 
 LATENT_CHANNELS = 4
 TRAIN_STEPS = 1000
-# what its pictures are drawn with, and its accuracy measured
+# its pictures are drawn with these, and its accuracy is measured with them
 NUM_STEPS, GUIDANCE_SCALE = 20, 3.0
-NOISE: dict[str, Any] = {
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-}
 
 
 class Sizes(NamedTuple):
-    """What may be chosen of the networks; the rest is as in Stable Diffusion 1."""
+    """The sizes of the networks; the rest is as in Stable Diffusion 1."""
 
     image_size: int  # pixels
     vae_channels: tuple[int, ...]  # of each level; every further one halves height and width
@@ -45,8 +40,8 @@ class Sizes(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """Pixels of the picture for one of the latent, along each side."""
-        return 2 ** (len(self.vae_channels) - 1)
+        """How many pixels of the picture one of the latent stands for; see `AutoencoderKL`."""
+        return autoencoder(self.image_size, self.vae_channels, self.norm_groups).factor
 
 
 def checkpoint(sizes: Sizes, tokenizer: Tokenizer, scaling_factor: float = 1.0) -> Checkpoint:
@@ -72,13 +67,13 @@ def autoencoder(
     return AutoencoderKL(**diffusers.fields(component), dtype=dtype)
 
 
-def with_params(made: Checkpoint, params: dict[str, Params]) -> Checkpoint:
+def with_params(checkpoint: Checkpoint, params: dict[str, Params]) -> Checkpoint:
     """The checkpoint with these parameters by component ("unet", "vae", "text_encoder")."""
-    filled = {
+    components = {
         name: diffusers.with_params(component, jax.device_get(params[name]))
-        for name, component in made.components.items()
+        for name, component in checkpoint.components.items()
     }
-    return made._replace(components=filled)
+    return checkpoint._replace(components=components)
 
 
 def init(key: Key, module: Any) -> Params:
@@ -87,34 +82,34 @@ def init(key: Key, module: Any) -> Params:
 
 
 def with_vocabulary(params: Params, old: Tokenizer, new: Tokenizer) -> Params:
-    """Parameters of a text encoder for another vocabulary: tokens in both keep their embedding.
+    """Parameters of a text encoder for another vocabulary; tokens of both keep their embedding.
 
-    The others begin at random, with the mean and the spread of those that are kept.
+    The other tokens begin at random, with the mean and the spread of the old embedding.
     """
     embedding = ("token_embedding", "embedding")
     flat = traverse_util.flatten_dict(params)
     (name,) = (name for name in flat if name[-2:] == embedding)
     table = np.asarray(flat[name])
-    made = np.random.default_rng(0).normal(
+    embeddings = np.random.default_rng(0).normal(
         table.mean(0), table.std(0), (len(new.vocab), table.shape[1])
     )
     for token, row in new.vocab.items():
         if token in old.vocab:
-            made[row] = table[old.vocab[token]]
-    return traverse_util.unflatten_dict({**flat, name: jnp.asarray(made, table.dtype)})
+            embeddings[row] = table[old.vocab[token]]
+    return traverse_util.unflatten_dict({**flat, name: jnp.asarray(embeddings, table.dtype)})
 
 
 def alphas_cumprod() -> np.ndarray:
     """The noise levels that `scheduler` describes, for training: float64 [1000]."""
-    return schedule.noise_schedule(TRAIN_STEPS, **NOISE).alphas_cumprod
+    return schedule.noise_schedule(TRAIN_STEPS, **schedule.STABLE_DIFFUSION_BETAS).alphas_cumprod
 
 
 def scheduler(sizes: Sizes) -> dict[str, Any]:
-    """The noise levels of Stable Diffusion, and a sampler that needs few steps."""
+    """The scheduler's config: Stable Diffusion's noise levels, and a sampler of few steps."""
     return {
         "_class_name": "DPMSolverMultistepScheduler",
         "algorithm_type": "dpmsolver++",
-        **NOISE,
+        **schedule.STABLE_DIFFUSION_BETAS,
         "num_train_timesteps": TRAIN_STEPS,
         "prediction_type": sizes.prediction_type,
         "solver_order": 2,
