@@ -43,7 +43,7 @@ from jaxgen.weights import hub
 
 @dataclass(frozen=True)
 class FromImage:
-    """A picture to begin with."""
+    """The image begins with a picture instead of noise."""
 
     image: Path | None = None  # begin with this picture
     strength: float = 0.8  # how much of --image is made anew: 0 nothing, 1 all
@@ -52,7 +52,7 @@ class FromImage:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How noise becomes an image, and how the prompt is read."""
+    """These say how noise becomes an image, and how the prompt is read."""
 
     sampler: str | None = None  # euler, dpmpp_2m, unipc, ...; the model's own by default
     eta: float | None = None  # fresh noise of ddim and tcd
@@ -63,7 +63,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Weights:
-    """How the model is read."""
+    """These say how the model is read."""
 
     # of parameters and arithmetic; auto is float32 on CPU, elsewhere bfloat16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -74,7 +74,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Devices:
-    """How the work is divided over several devices."""
+    """These divide the work over several devices."""
 
     data_devices: int = 1  # images are divided over so many devices
     model_devices: int = 1  # and large parameters over so many
@@ -82,7 +82,7 @@ class Devices:
 
 @dataclass(frozen=True)
 class Config:
-    """Options of a call."""
+    """Holds the options of a call."""
 
     prompt: tuple[str, ...] = ()  # one or several; (word:1.3) weighs a word (needed)
     negative: str | None = None  # what the images should not show
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def steps_and_guidance(config: Config) -> tuple[int, float]:
-    """Number of steps and guidance scale, as on the command line or as they suit the model."""
+    """Returns number of steps and guidance scale, of the command line or as they suit the model."""
     steps, guidance = 50, 7.5
     if config.model == hub.EMBEDDED:
         steps, guidance = model.NUM_STEPS, model.GUIDANCE_SCALE
@@ -138,7 +138,7 @@ def steps_and_guidance(config: Config) -> tuple[int, float]:
 
 
 def request_of(config: Config) -> Request:
-    """The call as the pipeline takes it; files are opened here, before the model is loaded."""
+    """Builds the request; image files are read here, before the model is loaded."""
     if not config.prompt:
         raise ValueError('what should the image show? Give --prompt "..."')
     if config.batch_size < 1:
@@ -156,7 +156,7 @@ def request_of(config: Config) -> Request:
 
 
 def read_pictures(config: Config) -> tuple[Image.Image | None, Image.Image | None]:
-    """Image and mask, upright, cut and resized alike to --width and --height or a multiple of 8."""
+    """Reads image and mask, upright, cut and resized to --width, --height or multiples of 8."""
     image_path, mask_path = config.from_image.image, config.from_image.mask
     if image_path is None:
         if mask_path is not None:
@@ -190,7 +190,7 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
 
 
 class Seconds:
-    """The seconds that something took, inside the compiler and otherwise."""
+    """Holds the seconds that something took, inside the compiler and otherwise."""
 
     compiling = 0.0
     seconds = 0.0
@@ -285,7 +285,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
 
 
 def next_number(folder: Path) -> int:
-    """One more than the largest number that a picture in the folder has."""
+    """Adds one to the largest number that a picture in the folder has."""
     names = [re.match(r"(\d{5,})(-grid)?\.png$", path.name) for path in folder.glob("*.png")]
     return max((int(name[1]) for name in names if name), default=0) + 1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The one loop that runs any table, and guidance as a wrapper around the model.
+"""One loop runs any table; guidance is a wrapper around the model.
 
 Latents are float32 [B, H, W, C] whatever the model computes in. Every image owns its keys, and the
 noise of image j in row i depends on that image's key and on i alone: not on the batch it is in.
@@ -41,17 +41,17 @@ def noise_keys(keys: Key) -> NoiseKeys:
 
 
 def initial_noise(keys: Key, shape: tuple[int, ...]) -> Array:
-    """Unit noise [B, *shape], each image from its own key."""
+    """Draws unit noise [B, *shape], each image from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def scaled_noise(table: Table, noise: AnyArray) -> Array:
-    """The latent that a run from row 0 starts from, [B, H, W, C], from unit noise."""
+    """Scales unit noise to the latent that a run from row 0 starts from, [B, H, W, C]."""
     return jnp.asarray(noise) * jnp.asarray(table.init_noise_sigma, jnp.float32)
 
 
 def noised(table: Table, clean: AnyArray, noise: AnyArray) -> Array:
-    """The latent that a run from start_row starts from, for an image-to-image run, [B, H, W, C].
+    """Noises an image's latent to what an image-to-image run starts from, [B, H, W, C].
 
     Unit noise in, scaled once; not to be combined with `scaled_noise`.
     """
@@ -66,7 +66,7 @@ def at_times(model: Callable[[Array, Array], Array], table: Table) -> Denoise:
 
 
 def guide(denoise: Denoise, guidance_scale: AnyArray, guidance_rescale: AnyArray) -> Denoise:
-    """Classifier-free guidance with one doubled batch, Ho & Salimans 2022 (arXiv:2207.12598) eq. 6.
+    """Classifier-free guidance doubles the batch: Ho & Salimans 2022 (arXiv:2207.12598) eq. 6.
 
     guidance_scale, guidance_rescale: [B], per image; scale s gives out_neg + s (out_pos - out_neg).
     `denoise` receives 2 B latents in pairs, [image 0 negative, image 0 positive, image 1 negative,
@@ -97,7 +97,7 @@ def sample(
     noise: AnyArray | None = None,
     inpainting: Inpainting | None = None,
 ) -> Array:
-    """The latent after rows [start_row, num_rows) of the table, [B, H, W, C].
+    """Runs rows [start_row, num_rows) of the table: the final latent, [B, H, W, C].
 
     x: the latent that start_row receives, from `scaled_noise` or `noised`. keys: [B], the `steps`
     stream; or noise: [N, B, H, W, C] given for every row of a run, which then draws nothing.
@@ -147,7 +147,7 @@ def step(
 
 
 def first_state(x: AnyArray) -> Array:
-    """The state that start_row receives: the latent, and empty memories."""
+    """Builds the state that start_row receives: the latent, and empty memories."""
     x = jnp.asarray(x, jnp.float32)
     return jnp.concatenate([x[None], jnp.zeros((NUM_MEMORIES, *x.shape), jnp.float32)])
 
@@ -155,7 +155,7 @@ def first_state(x: AnyArray) -> Array:
 def _fresh_noise(
     keys: Key | None, noise: AnyArray | None, i: Array, shape: tuple[int, ...]
 ) -> Array:
-    """The noise of row i, [B, *shape]: as given, or drawn from the key of each image."""
+    """Returns the noise of row i, [B, *shape]: from `noise`, or drawn from each image's key."""
     if noise is not None and keys is None:
         return jnp.asarray(noise)[i]
     if keys is None or noise is not None:
@@ -172,7 +172,7 @@ def _per_image(value: AnyArray) -> Array:
 
 
 def _contrast(positive: Array, combined: Array) -> Array:
-    """The factor that gives each guided output the spread of the positive one, [B, 1, 1, 1]."""
+    """Compares the spread of each positive output with the guided one: std ratio, [B, 1, 1, 1]."""
     axes = tuple(range(1, positive.ndim))
     before = jnp.std(positive, axis=axes, keepdims=True)
     after = jnp.std(combined, axis=axes, keepdims=True)

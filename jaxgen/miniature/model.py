@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
 
 
 def checkpoint(sizes: Sizes, tokenizer: Tokenizer, scaling_factor: float = 1.0) -> Checkpoint:
-    """The pipeline as diffusers stores it, without weights."""
+    """Builds the pipeline as diffusers stores it, without weights."""
     classes = {
         "unet": ("UNet2DConditionModel", _unet(sizes)),
         "vae": (
@@ -68,7 +68,7 @@ def autoencoder(
 
 
 def with_params(checkpoint: Checkpoint, params: dict[str, Params]) -> Checkpoint:
-    """The checkpoint with these parameters by component ("unet", "vae", "text_encoder")."""
+    """Puts parameters by component ("unet", "vae", "text_encoder") into the checkpoint."""
     components = {
         name: diffusers.with_params(component, jax.device_get(params[name]))
         for name, component in checkpoint.components.items()
@@ -77,12 +77,12 @@ def with_params(checkpoint: Checkpoint, params: dict[str, Params]) -> Checkpoint
 
 
 def init(key: Key, module: Any) -> Params:
-    """Fresh parameters of a component."""
+    """Draws fresh parameters of a component."""
     return module.init(key, *loading.example_inputs(module))["params"]
 
 
 def with_vocabulary(params: Params, old: Tokenizer, new: Tokenizer) -> Params:
-    """Parameters of a text encoder for another vocabulary; tokens of both keep their embedding.
+    """Adapts a text encoder to another vocabulary; tokens of both keep their embedding.
 
     The other tokens begin at random, with the mean and the spread of the old embedding.
     """
@@ -100,12 +100,12 @@ def with_vocabulary(params: Params, old: Tokenizer, new: Tokenizer) -> Params:
 
 
 def alphas_cumprod() -> np.ndarray:
-    """The noise levels that `scheduler` describes, for training: float64 [1000]."""
+    """Returns the noise levels that `scheduler` describes, for training: float64 [1000]."""
     return schedule.noise_schedule(TRAIN_STEPS, **schedule.STABLE_DIFFUSION_BETAS).alphas_cumprod
 
 
 def scheduler(sizes: Sizes) -> dict[str, Any]:
-    """The scheduler's config: Stable Diffusion's noise levels, and a sampler of few steps."""
+    """Returns the scheduler's config: Stable Diffusion's noise levels, a sampler of few steps."""
     return {
         "_class_name": "DPMSolverMultistepScheduler",
         "algorithm_type": "dpmsolver++",

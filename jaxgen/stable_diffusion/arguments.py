@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From the arguments of a call to arrays; everything that callers can get wrong is found here.
+"""Turns the arguments of a call into arrays, and finds everything that callers can get wrong.
 
 All of it is NumPy on the host, so that a bad request fails before any long work.
 """
@@ -25,7 +25,7 @@ MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
 
 
 def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) -> BatchRequest:
-    """The request in arrays, one entry for each image; single values serve all images.
+    """Checks a request and brings it into arrays with one entry for each image.
 
     scheduler: the model's scheduler_config.json. Raises one ValueError that says what is wrong.
     """
@@ -63,8 +63,8 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
 def time_ids(
     original_size: Sequence[int], crop: Sequence[int], target_size: Sequence[int], batch_size: int
 ) -> np.ndarray:
-    """The sizes that XL takes as an input, in pixels, float32 [B, 6]: original height and width,
-    top and left of the crop, target height and width.
+    """Lists the sizes that XL takes as an input, in pixels, float32 [B, 6]: original height and
+    width, top and left of the crop, target height and width.
 
     Podell et al. 2023 (arXiv:2307.01952) section 2.2.
     """
@@ -113,7 +113,7 @@ def _check_embeds(name: str, text: Text | None, networks: Networks) -> None:
 
 
 def _table(request: Request, scheduler: Mapping[str, Any], has_image: bool) -> Table:
-    """The sampler's table, from a name, a configured sampler, or a table that is one already."""
+    """Builds the sampler's table from a name or a configured sampler; a Table stays."""
     sampler, num_steps = request.sampler, request.num_steps
     if isinstance(sampler, Table):
         return sampler
@@ -141,7 +141,7 @@ def _table(request: Request, scheduler: Mapping[str, Any], has_image: bool) -> T
 
 
 def _latents(value: Any, networks: Networks) -> np.ndarray | None:
-    """The caller's own noise, float32 [N, h, w, C]."""
+    """Checks the noise that the caller brings, float32 [N, h, w, C]."""
     if value is None:
         return None
     latents = image_arguments.as_array("latents", value)
@@ -159,7 +159,7 @@ def _latents(value: Any, networks: Networks) -> np.ndarray | None:
 def _size(
     request: Request, networks: Networks, image: np.ndarray | None, latents: np.ndarray | None
 ) -> tuple[int, int]:
-    """Height and width in pixels: the caller's, else of what he gives, else the model's own."""
+    """Chooses height and width in pixels: the caller's, his image's, or the model's own."""
     f, own = networks.vae.factor, networks.default_size
     if image is not None:
         own = image.shape[1:3]
@@ -192,7 +192,7 @@ def _size(
 
 
 def _batch_size(request: Request, *arrays: np.ndarray | None) -> int:
-    """The common length of everything that is given per image; single values serve all."""
+    """Counts the images: the common length of all lists; single values serve all images."""
     names = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "seed")
     values = {name: getattr(request, name) for name in names}
     lengths = {name: len(value) for name, value in values.items() if _is_list(value)}
@@ -233,7 +233,7 @@ def _time_ids(
 
 
 def _texts(name: str, value: Any, b: int) -> list:
-    """A text for each image; a negative one may be None."""
+    """Gives each image its text; a negative one may be None."""
     texts = _each(value, b)
     for text in texts:
         if not isinstance(text, str) and not (text is None and name == "negative_prompt"):
@@ -242,7 +242,7 @@ def _texts(name: str, value: Any, b: int) -> list:
 
 
 def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarray:
-    """A number for each image, float32 [B]."""
+    """Gives each image its number, float32 [B]."""
     numbers = _each(value, b)
     if not all(_is_number(number) and low <= number <= high for number in numbers):
         expected = "finite" if math.isinf(low) else f"between {low} and {high}"
@@ -251,7 +251,7 @@ def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarr
 
 
 def _seeds(value: Any, b: int) -> np.ndarray:
-    """A seed for each image, uint32 [B]; a single one counts up."""
+    """Gives each image its seed, uint32 [B]; a single one counts up."""
     seeds = _each(value, b)
     if not _is_list(value) and _is_whole(seeds[0]):
         seeds = [seeds[0] + j for j in range(b)]
@@ -262,7 +262,7 @@ def _seeds(value: Any, b: int) -> np.ndarray:
 
 
 def _each(value: Any, b: int) -> list:
-    """A value that is given once or per image, as a list of b; arrays become Python's numbers."""
+    """Repeats a single value for b images; a list stays. Arrays become Python's numbers."""
     entries = list(value) if _is_list(value) else [value]
     entries = [entry.item() if getattr(entry, "ndim", None) == 0 else entry
                for entry in entries]  # fmt: skip
@@ -270,7 +270,7 @@ def _each(value: Any, b: int) -> list:
 
 
 def _repeated(arrays: Any, b: int) -> Any:
-    """Arrays of one row or b rows, as b rows; None stays None."""
+    """Repeats arrays of one row b times; None and arrays of b rows stay."""
     rows = {len(x) for x in jax.tree.leaves(arrays)}
     return arrays if rows <= {b} else jax.tree.map(lambda x: np.repeat(x, b, axis=0), arrays)
 

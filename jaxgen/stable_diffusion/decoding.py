@@ -32,7 +32,7 @@ class Cut(NamedTuple):
 
     @property
     def origins(self) -> np.ndarray:
-        """Where the P pieces begin, as (chunk, top, left), int32 [P, 3]."""
+        """The P pieces begin at these (chunk, top, left), int32 [P, 3]."""
         origins = [
             (chunk, top, left)
             for chunk in range(self.chunks)
@@ -43,7 +43,7 @@ class Cut(NamedTuple):
 
 
 def cut_of(shape: Sequence[int], factor: int, groups: int = 1, tile: int = TILE) -> Cut:
-    """The cut of latents [B, h, w, C] whose pixels are `factor` picture pixels wide."""
+    """Plans the cut of latents [B, h, w, C] whose pixels are `factor` picture pixels wide."""
     b, h, w = shape[:3]
     tops, tile_h = _starts(h, tile)
     lefts, tile_w = _starts(w, tile)
@@ -56,7 +56,7 @@ def cut_of(shape: Sequence[int], factor: int, groups: int = 1, tile: int = TILE)
 def decode(
     vae: AutoencoderKL, params: Params, z: Array, cut: Cut | None = None
 ) -> tuple[Array, Array]:
-    """Pictures uint8 [B, H, W, 3] of sampled latents [B, h, w, C], and whether each is finite [B].
+    """Decodes sampled latents [B, h, w, C]: pictures uint8 [B, H, W, 3], and which are finite [B].
 
     cut: None decodes everything at once.
     """
@@ -100,7 +100,7 @@ def assemble(pieces: Array, cut: Cut) -> tuple[Array, Array]:
 def encode_chunk(
     vae: AutoencoderKL, params: Params, picture: Array, cut: Cut, index: Array
 ) -> Array:
-    """Mean and log-variance of one chunk of pictures: [images, h, w, 2 C]."""
+    """Encodes one chunk of pictures: mean and log-variance, [images, h, w, 2 C]."""
     moments: Any = vae.apply({"params": params}, _chunk(picture, cut, index), method="encode")
     return jnp.concatenate(moments, axis=-1)
 
@@ -115,13 +115,13 @@ def draw(vae: AutoencoderKL, moments: Sequence[Array], noise: Array, cut: Cut) -
 
 
 def scaled(vae: AutoencoderKL, z: Array) -> Array:
-    """The autoencoder's latents as the sampler knows them, of about unit variance."""
+    """Scales the autoencoder's latents to about unit variance, as the sampler takes them."""
     mean, std = _statistics(vae)
     return (z - (vae.shift_factor or 0.0) - mean) * (vae.scaling_factor / std)
 
 
 def unscaled(vae: AutoencoderKL, z: Array) -> Array:
-    """The inverse of `scaled`."""
+    """Inverts `scaled`."""
     mean, std = _statistics(vae)
     return z * (std / vae.scaling_factor) + mean + (vae.shift_factor or 0.0)
 
@@ -137,7 +137,7 @@ def _statistics(vae: AutoencoderKL) -> tuple[Array | float, Array | float]:
 
 
 def _starts(size: int, tile: int) -> tuple[tuple[int, ...], int]:
-    """First pixels of the tiles that cover `size` evenly and overlap, and the length of a tile."""
+    """Spreads overlapping tiles evenly over `size`: their first pixels, and a tile's length."""
     if size <= tile:
         return (0,), size
     count = -(-(size - tile) // (tile - tile // OVERLAP)) + 1
@@ -157,7 +157,7 @@ def _chunk(x: Array, cut: Cut, index: Array | np.ndarray) -> Array:
 
 
 def _unchunk(chunks: Array, groups: int) -> Array:
-    """The inverse of `_chunk`, from all chunks: [chunks, B / chunks, ...] -> [B, ...]."""
+    """Inverts `_chunk`, from all chunks: [chunks, B / chunks, ...] -> [B, ...]."""
     count, size = chunks.shape[:2]
     parts = chunks.reshape(count, groups, size // groups, *chunks.shape[2:])
     return parts.swapaxes(0, 1).reshape(-1, *chunks.shape[2:])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From the texts of a request to what the UNet attends to, on the devices."""
+"""Turns the texts of a request into what the UNet attends to, on the devices."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class Embedder(NamedTuple):
         return self.programs.embed(self.params, chunks, clip_skip=int(clip_skip))
 
     def context_of(self, batch: BatchRequest) -> Text:
-        """The texts of a batch, encoded: context [B, G, T, E], G = 2 where negative texts guide."""
+        """Encodes the texts of a batch: context [B, G, T, E], G = 2 where negative texts guide."""
         negatives = [text or "" for text in batch.negatives]
         num_chunks = self._common_chunks(batch, negatives)
         positive = self._placed(batch.prompt_embeds)
@@ -67,11 +67,11 @@ class Embedder(NamedTuple):
         return self.programs.pair(negative, positive, placement.place(self.mesh, blank))
 
     def _num_chunks(self, texts: Sequence[str], weighting: bool) -> int:
-        """Chunks of the longest text, with whichever tokenizer needs more."""
+        """Counts the chunks of the longest text, with whichever tokenizer needs more."""
         return max(prompts.count_chunks(t, texts, weighting) for t in self.tokenizers.values())
 
     def _common_chunks(self, batch: BatchRequest, negatives: list[str]) -> int:
-        """Chunks that prompts and negative texts share, since their encodings are stacked."""
+        """Counts the chunks that all texts get, since prompts and negative texts are stacked."""
         tokens = next(iter(self.tokenizers.values())).max_length
         texts, encoded = list(batch.prompts or []), [batch.prompt_embeds]
         if batch.guided:
@@ -81,5 +81,5 @@ class Embedder(NamedTuple):
         return max([1, *counts, *([self._num_chunks(texts, batch.weighting)] if texts else [])])
 
     def _placed(self, text: Text | None) -> Text | None:
-        """Texts that the caller has encoded, divided over the mesh."""
+        """Divides texts that the caller has encoded over the mesh."""
         return text if self.mesh is None or text is None else placement.place(self.mesh, text)

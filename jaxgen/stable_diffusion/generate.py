@@ -23,7 +23,7 @@ from jaxgen.types import AnyArray, Array, Key, Params
 
 
 class Inputs(NamedTuple):
-    """All data of a batch of B images; h, w is the latents' size, C their channels.
+    """Holds all data of a batch of B images; h, w is the latents' size, C their channels.
 
     G is 2 where a negative and a positive text guide every image, 1 where nothing is guided.
     Fields that may be None change the program by their presence; all else is data.
@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a run computes once, before its first step."""
+    """Holds what a run computes once, before its first step."""
 
     times: Array  # [N, D] embedded times of all rows of the table; [N, B, D] in distilled UNets
     added: Array | None  # [B * G, D] embedded sizes and pooled text of XL
@@ -60,12 +60,12 @@ def streams(seeds: AnyArray) -> sample.NoiseKeys:
 
 
 def initial_noise(seeds: AnyArray, shape: tuple[int, int, int]) -> Array:
-    """The unit noise that each image begins with, [B, h, w, C], by its own seed alone."""
+    """Draws the unit noise that each image begins with, [B, h, w, C], from its own seed alone."""
     return sample.initial_noise(streams(seeds).initial, shape)
 
 
 def posterior_noise(seeds: AnyArray, shape: tuple[int, int, int], purpose: str) -> Array:
-    """Unit noise [B, h, w, C] for the posterior of the given "image" or of the "masked_image".
+    """Draws unit noise [B, h, w, C] for the posterior of the "image" or of the "masked_image".
 
     Never the noise that the run begins with: that would be correlated with the latent.
     """
@@ -107,7 +107,7 @@ def step(
 
 
 def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs) -> Array:
-    """The final latents of a whole run, float32 [B, h, w, C], in one loop on the device."""
+    """Runs all rows in one loop on the device: the final latents, float32 [B, h, w, C]."""
     prepared, state = begin(unet, params, inputs)
     return sample.sample(
         _denoise(unet, params, inputs, prepared), inputs.table, state[0], _keys(inputs),
@@ -132,8 +132,8 @@ def generate(
 
 
 def _times(unet: UNet2DConditionModel, inputs: Inputs) -> tuple[Array, Array | None]:
-    """Model times [N] and None; for UNets that take their guidance scale as an input, times [N, B]
-    and the embedded scales [N, B, E].
+    """Returns the model's times [N] and None; for UNets that take their guidance scale as an input,
+    times [N, B] and the embedded scales [N, B, E].
 
     Such UNets are distilled, Luo et al. 2023 (arXiv:2310.04378) section 4.1; they take the sinusoid
     of 1000 (scale - 1) as diffusers writes it.
@@ -161,7 +161,7 @@ def _first_latent(inputs: Inputs) -> Array:
 def _denoise(
     unet: UNet2DConditionModel, params: Params, inputs: Inputs, prepared: Prepared
 ) -> sample.Denoise:
-    """The UNet as the loop calls it: latents [B, h, w, C] and a row's number -> its output."""
+    """Returns the UNet as the loop calls it, with latents [B, h, w, C] and the number of a row."""
     b, groups = inputs.context.shape[:2]
 
     def denoise(x: Array, i: Array) -> Array:
@@ -180,7 +180,7 @@ def _denoise(
 
 
 def _keys(inputs: Inputs) -> Key | None:
-    """The keys of the noise inside stochastic samplers, [B]; None where that noise is an input."""
+    """Returns the keys of the samplers' own noise, [B]; None where that noise is an input."""
     return streams(inputs.seeds).steps if inputs.step_noise is None else None
 
 

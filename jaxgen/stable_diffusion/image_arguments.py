@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The images and masks of a request as float arrays, from Pillow images or arrays, one or many."""
+"""Reads the images and masks of a request as float arrays, from Pillow images or arrays."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def image(value: Any) -> np.ndarray | None:
-    """Images as float32 [N, H, W, 3] in [-1, 1], from Pillow, uint8, or floats in [-1, 1]."""
+    """Reads images as float32 [N, H, W, 3] in [-1, 1], from Pillow, uint8, or floats in [-1, 1]."""
     if value is None:
         return None
     x = _stack("image", value, "RGB")
@@ -27,7 +27,7 @@ def image(value: Any) -> np.ndarray | None:
 
 
 def mask(value: Any) -> np.ndarray | None:
-    """Masks as float32 [N, H, W, 1] of zeros and ones; white, true and 0.5 and above are ones."""
+    """Reads masks as zeros and ones, float32 [N, H, W, 1]; white, true, 0.5 and above are ones."""
     if value is None:
         return None
     x = _stack("mask", value, "L")
@@ -45,7 +45,7 @@ def mask(value: Any) -> np.ndarray | None:
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
-    """What NumPy makes of a value, which ValueError calls by its name if it makes nothing."""
+    """Converts a value to an array; raises ValueError with its name where NumPy cannot."""
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -68,7 +68,7 @@ def check_pair(image: np.ndarray | None, mask: np.ndarray | None, inpaints: bool
 
 
 def _stack(name: str, value: Any, mode: str) -> np.ndarray:
-    """One array of a single entry or of all entries of a list; Pillow images in the given mode."""
+    """Stacks the entries of a list; Pillow images are converted to `mode`. One entry stays."""
     entries = value if isinstance(value, list | tuple) else [value]
     if not entries:
         raise ValueError(f"{name} is an empty list; give at least one entry")

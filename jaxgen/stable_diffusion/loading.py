@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From a checkpoint to networks and their parameters on the devices."""
+"""Builds a checkpoint's networks, and loads their parameters onto the devices."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -36,12 +36,12 @@ class Networks(NamedTuple):
 
     @property
     def is_xl(self) -> bool:
-        """Whether the UNet takes pooled text and sizes, as Stable Diffusion XL does."""
+        """True where the UNet takes pooled text and sizes, as Stable Diffusion XL does."""
         return self.unet.addition_embed_type == "text_time"
 
     @property
     def inpaints(self) -> bool:
-        """Whether the UNet takes a mask and a masked image beside the latent."""
+        """True where the UNet takes a mask and a masked image beside the latent."""
         return self.unet.in_channels != self.vae.latent_channels
 
     @property
@@ -55,7 +55,7 @@ class Networks(NamedTuple):
 
 
 def networks(checkpoint: Checkpoint, dtype: Any = jnp.float32) -> Networks:
-    """The networks of a checkpoint, computing in `dtype`; no weights are read.
+    """Builds the networks of a checkpoint, which compute in `dtype`; no weights are read.
 
     The autoencoder computes in float32 instead of float16, which XL's overflows.
     """
@@ -70,7 +70,7 @@ def networks(checkpoint: Checkpoint, dtype: Any = jnp.float32) -> Networks:
 
 
 def load(checkpoint: Checkpoint, networks: Networks, mesh: Mesh | None = None) -> dict[str, Params]:
-    """The parameters of the networks by component, in the type that each computes in.
+    """Loads the parameters by component, in the type that each network computes in.
 
     With a mesh they are copied to all of its devices, or divided over its axis "model".
     """
@@ -87,7 +87,7 @@ def load(checkpoint: Checkpoint, networks: Networks, mesh: Mesh | None = None) -
 
 
 def check_dtype(dtype: Any) -> Any:
-    """The type of the networks' arithmetic and parameters, else ValueError."""
+    """Returns the type of arithmetic and parameters; raises ValueError unless it is in DTYPES."""
     name = jnp.dtype(dtype).name
     if name not in DTYPES:
         raise ValueError(f"dtype is {name}; use one of {', '.join(DTYPES)}")
@@ -95,12 +95,12 @@ def check_dtype(dtype: Any) -> Any:
 
 
 def shapes(module: Any) -> Params:
-    """The parameter tree as shapes; nothing is computed."""
+    """Returns the shapes of a network's parameters; nothing is computed."""
     return jax.eval_shape(module.init, jax.random.key(0), *example_inputs(module))["params"]
 
 
 def example_inputs(module: Any) -> list[Array]:
-    """Zeros of the smallest shapes that a component takes, for its `init`."""
+    """Returns zeros of the smallest shapes that a network takes, for its `init`."""
     match module:
         case UNet2DConditionModel():
             inputs = [

@@ -34,7 +34,7 @@ OnStep = Callable[[int, int, Array, Array], None]
 
 
 class StableDiffusion:
-    """A loaded pipeline; call it to make images.
+    """A loaded pipeline draws images when it is called.
 
     loop: "device" runs all steps in one dispatch, "host" dispatches step by step. None takes the
     device but on CPU, where dispatching costs nothing beside a step and Ctrl-C is heard after each.
@@ -162,7 +162,7 @@ class StableDiffusion:
         return final
 
     def inputs(self, request: Request) -> Inputs:
-        """The arrays of a request, on the devices: what `generate.generate` takes."""
+        """Turns a request into arrays on the devices: what `generate.generate` takes."""
         batch = arguments.batch(request, self.networks, self.scheduler)
         b, (height, width), vae = len(batch.seeds), batch.size, self.networks.vae
         self._check_divides(b)
@@ -186,7 +186,7 @@ class StableDiffusion:
         return placement.place_inputs(self.mesh, inputs._replace(**self._from_image(batch)))
 
     def _from_image(self, batch: BatchRequest) -> dict[str, Any]:
-        """The fields of `Inputs` that come from an image and its mask."""
+        """Returns the fields of `Inputs` that come from an image and its mask."""
         if batch.image is None:
             return {}
         fields: dict[str, Any] = {"clean": self._encode(batch.image, batch.seeds, "image")}
@@ -219,7 +219,7 @@ class StableDiffusion:
         return state[0]
 
     def decode(self, latents: Array) -> np.ndarray:
-        """Images uint8 [B, H, W, 3] of latents as `output="latent"` or `on_step` gives them."""
+        """Decodes latents, as `output="latent"` or `on_step` gives them: uint8 [B, H, W, 3]."""
         latents, params = placement.place(self.mesh, latents), self.params["vae"]
         groups, factor = placement.num_groups(self.mesh), self.networks.vae.factor
         cut = decoding.cut_of(latents.shape, factor, groups, self.vae_tile)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where arrays lie on a mesh: images divided over its axis "data", parameters over "model"."""
+"""Says where arrays lie on a mesh: images along its axis "data", parameters along "model"."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ SHARDED_FROM = 2**14  # entries; smaller parameters are kept whole on every devi
 
 
 def mesh_of(data_devices: int = 1, model_devices: int = 1) -> Mesh | None:
-    """A mesh that divides images over so many devices and parameters over so many; None for one."""
+    """Makes a mesh that divides images and parameters over so many devices; None for one device."""
     needed, count = data_devices * model_devices, jax.device_count()
     if min(data_devices, model_devices) < 1 or needed > count:
         raise ValueError(
@@ -30,7 +30,7 @@ def mesh_of(data_devices: int = 1, model_devices: int = 1) -> Mesh | None:
 
 
 def check(mesh: Mesh | None) -> Mesh | None:
-    """The mesh with automatic axes, which let the compiler divide the work."""
+    """Checks a mesh and gives it automatic axes, which let the compiler divide the work."""
     if mesh is None:
         return None
     unknown = [name for name in mesh.axis_names if name not in (DATA, MODEL)]
@@ -43,14 +43,14 @@ def check(mesh: Mesh | None) -> Mesh | None:
 
 
 def num_groups(mesh: Mesh | None) -> int:
-    """How many groups of images a batch is divided into."""
+    """Counts the groups of images that a batch is divided into."""
     return 1 if mesh is None else mesh.shape.get(DATA, 1)
 
 
 def of_parameters(
     mesh: Mesh | None,
 ) -> Callable[[tuple[str, ...], tuple[int, ...]], NamedSharding] | None:
-    """A function (path, shape) -> sharding of a parameter, for `layout.load`; None without a mesh.
+    """Returns a function (path, shape) -> sharding of a parameter; None without a mesh.
 
     Large kernels are divided over "model" by their last axis, the features that they compute: each
     device computes its own, and the compiler gathers them where the next layer needs all.
@@ -69,7 +69,7 @@ def of_parameters(
 
 
 def rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The sharding of arrays whose given axis is the batch, divided over "data" if it exists."""
+    """Returns the sharding of arrays whose axis `axis` is the batch: along "data" if it exists."""
     return NamedSharding(mesh, P(*(None,) * axis, DATA) if DATA in mesh.shape else P())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The compiled programs of a pipeline."""
+"""Lists the programs of a pipeline that are compiled."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ from jaxgen.types import Array, Params
 
 
 class Programs(NamedTuple):
-    """Jitted functions, each compiled once for every batch size and size of image."""
+    """These functions are jitted: each is compiled once for every batch size and image size."""
 
     embed: Callable[..., Any]  # (params, chunks, clip_skip) -> Text
     pair: Callable[..., Any]  # (negative, positive, blank rows) -> Text with both
@@ -32,7 +32,7 @@ class Programs(NamedTuple):
 
 
 def build(networks: Networks, mesh: Mesh | None = None) -> Programs:
-    """The programs of these networks; nothing is compiled before its first call."""
+    """Builds the programs of these networks; each is compiled at its first call."""
     unet, vae = networks.unet, networks.vae
     batch = None if mesh is None else placement.rows(mesh)
     state = None if mesh is None else placement.rows(mesh, axis=1)

@@ -32,7 +32,7 @@ _PARTS = re.compile(
 
 
 class Chunks(NamedTuple):
-    """B texts as a text encoder takes them, each in K chunks of T tokens."""
+    """Holds B texts as a text encoder takes them, each in K chunks of T tokens."""
 
     ids: np.ndarray  # int32 [B, K, T], every chunk with first, last and padding tokens
     weights: np.ndarray  # float32 [B, K, T], 1 where nothing is emphasised
@@ -84,7 +84,7 @@ def _check_known(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
 
 
 def count_chunks(tokenizer: Tokenizer, texts: Sequence[str], weighting: bool = True) -> int:
-    """The number of chunks that the longest of the texts needs, at least one."""
+    """Counts the chunks that the longest of the texts needs, at least one."""
     room = tokenizer.max_length - 2
     longest = max(len(tokenize(tokenizer, text, weighting)[0]) for text in texts)
     return max(1, -(-longest // room))
@@ -113,7 +113,7 @@ def chunk(
 
 
 def _closed_by(part: str) -> tuple[str, float]:
-    """The bracket that a part closes and the factor it gives; ("", 1.0) for text."""
+    """Returns the bracket that a part closes and its factor; ("", 1.0) for text."""
     if part == "]":
         return "[", 1 / STRONGER
     if part == ")":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One call of the pipeline, as the caller writes it and as arrays; `arguments.batch` joins them."""
+"""Holds one call of the pipeline: as the caller writes it, and in arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxgen.stable_diffusion.text_encoding import Text
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `StableDiffusion.__call__`, which documents them."""
+    """Holds the arguments of `StableDiffusion.__call__`, which documents them."""
 
     prompt: str | Sequence[str] | None = None
     negative_prompt: str | Sequence[str | None] | None = None
@@ -40,7 +40,7 @@ class Request:
 
 
 class BatchRequest(NamedTuple):
-    """A request for B images of height H and width W, checked and in arrays."""
+    """Asks for B images of height H and width W; `arguments.batch` has checked it."""
 
     prompts: list[str] | None  # None where prompt_embeds are given
     negatives: list[str | None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Token ids through the text encoders: what the UNet attends to.
+"""The text encoders turn token ids into what the UNet attends to.
 
 Stable Diffusion 1 and 2 have one text encoder and use its last state, normed. XL has two and uses
 the state before the last of both, not normed, side by side, and the pooled output of the second.
@@ -18,7 +18,7 @@ POOLED = "text_encoder_2"  # the encoder whose pooled output XL's UNet takes
 
 
 class Text(NamedTuple):
-    """B encoded texts, as `StableDiffusion.embed` returns them and its call takes them."""
+    """Holds B encoded texts, as `StableDiffusion.embed` returns them and its call takes them."""
 
     context: AnyArray  # [B, K * T, E], what the UNet attends to
     pooled: AnyArray | None = None  # [B, P], XL only
