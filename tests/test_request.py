@@ -272,6 +272,18 @@ def test_a_bad_call_compiles_nothing(kind, options, message):
     assert not compiled
 
 
+@pytest.mark.parametrize("texts", ["a cat", [], [None], [["a cat"]]])
+def test_texts_to_embed_are_a_list_of_strings(texts):
+    with pytest.raises(ValueError, match="give a list of one or more strings"):
+        pipeline_cases.pipeline("sd1").embed(texts)
+
+
+@pytest.mark.parametrize("on_step", [3, "print"])
+def test_on_step_is_a_function(on_step):
+    with pytest.raises(ValueError, match=r"on_step is a .*; give a function"):
+        pipeline_cases.pipeline("sd1")("a cat", on_step=on_step)
+
+
 def test_the_counter_of_compilations_counts():
     pipe = pipeline_cases.pipeline("sd1")
     with compilations.counted() as compiled:

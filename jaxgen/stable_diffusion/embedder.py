@@ -35,6 +35,8 @@ class Embedder(NamedTuple):
         num_chunks: int | None = None,
     ) -> Text:
         """Encodes texts; see `StableDiffusion.embed`."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts) or not texts:
+            raise ValueError(f"texts is {texts!r:.80}; give a list of one or more strings")
         needed = self._num_chunks(texts, weighting)
         if num_chunks is not None and num_chunks < needed:
             raise ValueError(f"the longest text needs {needed} chunks; num_chunks is {num_chunks}")
