@@ -155,7 +155,8 @@ def test_minimal_ddim_is_the_sampler_of_the_library():
         return jnp.tanh(x) * (0.3 + t / diffusion.NUM_TIMES)
 
     keys = jax.random.split(jax.random.key(4), 2)
-    expected = sample.sample(lambda x, t: predict(x, t + 1), table, noise, keys)
+    denoise = sample.at_times(lambda x, t: predict(x, t + 1), table)
+    expected = sample.sample(denoise, table, noise, keys)
     np.testing.assert_allclose(diffusion.ddim(predict, noise, 10), expected, atol=1e-5)
 
 

@@ -105,7 +105,11 @@ class _Pipe:
         contexts, pooled = [], None
         for name, ids in self.ids.items():
             encoding = self.networks[name](ids, output_hidden_states=self.model.networks.is_xl)
-            last = encoding.hidden_states[-2] if self.model.networks.is_xl else encoding.last_hidden_state
+            last = (
+                encoding.hidden_states[-2]
+                if self.model.networks.is_xl
+                else encoding.last_hidden_state
+            )
             # copies: CUDA graphs write the next result over this one
             contexts.append(last.clone())
             pooled = encoding.text_embeds.clone() if name == "text_encoder_2" else None
