@@ -282,3 +282,21 @@ def test_threads_together_decode_a_bounded_number_of_pixels(tmp_path, monkeypatc
     peak[0] = 0
     assert len(sets.load(str(tmp_path), image_size=4, channels=1).images) == 180
     assert peak[0] == 400
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "tif", "webp", "bmp", "ppm", "jp2"])
+def test_damaged_pictures_are_read_or_one_error_that_names_the_file(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(BYTES).save(path)
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(len(content))
+    outcomes = []
+    for _ in range(60):
+        damaged = content.copy()
+        damaged[rng.integers(0, len(content), 4)] = rng.integers(0, 256, 4)
+        path.write_bytes(damaged[: rng.integers(1, len(content) + 1)].tobytes())
+        try:
+            outcomes.append(sets.load(str(tmp_path), image_size=8, channels=3).images.dtype)
+        except ValueError as error:
+            outcomes.append(path.name in str(error))
+    assert set(outcomes) <= {np.dtype(np.uint8), True}

@@ -88,7 +88,7 @@ def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
     itself is read once.
     """
     paths, skipped = [], collections.Counter()
-    pending, known = [os.fspath(folder)], {os.path.realpath(folder)}
+    pending, visited = [os.fspath(folder)], {os.path.realpath(folder)}
     while pending:
         with os.scandir(pending.pop()) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
@@ -98,10 +98,10 @@ def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
             elif entry.is_dir():
                 place = os.path.realpath(entry.path)
                 outside = root is not None and not pathlib.Path(place).is_relative_to(root)
-                if outside or place in known:
+                if outside or place in visited:
                     skipped["link to a folder " + ("outside" if outside else "read already")] += 1
                 else:
-                    known.add(place)
+                    visited.add(place)
                     pending.append(entry.path)
             elif not _is_picture(entry.name):
                 skipped[_kind(entry.name)] += 1
@@ -147,14 +147,14 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
                 f"{files.quoted(folder / name)} holds the splits of a set; give that folder, or "
                 f"put train and test outermost, with the classes inside"
             )
-        paths, passed = walk(folder / name)
-        skipped += passed
+        paths, others = walk(folder / name)
+        skipped += others
         if paths:
             by_class[name] = paths
-        elif picture_file.foreign_suffixes() & set(passed):
+        elif picture_file.foreign_suffixes() & set(others):
             raise ValueError(
                 f"the class {files.quoted(folder / name)} has no picture that can be read, only "
-                f"{describe_skipped(passed)[0].removeprefix('skipped: ')}; convert them to one of "
+                f"{describe_skipped(others)[0].removeprefix('skipped: ')}; convert them to one of "
                 f"{_suffix_list()}, or remove the folder"
             )
         else:

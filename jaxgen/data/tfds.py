@@ -56,8 +56,7 @@ def open_name(
     A set that is not prepared yet is downloaded and prepared if it is one that can be.
 
     data_dir: where prepared sets lie; None means $TFDS_DATA_DIR, then ~/tensorflow_datasets.
-    Raises ValueError for a name that is not known, and when the set is neither prepared nor
-    within reach.
+    Raises ValueError for an unknown name, and when the set is neither prepared nor within reach.
     """
     tfds = import_tfds(name)
     root = pathlib.Path(
@@ -84,8 +83,8 @@ def open_builder(
 ) -> source.Source:
     """A Source over a TFDS builder whose set is prepared."""
     place = files.quoted(builder.data_path)
-    expression = _split_expression(list(builder.info.splits), split)
     try:
+        expression = _split_expression(list(builder.info.splits), split)
         image_key, label_key, names = _find_features(builder)
         shape = _shape(builder, image_key, image_size, channels)
     except (TypeError, AttributeError, KeyError) as error:  # metadata of a wrong kind
