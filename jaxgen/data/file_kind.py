@@ -36,9 +36,3 @@ def refusal(path: pathlib.Path) -> str | None:
         if head[offset:].startswith(mark):
             return f"is {kind}; {advice}"
     return None
-
-
-def is_zip(path: pathlib.Path) -> bool:
-    """Whether a file begins as a zip archive does, which every .npz is."""
-    with path.open("rb") as file:
-        return file.read(4) in (b"PK\3\4", b"PK\5\6")

@@ -105,7 +105,8 @@ def _label_names(label_name: str, in_splits: bool) -> set[str]:
 
 def _read_array(archive: zipfile.ZipFile, name: str, what: str, max_bytes: int) -> np.ndarray:
     """One array; what the zip and the npy header declare is compared before it is allocated."""
-    content = io.BytesIO(_read_member(archive, name, what, max_bytes))
+    data = _read_member(archive, name, what, max_bytes)
+    content = io.BytesIO(data)
     try:
         # version 1 is what numpy.savez writes for every plain array
         if np.lib.format.read_magic(content) != (1, 0):
@@ -119,13 +120,13 @@ def _read_array(archive: zipfile.ZipFile, name: str, what: str, max_bytes: int) 
         raise ValueError(f"{what} holds values of type {files.quoted(dtype, 60)}; store numbers")
     if not all(type(size) is int and 0 <= size < 2**48 for size in shape):
         raise ValueError(f"{what} has the impossible shape {files.quoted(shape, 60)}")
-    declared, size = math.prod(shape) * dtype.itemsize, len(content.getbuffer()) - content.tell()
-    if declared != size:
+    declared, size = math.prod(shape) * dtype.itemsize, len(data) - content.tell()
+    if declared != size or not size:
         raise ValueError(
-            f"{what} declares {declared:,} bytes of values but holds {size:,}; it is damaged, "
-            f"write it again"
+            f"{what} has shape {shape} and declares {declared:,} bytes of values but holds "
+            f"{size:,}; it is empty or damaged, write it again"
         )
-    values = np.frombuffer(content.getbuffer(), dtype, offset=content.tell())
+    values = np.frombuffer(data, dtype, offset=content.tell())
     return values.reshape(shape, order="F" if is_fortran else "C")
 
 
