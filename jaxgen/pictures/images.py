@@ -14,8 +14,6 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from jaxgen import files
 
-from jaxgen import files
-
 TILE = 56  # images are shown at this many pixels or more, so that 8x8 digits can be seen
 GAP = 2
 BACKGROUND = 255

@@ -39,8 +39,13 @@ def read_examples(
             f"{options.data} holds out {test.num_examples} test image; pictures need two or more"
         )
     rows = np.linspace(0, test.num_examples - 1, min(count, test.num_examples)).astype(int)
+    lines = [split.description for split in (source, test) if split.description]
     return Examples(
-        source.num_examples, source.image_shape, source.class_names, *test.read(rows.tolist())
+        source.num_examples,
+        source.image_shape,
+        source.class_names,
+        *test.read(rows.tolist()),
+        description=" | ".join(lines),
     )
 
 
