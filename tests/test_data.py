@@ -195,8 +195,11 @@ def test_npz_floats_in_the_unit_interval_become_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"images": IMAGES.astype(np.float32)}, r"expected \[0, 1\]"),
-        ({"images": np.full((3, 4, 4), np.nan)}, r"expected \[0, 1\]"),
+        (
+            {"images": IMAGES.astype(np.float32)},
+            r"floats from 0 to 255; expected .* floats in \[0, 1\]",
+        ),
+        ({"images": np.full((3, 4, 4), np.nan)}, r"floats from nan to nan; expected .* \[0, 1\]"),
         ({"images": IMAGES.astype(np.int64)}, "has type int64; expected uint8"),
         ({"images": IMAGES.astype(np.uint16)}, "uint16, but its largest value is 25"),
         ({"images": IMAGES.astype(str)}, "store numbers"),

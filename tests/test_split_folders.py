@@ -113,7 +113,7 @@ def test_the_description_counts_classes_and_what_was_skipped(tmp_path):
     os.mkfifo(tmp_path / "cat" / "pipe.png")
     assert sets.open_source(str(tmp_path)).description == (
         "train 18 images of 2 classes (cat 9, dog 9); a tenth held out for testing; skipped: "
-        "2 .heic, 1 broken link, 1 special file, 1 hidden, 1 .txt, 1 .md, 1 .csv; "
+        "2 .heic, 1 broken link, 1 special file, 1 .md, 1 hidden, 1 .txt, 1 .csv; "
         "the folder docs holds no pictures"
     )
 

@@ -59,7 +59,8 @@ def open_split(
     names, notes = sorted(captions), []
     if is_whole:
         held_out = source.holdout(np.zeros(len(names), np.int32), split)
-        names, notes = [names[i] for i in held_out.tolist()], [source.describe_holdout(split)]
+        notes = [source.describe_holdout(split, len(held_out), len(names))]
+        names = [names[i] for i in held_out.tolist()]
     elif place != folder:
         notes = [f"from the folder {files.quoted(place.name, 60)}"]
     notes += image_folder.describe_skipped(_walk(place).skipped)

@@ -205,7 +205,7 @@ def _suffix_list() -> str:
 def _held_out(listing: ImageFiles, split: str) -> ImageFiles:
     indices = source.holdout(listing.labels, split)
     paths = [listing.paths[i] for i in indices.tolist()]
-    notes = [source.describe_holdout(split), *listing.notes]
+    notes = [source.describe_holdout(split, len(indices), len(listing.paths)), *listing.notes]
     return listing._replace(paths=paths, labels=listing.labels[indices], notes=notes)
 
 

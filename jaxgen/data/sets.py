@@ -171,7 +171,7 @@ def _from_whole(
 ) -> Source:
     """One split of a set that comes in one piece."""
     indices = source.holdout(labels, split, every)
-    notes = [source.describe_holdout(split, every), *(notes or [])]
+    notes = [source.describe_holdout(split, len(indices), len(labels), every), *(notes or [])]
     return _from_split(images[indices], labels[indices], names, split, image_size, channels, notes)
 
 

@@ -90,8 +90,10 @@ def describe(
     return "; ".join([line, *(notes or [])])
 
 
-def describe_holdout(split: str, every: int = 10) -> str:
-    """The note on a split that `holdout` makes."""
+def describe_holdout(split: str, num_examples: int, total: int, every: int = 10) -> str:
+    """The note on a split that `holdout` makes of a set of `total` examples."""
+    if num_examples == total:
+        return "too few to hold any out for testing"
     part = "a tenth" if every == 10 else f"one of {every}"
     return f"{part} held out for testing" if split == "train" else f"{part}, held out of training"
 
