@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxgen.data import caption_folder, picture_file, sets, split_folders
+from jaxgen.runs import command_line, plan
 
 RNG = np.random.default_rng(0)
 
@@ -167,3 +168,17 @@ def test_a_pipe_for_metadata_is_refused_unopened(tmp_path):
     os.mkfifo(tmp_path / "metadata.jsonl")
     with pytest.raises(ValueError, match=r"has no metadata\.jsonl"):
         caption_folder.open_split(tmp_path, "train", image_size=None, channels=None)
+
+
+@pytest.mark.parametrize(("high", "is_refused"), [(0, False), (1, True), (2, False)])
+def test_files_of_only_0_and_1_do_not_train_nearly_black(tmp_path, high, is_refused):
+    for i in range(20):
+        Image.fromarray(np.eye(4, dtype=np.uint8) * np.uint8(high)).save(tmp_path / f"{i:02}.png")
+    train, test = (sets.open_source(str(tmp_path), split) for split in ("train", "test"))
+    options = command_line.RunOptions(data="shapes")
+    if is_refused:
+        with pytest.raises(ValueError, match="pictures of shapes hold only 0 and 1 of 255"):
+            plan.read_examples(options, train, test)
+    else:
+        description = plan.read_examples(options, train, test).description
+        assert description == f"{train.description} | {test.description}"
