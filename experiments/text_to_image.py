@@ -33,7 +33,7 @@ import jaxgen
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.miniature import model
-from jaxgen.pictures import images, png
+from jaxgen.pictures import images
 from jaxgen.stable_diffusion import arguments, loading, placement
 from jaxgen.stable_diffusion.pipeline import OnStep, StableDiffusion
 from jaxgen.stable_diffusion.request import Request
@@ -274,13 +274,13 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
     for j, picture in enumerate(pictures):
         path = config.output / f"{first + j:05d}.png"
         prompt = config.prompt[j // config.batch_size]
-        png.write(path, picture, {"prompt": prompt, "seed": config.seed + j, **settings})
+        images.save(path, picture, {"prompt": prompt, "seed": config.seed + j, **settings})
         yield path
     if len(pictures) > 1:
         path = config.output / f"{first:05d}-grid.png"
         columns = config.batch_size if config.batch_size > 1 else None
         text = {"prompt": "\n".join(config.prompt), "seed": config.seed, **settings}
-        png.write(path, images.grid(pictures, columns), text)
+        images.save(path, images.grid(pictures, columns), text)
         yield path
 
 

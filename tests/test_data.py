@@ -3,8 +3,10 @@
 
 import gzip
 import io
+import os
 import pathlib
 import struct
+import tarfile
 import zipfile
 
 import numpy as np
@@ -75,7 +77,9 @@ def test_held_out_splits_never_overlap_and_cover_the_set():
 
 def test_a_set_too_small_to_hold_out_of_says_so(tmp_path):
     np.savez(tmp_path / "small.npz", images=IMAGES[:5])
-    with pytest.raises(ValueError, match="no test split"):
+    with pytest.raises(
+        ValueError, match=r"no test split .* the 10 examples .* has 5\); add a test"
+    ):
         sets.load(str(tmp_path / "small.npz"), "test")
     assert len(sets.load(str(tmp_path / "small.npz")).images) == 5
 
@@ -191,12 +195,18 @@ def test_npz_floats_in_the_unit_interval_become_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"images": IMAGES.astype(np.float32)}, r"expected \[0, 1\]"),
-        ({"images": np.full((3, 4, 4), np.nan)}, r"expected \[0, 1\]"),
-        ({"images": IMAGES.astype(np.int64)}, "is int64"),
+        (
+            {"images": IMAGES.astype(np.float32)},
+            r"floats from 0 to 255; expected .* floats in \[0, 1\]",
+        ),
+        ({"images": np.full((3, 4, 4), np.nan)}, r"floats from nan to nan; expected .* \[0, 1\]"),
+        ({"images": IMAGES.astype(np.int64)}, "has type int64; expected uint8"),
+        ({"images": IMAGES.astype(np.uint16)}, "uint16, but its largest value is 25"),
+        ({"images": IMAGES.astype(str)}, "store numbers"),
+        ({"images": IMAGES, "labels": np.zeros(40, "M8[s]")}, "store numbers"),
         ({"images": IMAGES.reshape(40, 30)}, r"shape \(40, 30\)"),
         ({"images": IMAGES.reshape(8, 5, 5, 6)}, "C = 1 or 3"),
-        ({"images": IMAGES[:0]}, r"shape \(0, 5, 6, 1\)"),
+        ({"images": IMAGES[:0]}, r"shape \(0, 5, 6\)"),
         ({"images": IMAGES, "labels": LABELS[:9]}, r"40 images .* 9 labels"),
         ({"images": IMAGES, "labels": LABELS / 2}, "expected integers"),
         ({"images": IMAGES, "labels": LABELS.astype(int) - 1}, "runs from -1 to 2"),
@@ -252,6 +262,143 @@ def test_npz_with_a_flipped_bit_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="CRC"):
         sets.load(str(path))
+
+
+def npz_of(path: pathlib.Path, member: bytes, packing=zipfile.ZIP_STORED, name="images.npy"):
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr(name, member)
+    return str(path)
+
+
+def header_of(text: str) -> bytes:
+    padded = text.encode() + b" " * (118 - len(text)) + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(padded)) + padded
+
+
+HEADERS = [
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -4, 4)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (True, 4, 4)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (0, 9999999999999999999)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (4.0, 4)}",
+    "{'descr': '|S0', 'fortran_order': False, 'shape': (9999999999,)}",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (2,)}",
+    "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (2, 2, 2)}",
+    "{'descr': '|q9', 'fortran_order': False, 'shape': (2,)}",
+    "{'descr': '|u1', 'fortran_order': 7, 'shape': (2,)}",
+    "{'shape': (2,)}",
+    "{[]: 1}",
+    "((((((((((((((((((((((((((((",
+    "'unfinished",
+    "\0",
+    "-" * 100,
+]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_npz_headers_of_every_wrong_kind_are_one_error(tmp_path, header):
+    path = npz_of(tmp_path / "set.npz", header_of(header) + bytes(16))
+    with pytest.raises(ValueError, match=r"set\.npz\[images\] "):
+        sets.load(path)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_npz_that_is_packed_with_what_numpy_does_not_use_is_refused(tmp_path, packing):
+    path = npz_of(tmp_path / "set.npz", npy_bytes((1, 2, 2), bytes(4)), packing)
+    with pytest.raises(ValueError, match=r"\[images\] is encrypted or not packed as numpy"):
+        sets.load(path)
+
+
+@pytest.mark.parametrize("name", ["images", "a\x1b[2J\u202e.npy", "../images.npy", ".npy"])
+def test_npz_members_of_other_names_are_listed_harmlessly(tmp_path, name):
+    path = npz_of(tmp_path / "set.npz", npy_bytes((1, 2, 2), bytes(4)), name=name)
+    with pytest.raises(ValueError, match="expected arrays images") as caught:
+        sets.load(path)
+    assert str(caught.value).isprintable()
+
+
+def test_npz_with_any_byte_changed_is_read_as_written_or_refused(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, images=IMAGES[:2, :2, :2] * 0 + np.uint8(7))
+    content = path.read_bytes()
+    outcomes = []
+    for i in range(len(content)):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 0x55]) + content[i + 1 :])
+        try:
+            outcomes.append((sets.load(str(path)).images == 7).all())
+        except ValueError as error:
+            outcomes.append("set.npz" in str(error) and str(error).isprintable())
+    assert all(outcomes)
+
+
+def test_npz_arrays_that_are_no_images_are_named(tmp_path):
+    np.savez(tmp_path / "set.npz", images=IMAGES, labels=LABELS, weights=LABELS)
+    opened = sets.open_source(str(tmp_path / "set.npz"))
+    assert opened.description == (
+        "train 36 images of 4 classes (0 9, 1 9, 2 9, 3 9); a tenth held out for testing; "
+        "not read: the arrays weights"
+    )
+
+
+def test_idx_without_a_pixel_is_refused(tmp_path):
+    folder = write_mnist(tmp_path, packed=False)
+    (folder / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((40, 0, 0), np.uint8)))
+    with pytest.raises(ValueError, match=r"images-idx3-ubyte has the shape \(40, 0, 0\)"):
+        sets.load(str(folder))
+
+
+def test_idx_of_only_0_and_1_is_black_and_white(tmp_path):
+    folder = write_mnist(tmp_path, packed=False)
+    path = folder / "train-images-idx3-ubyte"
+    path.write_bytes(idx_bytes((IMAGES > 99).astype(np.uint8)))
+    np.testing.assert_array_equal(sets.load(str(folder)).images[..., 0], (IMAGES > 99) * 255)
+
+
+# other files
+
+
+def tar_bytes() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("cats/1.png"))
+    return buffer.getvalue()
+
+
+def zip_bytes() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("cats/1.png", b"")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("set.gz", gzip.compress(b"1"), "is a gzip file .* unpack it and give the folder"),
+        ("set.tar.gz", gzip.compress(b"1"), "is a gzip file .* unpack it"),
+        ("set.tar", tar_bytes(), "is a tar archive; unpack it and give the folder"),
+        ("set.npz", tar_bytes(), "is a tar archive"),
+        ("set.zip", zip_bytes(), r"zip archive without NumPy arrays \(1 files\); unpack it"),
+        ("set.7z", b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive"),
+        ("set.xz", b"\xfd7zXZ\0", "is an xz file"),
+        ("x.npy", b"\x93NUMPY\1\0", "a single NumPy array .* numpy.savez"),
+        ("train-images-idx3-ubyte", idx_bytes(IMAGES), "a single IDX file; give the folder"),
+        ("a.png", b"\x89PNG\r\n", "a single picture; give the folder"),
+        ("set.h5", b"\x89HDF\r\n", "an HDF5 file"),
+        ("set.npz", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("set.npz", b"\x80\4\x95", "a Python pickle, which is never opened"),
+        ("set.npz", b"<!doctype html>", "a text, such as the page of an error"),
+    ],
+)
+def test_files_of_other_kinds_are_named_for_what_they_are(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        sets.load(str(tmp_path / name))
+
+
+def test_a_pipe_is_no_data_set(tmp_path):
+    os.mkfifo(tmp_path / "set.npz")
+    with pytest.raises(ValueError, match="there is a special file"):
+        sets.load(str(tmp_path / "set.npz"))
 
 
 # resolution

@@ -15,7 +15,7 @@ from PIL import Image
 from support import checkpoints
 
 import jaxgen
-from jaxgen.pictures import png
+from jaxgen.pictures import images
 from jaxgen.weights import diffusers
 from jaxgen.world import reader, scene
 
@@ -65,7 +65,7 @@ def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
     assert "it/s" in stderr
     names = ["00001-grid.png", "00001.png", "00002.png", "00003.png", "00004.png"]
     assert sorted(path.name for path in output.iterdir()) == names
-    assert png.read_text(output / "00003.png") == {
+    assert images.read_text(output / "00003.png") == {
         "prompt": "the (dog:1.2)", "seed": "9", "negative_prompt": "blur", "steps": "3",
         "sampler": "euler", "guidance_scale": "7.5", "guidance_rescale": "0.0", "clip_skip": "0",
         "width": str(SIZE), "height": str(SIZE), "model": str(model), "dtype": "float32",
@@ -87,7 +87,7 @@ def test_without_a_model_the_embedded_one_draws_what_is_asked(tmp_path):
     output = tmp_path / "out"
     stdout, _ = execute(tmp_path, "--prompt", "a large green heart on white", "--output", output)
     assert "1 image of 64 x 64" in stdout
-    text = png.read_text(output / "00001.png")
+    text = images.read_text(output / "00001.png")
     assert (text["model"], text["steps"], text["guidance_scale"]) == ("shapes", "20", "3.0")
     with Image.open(output / "00001.png") as picture:
         found = reader.read(np.asarray(picture.convert("RGB")))
@@ -109,7 +109,7 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
     )  # fmt: skip
     assert "1 image of 48 x 40" in stdout
     assert [path.name for path in output.iterdir()] == ["00001.png"]
-    story = png.read_text(output / "00001.png")
+    story = images.read_text(output / "00001.png")
     assert story["strength"] == "0.5"
     assert story["sampler"] == "DDIMScheduler"
 

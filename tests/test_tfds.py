@@ -7,6 +7,8 @@ import hashlib
 import http.server
 import io
 import json
+import os
+import pathlib
 import socket
 import struct
 import sys
@@ -181,6 +183,61 @@ def test_damaged_metadata_is_an_error_that_names_the_folder(tmp_path):
     (builder.data_path / "features.json").write_text("{")
     with pytest.raises(ValueError, match=r"pictures/1\.0\.0 is not a prepared TFDS set"):
         sets.load("pictures", data_dir=str(tmp_path))
+
+
+FEATURES = "tensorflow_datasets.core.features."
+
+
+def unsafe_features(folder, tmp_path):
+    text = (folder / "features.json").read_text()
+    (folder / "features.json").write_text(text.replace(FEATURES, "this."))
+
+
+def linked_record(folder, tmp_path):
+    (path,) = folder.glob("*.array_record*")
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+
+
+def pipe_record(folder, tmp_path):
+    (path,) = folder.glob("*.array_record*")
+    path.unlink()
+    os.mkfifo(path)
+
+
+def missing_record(folder, tmp_path):
+    (path,) = folder.glob("*.array_record*")
+    path.unlink()
+
+
+def endless_features(folder, tmp_path):
+    (folder / "features.json").write_bytes(b"[" * 2**25)
+
+
+def numbers_for_names(folder, tmp_path):
+    (folder / "dataset_info.json").write_text('{"name": 7, "splits": 3}')
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        unsafe_features, linked_record, pipe_record, missing_record, endless_features,
+        numbers_for_names,
+    ],
+)  # fmt: skip
+def test_prepared_folders_from_elsewhere_are_read_within_bounds(tmp_path, damage):
+    builder = prepare(Pictures, tmp_path, shape=(4, 4, 1))
+    damage(pathlib.Path(builder.data_path), tmp_path)
+    with pytest.raises(ValueError, match=r"pictures/1\.0\.0") as caught:
+        sets.load("pictures", data_dir=str(tmp_path))
+    assert len(str(caught.value)) < 5000
+
+
+def test_pictures_in_records_are_of_safe_formats_only(monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)  # Pillow would start Ghostscript
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"
+    with pytest.raises(ValueError, match="not a picture in a format that is read"):
+        tfds_io._decode(eps, (4, 4, 1))
 
 
 def test_the_newest_version_is_taken_unless_one_is_named(tmp_path):

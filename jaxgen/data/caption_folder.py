@@ -3,12 +3,12 @@
 
     metadata.jsonl 1.png more/2.jpg             a tenth is held out for testing
     train/metadata.jsonl train/1.png
-    test/metadata.jsonl test/9.png              as given; val and validation mean test too
+    test/metadata.jsonl test/9.png              as stored, by any usual name of a split
 
 Each line of metadata.jsonl is one JSON object: "file_name" is the picture's path from the folder of
 that metadata.jsonl, and "text", or "caption" if there is no "text", its caption. Other keys, blank
 lines and a byte order mark are passed over. The folder may come from a stranger: nothing outside of
-it is read, and sizes are limited.
+it is read, also through links, and sizes are limited.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxgen import files
-from jaxgen.data import image_folder, source
+from jaxgen.data import image_folder, source, split_folders
 
 _METADATA = "metadata.jsonl"
 _METADATA_BYTES = 2**28  # a million lines of 250 bytes
@@ -56,32 +56,45 @@ def open_split(
     place, is_whole = _locate(folder, split)
     captions = _read_captions(place)
 
-    names = sorted(captions)
+    names, notes = sorted(captions), []
     if is_whole:
         held_out = source.holdout(np.zeros(len(names), np.int32), split)
+        notes = [source.describe_holdout(split, len(held_out), len(names))]
         names = [names[i] for i in held_out.tolist()]
+    elif place != folder:
+        notes = [f"from the folder {files.quoted(place.name, 60)}"]
+    notes += image_folder.describe_skipped(_walk(place).skipped)
     paths = [str(place / name) for name in names]
-    listing = image_folder.ImageFiles(paths, np.arange(len(paths), dtype=np.int32), ())
-    pictures = image_folder.open_split(listing, image_size=image_size, channels=channels)
+    labels = np.arange(len(paths), dtype=np.int32)
+    listing = image_folder.ImageFiles(paths, labels, (), notes)
+    pictures = image_folder.open_split(listing, split, image_size=image_size, channels=channels)
     return Captioned(pictures, [captions[name] for name in names])
 
 
 def _locate(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
     """The folder of the metadata.jsonl that has the split, and if it has the other split too."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; check the path")
+        raise ValueError(f"there is no folder {files.quoted(folder)}; check the path")
     place, is_whole = folder, True
-    if (folder / "train").is_dir():
-        if (folder / _METADATA).exists():
+    if (folder / _METADATA).exists():
+        trains = [
+            name for name in split_folders.folder_names(folder) if split_folders.is_train(name)
+        ]
+        if trains:
             raise ValueError(
-                f"{folder} has a {_METADATA} and a train folder, so its splits are not clear; give "
-                f"train and test a {_METADATA} of their own, or rename the folder train"
+                f"{files.quoted(folder)} has a {_METADATA} and a {trains[0]} folder, so its splits "
+                f"are not clear; give train and test a {_METADATA} of their own, or rename the "
+                f"folder {trains[0]}"
             )
-        tests = [folder / name for name in image_folder.TEST_NAMES if (folder / name).is_dir()]
-        is_whole = not tests
-        place = folder / "train" if is_whole or split == "train" else tests[0]
+    elif splits := split_folders.find(folder, lambda path: (path / _METADATA).is_file()):
+        is_whole = splits.test is None
+        place = splits.train if splits.test is None or split == "train" else splits.test
+    root = os.path.realpath(folder)
+    for path in (place, place / _METADATA):
+        if not pathlib.Path(os.path.realpath(path)).is_relative_to(root):
+            raise ValueError(f"{files.quoted(path)} is a link out of the folder; put a copy there")
     if not (place / _METADATA).is_file():
-        raise ValueError(f"{place} has no {_METADATA}; {_EXPECTED}")
+        raise ValueError(f"{files.quoted(place)} has no {_METADATA}; {_EXPECTED}")
     return place, is_whole
 
 
@@ -90,21 +103,21 @@ def _read_captions(place: pathlib.Path) -> dict[str, str]:
     captions, unusable = _read_lines(place)
     present = _list_pictures(place)
     missing = [name for name in captions if not os.path.isfile(place / name)]
-    found = sorted(captions.keys() - set(missing))
+    existing = sorted(captions.keys() - set(missing))
     faults = {
         f"lines of {_METADATA} that cannot be used": unusable,
         "images without a caption": [_show(name) for name in present if name not in captions],
         "captions without an image": [_show(name) for name in missing],
-        "images that cannot be opened": _find_broken(place, found),
+        "images that cannot be opened": _find_broken(place, existing),
     }
     if any(faults.values()):
         kinds = [_describe(kind, of_kind) for kind, of_kind in faults.items() if of_kind]
         raise ValueError(
-            f"{place} has {sum(map(len, faults.values()))} faults; repair or remove these:\n"
-            + "\n".join(kinds)
+            f"{files.quoted(place)} has {sum(map(len, faults.values()))} faults; "
+            f"repair or remove these:\n" + "\n".join(kinds)
         )
     if not captions:
-        raise ValueError(f"{place / _METADATA} is empty; {_EXPECTED}")
+        raise ValueError(f"{files.quoted(place / _METADATA)} is empty; {_EXPECTED}")
     return captions
 
 
@@ -127,7 +140,7 @@ def _read_lines(place: pathlib.Path) -> tuple[dict[str, str], list[str]]:
             if name in captions:
                 raise ValueError(f"{_show(name)} has a caption already")
         except ValueError as error:
-            faults.append(f"line {number}: {error}")
+            faults.append(f"line {number}: {files.quoted(error)}")
         else:
             captions[name] = caption
     return captions, faults
@@ -169,12 +182,14 @@ def _check_inside(name: str, root: pathlib.Path) -> None:
         raise ValueError(f"{_show(name)} is a link out of the folder; put a copy there")
 
 
+def _walk(place: pathlib.Path) -> image_folder.Walk:
+    """Everything under the folder; links that lead out of it are not followed."""
+    return image_folder.walk(place, os.path.realpath(place))
+
+
 def _list_pictures(place: pathlib.Path) -> list[str]:
-    """File names of all pictures under the folder but those in hidden folders."""
-    names = [pathlib.PurePath(path).relative_to(place) for path in image_folder.walk(place)]
-    return [
-        name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)
-    ]
+    """File names of all pictures under the folder."""
+    return [pathlib.PurePath(path).relative_to(place).as_posix() for path in _walk(place).paths]
 
 
 def _find_broken(place: pathlib.Path, names: list[str]) -> list[str]:
@@ -187,7 +202,8 @@ def _find_broken(place: pathlib.Path, names: list[str]) -> list[str]:
             try:
                 image_folder.read_header(path)
             except ValueError as error:
-                faults[i] = f"{_show(names[i])}: {str(error).removeprefix(f'{path}: ')}"
+                reason = str(error).removeprefix(f"{files.quoted(path)}: ")
+                faults[i] = f"{_show(names[i])}: {reason}"
 
     source.for_all(read, len(names), "images cannot be opened")
     return [fault for fault in faults if fault]

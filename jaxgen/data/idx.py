@@ -13,6 +13,8 @@ import zlib
 
 import numpy as np
 
+from jaxgen import files
+
 _PREFIX = {"train": "train", "test": "t10k"}
 _UINT8 = 0x08
 
@@ -51,6 +53,11 @@ def read_split(
             f"{images_path} has {len(images)} images but {labels_path} has {len(labels)} labels; "
             f"expected one label for each image"
         )
+    if 0 in images.shape:
+        raise ValueError(
+            f"{files.quoted(images_path)} has the shape {images.shape}, which holds no pixel; "
+            f"fetch it again"
+        )
     return images[..., None], labels.astype(np.int32)
 
 
@@ -61,22 +68,23 @@ def num_classes(labels_path: pathlib.Path, max_bytes: int) -> int:
 
 def read(path: pathlib.Path, max_bytes: int) -> np.ndarray:
     """The uint8 array of an IDX file; sizes are checked before anything is allocated."""
+    shown = files.quoted(path)
     try:
         with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
-            shape = _read_shape(file, path)
+            shape = _read_shape(file, shown)
             size = math.prod(shape)
             if size > max_bytes:
                 raise ValueError(
-                    f"{path} declares {size:,} bytes, more than the limit of {max_bytes:,}; "
+                    f"{shown} declares {size:,} bytes, more than the limit of {max_bytes:,}; "
                     f"raise max_bytes if the file is right"
                 )
             values = file.read(size + 1)  # one more, to notice a file that is too long
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
+        raise ValueError(f"{shown} cannot be read ({error}); fetch it again") from error
     if len(values) != size:
-        found = f"only {len(values):,}" if len(values) < size else "more"
+        held = f"only {len(values):,}" if len(values) < size else "more"
         raise ValueError(
-            f"{path} declares {size:,} values but holds {found}; it is damaged, fetch it again"
+            f"{shown} declares {size:,} values but holds {held}; it is damaged, fetch it again"
         )
     return np.frombuffer(values, np.uint8).reshape(shape)
 
@@ -86,18 +94,18 @@ def _is_gzip(path: pathlib.Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _read_shape(file: io.BufferedIOBase, path: pathlib.Path) -> tuple[int, ...]:
-    magic = file.read(4)
-    if len(magic) < 4 or magic[:2] != b"\0\0":
-        raise ValueError(f"{path} is not an IDX file: it starts with {magic!r}, not two zero bytes")
-    if magic[2] != _UINT8 or not 1 <= magic[3] <= 4:
+def _read_shape(file: io.BufferedIOBase, shown: str) -> tuple[int, ...]:
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0":
+        raise ValueError(f"{shown} is not an IDX file: it starts with {head!r}, not two zero bytes")
+    if head[2] != _UINT8 or not 1 <= head[3] <= 4:
         raise ValueError(
-            f"{path} has IDX type {magic[2]:#04x} and {magic[3]} axes; expected unsigned bytes "
+            f"{shown} has IDX type {head[2]:#04x} and {head[3]} axes; expected unsigned bytes "
             f"(0x08) and 1 to 4 axes"
         )
-    sizes = file.read(4 * magic[3])
-    if len(sizes) < 4 * magic[3]:
-        raise ValueError(f"{path} ends inside its header; it is damaged, fetch it again")
+    sizes = file.read(4 * head[3])
+    if len(sizes) < 4 * head[3]:
+        raise ValueError(f"{shown} ends inside its header; it is damaged, fetch it again")
     return tuple(np.frombuffer(sizes, ">u4").tolist())
 
 

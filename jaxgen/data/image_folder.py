@@ -2,10 +2,11 @@
 """A folder of pictures: one subfolder per class, or all in one place, in splits or not.
 
     cats/1.png dogs/2.jpg             two classes; a tenth of each is held out for testing
-    train/cats/1.png test/cats/9.png  the splits are as given; val and validation mean test too
+    train/cats/1.png test/cats/9.png  the splits as they are stored, by any of their usual names
     1.png 2.jpg                       no labels
 
-Of an animation the first picture is taken.
+Of an animation the first picture is taken. Linked folders are followed, wherever they lead. Files
+that are passed over are counted in the description of the Source.
 """
 
 import collections
@@ -14,14 +15,9 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from jaxgen.data import pixels, source
-
-_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
-TEST_NAMES = ("test", "val", "validation")
+from jaxgen import files
+from jaxgen.data import picture_file, pillow, source, split_folders
 
 
 class ImageFiles(NamedTuple):
@@ -30,28 +26,45 @@ class ImageFiles(NamedTuple):
     paths: list[str]
     labels: np.ndarray  # int32 [N], indices into class_names; zeros when flat
     class_names: tuple[str, ...]  # () when flat
+    notes: list[str]  # where they come from, and what was skipped
+
+
+class Walk(NamedTuple):
+    """What lies under a folder."""
+
+    paths: list[str]  # of pictures, sorted
+    skipped: collections.Counter[str]  # files that were passed over, by kind: .heic, hidden, ...
 
 
 def find(folder: pathlib.Path, split: str) -> ImageFiles:
-    """The picture files of a split; hidden files and other kinds of files are passed over."""
-    train_folder = folder / "train"
-    if not train_folder.is_dir():
+    """The picture files of a split."""
+    splits = split_folders.find(folder, lambda path: bool(walk(path).paths))
+    if splits is None:
         return _held_out(_list_classes(folder), split)
-    test_folder = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
-    train = _list_classes(train_folder)
-    if test_folder is None:
-        return _held_out(train, split)
-    return train if split == "train" else _same_classes(_list_classes(test_folder), train)
+    train = _list_classes(splits.train)
+    if splits.test is None:
+        listing, place = _held_out(train, split), splits.train
+    elif split == "train":
+        listing, place = train, splits.train
+    else:
+        listing, place = _same_classes(_list_classes(splits.test), train), splits.test
+    notes = [f"from the folder {files.quoted(place.name, 60)}", *listing.notes]
+    unread = [files.quoted(name, 60) for name in splits.unread]
+    unread += [f"{len(walk_flat(folder))} pictures"] if walk_flat(folder) else []
+    notes += [f"beside the splits and not read: {', '.join(unread)}"] if unread else []
+    return listing._replace(notes=notes + describe_skipped(_skipped_here(folder)))
 
 
-def open_split(files: ImageFiles, *, image_size: int | None, channels: int | None) -> source.Source:
+def open_split(
+    listing: ImageFiles, split: str, *, image_size: int | None, channels: int | None
+) -> source.Source:
     """A Source over the files.
 
-    What is not given is read from the headers of all files: `channels` is 1 if every picture is
-    grey, else 3, and without `image_size` all pictures must have one size.
+    What is None is read from the headers of all files: `channels` is 1 if every picture is grey,
+    else 3, and without `image_size` all pictures must have one size.
     """
     if image_size is None or channels is None:
-        sizes, grey = _read_headers(files.paths)
+        sizes, grey = _read_headers(listing.paths)
         if image_size is None and len(sizes) > 1:
             raise ValueError(_describe_sizes(sizes))
         channels = channels or (1 if grey else 3)
@@ -61,92 +74,170 @@ def open_split(files: ImageFiles, *, image_size: int | None, channels: int | Non
     shape = (height, width, channels)
 
     def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        return np.stack([_decode(files.paths[i], shape) for i in indices]), files.labels[indices]
+        images = np.stack([_decode(listing.paths[i], shape) for i in indices])
+        return images, listing.labels[indices]
 
-    return source.Source(len(files.paths), shape, files.class_names, read)
+    line = source.describe(split, listing.labels, listing.class_names, listing.notes)
+    return source.Source(len(listing.paths), shape, listing.class_names, read, description=line)
+
+
+def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
+    """All pictures under a folder; hidden files and folders are passed over.
+
+    root: where given, links to folders outside of it are not followed. A folder that is linked into
+    itself is read once.
+    """
+    paths, skipped = [], collections.Counter()
+    pending, visited = [os.fspath(folder)], {os.path.realpath(folder)}
+    while pending:
+        with os.scandir(pending.pop()) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.name.startswith("."):
+                skipped["hidden"] += _is_picture(entry.name) and not entry.name.startswith("._")
+            elif entry.is_dir():
+                place = os.path.realpath(entry.path)
+                outside = root is not None and not pathlib.Path(place).is_relative_to(root)
+                if outside or place in visited:
+                    skipped["link to a folder " + ("outside" if outside else "read already")] += 1
+                else:
+                    visited.add(place)
+                    pending.append(entry.path)
+            elif not _is_picture(entry.name):
+                skipped[_kind(entry.name)] += 1
+            elif entry.is_file():
+                paths.append(entry.path)
+            else:
+                skipped["broken link" if entry.is_symlink() else "special file"] += 1
+    return Walk(sorted(paths), +skipped)
+
+
+def walk_flat(folder: pathlib.Path) -> list[str]:
+    """Paths of the pictures directly in a folder, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.path
+            for entry in entries
+            if _is_picture(entry.name) and entry.name[0] != "." and entry.is_file()
+        )
+
+
+def read_header(path: str) -> tuple[tuple[int, int], int]:
+    """(height, width) and channels, 1 or 3, of a picture; ValueError names a file without them."""
+    with picture_file.open_path(path) as image:
+        try:
+            return pillow.upright_size(image), pillow.num_channels(image)
+        except Exception as error:  # damaged EXIF data
+            raise ValueError(f"{files.quoted(path)}: {files.quoted(error)}") from error
+
+
+def describe_skipped(skipped: collections.Counter[str]) -> list[str]:
+    """A note on files that were passed over, or none."""
+    counts = [f"{count:,} {files.quoted(kind, 40)}" for kind, count in skipped.most_common(8)]
+    return [f"skipped: {', '.join(counts)}"] if counts else []
 
 
 def _list_classes(folder: pathlib.Path) -> ImageFiles:
     """All pictures under a folder, its subfolders with pictures being the classes."""
-    flat = sorted(
-        entry.path for entry in os.scandir(folder) if entry.is_file() and _is_picture(entry.name)
-    )
-    by_class = {}
-    for name in sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != "."):
-        paths = walk(folder / name)
+    flat = walk_flat(folder)
+    by_class, skipped, notes = {}, collections.Counter(), []
+    for name in split_folders.folder_names(folder):
+        if split_folders.has_pair(folder / name):
+            raise ValueError(
+                f"{files.quoted(folder / name)} holds the splits of a set; give that folder, or "
+                f"put train and test outermost, with the classes inside"
+            )
+        paths, others = walk(folder / name)
+        skipped += others
         if paths:
             by_class[name] = paths
+        elif picture_file.foreign_suffixes() & set(others):
+            raise ValueError(
+                f"the class {files.quoted(folder / name)} has no picture that can be read, only "
+                f"{describe_skipped(others)[0].removeprefix('skipped: ')}; convert them to one of "
+                f"{_suffix_list()}, or remove the folder"
+            )
+        else:
+            notes.append(f"the folder {files.quoted(name, 60)} holds no pictures")
     if flat and by_class:
+        shown = ", ".join(files.quoted(name, 60) for name in list(by_class)[:5])
         raise ValueError(
-            f"{folder} has {len(flat)} pictures beside the class folders {list(by_class)[:5]}; "
+            f"{files.quoted(folder)} has {len(flat)} pictures beside the class folders {shown}; "
             f"move them into a class folder, or use a folder without subfolders"
         )
+    skipped += _skipped_here(folder)
     if not flat and not by_class:
         raise ValueError(
-            f"{folder} holds no data that is understood; expected pictures "
-            f"({' '.join(sorted(_SUFFIXES))}), class folders of pictures, train and test folders, "
+            f"{files.quoted(folder)} holds no data that is understood"
+            f"{''.join(f' ({note})' for note in describe_skipped(skipped))}; expected pictures "
+            f"({_suffix_list()}), class folders of pictures, train and test folders, "
             f"or the IDX files of MNIST"
         )
     paths = flat or [path for paths in by_class.values() for path in paths]
     counts = [len(paths) for paths in by_class.values()] or [len(flat)]
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return ImageFiles(paths, labels, tuple(by_class))
+    return ImageFiles(paths, labels, tuple(by_class), describe_skipped(skipped) + notes)
 
 
-def walk(folder: pathlib.Path) -> list[str]:
-    """Paths of all pictures under a folder, sorted; links to other folders are not followed."""
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if _is_picture(name)
-    )
+def _skipped_here(folder: pathlib.Path) -> collections.Counter[str]:
+    """Kinds of the files directly in a folder that are no pictures."""
+    with os.scandir(folder) as entries:
+        kinds = [
+            _kind(entry.name)
+            for entry in entries
+            if not entry.is_dir() and entry.name[0] != "." and not _is_picture(entry.name)
+        ]
+    return collections.Counter(kinds)
 
 
 def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in _SUFFIXES and name[0] != "."
+    return os.path.splitext(name)[1].lower() in picture_file.suffixes()
 
 
-def _held_out(files: ImageFiles, split: str) -> ImageFiles:
-    indices = source.holdout(files.labels, split)
-    paths = [files.paths[i] for i in indices.tolist()]
-    return ImageFiles(paths, files.labels[indices], files.class_names)
+def _kind(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without a suffix"
+
+
+def _suffix_list() -> str:
+    return " ".join(sorted(picture_file.suffixes()))
+
+
+def _held_out(listing: ImageFiles, split: str) -> ImageFiles:
+    indices = source.holdout(listing.labels, split)
+    paths = [listing.paths[i] for i in indices.tolist()]
+    notes = [source.describe_holdout(split, len(indices), len(listing.paths)), *listing.notes]
+    return listing._replace(paths=paths, labels=listing.labels[indices], notes=notes)
 
 
 def _same_classes(test: ImageFiles, train: ImageFiles) -> ImageFiles:
     """The test files with the class numbers of training."""
     unknown = sorted(set(test.class_names) - set(train.class_names))
     if unknown or bool(test.class_names) != bool(train.class_names):
+        theirs, ours = (
+            "[" + ", ".join(repr(name) for name in list(names)[:20]) + "]"
+            for names in (unknown or test.class_names, train.class_names)
+        )
         raise ValueError(
-            f"the test folder has classes {unknown or list(test.class_names)} and the train "
-            f"folder {list(train.class_names)[:20]}; expected the same class folders in both"
+            f"the test folder has classes {theirs} and the train folder {ours}; expected the same "
+            f"class folders in both"
         )
     if not test.class_names:
         return test
     number = np.array([train.class_names.index(name) for name in test.class_names], np.int32)
-    return ImageFiles(test.paths, number[test.labels], train.class_names)
+    return test._replace(labels=number[test.labels], class_names=train.class_names)
 
 
 def _read_headers(paths: list[str]) -> tuple[collections.Counter, bool]:
     """How often each (height, width) occurs, and whether every picture is grey."""
-    heads = [((0, 0), 3)] * len(paths)
+    headers = [((0, 0), 3)] * len(paths)
 
     def read(indices: list[int]) -> None:
         for i in indices:
-            heads[i] = read_header(paths[i])
+            headers[i] = read_header(paths[i])
 
     source.for_all(read, len(paths), "pictures cannot be opened")
-    sizes = collections.Counter(size for size, _ in heads)
-    return sizes, all(num_channels == 1 for _, num_channels in heads)
-
-
-def read_header(path: str) -> tuple[tuple[int, int], int]:
-    """(height, width) and channels, 1 or 3, of a picture; ValueError names a file without them."""
-    with _open(path) as image:
-        try:
-            return pixels.upright_size(image), pixels.num_channels(image)
-        except Exception as error:  # damaged EXIF data
-            raise ValueError(f"{path}: {error}") from error
+    sizes = collections.Counter(size for size, _ in headers)
+    return sizes, all(num_channels == 1 for _, num_channels in headers)
 
 
 def _describe_sizes(sizes: collections.Counter) -> str:
@@ -161,24 +252,8 @@ def _describe_sizes(sizes: collections.Counter) -> str:
 
 
 def _decode(path: str, shape: tuple[int, int, int]) -> np.ndarray:
-    with _open(path) as image:
+    with picture_file.open_path(path) as image:
         try:
-            return pixels.fit(image, shape)
+            return pillow.fit(image, shape)
         except Exception as error:  # decoders also raise SyntaxError, struct.error, IndexError, ...
-            raise ValueError(f"{path}: {error}") from error
-
-
-def _open(path: str) -> Image.Image:
-    """The picture with only its header read; ValueError names the file when that fails."""
-    try:
-        image = Image.open(path)
-    except UnidentifiedImageError as error:
-        kind = "an empty file" if os.path.getsize(path) == 0 else "not a picture Pillow can read"
-        raise ValueError(f"{path}: {kind}") from error
-    except Exception as error:  # see _decode; also Image.DecompressionBombError
-        raise ValueError(f"{path}: {error}") from error
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:  # Pillow itself only warns
-        image.close()
-        raise ValueError(f"{path}: {image.width}x{image.height} is over Pillow's limit of {limit}")
-    return image
+            raise ValueError(f"{files.quoted(path)}: {files.quoted(error)}") from error

@@ -1,63 +1,227 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of any mode and size as uint8 arrays [H, W, C] of one shape."""
+"""What a pixel means, the same for a call of the pipeline, the command line and data sets.
+
+    Pillow pictures, paths   1, 8 or 16 bits, palette, CMYK, ...; turned upright as EXIF says
+    bool                     black and white
+    uint8                    0 to 255; black and white if there are only 0 and 1
+    uint16                   0 to 65535, of which the upper 8 bits are kept; or only 0 and 1
+    floats                   0 to 1, or -1 to 1 if there are negative ones
+
+Arrays are [H, W], [H, W, C] or [N, H, W, C] with 1 channel (grey), 2 (grey, alpha), 3 (RGB) or
+4 (RGB, alpha); torch tensors have C before H. Transparent parts lie on white, in a mask on black.
+Everything else is a ValueError.
+"""
+
+import os
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-_GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N"}
-_DEEP_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}  # 16 bits a pixel
-_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
+from jaxgen import files
+from jaxgen.data import picture_file, pillow
 
-
-def num_channels(image: Image.Image) -> int:
-    """1 for greyscale pictures and 3 for all others; an alpha channel does not count."""
-    return 1 if image.mode in _GREY_MODES else 3
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode L
+_RANGES = "uint8 (0 to 255), uint16, bool, or floats in [0, 1] or [-1, 1]"
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width after the camera's EXIF orientation is applied; reads the header only."""
-    width, height = image.size
-    # a PNG is decoded to the end in search of EXIF data that may follow the pixels
-    has_exif = image.format != "PNG" or "exif" in image.info
-    turned = has_exif and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
+def images(value: Any, name: str = "the image") -> np.ndarray:
+    """One picture or a list of them as float32 [N, H, W, 3] in [-1, 1]; `name` is for errors."""
+    entries = _entries(value, name)
+    arrays = [_colours(entry, name) for entry in entries]
+    # one range for the floats of a call: a bright picture in [-1, 1] may have no negative pixel
+    signed = any(x.dtype.kind == "f" and x.min() < 0 for x in arrays)
+    scaled = [
+        x if isinstance(entry, Image.Image) else full_scale(x, name, signed)
+        for entry, x in zip(entries, arrays, strict=True)
+    ]
+    return _batch([_to_rgb(x) for x in scaled], name)
 
 
-def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """The picture as uint8 [H, W, C], upright, resized and centre-cropped to `shape`.
+def masks(value: Any, name: str = "the mask") -> np.ndarray:
+    """One mask or a list of them as float32 [N, H, W, 1] of zeros and ones.
 
-    A square target of another size: the shorter side is resized to it (bicubic, antialiased) and
-    the longer one cropped to its middle. Any other size must match, or ValueError is raised.
-    Transparency is laid on white; 16-bit grey keeps its upper 8 bits.
+    White, true, half and above are ones. Numbers of any other type must be only 0 and 1, or only
+    0 and 255.
     """
-    height, width, channels = shape
-    if max(image.size) > max(height, width):
-        # JPEG can decode at 1/2, 1/4 or 1/8 for less; twice the target leaves room to resize well
-        image.draft(None, (2 * width, 2 * height))
-    ImageOps.exif_transpose(image, in_place=True)
-    image = _opaque(image, "L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        if height != width:  # a native size, not one that was asked for
-            raise ValueError(f"is {image.width}x{image.height}, expected {width}x{height}")
-        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
-    return np.asarray(image, np.uint8).reshape(shape)
+    x = _batch([_mask(entry, name) for entry in _entries(value, name)], name)
+    return (x >= 0.5).astype(np.float32)
 
 
-def fit_array(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """The same for uint8 [h, w, c] with c = 1 or 3; returned as it is if it has the shape."""
-    if image.shape == shape:
-        return image
-    return fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), shape)
+def full_scale(x: np.ndarray, name: str, signed: bool | None = None) -> np.ndarray:
+    """The same pixels as uint8 in [0, 255] or, if they are floats, as float32 in [-1, 1].
+
+    signed: whether floats are taken as [-1, 1]; None is if there are negative ones.
+    """
+    if x.size == 0:
+        raise ValueError(f"{name} has shape {x.shape}, which holds no pixel")
+    x = _native(x)
+    if x.dtype == bool:
+        return x.astype(np.uint8) * 255
+    if x.dtype in (np.uint8, np.uint16):
+        high = int(x.max())
+        if high == 1:
+            return x.astype(np.uint8) * 255
+        if x.dtype == np.uint8:
+            return x
+        if 1 < high <= 255:
+            raise ValueError(
+                f"{name} is uint16, but its largest value is {high} of 65535; store uint8"
+            )
+        return (x >> 8).astype(np.uint8)
+    if x.dtype.kind != "f":
+        raise ValueError(f"{name} has type {x.dtype}; expected {_RANGES}")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= -1 and high <= 1):  # also true of NaN
+        raise ValueError(f"{name} has floats from {low:.6g} to {high:.6g}; expected {_RANGES}")
+    signed = low < 0 if signed is None else signed
+    x = x.astype(np.float32)
+    return x if signed else x * 2 - 1
 
 
-def _opaque(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in mode L or RGB, transparent parts laid on white."""
-    if image.mode in _DEEP_MODES:  # Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range; store 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert(mode)
+def to_bytes(x: np.ndarray, name: str) -> np.ndarray:
+    """An array of pixels [..., C] as uint8 [0, 255] with 1 or 3 channels, laid on white."""
+    x = on_white(full_scale(x, name))
+    return x if x.dtype == np.uint8 else np.rint((x + 1) * 127.5).astype(np.uint8)
+
+
+def on_white(x: np.ndarray) -> np.ndarray:
+    """Pixels at full scale without their alpha channel, if they have one."""
+    if x.shape[-1] not in (2, 4):
+        return x
+    colour, alpha = x[..., :-1], x[..., -1:]
+    if x.dtype == np.uint8:
+        colour, alpha = colour.astype(np.uint16), alpha.astype(np.uint16)
+        return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    opacity = (alpha + 1) / 2
+    return colour * opacity + (1 - opacity)
+
+
+def _entries(value: Any, name: str) -> list[Any]:
+    """The pictures of a list or tuple, or the single one; files are opened."""
+    entries = list(value) if isinstance(value, list | tuple) else [value]
+    if not entries:
+        raise ValueError(f"{name} is an empty list; give at least one entry")
+    return [
+        picture_file.read(entry) if isinstance(entry, str | os.PathLike) else entry
+        for entry in entries
+    ]
+
+
+def _batch(arrays: list[np.ndarray], name: str) -> np.ndarray:
+    if len({x.shape[1:] for x in arrays}) > 1:
+        plural = name + "s"
+        raise ValueError(f"{plural} differ in size; give {plural[4:]} of one size in a batch")
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _colours(entry: Any, name: str) -> np.ndarray:
+    """A picture as [N, H, W, C], at full scale if it is Pillow's and of its own type if not."""
+    if isinstance(entry, Image.Image):
+        return _pillow(entry, "RGB", name)[None]
+    x, channels_first = _array(entry, name)
+    axes = x.shape[-3:]
+    if channels_first and x.ndim >= 3 and axes[0] in (1, 2, 3, 4):
+        x = np.moveaxis(x, -3, -1)
+    x = x[..., None] if x.ndim == 2 else x
+    x = x[None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[-1] not in (1, 2, 3, 4) or x.size == 0:
+        raise ValueError(f"{name} has shape {x.shape}; expected [H, W, 3] or [B, H, W, 3]")
+    if x.dtype.kind == "f" and x.shape[-1] in (2, 4) and not x.min() >= 0:
+        raise ValueError(f"{name} has an alpha channel and floats below 0; give floats in [0, 1]")
+    return x
+
+
+def _to_rgb(x: np.ndarray) -> np.ndarray:
+    """Pixels at full scale as float32 [N, H, W, 3] in [-1, 1]."""
+    x = on_white(x)
+    if x.dtype == np.uint8:
+        x = x.astype(np.float32) / 255 * 2 - 1
+    return np.broadcast_to(x, (*x.shape[:-1], 3)) if x.shape[-1] == 1 else x
+
+
+def _mask(entry: Any, name: str) -> np.ndarray:
+    """A mask as float32 [N, H, W, 1] in [0, 1]."""
+    if isinstance(entry, Image.Image):
+        x, channels_first = _pillow_mask(entry, name), False
+    else:
+        x, channels_first = _array(entry, name)
+    if channels_first and x.ndim == 4:
+        x = np.moveaxis(x, 1, -1)
+    has_channels = x.ndim == 4 or (not channels_first and x.ndim == 3 and x.shape[-1] <= 4)
+    x = x if has_channels else x[..., None]
+    x = x[None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[-1] not in (1, 2, 3, 4) or x.size == 0:
+        shape = x.shape if has_channels else x.shape[:-1]
+        raise ValueError(f"{name} has shape {shape}; expected [H, W] or [B, H, W]")
+    has_alpha = x.shape[-1] in (2, 4)
+    colour = _unit(x[..., :-1] if has_alpha else x, name)
+    grey = colour @ _LUMA[:, None] if colour.shape[-1] == 3 else colour
+    return grey * _unit(x[..., -1:], name) if has_alpha else grey
+
+
+def _unit(x: np.ndarray, name: str) -> np.ndarray:
+    """Values of a mask as float32 in [0, 1]."""
+    low, high = x.min(), x.max()
+    for white in (1, 255):
+        if x.dtype.kind in "biuf" and np.isin(x, (0, white)).all():
+            return x.astype(np.float32) / white
+    if x.dtype == np.uint8:
+        return x.astype(np.float32) / 255
+    if x.dtype == np.uint16 and high > 255:
+        return x.astype(np.float32) / 65535
+    if x.dtype.kind == "f" and low >= 0 and high <= 1:
+        return x.astype(np.float32)
+    raise ValueError(
+        f"{name} is {x.dtype} from {low} to {high}; expected uint8 (0 to 255), uint16, bool, "
+        f"floats in [0, 1], or only 0 and 1"
+    )
+
+
+def _native(x: np.ndarray) -> np.ndarray:
+    """The array in the byte order of this machine."""
+    return x.astype(x.dtype.newbyteorder("="), copy=False)
+
+
+def _array(entry: Any, name: str) -> tuple[np.ndarray, bool]:
+    """An array or tensor in NumPy, and whether its kind has channels before height and width."""
+    is_tensor = hasattr(entry, "detach") and hasattr(entry, "cpu")
+    try:
+        if is_tensor:  # NumPy knows no bfloat16 of torch
+            entry = entry.detach().cpu()
+            entry = entry.float() if entry.is_floating_point() else entry
+        x = np.asarray(entry)
+        x = x.astype(np.float32) if x.dtype.name == "bfloat16" else _native(x)
+    except Exception as error:  # whatever the conversion of a foreign type raises
+        raise ValueError(
+            f"{name} is a {type(entry).__name__}, which is no array ({files.quoted(error)})"
+        ) from error
+    if x.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{name} holds a {type(entry).__name__}; expected a Pillow picture, a path, an array, "
+            f"or a list of them"
+        )
+    return x, is_tensor
+
+
+def _pillow(image: Image.Image, mode: str, name: str) -> np.ndarray:
+    """A Pillow picture as uint8, upright; errors of Pillow name it."""
+    try:
+        return np.asarray(pillow.opaque(pillow.upright(image), mode))
+    except Exception as error:  # decoders raise SyntaxError, struct.error, OSError, ...
+        raise ValueError(f"{name} cannot be used: {files.quoted(error)}") from error
+
+
+def _pillow_mask(image: Image.Image, name: str) -> np.ndarray:
+    """The values of a mask as they are stored, [H, W] or grey and alpha [H, W, 2]."""
+    try:
+        image = pillow.upright(image)
+        if image.mode in ("1", "L", "F") or (image.mode == "I" and np.asarray(image).max() <= 255):
+            return np.asarray(image)
+        if image.mode in pillow.DEEP_MODES:
+            return pillow.deep(image)
+        if image.has_transparency_data:
+            return np.asarray(pillow.with_alpha(image).convert("LA"))
+        return np.asarray(image.convert("L"))
+    except Exception as error:  # see _pillow
+        raise ValueError(f"{name} cannot be used: {files.quoted(error)}") from error

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Data sets by name or path: uint8 arrays on the host, or a source to stream from.
 
-Understood, in this order:
+A name is understood as the first of these that it fits:
 
     digits                  the 1,797 real 8x8 handwritten digits that scikit-learn carries
     a prepared TFDS folder  .../mnist/3.0.1
@@ -14,17 +14,17 @@ A set without a test split gives a tenth of each class to it (digits a sixth), a
 Images are uint8 [0, 255] as stored; they become float32 in [-1, 1] on the device.
 """
 
-import math
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from jaxgen.data import idx, image_folder, npz, source, tfds
+from jaxgen import files
+from jaxgen.data import idx, image_folder, npz, pixels, source, tfds
 
 Dataset = source.Dataset
 Source = source.Source
+size_in_bytes = source.size_in_bytes
 
 
 def load(
@@ -42,7 +42,7 @@ def load(
     than `max_bytes` (default: a quarter of the host's memory), and one that lists what cannot be
     read.
     """
-    data = open_source(
+    split_source = open_source(
         name,
         split,
         image_size=image_size,
@@ -50,13 +50,7 @@ def load(
         data_dir=data_dir,
         max_bytes=max_bytes,
     )
-    limit = max_bytes or _quarter_of_memory()
-    if size_in_bytes(data) > limit:
-        raise ValueError(
-            f"{name} takes {size_in_bytes(data):,} bytes as {data.num_examples:,} images of shape "
-            f"{data.image_shape}, more than the limit of {limit:,}; stream it or use smaller images"
-        )
-    return source.read_all(data)
+    return source.read_all(split_source, max_bytes)
 
 
 def open_source(
@@ -76,7 +70,7 @@ def open_source(
     data_dir: where prepared TFDS sets lie. max_bytes: limit for the arrays of IDX and .npz files.
     """
     _check(split, image_size, channels)
-    limit = max_bytes or _quarter_of_memory()
+    limit = max_bytes or source.quarter_of_memory()
     if name == "digits":
         return _from_whole(*_digits(), split, 6, image_size, channels)
     if not _is_path(name):
@@ -88,18 +82,14 @@ def open_source(
     if path.is_file():
         return _open_npz(path, split, image_size, channels, limit)
     if not path.is_dir():
-        raise ValueError(f"there is no file or folder {path}; check the path")
+        what = "a special file" if path.exists() else "no file or folder"
+        raise ValueError(f"there is {what} {files.quoted(path)}; check the path")
     if tfds.is_prepared_folder(path):
         return tfds.open_folder(path, split, image_size=image_size, channels=channels)
     if idx.find(path, "train"):
         return _open_idx(path, split, image_size, channels, limit)
-    files = image_folder.find(path, split)
-    return image_folder.open_split(files, image_size=image_size, channels=channels)
-
-
-def size_in_bytes(data: Source) -> int:
-    """Bytes of all images of a split, to decide whether they fit on a device."""
-    return data.num_examples * math.prod(data.image_shape) * np.dtype(data.dtype).itemsize
+    listing = image_folder.find(path, split)
+    return image_folder.open_split(listing, split, image_size=image_size, channels=channels)
 
 
 def _check(split: str, image_size: int | None, channels: int | None) -> None:
@@ -113,8 +103,9 @@ def _check(split: str, image_size: int | None, channels: int | None) -> None:
 
 def _is_path(name: str) -> bool:
     """Whether a name means a file or folder; emnist/letters has a slash and is a TFDS name."""
-    looks = name.startswith(("/", "./", "../", "~")) or name.endswith(".npz")
-    return looks or name in (".", "..") or pathlib.Path(name).exists()
+    endings = (".npz", ".npy", ".gz", ".tgz", ".tar", ".zip")
+    looks_so = name.startswith(("/", "./", "../", "~")) or name.endswith(endings)
+    return looks_so or name in (".", "..") or pathlib.Path(name).exists()
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -129,24 +120,43 @@ def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 def _open_idx(
     path: pathlib.Path, split: str, image_size: int | None, channels: int | None, limit: int
 ) -> Source:
-    files = {name: found for name in source.SPLITS if (found := idx.find(path, name))}
-    names = _number_names(max(idx.num_classes(labels, limit) for _, labels in files.values()))
-    if "test" in files:
-        images, labels = idx.read_split(*files[split], limit)
-        return source.from_arrays(images, labels, names, image_size=image_size, channels=channels)
-    images, labels = idx.read_split(*files["train"], limit)
+    pairs = {name: pair for name in source.SPLITS if (pair := idx.find(path, name))}
+    names = _number_names(max(idx.num_classes(labels, limit) for _, labels in pairs.values()))
+    images_path, labels_path = pairs[split if "test" in pairs else "train"]
+    images, labels = idx.read_split(images_path, labels_path, limit)
+    images = pixels.full_scale(images, files.quoted(images_path))
+    if "test" in pairs:
+        return _from_split(images, labels, names, split, image_size, channels)
     return _from_whole(images, labels, names, split, 10, image_size, channels)
 
 
 def _open_npz(
     path: pathlib.Path, split: str, image_size: int | None, channels: int | None, limit: int
 ) -> Source:
-    images, labels, num_classes, in_splits = npz.read_split(path, split, limit)
+    images, labels, num_classes, in_splits, unread = npz.read_split(path, split, limit)
     names = _number_names(num_classes)
     labels = np.zeros(len(images), np.int32) if labels is None else labels
+    shown = ", ".join(files.quoted(name, 60) for name in unread[:8])
+    notes = [f"not read: the arrays {shown}"] if unread else []
     if in_splits:
-        return source.from_arrays(images, labels, names, image_size=image_size, channels=channels)
-    return _from_whole(images, labels, names, split, 10, image_size, channels)
+        return _from_split(images, labels, names, split, image_size, channels, notes)
+    return _from_whole(images, labels, names, split, 10, image_size, channels, notes)
+
+
+def _from_split(
+    images: np.ndarray,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    split: str,
+    image_size: int | None,
+    channels: int | None,
+    notes: list[str] | None = None,
+) -> Source:
+    """A split that is stored as such."""
+    line = source.describe(split, labels, names, notes)
+    return source.from_arrays(
+        images, labels, names, image_size=image_size, channels=channels, description=line
+    )
 
 
 def _from_whole(
@@ -157,18 +167,13 @@ def _from_whole(
     every: int,
     image_size: int | None,
     channels: int | None,
+    notes: list[str] | None = None,
 ) -> Source:
     """One split of a set that comes in one piece."""
     indices = source.holdout(labels, split, every)
-    return source.from_arrays(
-        images[indices], labels[indices], names, image_size=image_size, channels=channels
-    )
+    notes = [source.describe_holdout(split, len(indices), len(labels), every), *(notes or [])]
+    return _from_split(images[indices], labels[indices], names, split, image_size, channels, notes)
 
 
 def _number_names(num_classes: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(num_classes))
-
-
-def _quarter_of_memory() -> int:
-    # arrays from a file are copied as they are divided into splits and resized
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4

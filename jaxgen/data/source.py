@@ -2,17 +2,20 @@
 """A split of a data set as numbered examples, whatever it is stored in."""
 
 import concurrent.futures
+import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxgen.data import pixels
+from jaxgen import files
+from jaxgen.data import pillow
 
 SPLITS = ("train", "test")
 _NUM_THREADS = 8  # Pillow decodes without the interpreter lock, so threads are enough
 _BLOCK = 64  # examples a thread reads in its turn
-_NUM_SHOWN = 5  # faults spelled out in one error
+_NUM_SHOWN = 5  # faults spelled out in one error, classes in one description
 
 
 class Dataset(NamedTuple):
@@ -42,6 +45,7 @@ class Source(NamedTuple):
     dtype: Any = np.uint8  # of the images; encoded ones are floats
     label_shape: tuple[int, ...] = ()  # of one label
     names: tuple[str, str] = ("image", "label")  # what a batch calls the two
+    description: str = ""  # what was read and what was skipped, in one line
 
 
 def from_arrays(
@@ -51,6 +55,7 @@ def from_arrays(
     *,
     image_size: int | None,
     channels: int | None,
+    description: str = "",
 ) -> Source:
     """A Source over images uint8 [N, H, W, C] and labels [N] that are already in memory.
 
@@ -64,17 +69,58 @@ def from_arrays(
     def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
         if images.shape[1:] == shape:
             return images[indices], labels[indices]
-        fitted = np.stack([pixels.fit_array(images[i], shape) for i in indices])
+        fitted = np.stack([pillow.fit_array(images[i], shape) for i in indices])
         return fitted, labels[indices]
 
-    return Source(len(images), shape, class_names, read)
+    return Source(len(images), shape, class_names, read, description=description)
 
 
-def read_all(source: Source) -> Dataset:
+def describe(
+    split: str, labels: np.ndarray, class_names: tuple[str, ...], notes: list[str] | None = None
+) -> str:
+    """One line on a split: how many images there are of each class, and the notes."""
+    line = f"{split} {len(labels):,} images"
+    if class_names:
+        counts = np.bincount(labels, minlength=len(class_names)).tolist()
+        pairs = list(zip(class_names, counts, strict=True))
+        shown = [f"{files.quoted(name, 40)} {count:,}" for name, count in pairs[:_NUM_SHOWN]]
+        more = [f"{len(pairs) - _NUM_SHOWN} more"] if len(pairs) > _NUM_SHOWN else []
+        plural = "es" * (len(pairs) > 1)
+        line += f" of {len(pairs)} class{plural} ({', '.join([*shown, *more])})"
+    return "; ".join([line, *(notes or [])])
+
+
+def describe_holdout(split: str, num_examples: int, total: int, every: int = 10) -> str:
+    """The note on a split that `holdout` makes of a set of `total` examples."""
+    if num_examples == total:
+        return "too few to hold any out for testing"
+    part = "a tenth" if every == 10 else f"one of {every}"
+    return f"{part} held out for testing" if split == "train" else f"{part}, held out of training"
+
+
+def size_in_bytes(source: Source) -> int:
+    """Bytes of all images of a split, to decide whether they fit on a device."""
+    return source.num_examples * math.prod(source.image_shape) * np.dtype(source.dtype).itemsize
+
+
+def quarter_of_memory() -> int:
+    """Bytes that the arrays of a set may take: they are copied as they are divided and resized."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+
+
+def read_all(source: Source, max_bytes: int | None = None) -> Dataset:
     """Every example of a source, decoded by threads into two arrays.
 
-    Raises one ValueError that counts the examples that cannot be read and shows the first few.
+    Raises ValueError when the images would take more than `max_bytes` (default: a quarter of the
+    host's memory), and one that counts the examples that cannot be read and shows the first few.
     """
+    limit = max_bytes or quarter_of_memory()
+    if size_in_bytes(source) > limit:
+        raise ValueError(
+            f"the set takes {size_in_bytes(source):,} bytes as {source.num_examples:,} images of "
+            f"shape {source.image_shape}, more than the limit of {limit:,}; stream it or use "
+            f"smaller images"
+        )
     images = np.empty((source.num_examples, *source.image_shape), source.dtype)
     labels = np.empty((source.num_examples, *source.label_shape), np.int32)
 
@@ -122,8 +168,10 @@ def holdout(labels: np.ndarray, split: str, every: int = 10) -> np.ndarray:
     is_test = rank % every == every - 1
     indices = np.flatnonzero(is_test if split == "test" else ~is_test)
     if not len(indices):
+        largest = int(np.bincount(labels).max(initial=0))
         raise ValueError(
-            f"the set has no test split and no class with {every} examples to hold one out of; "
-            f"add a test split or use split='train'"
+            f"the set has no test split of its own, and none of its classes has the {every} "
+            f"examples that one is held out of (the largest has {largest}); add a test split, such "
+            f"as a folder test beside train, or more examples"
         )
     return indices

@@ -6,20 +6,25 @@ default format of TFDS, tfrecord, can be read by TensorFlow only.
 """
 
 import difflib
+import io
 import os
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
-from jaxgen.data import pixels, source, tfds_prepare
+from jaxgen import files
+from jaxgen.data import picture_file, pillow, pixels, source, tfds_prepare
 
+_METADATA = ("dataset_info.json", "features.json")
+_METADATA_BYTES = 2**24
 _NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\d.*]+)?")  # name/configuration:version
 
 
 def is_prepared_folder(folder: pathlib.Path) -> bool:
     """Whether a folder is one version of a prepared set, as .../mnist/3.0.1 is."""
-    return (folder / "dataset_info.json").is_file() and (folder / "features.json").is_file()
+    return all((folder / name).is_file() for name in _METADATA)
 
 
 def open_folder(
@@ -28,9 +33,13 @@ def open_folder(
     """A Source over a prepared folder, whatever made it."""
     tfds = import_tfds(str(folder))
     try:
+        _check_folder(folder)
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # the metadata are JSON and protocol buffers: many kinds of errors
-        raise ValueError(f"{folder} is not a prepared TFDS set ({error}); copy it again") from error
+        raise ValueError(
+            f"{files.quoted(folder)} is not a prepared TFDS set ({files.quoted(error)}); copy it "
+            f"again"
+        ) from error
     return open_builder(builder, split, image_size=image_size, channels=channels)
 
 
@@ -47,8 +56,7 @@ def open_name(
     A set that is not prepared yet is downloaded and prepared if it is one that can be.
 
     data_dir: where prepared sets lie; None means $TFDS_DATA_DIR, then ~/tensorflow_datasets.
-    Raises ValueError for a name that is not known, and when the set is neither prepared nor
-    within reach.
+    Raises ValueError for an unknown name, and when the set is neither prepared nor within reach.
     """
     tfds = import_tfds(name)
     root = pathlib.Path(
@@ -60,7 +68,8 @@ def open_name(
         return open_folder(folder, split, image_size=image_size, channels=channels)
     if re.split("[/:]", name)[0] not in known:
         raise ValueError(
-            f"unknown data set {name!r}, and no such path.{_suggest(name, ('digits', *known))} "
+            f"unknown data set {files.quoted(repr(name))}, and no such path."
+            f"{_suggest(name, ('digits', *known))} "
             f"Understood are: digits; the path of an .npz, of a folder of IDX files, of a folder "
             f"of pictures or of a prepared TFDS folder; a TFDS name such as "
             f"{', '.join(tfds_prepare.NAMES)}"
@@ -73,27 +82,30 @@ def open_builder(
     builder, split: str, *, image_size: int | None, channels: int | None
 ) -> source.Source:
     """A Source over a TFDS builder whose set is prepared."""
-    image_key, label_key = _find_features(builder)
-    records = _open_records(builder, _split_expression(list(builder.info.splits), split))
-    shape = _shape(builder, image_key, image_size, channels)
-    names = ()
-    if label_key is not None:
-        feature = builder.info.features[label_key]
-        names = tuple(feature.names or (str(i) for i in range(feature.num_classes)))
+    place = files.quoted(builder.data_path)
+    try:
+        expression = _split_expression(list(builder.info.splits), split)
+        image_key, label_key, names = _find_features(builder)
+        shape = _shape(builder, image_key, image_size, channels)
+    except (TypeError, AttributeError, KeyError) as error:  # metadata of a wrong kind
+        raise ValueError(f"{place} has damaged metadata ({files.quoted(error)})") from error
+    records = _open_records(builder, expression, image_key, place)
 
     def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        shown = f"{place}: records {indices[0]} to {indices[-1]} of {split} cannot be read"
         try:
             examples = records.__getitems__(indices)  # much faster than one by one
+            images = [_decode(example[image_key], shape) for example in examples]
+            labels = [0 if label_key is None else int(e[label_key]) for e in examples]
         except Exception as error:  # array_record raises what its C++ throws
-            raise ValueError(
-                f"{builder.data_path}: records {indices[0]} to {indices[-1]} of {split} cannot be "
-                f"read: {error}"
-            ) from error
-        images = [pixels.fit_array(_without_alpha(e[image_key]), shape) for e in examples]
-        labels = [0 if label_key is None else e[label_key] for e in examples]
+            raise ValueError(f"{shown}: {files.quoted(error)}") from error
+        if min(labels) < 0 or max(labels) >= max(len(names), 1):
+            raise ValueError(f"{shown}: a label is not one of the {len(names)} classes")
         return np.stack(images), np.array(labels, np.int32)
 
-    return source.Source(len(records), shape, names, read)
+    line = f"{split} {len(records):,} images" + f" of {len(names)} classes" * bool(names)
+    line += f"; the TFDS split {expression}"
+    return source.Source(len(records), shape, names, read, description=line)
 
 
 def import_tfds(name: str):
@@ -129,15 +141,53 @@ def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
     return None
 
 
-def _open_records(builder, expression: str):
+def _check_folder(folder: pathlib.Path) -> None:
+    """Raises ValueError for files outside of the folder and for metadata that name other code."""
+    root = os.path.realpath(folder)
+    for path in folder.iterdir():
+        if not pathlib.Path(os.path.realpath(path)).is_relative_to(root):
+            raise ValueError(f"{path.name} is a link out of the folder")
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path.name} is not a regular file")
+    _, features = (files.read_object(folder / name, _METADATA_BYTES) for name in _METADATA)
+    nodes: list[Any] = [features]
+    while nodes:  # TFDS imports the module of every class that is named here
+        node = nodes.pop()
+        nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+        keys = ("pythonClassName", "type") if isinstance(node, dict) else ()
+        for name in (node[key] for key in keys if key in node):
+            if not (isinstance(name, str) and name.startswith("tensorflow_datasets.")):
+                raise ValueError(f"features.json names {str(name)[:80]}, which is not of TFDS")
+
+
+def _open_records(builder, expression: str, image_key: str, place: str):
+    """The records of a split, the pictures in them as they are stored: encoded."""
+    import tensorflow_datasets as tfds
+
     try:
-        return builder.as_data_source(split=expression)
+        # TFDS would let OpenCV or Pillow open whatever format the bytes are of
+        decoders = {image_key: tfds.decode.SkipDecoding()}
+        records = builder.as_data_source(split=expression, decoders=decoders)
+        len(records)
     except NotImplementedError as error:  # tfds has no random access to this format
         raise ValueError(
-            f"{builder.data_path} is in the {builder.info.file_format.value} format, which only "
+            f"{place} is in the {builder.info.file_format.value} format, which only "
             f"TensorFlow reads; prepare it again with file_format='array_record', or give another "
             f"data_dir"
         ) from error
+    except Exception as error:  # missing files and what the C++ of array_record throws
+        raise ValueError(
+            f"{place} has no {expression} that can be read ({files.quoted(error)}); copy it again"
+        ) from error
+    return records
+
+
+def _decode(image: bytes | np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """A stored picture as uint8 [H, W, C]."""
+    if isinstance(image, np.ndarray):
+        return pillow.fit_array(pixels.on_white(image), shape)
+    with picture_file.open_file(io.BytesIO(image), "a picture") as picture:
+        return pillow.fit(picture, shape)
 
 
 def _split_expression(splits: list[str], split: str) -> str:
@@ -150,8 +200,8 @@ def _split_expression(splits: list[str], split: str) -> str:
     return "train[90%:]"
 
 
-def _find_features(builder) -> tuple[str, str | None]:
-    """Keys of the image and of the class label (None when there is none) of a record."""
+def _find_features(builder) -> tuple[str, str | None, tuple[str, ...]]:
+    """Keys of the image and of the label (None when there is none) of a record; class names."""
     import tensorflow_datasets as tfds
 
     features, supervised = builder.info.features, builder.info.supervised_keys or ()
@@ -164,7 +214,10 @@ def _find_features(builder) -> tuple[str, str | None]:
             f"{builder.name} has no 8-bit images; its features are {sorted(features)}. "
             f"Choose a data set of images"
         )
-    return image_key, label_key
+    if label_key is None:
+        return image_key, None, ()
+    names = features[label_key].names or (str(i) for i in range(features[label_key].num_classes))
+    return image_key, label_key, tuple(names)
 
 
 def _shape(
@@ -179,14 +232,6 @@ def _shape(
             f"crop them to one"
         )
     return height, width, channels or (1 if stored_channels == 1 else 3)
-
-
-def _without_alpha(image: np.ndarray) -> np.ndarray:
-    """[H, W, 3] from [H, W, 4], laid on white; other images as they are."""
-    if image.shape[-1] != 4:
-        return image
-    alpha = image[..., 3:].astype(np.uint16)
-    return ((image[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _suggest(name: str, known: tuple[str, ...]) -> str:

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of a run: image grids, animations, loss curves. Files appear whole or not at all."""
+"""Grids, curves and animations of images, and the files that they are written to and read from.
 
-from collections.abc import Sequence
+A file appears whole or not at all.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from jaxgen import files
 
 TILE = 56  # images are shown at this many pixels or more, so that 8x8 digits can be seen
 GAP = 2
 BACKGROUND = 255
+_MOST_TEXT = 2**16  # characters of one entry; readers refuse chunks of more than a megabyte
+_MOST_BYTES = 2**28  # of a picture that is read back
 
 
 def to_uint8(x: Any) -> np.ndarray:
@@ -109,17 +115,34 @@ def side_by_side(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
     return result
 
 
-def read(path: Path) -> Image.Image:
-    """A picture of ours, whole in memory and its file closed."""
-    with Image.open(path) as picture:
-        return picture.copy()
+def read(path: str | Path) -> Image.Image:
+    """The picture in a PNG that `save` wrote, whole in memory. ValueError names any other file."""
+    return _read(path)[0]
 
 
-def save(path: Path, picture: Image.Image) -> None:
-    """Writes a PNG, making the folder if need be."""
-    files.write_whole(
-        Path(path), lambda partial: picture.save(partial, format="PNG", optimize=True)
-    )
+def read_text(path: str | Path) -> dict[str, str]:
+    """The text that `save` wrote into a PNG."""
+    return _read(path)[1]
+
+
+def save(
+    path: str | Path, picture: np.ndarray | Image.Image, text: Mapping[str, Any] | None = None
+) -> None:
+    """Writes uint8 [H, W, 3] or a Pillow image as a PNG, making the folder if need be.
+
+    text: entries that the file carries. Keys are plain ASCII of at most 79 characters; values
+    become strings.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        if not key.isascii() or not 1 <= len(key) <= 79:
+            raise ValueError(f"the PNG key {key!r} must be 1 to 79 ASCII characters")
+        # half of a surrogate pair is not text, and UTF-8 cannot carry it
+        entry = str(value)[:_MOST_TEXT].encode("utf-8", "replace").decode("utf-8")
+        # tEXt is read by more programs, but holds no Unicode
+        (chunks.add_text if entry.isascii() else chunks.add_itxt)(key, entry)
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    files.write_whole(Path(path), lambda partial: image.save(partial, format="PNG", pnginfo=chunks))
 
 
 def save_gif(path: Path, pictures: Sequence[Image.Image], seconds: float = 0.3) -> None:
@@ -176,3 +199,17 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = min(low, values[-1]), max(high, values[-1])
     margin = 0.08 * (high - low) or max(abs(high), 1e-3) * 0.1
     return float(low - margin), float(high + margin)
+
+
+def _read(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
+    shown = files.quoted(path)
+    try:
+        data = files.read_bytes(Path(path), _MOST_BYTES)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            picture.load()  # text may stand behind the pixels
+            text = {key: str(value) for key, value in getattr(picture, "text", {}).items()}
+            return picture.copy(), text
+    except Exception as error:  # Pillow raises SyntaxError, struct.error, OSError, ...
+        raise ValueError(
+            f"{shown} cannot be read as a PNG picture ({files.quoted(error)})"
+        ) from error

@@ -25,6 +25,7 @@ class Examples(NamedTuple):
     class_names: tuple[str, ...]
     images: np.ndarray  # uint8 [K, H, W, C], from the test split; floats where encoded
     labels: np.ndarray  # int32 [K], or [K, T] token ids
+    description: str = ""  # of both splits: what was read, and what was skipped
 
 
 class System(NamedTuple):

@@ -49,10 +49,12 @@ def announce(
     mesh: Mesh,
     chunk: int,
 ) -> None:
-    """Prints one line about the data, the devices and the folder of the run."""
+    """Prints a line about the data that was read, and one about the devices and the folder."""
     devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)}"
     shape = "x".join(map(str, examples.image_shape))
     if jax.process_index() == 0:
+        if examples.description:
+            print(f"data: {examples.description}", flush=True)
         print(
             f"{name}: {examples.num_examples} images {shape} of {options.data}, {devices}, "
             f"{options.parallel}, {chunk} step{'s' * (chunk > 1)} per dispatch -> {folder}",

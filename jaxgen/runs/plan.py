@@ -39,8 +39,20 @@ def read_examples(
             f"{options.data} holds out {test.num_examples} test image; pictures need two or more"
         )
     rows = np.linspace(0, test.num_examples - 1, min(count, test.num_examples)).astype(int)
+    images, labels = test.read(rows.tolist())
+    if images.dtype == np.uint8 and images.max() == 1:
+        raise ValueError(
+            f"the pictures of {options.data} hold only 0 and 1 of 255, which is nearly black; "
+            f"store 0 and 255"
+        )
+    lines = [split.description for split in (source, test) if split.description]
     return Examples(
-        source.num_examples, source.image_shape, source.class_names, *test.read(rows.tolist())
+        source.num_examples,
+        source.image_shape,
+        source.class_names,
+        images,
+        labels,
+        description=" | ".join(lines),
     )
 
 

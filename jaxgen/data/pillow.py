@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Pillow pictures of any mode and size as uint8 arrays [H, W, C] of one shape."""
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxgen.data import picture_file
+
+# 16 bits a pixel; 16 bits of a .pgm come as I, as do 32 bits of a .tif, which have no known range
+DEEP_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
+_GREY_MODES = {"1", "L", "LA", "La", "F"} | DEEP_MODES
+_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
+
+
+def num_channels(image: Image.Image) -> int:
+    """1 for greyscale pictures and 3 for all others; an alpha channel does not count."""
+    return 1 if image.mode in _GREY_MODES else 3
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width after the camera's EXIF orientation is applied; reads the header only."""
+    width, height = image.size
+    # a PNG is decoded to the end in search of EXIF data that may follow the pixels
+    has_exif = image.format != "PNG" or "exif" in image.info
+    turned = has_exif and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
+
+
+def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+    """The picture as uint8 [H, W, C], upright, resized and centre-cropped to `shape`.
+
+    A square target of another size: the shorter side is resized to it (bicubic, antialiased) and
+    the longer one cropped to its middle. Any other size must match, or ValueError is raised.
+    """
+    height, width, channels = shape
+    if max(image.size) > max(height, width):
+        # JPEG can decode at 1/2, 1/4 or 1/8 for less; twice the target leaves room to resize well
+        image.draft(None, (2 * width, 2 * height))
+    with picture_file.room_for(image):
+        image = opaque(upright(image), "L" if channels == 1 else "RGB")
+        if image.size != (width, height):
+            if height != width:  # a stored size, not one that the caller wants
+                raise ValueError(f"is {image.width}x{image.height}, expected {width}x{height}")
+            image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
+        return np.asarray(image, np.uint8).reshape(shape)
+
+
+def fit_array(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """The same for uint8 [h, w, c] with c = 1 or 3; returned as it is if it has the shape."""
+    if image.shape == shape:
+        return image
+    return fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), shape)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as the EXIF orientation of the camera says."""
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    turned.format = image.format
+    return turned
+
+
+def opaque(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in mode L or RGB with 8 bits, transparent parts laid on white."""
+    if image.mode in DEEP_MODES:
+        return Image.fromarray((deep(image) >> 8).astype(np.uint8)).convert(mode)
+    if image.mode == "F":
+        raise ValueError("pixels of mode F have no known range; store 8 or 16 bits")
+    if image.has_transparency_data:
+        image = with_alpha(image)
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert(mode)
+
+
+def deep(image: Image.Image) -> np.ndarray:
+    """Values [H, W] of a picture of 16 bits; Pillow's own conversion would clip them at 255."""
+    x = np.asarray(image)
+    is_deep = image.mode != "I" or image.format == "PPM" or (x.min() >= 0 and 255 < x.max() < 2**16)
+    if not is_deep:
+        raise ValueError("pixels of mode I have no known range; store 8 or 16 bits")
+    return x.astype(np.uint16)
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """The picture in mode RGBA; premultiplied grey has no direct way there."""
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
