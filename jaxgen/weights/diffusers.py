@@ -93,6 +93,13 @@ def _read(folder: Path, variant: str | None, vae: Component | None) -> Checkpoin
     components = {}
     for name in parts:
         components[name] = read_component(folder / name, name, index[name][1], variant)
+    unet = components["unet"]
+    config = model_index.corrected_unet(index, unet.config)
+    if config is not unet.config:
+        components["unet"] = unet._replace(config=config)
+        notes.append(
+            f"took latents of 64 x 64, not {unet.config['sample_size']}, as diffusers does"
+        )
     if vae:
         components["vae"] = with_scaling(vae, _vae_scaling(folder))
     notes += [note for name in components for note in config_notes(name, components[name])]

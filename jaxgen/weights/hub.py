@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A model's name -> files on this machine: a folder, a single file, or an id of the Hub.
+"""Names of models -> checkpoints: a folder, a single file, or an id of the Hub.
 
 checkpoint = hub.open_checkpoint("a/folder, a file or an id")
 component = checkpoint.components["unet"]
@@ -114,7 +114,7 @@ def _existing(path_or_id: str | Path) -> Path | None:
 
 
 def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
-    """The cached folder of a repository with the wanted of its files in it."""
+    """The cached folder of a repository with those of its files that `wanted` chooses."""
     try:
         info = huggingface_hub.HfApi().model_info(repo, timeout=SECONDS)
     except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
@@ -136,7 +136,7 @@ def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
 
 
 def _cached(repo: str, reason: Exception) -> Path:
-    """What an earlier run left in the cache, for when the Hub cannot be asked."""
+    """The folder that an earlier run left in the cache; the Hub cannot be asked."""
     try:
         # An empty list of patterns: the cache lacks what nobody wanted, and `read` misses the rest.
         return Path(

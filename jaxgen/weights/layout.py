@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tensors in PyTorch's names and layouts -> a linen parameter tree, and back: a checked bijection.
+"""Tensors in PyTorch's names and layouts -> a linen parameter tree, and back; both are checked.
 
 Submodules of jaxgen's ported networks carry diffusers' names, so a tensor's place is its name with
 ".3" written "_3", and only five rows of layout remain:
@@ -58,11 +58,11 @@ def load(
     shapes = {_path(keys): tuple(leaf.shape) for keys, leaf in leaves}
     plan = match({name: tensor.shape for name, tensor in tensors.items()}, shapes)
     _check_floating(tensors, plan)
-    filled = [
+    values = [
         _put(tensors[plan[path]], path, shape, dtype, sharding and sharding(path, shape))
         for path, shape in shapes.items()
     ]
-    return jax.tree.unflatten(tree, filled)
+    return jax.tree.unflatten(tree, values)
 
 
 def match(

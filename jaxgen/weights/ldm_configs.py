@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What diffusers would write into the configs of a single-file checkpoint, from kind and shapes."""
+"""The configs that diffusers has for a single-file checkpoint, from its kind and its shapes."""
 
 import re
 from collections.abc import Callable, Mapping

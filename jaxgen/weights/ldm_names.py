@@ -67,8 +67,8 @@ def rename(
         return {name.removeprefix(prefix): rest.pop(name) for name in names}
 
     def renamed(prefix: str, part: dict[str, Tensor], namer: Namer) -> dict[str, Tensor]:
-        result, more = rename_part(part, namer)
-        strays.extend(prefix + name for name in more)
+        result, unnamed = rename_part(part, namer)
+        strays.extend(prefix + name for name in unnamed)
         return result
 
     unet = take(UNET)
@@ -84,12 +84,12 @@ def rename(
         if part and prefix.endswith(".transformer."):
             parts[name] = diffusers.with_text_model(part, "CLIPTextModel")
         elif part:
-            parts[name], more = open_clip.convert(part, projected=kind == "xl")
-            strays.extend(prefix + old for old in more)
+            parts[name], unnamed = open_clip.convert(part, projected=kind == "xl")
+            strays.extend(prefix + old for old in unnamed)
     for name in dict.fromkeys(names):
         if name in parts:
-            parts[name], more = used_layers(parts[name], kind)
-            strays.extend(f"{name}.{old}" for old in more)
+            parts[name], unused = used_layers(parts[name], kind)
+            strays.extend(f"{name}.{old}" for old in unused)
     return parts, strays + list(rest)
 
 
@@ -112,11 +112,21 @@ def rename_part(part: Mapping[str, Tensor], namer: Namer) -> tuple[dict[str, Ten
 
 
 def used_layers(part: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Tensor], list[str]]:
-    """A text encoder without the layers that its model never runs, and the names of those."""
+    """A text encoder without the layers that its model never runs, and the names of those.
+
+    The 24th layer of SD 2's encoder is not among these names: all of its files have it.
+    """
     most = num_text_layers(part, kind)
-    layer_of = {name: re.match(r"text_model\.encoder\.layers\.(\d{1,6})\.", name) for name in part}
-    unused = [name for name, m in layer_of.items() if m and most is not None and int(m[1]) >= most]
-    return {name: part[name] for name in part.keys() - set(unused)}, unused
+    usual = 1 if kind == "v2" else 0
+    used, strays = {}, []
+    for name, tensor in part.items():
+        match = re.match(r"text_model\.encoder\.layers\.(\d{1,6})\.", name)
+        beyond = int(match[1]) - most if match and most is not None else -1
+        if beyond < 0:
+            used[name] = tensor
+        elif beyond >= usual:
+            strays.append(name)
+    return used, strays
 
 
 def num_text_layers(part: Mapping[str, Tensor], kind: str) -> int | None:

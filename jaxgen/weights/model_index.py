@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """model_index.json, which names the parts of a pipeline, and what a folder lacks of them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def check_complete(folder: Path, index: dict[str, Any], has_vae: bool) -> list[s
 def _pipeline_faults(index: dict[str, Any]) -> list[str]:
     """What the kind of pipeline asks for beyond the parts that jaxgen implements."""
     own = index.get("_class_name")
-    if isinstance(own, list):
+    if not isinstance(own, str | None):
         return [
             f"its pipeline {files.printable(own, 80)} is code that comes with the model, which "
             "jaxgen does not run"
@@ -95,3 +96,16 @@ def _other_parts(index: dict[str, Any]) -> list[str]:
     known = {*NETWORKS, *TOKENIZERS, *OPTIONAL, "scheduler"}
     others = [n for n in index if has_part(index, n) and n not in known and not n.startswith("_")]
     return [files.printable(name, 80) for name in others[:12]]
+
+
+def corrected_unet(index: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A UNet's config as the pipelines of SD 1 and 2 correct it when PyTorch diffusers builds them.
+
+    Before version 0.9 configs were written with a latent size too small; it is 64 in all of them.
+    """
+    version = re.match(r"(\d{1,4})\.(\d{1,4})", str(config.get("_diffusers_version")))
+    old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+    size = config.get("sample_size")
+    small = isinstance(size, int) and not isinstance(size, bool) and 0 < size < 64
+    of_sd = index.get("_class_name") in PIPELINES and "XL" not in index["_class_name"]
+    return {**config, "sample_size": 64} if old and small and of_sd else config

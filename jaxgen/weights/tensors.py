@@ -98,13 +98,14 @@ def open_files(paths: Iterable[Path]) -> dict[str, Tensor]:
     """The tensors of several files; a name in two of them is an error."""
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        more = open_file(path)
-        twice = sorted(tensors.keys() & more.keys())
-        if twice:
+        in_file = open_file(path)
+        repeated = sorted(tensors.keys() & in_file.keys())
+        if repeated:
             raise ValueError(
-                f"{path}: {files.printable(twice[0])} is also in an earlier file of this checkpoint"
+                f"{path}: {files.printable(repeated[0])} is also in an earlier file of this "
+                "checkpoint"
             )
-        tensors.update(more)
+        tensors.update(in_file)
     return tensors
 
 

@@ -207,7 +207,7 @@ def _encoder(
 
 
 def _split(encoder: tokenizers.Tokenizer, text: str) -> list[str]:
-    """The words and signs of a text, normalised, as they are before their bytes are merged."""
+    """The normalised words and signs of a text, before their bytes are merged."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     normal = encoder.normalizer.normalize_str(text)
     return [normal[start:end] for _, (start, end) in encoder.pre_tokenizer.pre_tokenize_str(normal)]
@@ -223,7 +223,7 @@ def _words(config: dict[str, Any]) -> list[str] | None:
 
 
 def _token(value: Any, role: str) -> dict[str, Any]:
-    """A special token as AddedToken's arguments, from a string or from such a dict."""
+    """The arguments of AddedToken for a special token, which is a string or such a dict."""
     if isinstance(value, str):
         value = {"content": value, "normalized": False}
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
@@ -240,14 +240,14 @@ def _special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any
     if isinstance(decoder, dict):
         added = list(decoder.values())
     else:
-        given = _optional(folder / "special_tokens_map.json")
-        tokens.update({role: given[role] for role in SPECIAL if given.get(role) is not None})
+        roles = _optional(folder / "special_tokens_map.json")
+        tokens.update({role: roles[role] for role in SPECIAL if roles.get(role) is not None})
         added = combined.get("added_tokens")
     entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     known = {t["content"]: t for t in entries if isinstance(t.get("content"), str)}
     texts = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
-    more = [*known, *_optional(folder / "added_tokens.json")]
-    unknown = sorted(set(more) - {BOS, EOS, *map(str, texts.values())})
+    added_tokens = [*known, *_optional(folder / "added_tokens.json")]
+    unknown = sorted(set(added_tokens) - {BOS, EOS, *map(str, texts.values())})
     if unknown:
         listed = files.printable(", ".join(unknown))
         raise ValueError(

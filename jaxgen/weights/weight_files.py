@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which files of a component hold its weights: one or many, of which variant; only safetensors."""
+"""The files of a component that hold its weights: one or many, of a variant; only safetensors."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -98,14 +98,14 @@ def write_component(
 ) -> None:
     """Write tensors as `stem`.safetensors, or as shards of at most `max_bytes` with an index."""
     groups: list[dict[str, Tensor]] = [{}]
-    filled = 0
+    group_bytes = 0
     for name, tensor in values.items():
         size = tensors.stored_bytes(tensor, dtype)
-        if groups[-1] and filled + size > max_bytes:
+        if groups[-1] and group_bytes + size > max_bytes:
             groups.append({})
-            filled = 0
+            group_bytes = 0
         groups[-1][name] = tensor
-        filled += size
+        group_bytes += size
     if len(groups) == 1:
         return tensors.write_file(folder / f"{stem}.safetensors", groups[0], dtype)
 
