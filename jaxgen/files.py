@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Files are read with limits, and written whole or not at all.
+"""Foreign files are read within limits; files are written whole or not at all.
 
-A folder of configs may come from anywhere, so every fault in it is one ValueError.
+Every fault of a file from elsewhere is one ValueError.
 """
 
+import contextlib
 import json
 import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 CONFIG_BYTES = 2**20  # configs of real checkpoints have a few KiB
 INDEX_BYTES = 2**24  # lists of tensors, vocabularies and safetensors headers
 MAX_DEPTH = 64
+MESSAGE_LINES, MESSAGE_CHARACTERS = 8, 4000  # of an error about a foreign file
 
 
 def read_object(path: Path, max_bytes: int = CONFIG_BYTES) -> dict[str, Any]:
@@ -33,11 +35,42 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 def read_bytes_at(path: Path, offset: int, count: int) -> bytes:
     """At most `count` bytes of a regular file, from `offset` on."""
-    if not path.is_file():
-        raise ValueError(f"no file {path}; is the folder complete?")
+    if not path.is_file():  # pipes and devices, also behind a link, would hang or never end
+        fault = "is not a regular file" if path.exists() else "is missing; is the folder complete?"
+        raise ValueError(f"{path} {fault}")
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(count)
+
+
+def printable(text: Any, most: int = 200) -> str:
+    """Foreign text for a message: control and bidirectional characters escaped, and shortened."""
+    text = str(text)
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1]
+    )
+    return escaped if len(escaped) <= most else escaped[: most - 3] + "..."
+
+
+@contextlib.contextmanager
+def one_error(where: Any) -> Iterator[None]:
+    """Every fault of foreign files read inside becomes one ValueError of printable text.
+
+    where: the file or folder, which is named unless the message names it already.
+    """
+    try:
+        yield
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, OSError) as error:
+        lines = str(error).split("\n")[:MESSAGE_LINES]
+        text = "\n".join(printable(line, MESSAGE_CHARACTERS) for line in lines)
+        if not isinstance(error, ValueError) or isinstance(error, UnicodeError):
+            text = f"it is damaged ({type(error).__name__}: {text})"
+        name = printable(where)
+        raise ValueError(text if name in text else f"{name}: {text}") from None
+    except (MemoryError, RecursionError) as error:
+        raise ValueError(
+            f"{printable(where)} asks for more memory than there is ({type(error).__name__})"
+        ) from None
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
@@ -106,8 +139,8 @@ def quoted(text: object, max_characters: int = 300) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"the key {twice[:80]!r} is given twice")
     return result
 
@@ -139,4 +172,4 @@ def _children(node: Any) -> list[Any]:
 
 
 def _shorten(error: Exception) -> str:
-    return str(error)[:300]
+    return printable(error, 300)

@@ -2,7 +2,9 @@
 """Folders in diffusers' layout: what is read, what is written, and what is refused, and how."""
 
 import json
+import os
 import random
+import shutil
 import struct
 import time
 
@@ -14,7 +16,7 @@ import safetensors.numpy
 from support import small_pipeline
 
 from jaxgen import files
-from jaxgen.weights import configs, diffusers, layout, tensors, weight_files
+from jaxgen.weights import configs, diffusers, hub, layout, tensors, weight_files
 
 UNET = small_pipeline.CONFIGS["unet"]
 
@@ -122,10 +124,14 @@ def test_variants_are_taken_when_asked_or_alone(original, folder):
     assert stored_type() == np.float32
     plain.unlink()
     assert stored_type() == np.float16
-    with pytest.raises(
-        ValueError, match=r"vae has no diffusion_pytorch_model\.fp16\.safetensors, only"
-    ):
-        diffusers.read(folder, variant="fp16")
+    checkpoint = diffusers.read(folder, variant="fp16")
+    assert checkpoint.components["unet"].tensors["conv_in.bias"].dtype == np.float16
+    assert checkpoint.components["vae"].tensors["encoder.conv_in.bias"].dtype == np.float32
+    assert checkpoint.notes == (
+        "took the plain weights of vae, text_encoder, which has no variant 'fp16'",
+    )
+    with pytest.raises(ValueError, match=r"has no weights of the variant 'bf16', only diffusion"):
+        diffusers.read(folder, variant="bf16")
     stored = weight_files.open_component(folder / "unet", "diffusion_pytorch_model", "fp16")
     assert stored["conv_in.bias"].dtype == np.float16
     fp16.unlink()
@@ -194,8 +200,12 @@ def test_published_configs_are_accepted():
         (configs.unet_fields, "mid_block_type", "UNetMidBlock2DSimpleCrossAttn"),
         (configs.unet_fields, "down_block_types", ["AttnDownBlock2D"]),
         (configs.unet_fields, "down_block_types", "DownBlock2D"),
-        (configs.unet_fields, "an_option_of_tomorrow", "on"),
-        (configs.unet_fields, "an_option_of_tomorrow", False),
+        (configs.unet_fields, "quantization_config", {"load_in_8bit": True}),
+        (configs.unet_fields, "block_out_channels", 16),
+        (configs.unet_fields, "block_out_channels", [320, [640]]),
+        (configs.unet_fields, "layers_per_block", [[2]]),
+        (configs.unet_fields, "sample_size", [64, 64, 64]),
+        (configs.unet_fields, "norm_eps", None),
         (configs.unet_fields, "in_channels", 10**9),
         (configs.unet_fields, "in_channels", 0),
         (configs.unet_fields, "in_channels", True),
@@ -213,6 +223,9 @@ def test_published_configs_are_accepted():
         (configs.autoencoder_kl_fields, "scaling_factor", "0.18215"),
         (configs.autoencoder_kl_fields, "latents_mean", ["a"]),
         (configs.autoencoder_kl_fields, "latent_channels", -4),
+        (configs.autoencoder_kl_fields, "latents_std", [0.0, 0.0, 0.0, 0.0]),
+        (configs.autoencoder_kl_fields, "latents_std", [1.0, -1.0, 1.0, 1.0]),
+        (configs.autoencoder_kl_fields, "layers_per_block", [1]),
         (configs.clip_text_fields, "hidden_act", "gelu_new"),
         (configs.clip_text_fields, "hidden_size", 10**9),
         (configs.clip_text_fields, "num_hidden_layers", 10**9),
@@ -220,18 +233,196 @@ def test_published_configs_are_accepted():
     ],
 )
 def test_what_is_not_implemented_is_named(read, key, value):
-    with pytest.raises(ValueError, match="does not implement") as caught:
+    with pytest.raises(ValueError, match="wrong or not implemented") as caught:
         read({key: value})
-    assert f"{key} = {repr(value)[:80]}" in str(caught.value)
+    assert f"{key}={repr(value)[:20]}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("read", "config", "match"),
+    [
+        (configs.unet_fields, {"norm_num_groups": 5}, "norm_num_groups must divide"),
+        (configs.unet_fields, {"attention_head_dim": 7}, "number of heads .* must divide"),
+        (configs.unet_fields, {"attention_head_dim": [5, 10]}, "as long as block_out_channels"),
+        (configs.unet_fields, {"block_out_channels": [320, 640]}, "as long as block_out_channels"),
+        (configs.unet_fields, {"layers_per_block": [2, 2]}, "as long as block_out_channels"),
+        (configs.unet_fields, {"transformer_layers_per_block": [1]}, "as long as block_out"),
+        (configs.unet_fields, {"up_block_types": ["UpBlock2D"]}, "as long as block_out_channels"),
+        (
+            configs.unet_fields,
+            {"transformer_layers_per_block": [[1], [1, 1], [1, 1], 1]},
+            "must have one entry a layer",
+        ),
+        (configs.unet_fields, {"block_out_channels": [33] * 4, "norm_num_groups": 1}, "even"),
+        (configs.autoencoder_kl_fields, {"norm_num_groups": 5}, "norm_num_groups must divide"),
+        (configs.autoencoder_kl_fields, {"down_block_types": []}, "expected a list of 1 to 8"),
+        (configs.autoencoder_kl_fields, {"block_out_channels": [64, 64]}, "as long as"),
+        (configs.autoencoder_kl_fields, {"latents_std": [1.0]}, "one number for each of latent"),
+        (configs.autoencoder_kl_fields, {"latents_mean": [1.0] * 5}, "one number for each of"),
+        (configs.clip_text_fields, {"num_attention_heads": 7}, "must divide hidden_size"),
+        (configs.clip_text_fields, {"eos_token_id": 49408}, "beyond the vocabulary of 49408"),
+        (configs.clip_text_fields, {"vocab_size": 9, "eos_token_id": 9}, "beyond the vocabulary"),
+    ],
+)
+def test_values_that_do_not_fit_each_other_are_one_error(read, config, match):
+    with pytest.raises(ValueError, match=match):
+        read(config)
+
+
+def test_an_end_token_that_is_not_asked_for_may_lie_beyond_the_vocabulary():
+    assert configs.clip_text_fields({"vocab_size": 60})["vocab_size"] == 60
+    with pytest.raises(ValueError, match="beyond the vocabulary of 60"):
+        configs.clip_text_fields({"vocab_size": 60}, projected=True)
+
+
+STRANGE = [None, True, -1, 0, 5, 2.5, 10**400, "x", "\x1b[2J\u202e", [], [[]], [0], {}, {"a": [1]}]
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+def test_any_json_value_under_any_key_is_read_or_one_printable_error(original, name):
+    """Whatever is accepted builds a network whose shapes can be worked out."""
+    component = original.components[name]
+    table = configs.TABLES[component.class_name]
+    for key in [*table.fields, *table.options]:
+        for value in STRANGE:
+            changed = component._replace(config={**component.config, key: value})
+            fault = _fault(changed)
+            if fault is None:
+                small_pipeline.abstract(changed)
+            else:
+                assert fault.isprintable()
+                assert len(fault) < 500
+
+
+def _fault(component):
+    """What a config is refused with, None if it is not."""
+    try:
+        diffusers.fields(component)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("unet", UNET), ("vae", {}), ("text_encoder", {})], ids=str
+)
+def test_unknown_keys_are_passed_over_and_said_in_one_line(original, folder, name, config):
+    extras = {"tensor_format": "pt", "predict_epsilon": True, "an_option_of_tomorrow": [1]}
+    _edit(folder / name / "config.json", **extras, **{"\x1b[2J": None})
+    checkpoint = diffusers.read(folder)
+    _assert_equal(_arrays(checkpoint), _arrays(original))
+    assert len(checkpoint.notes) == 1
+    assert checkpoint.notes[0].isprintable()
+    assert f"{name}/config.json: passed over 4 unknown keys" in checkpoint.notes[0]
+    with pytest.warns(UserWarning, match="passed over 4 unknown keys") as caught:
+        hub.open_checkpoint(folder)
+    assert len(caught) == 1
 
 
 def test_unimplemented_config_is_found_before_weights_are_read(folder):
     _edit(folder / "unet" / "config.json", act_fn="mish")
-    with pytest.raises(ValueError, match=r"unet.config\.json: .*act_fn = 'mish'"):
+    with pytest.raises(ValueError, match=r"unet.config\.json: .*act_fn='mish'"):
         diffusers.read(folder)
 
 
 # What is missing or broken
+
+
+def test_parts_that_the_pipeline_does_not_have_are_passed_over(original, folder):
+    _edit(folder / "model_index.json", preprocessor=["diffusers", "VaeImageProcessor"])
+    checkpoint = diffusers.read(folder)
+    _assert_equal(_arrays(checkpoint), _arrays(original))
+    assert checkpoint.notes == ("passed over the parts preprocessor",)
+
+
+def test_a_pipeline_that_is_code_is_not_called_a_part(folder):
+    _edit(folder / "model_index.json", _class_name=["pipeline", "MyPipeline"])
+    with pytest.raises(ValueError, match="'MyPipeline'.* is code that comes with the model") as e:
+        diffusers.read(folder)
+    assert "part" not in str(e.value)
+
+
+def test_a_folder_without_an_autoencoder_takes_one(original, folder, tmp_path):
+    diffusers.write(tmp_path / "other", original)
+    shutil.rmtree(folder / "vae")
+    _edit(folder / "model_index.json", vae=[None, None])
+    with pytest.raises(ValueError, match="names no vae .give an autoencoder with vae="):
+        hub.open_checkpoint(folder)
+    checkpoint = hub.open_checkpoint(folder, vae=tmp_path / "other" / "vae")
+    _assert_equal(_arrays(checkpoint)["vae"], _arrays(original)["vae"])
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+        "tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json",
+    ],
+)  # fmt: skip
+def test_only_regular_files_are_read(folder, tmp_path, file, kind):
+    (folder / file).unlink()
+    if kind == "fifo":
+        os.mkfifo(tmp_path / "pipe")
+    target = {"fifo": tmp_path / "pipe", "device": "/dev/zero", "folder": tmp_path}
+    (folder / file).symlink_to(target.get(kind, folder / file))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="is not a regular file|missing|has no|no tokenizer"):
+        diffusers.read(folder)
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+        (b"PK\x03\x04" + bytes(100), "is a PyTorch pickle"),
+        (b"\x80\x02}q\x00(X\x05\x00" + bytes(100), "is a PyTorch pickle"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(100), "is a quantised GGUF file"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (struct.pack("<Q", 2**24 + 8) + bytes(2**24 + 100), "(?s)has a header of 16777224 bytes.*"),
+        (b"", "not a complete safetensors file"),
+        (struct.pack("<Q", 640) + bytes(100), "not a complete safetensors file"),
+    ],
+)
+def test_other_files_under_the_name_are_recognised(folder, content, match):
+    _weights_file(folder).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"diffusion_pytorch_model\.safetensors {match}"):
+        diffusers.read(folder)
+
+
+def test_many_equal_keys_take_no_quadratic_time(folder):
+    keys = [f'"k{i}": 1' for i in range(60_000)]
+    path = folder / "tokenizer" / "vocab.json"
+    path.write_text("{" + ",".join([*keys, keys[-1]]) + "}")
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="'k59999' is given twice"):
+        diffusers.read(folder)
+    assert time.monotonic() - start < 2
+
+
+def test_foreign_text_is_escaped_and_short(folder):
+    name = "\x1b[2J\u202e" + "x" * 100_000
+    _edit(folder / "model_index.json", unet=["diffusers", name])
+    with pytest.raises(ValueError, match="unet is a") as caught:
+        diffusers.read(folder)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("error", "match"),
+    [
+        (KeyError("x"), "it is damaged .KeyError"),
+        (OverflowError("int too large"), "it is damaged .OverflowError"),
+        (RecursionError(), "asks for more memory"),
+        (ValueError("bad \x1b[2J"), r"^a file: bad \\x1b\[2J$"),
+        (ValueError("a file is bad"), "^a file is bad$"),
+    ],
+)
+def test_every_fault_becomes_one_error_that_names_the_file(error, match):
+    with pytest.raises(ValueError, match=match), files.one_error("a file"):
+        raise error
 
 
 def test_partial_folder_is_one_error_with_all_that_is_missing(folder):
@@ -243,6 +434,7 @@ def test_partial_folder_is_one_error_with_all_that_is_missing(folder):
         tokenizer=[None, None],
         controlnet=["diffusers", "ControlNetModel"],
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        _class_name="StableDiffusionControlNetPipeline",
     )
     with pytest.raises(ValueError, match="cannot be loaded") as caught:
         diffusers.read(folder)
@@ -250,7 +442,7 @@ def test_partial_folder_is_one_error_with_all_that_is_missing(folder):
         "unet/config.json is missing",
         "scheduler/scheduler_config.json is missing",
         "model_index.json names no tokenizer",
-        "does not know the part controlnet",
+        "is a StableDiffusionControlNetPipeline, and jaxgen does not implement its parts control",
         "vae is a AutoencoderTiny; jaxgen implements AutoencoderKL",
     ):
         assert words in str(caught.value)
@@ -300,6 +492,10 @@ HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
         [{"a": {**HEADER["a"], "data_offsets": [0, 2**60]}}],
         [{"a": 3}],
         [{"a": HEADER}],
+        [{"a": ["F32", [2], [0, 8]]}],
+        [{"a": {**HEADER["a"], "shape": [1] * 69 + [2]}}],
+        [{"a": {**HEADER["a"], "shape": [0, 2**63], "data_offsets": [0, 0]}}],
+        [{"x" * 2000: HEADER["a"]}],
         ['{"a": %s, "a": %s}' % ((json.dumps(HEADER["a"]),) * 2)],
         ['{"a":' * 20000 + "1" + "}" * 20000],
         ["[" * 200000],

@@ -109,6 +109,29 @@ def test_tokenizer_repository_gives_its_files_only(online):
     assert set(asked) == {"vocab.json", "merges.txt", "tokenizer.json"}
 
 
+def test_autoencoder_repository_gives_its_files_only(online):
+    stem = "diffusion_pytorch_model"
+    asked = online("README.md", "config.json", f"{stem}.bin", f"{stem}.safetensors", "x.ckpt")
+    hub.resolve_vae(REPO)
+    assert set(asked) == {"config.json", f"{stem}.safetensors"}
+
+
+def test_autoencoder_of_a_pipeline_repository_is_fetched_alone(online):
+    asked = online(*_repository(".safetensors"))
+    hub.resolve_vae(REPO)
+    assert set(asked) == {"vae/config.json", "vae/diffusion_pytorch_model.safetensors"}
+
+
+def test_parts_without_the_variant_are_fetched_plain(online):
+    names = [n for n in _repository(".safetensors") if not n.startswith("unet/diffusion")]
+    asked = online(*names, "unet/diffusion_pytorch_model.fp16.safetensors")
+    hub.resolve(REPO, "fp16")
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in asked
+    assert "vae/diffusion_pytorch_model.safetensors" in asked
+    with pytest.raises(ValueError, match="has no weights of the variant 'bf16'"):
+        hub.resolve(REPO, "bf16")
+
+
 def test_offline_and_not_cached_is_one_error_within_seconds(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # from the ground up; a place knows the layers below its own, and of its own layer only itself
 LAYERS = (
-    ("jaxgen.types", "jaxgen.files"),
+    ("jaxgen.types", "jaxgen.files", "jaxgen.fields"),
     (
         "jaxgen.nn", "jaxgen.train", "jaxgen.diffusion", "jaxgen.world", "jaxgen.measure",
         "jaxgen.cpu", "jaxgen.data", "jaxgen.weights", "jaxgen.pictures",

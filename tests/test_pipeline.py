@@ -359,7 +359,9 @@ def test_a_folder_that_is_no_pipeline_is_an_error(tmp_path):
 
 def test_importing_jaxgen_imports_no_jax():
     code = "import sys, jaxgen; assert jaxgen.__version__; assert 'jax' not in sys.modules; "
-    code += "assert 'numpy' not in sys.modules; import jaxgen.pictures.images; jaxgen.StableDiffusion"
+    code += (
+        "assert 'numpy' not in sys.modules; import jaxgen.pictures.images; jaxgen.StableDiffusion"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     with pytest.raises(AttributeError, match="module 'jaxgen' has no attribute 'Stable'"):
         jaxgen.Stable  # noqa: B018

@@ -127,6 +127,8 @@ def test_tokenizer_json_alone_is_enough(folder):
         ("merges.txt", "no such\n", "do not fit"),
         ("merges.txt", b"\xff\xfe", "not UTF-8"),
         ("tokenizer_config.json", '{"model_max_length": 1}', "model_max_length is 1"),
+        ("tokenizer_config.json", '{"model_max_length": 2}', "model_max_length is 2; expected 3"),
+        ("merges.txt", "#version: 0.2\n", "tokens of the vocabulary come from no merge"),
         ("special_tokens_map.json", '{"pad_token": "<pad>"}', "lacks the special tokens <pad>"),
         ("special_tokens_map.json", '{"pad_token": 7}', "pad_token is 7"),
         ("added_tokens.json", '{"<cat-toy>": 700}', "adds the tokens <cat-toy>"),
@@ -225,3 +227,12 @@ def test_known_words_are_written_and_read(trained, tmp_path):
 def test_folders_that_name_no_words_know_all(folder):
     assert "known_words" not in json.loads((folder / "tokenizer_config.json").read_text())
     assert tokenizer.read(folder).words is None
+
+
+@pytest.mark.parametrize("lines", [1, 2, 10, len(MERGES)])
+def test_merges_that_are_cut_at_a_line_end_are_refused(folder, lines):
+    path = folder / "merges.txt"
+    kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:-lines]
+    path.write_text("".join(kept), encoding="utf-8")
+    with pytest.raises(ValueError, match="come from no merge, first .*; the merges are incomplete"):
+        tokenizer.read(folder)

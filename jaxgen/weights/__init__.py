@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Published models to parameter trees and back: files, names, layouts, configs, vocabularies."""
+"""This room reads published models into parameter trees and writes them: files, names, configs."""

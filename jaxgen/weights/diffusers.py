@@ -14,20 +14,13 @@ from typing import Any, NamedTuple
 
 from jaxgen import files
 from jaxgen.types import Params
-from jaxgen.weights import configs, layout, tokenizer, weight_files
+from jaxgen.weights import configs, layout, model_index, tokenizer, weight_files
+from jaxgen.weights.model_index import NETWORKS, TOKENIZERS
 from jaxgen.weights.tensors import Tensor
 from jaxgen.weights.tokenizer import Tokenizer
 
-# component -> (library, its file stem, the classes that jaxgen implements)
-NETWORKS = {
-    "unet": ("diffusers", "diffusion_pytorch_model", ("UNet2DConditionModel",)),
-    "vae": ("diffusers", "diffusion_pytorch_model", ("AutoencoderKL",)),
-    "text_encoder": ("transformers", "model", ("CLIPTextModel", "CLIPTextModelWithProjection")),
-    "text_encoder_2": ("transformers", "model", ("CLIPTextModel", "CLIPTextModelWithProjection")),
-}
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-# Parts of torch pipelines that jaxgen passes over; they are null in what it writes.
-OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+# Keys of an autoencoder's config that say how its latents are scaled for the UNet.
+SCALING = {"scaling_factor", "shift_factor", "latents_mean", "latents_std"}
 DIFFUSERS_VERSION = "0.35.0"  # the oldest diffusers that what is written here is tested for
 
 
@@ -41,12 +34,14 @@ class Component(NamedTuple):
 
 class Checkpoint(NamedTuple):
     """A whole pipeline. `index` holds model_index.json without the components, so the pipeline's
-    `_class_name` and options such as force_zeros_for_empty_prompt; `scheduler` is its config."""
+    `_class_name` and options such as force_zeros_for_empty_prompt; `scheduler` is its config.
+    `notes` says in plain sentences what was passed over or chosen while the files were read."""
 
     index: dict[str, Any]
     components: dict[str, Component]
     tokenizers: dict[str, Tokenizer]
     scheduler: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def fields(component: Component) -> dict[str, Any]:
@@ -58,7 +53,8 @@ def fields(component: Component) -> dict[str, Any]:
             return configs.autoencoder_kl_fields(component.config)
         case "CLIPTextModel" | "CLIPTextModelWithProjection" as name:
             projects = name == "CLIPTextModelWithProjection"
-            return {**configs.clip_text_fields(component.config), "with_projection": projects}
+            values = configs.clip_text_fields(component.config, projects)
+            return {**values, "with_projection": projects}
     raise ValueError(f"jaxgen has no module for the class {component.class_name}")
 
 
@@ -68,25 +64,72 @@ def with_params(component: Component, params: Params) -> Component:
     return component._replace(tensors=stored)
 
 
-def read(folder: str | Path, variant: str | None = None) -> Checkpoint:
+def read(
+    folder: str | Path, variant: str | None = None, vae: Component | None = None
+) -> Checkpoint:
     """The pipeline in a folder, checked, with no weight read yet.
 
-    variant: "fp16", "bf16" or another suffix of the weight files; None prefers the plain ones.
+    variant: "fp16", "bf16" or another suffix of the weight files, of the parts that have it; None
+    prefers the plain ones. vae: an autoencoder to take instead of the folder's own, which may lack.
     Raises ValueError that names what is missing, malformed or not implemented.
     """
-    folder = Path(folder)
-    index = _read_index(folder)
-    _check_complete(folder, index)
-    components = {
-        name: _read_component(folder / name, name, index[name][1], variant)
+    with files.one_error(folder):
+        return _read(Path(folder), variant, vae)
+
+
+def _read(folder: Path, variant: str | None, vae: Component | None) -> Checkpoint:
+    index = model_index.read(folder)
+    notes = model_index.check_complete(folder, index, has_vae=vae is not None)
+    parts = [
+        name
         for name in NETWORKS
-        if _present(index, name)
+        if model_index.has_part(index, name) and not (vae and name == "vae")
+    ]
+    if variant:
+        listings = {name: [path.name for path in (folder / name).iterdir()] for name in parts}
+        notes += variant_notes(listings, variant, str(folder))
+    components = {}
+    for name in parts:
+        components[name] = read_component(folder / name, name, index[name][1], variant)
+    unet = components["unet"]
+    config = model_index.corrected_unet(index, unet.config)
+    if config is not unet.config:
+        components["unet"] = unet._replace(config=config)
+        notes.append(
+            f"took latents of 64 x 64, not {unet.config['sample_size']}, as diffusers does"
+        )
+    if vae:
+        components["vae"] = with_scaling(vae, _vae_scaling(folder))
+    notes += [note for name in components for note in config_notes(name, components[name])]
+    tokens = {
+        name: tokenizer.read(folder / name)
+        for name in TOKENIZERS
+        if model_index.has_part(index, name)
     }
-    tokens = {name: tokenizer.read(folder / name) for name in TOKENIZERS if _present(index, name)}
     scheduler = files.read_object(folder / "scheduler" / "scheduler_config.json")
     scheduler.setdefault("_class_name", index["scheduler"][1])
     options = {name: value for name, value in index.items() if not isinstance(value, list)}
-    return Checkpoint(options, components, tokens, scheduler)
+    return Checkpoint(options, components, tokens, scheduler, tuple(notes))
+
+
+def config_notes(name: str, component: Component) -> list[str]:
+    """What a component's config says that its class does not know, as a note."""
+    keys = configs.unknown_keys(component.class_name, component.config)
+    if not keys:
+        return []
+    listed = files.printable(", ".join(keys[:12]), 300) + (" ..." if len(keys) > 12 else "")
+    return [f"{name}/config.json: passed over {len(keys)} unknown keys ({listed})"]
+
+
+def with_scaling(vae: Component, config: Mapping[str, Any]) -> Component:
+    """A replacing autoencoder, with the scaling of the one it replaces where it states none."""
+    own = {key: value for key, value in config.items() if key in SCALING}
+    return vae if vae.config.keys() & SCALING else vae._replace(config={**own, **vae.config})
+
+
+def _vae_scaling(folder: Path) -> dict[str, Any]:
+    path = folder / "vae" / "config.json"
+    return files.read_object(path) if path.is_file() else {}
 
 
 def write(folder: str | Path, checkpoint: Checkpoint, dtype: Any = None) -> None:
@@ -111,66 +154,43 @@ def wanted_files(names: list[str], variant: str | None, where: str) -> list[str]
     for name in TOKENIZERS:
         ends = (".json", ".txt")
         wanted += [n for n in names if n.startswith(f"{name}/") and n.endswith(ends)]
-    for name, (_, stem, _) in NETWORKS.items():
-        inside = [n.removeprefix(f"{name}/") for n in names if n.startswith(f"{name}/")]
-        if inside:
-            chosen = weight_files.choose(inside, stem, variant, f"{where}/{name}")
-            inside_files = ["config.json", chosen]
-            inside_files += (
-                weight_files.shards_of(inside, chosen) if chosen.endswith(".json") else []
-            )
-            wanted += [f"{name}/{file}" for file in inside_files]
+    listings = {
+        name: [n.removeprefix(f"{name}/") for n in names if n.startswith(f"{name}/")]
+        for name in NETWORKS
+    }
+    listings = {name: inside for name, inside in listings.items() if inside}
+    if variant:
+        variant_notes(listings, variant, where)
+    for name, inside in listings.items():
+        stored = weight_files.choose(inside, NETWORKS[name][1], variant, f"{where}/{name}")
+        shards = weight_files.shards_of(inside, stored) if stored.endswith(".json") else []
+        wanted += [f"{name}/{file}" for file in ("config.json", stored, *shards)]
     return wanted
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise ValueError(f"no such folder: {folder}")
-    if not (folder / "model_index.json").is_file():
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+def variant_notes(listings: Mapping[str, list[str]], variant: str, where: str) -> list[str]:
+    """A note on the parts that lack a variant. listings: component -> names of its files.
+
+    Raises ValueError when no part has it.
+    """
+    lacking = [
+        name
+        for name, inside in listings.items()
+        if not weight_files.has_variant(inside, NETWORKS[name][1], variant)
+    ]
+    if listings and len(lacking) == len(listings):
+        present = sorted({n for inside in listings.values() for n in inside if "safetensors" in n})
         raise ValueError(
-            f"{folder} has no model_index.json, so it is no diffusers pipeline; it holds {found}. "
-            "Give the folder of a pipeline, or the path of one single-file .safetensors checkpoint"
+            f"{where} has no weights of the variant {variant!r}, only "
+            f"{files.printable(', '.join(present), 300) or 'other kinds of files'}; pass the "
+            "variant that is there, or none"
         )
-    return files.read_object(folder / "model_index.json")
+    taken = f"took the plain weights of {', '.join(lacking)}, which has no variant {variant!r}"
+    return [taken] if lacking else []
 
 
-def _present(index: dict[str, Any], name: str) -> bool:
-    entry = index.get(name)
-    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
-
-
-def _check_complete(folder: Path, index: dict[str, Any]) -> None:
-    """One error for all that the index lacks, and all that it names but the folder lacks."""
-    faults = [
-        f"model_index.json names no {name}"
-        for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-        if not _present(index, name)
-    ]
-    known = {*NETWORKS, *TOKENIZERS, *OPTIONAL, "scheduler"}
-    faults += [
-        f"jaxgen does not know the part {name[:80]}"
-        for name in index
-        if _present(index, name) and name not in known
-    ]
-    for name, (_, _, classes) in NETWORKS.items():
-        if _present(index, name) and index[name][1] not in classes:
-            known = " or ".join(classes)
-            faults.append(f"{name} is a {index[name][1][:80]}; jaxgen implements {known}")
-        elif _present(index, name) and not (folder / name / "config.json").is_file():
-            faults.append(f"{name}/config.json is missing")
-    if not (folder / "scheduler" / "scheduler_config.json").is_file():
-        faults.append("scheduler/scheduler_config.json is missing")
-    faults += [
-        f"the folder {name} is missing"
-        for name in TOKENIZERS
-        if _present(index, name) and not (folder / name).is_dir()
-    ]
-    if faults:
-        raise ValueError(f"{folder} cannot be loaded: " + "; ".join(faults))
-
-
-def _read_component(folder: Path, name: str, class_name: str, variant: str | None) -> Component:
+def read_component(folder: Path, name: str, class_name: str, variant: str | None) -> Component:
+    """One network of a pipeline from its own folder, its config checked."""
     config = files.read_object(folder / "config.json")
     stored = weight_files.open_component(folder, NETWORKS[name][1], variant)
     component = Component(class_name, config, with_text_model(stored, class_name))
@@ -192,7 +212,7 @@ def with_text_model(stored: dict[str, Tensor], class_name: str) -> dict[str, Ten
 
 def _write(folder: Path, checkpoint: Checkpoint, dtype: Any) -> None:
     index = {"_diffusers_version": DIFFUSERS_VERSION, **checkpoint.index}
-    index.update({name: [None, None] for name in OPTIONAL})
+    index.update({name: [None, None] for name in model_index.OPTIONAL})
     folder.mkdir()
     for name, component in checkpoint.components.items():
         library, stem, _ = NETWORKS[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A model's name -> files on this machine: a folder, a single file, or an id of the Hub.
+"""Names of models -> checkpoints: a folder, a single file, or an id of the Hub.
 
 checkpoint = hub.open_checkpoint("a/folder, a file or an id")
 component = checkpoint.components["unet"]
@@ -9,6 +9,7 @@ params = weights.load(component.tensors, abstract, dtype)
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from jaxgen import files
-from jaxgen.weights import diffusers, single_file, weight_files
+from jaxgen.weights import autoencoder, diffusers, single_file, weight_files
 from jaxgen.weights.diffusers import Checkpoint
 
 # A model that comes with jaxgen; latent_autoencoder.py and latent_diffusion.py trained it.
@@ -30,16 +31,26 @@ def open_checkpoint(
     variant: str | None = None,
     tokenizer: str | Path | None = None,
     prediction_type: str | None = None,
+    vae: str | Path | None = None,
 ) -> Checkpoint:
     """The pipeline in a diffusers folder, a single-file checkpoint, a Hub repository, or "shapes".
 
+    vae: an autoencoder to take instead of the checkpoint's own: the folder of one or of a pipeline,
+    a single file, or a Hub id. What was passed over is said in one warning.
     For single files only: tokenizer, a folder with vocab.json and merges.txt (or with subfolders
     tokenizer and tokenizer_2) as a path or a Hub id, and prediction_type as in `single_file.read`.
     """
     path = resolve(path_or_id, variant)
+    own_vae = None if vae is None else autoencoder.read(resolve_vae(vae, variant), variant)
     if path.is_dir():
-        return diffusers.read(path, variant)
-    return single_file.read(path, resolve_tokenizer(tokenizer), prediction_type)
+        checkpoint = diffusers.read(path, variant, own_vae)
+    else:
+        folder = resolve_tokenizer(tokenizer)
+        checkpoint = single_file.read(path, folder, prediction_type, own_vae)
+    if checkpoint.notes:
+        text = f"{path_or_id}: {'; '.join(checkpoint.notes)}"
+        warnings.warn(files.printable(text, 2000), stacklevel=2)
+    return checkpoint
 
 
 def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
@@ -49,13 +60,24 @@ def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
     ValueError when there is no such path, or when the id can neither be reached nor is cached.
     """
     path = _existing(path_or_id)
-    if path is not None and path.suffix in weight_files.UNSAFE:
-        raise ValueError(f"{path} is not safetensors. {weight_files.CONVERT}")
     if path is not None:
+        weight_files.check_ending(path)
         return path
 
     def wanted(names: list[str]) -> list[str]:
         return diffusers.wanted_files(names, variant, str(path_or_id))
+
+    return _fetch(str(path_or_id), wanted)
+
+
+def resolve_vae(path_or_id: str | Path, variant: str | None = None) -> Path:
+    """The local folder or file of an autoencoder, from a path or a Hub id."""
+    path = _existing(path_or_id)
+    if path is not None:
+        return path
+
+    def wanted(names: list[str]) -> list[str]:
+        return autoencoder.wanted_files(names, variant, str(path_or_id))
 
     return _fetch(str(path_or_id), wanted)
 
@@ -92,7 +114,7 @@ def _existing(path_or_id: str | Path) -> Path | None:
 
 
 def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
-    """The cached folder of a repository with the wanted of its files in it."""
+    """The cached folder of a repository with those of its files that `wanted` chooses."""
     try:
         info = huggingface_hub.HfApi().model_info(repo, timeout=SECONDS)
     except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
@@ -103,9 +125,9 @@ def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
         ) from None
     except (OSError, errors.HTTPError) as error:
         return _cached(repo, error)
-    names = wanted([file.rfilename for file in info.siblings or []])
+    patterns = wanted([file.rfilename for file in info.siblings or []])
     try:
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=names))
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
     except (OSError, errors.HTTPError) as error:
         raise ValueError(
             f"fetching {repo} from the Hub failed ({files.first_line(error)}); what arrived is "
@@ -114,7 +136,7 @@ def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
 
 
 def _cached(repo: str, reason: Exception) -> Path:
-    """What an earlier run left in the cache, for when the Hub cannot be asked."""
+    """The folder that an earlier run left in the cache; the Hub cannot be asked."""
     try:
         # An empty list of patterns: the cache lacks what nobody wanted, and `read` misses the rest.
         return Path(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tensors in PyTorch's names and layouts -> a linen parameter tree, and back: a checked bijection.
+"""Tensors in PyTorch's names and layouts -> a linen parameter tree, and back; both are checked.
 
 Submodules of jaxgen's ported networks carry diffusers' names, so a tensor's place is its name with
 ".3" written "_3", and only five rows of layout remain:
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from jaxgen import files
 from jaxgen.types import Array, Params
 from jaxgen.weights import tensors as tensors_io
 from jaxgen.weights.tensors import Tensor
@@ -44,25 +45,24 @@ def load(
     tensors: Mapping[str, Tensor],
     abstract: Params,
     dtype: Any = jnp.float32,
-    sharding: Sharding | Callable[[Path, tuple[int, ...]], Sharding] | Any | None = None,
+    sharding: Callable[[Path, tuple[int, ...]], Sharding] | None = None,
 ) -> Params:
     """The parameter tree whose shapes `abstract` gives, filled with `tensors` cast to `dtype`.
 
-    abstract: the "params" of `jax.eval_shape(model.init, ...)`. sharding: None (default device),
-    one Sharding, a tree of them, or a function (path, shape) -> Sharding. Tensors are read, laid
-    out, cast and moved to the devices one by one. Raises ValueError, before anything is read, that
+    abstract: the "params" of `jax.eval_shape(model.init, ...)`. sharding: where a leaf goes, by its
+    path and shape; None is the default device. Tensors are read, laid out, cast and moved to the
+    devices one by one. Raises ValueError, before anything is read, that
     lists all unknown, missing, repeated and wrongly shaped tensors.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
     shapes = {_path(keys): tuple(leaf.shape) for keys, leaf in leaves}
     plan = match({name: tensor.shape for name, tensor in tensors.items()}, shapes)
     _check_floating(tensors, plan)
-    shardings = _shardings(shapes, sharding, tree)
-    filled = [
-        _put(tensors[plan[path]], path, shape, dtype, shardings[path])
+    values = [
+        _put(tensors[plan[path]], path, shape, dtype, sharding and sharding(path, shape))
         for path, shape in shapes.items()
     ]
-    return jax.tree.unflatten(tree, filled)
+    return jax.tree.unflatten(tree, values)
 
 
 def match(
@@ -104,8 +104,8 @@ def leaf_path(name: str, wanted: Mapping[Path, Any]) -> Path | None:
         candidates = ["bias"]
     else:
         candidates = ["kernel", "scale", "embedding"] if kind == "weight" else []
-    found = [(*path, leaf) for leaf in candidates if (*path, leaf) in wanted]
-    return found[0] if len(found) == 1 else None
+    leaves = [(*path, leaf) for leaf in candidates if (*path, leaf) in wanted]
+    return leaves[0] if len(leaves) == 1 else None
 
 
 def modern_name(name: str) -> str:
@@ -223,14 +223,6 @@ def _check_floating(tensors: Mapping[str, Tensor], plan: Mapping[Path, str]) -> 
         )
 
 
-def _shardings(shapes: Mapping[Path, Any], sharding: Any, tree: Any) -> dict[Path, Any]:
-    if sharding is None or isinstance(sharding, Sharding):
-        return dict.fromkeys(shapes, sharding)
-    if callable(sharding):
-        return {path: sharding(path, shape) for path, shape in shapes.items()}
-    return dict(zip(shapes, tree.flatten_up_to(sharding), strict=True))
-
-
 def _put(tensor: Tensor, path: Path, shape: tuple[int, ...], dtype: Any, sharding: Any) -> Array:
     values = linen_layout(path[-1], tensor.read(), shape, dtype)
     # Waiting frees the host copy: otherwise every transfer in flight would hold its own.
@@ -254,4 +246,4 @@ def _raise_faults(unknown: list, missing: list, repeated: list, misshaped: list)
 
 def _list(faults: list[str]) -> str:
     rest = f" ... and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-    return "; ".join(fault[:300] for fault in faults[:LISTED]) + rest
+    return "; ".join(files.printable(fault, 300) for fault in faults[:LISTED]) + rest

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What diffusers would write into the configs of a single-file checkpoint, from kind and shapes."""
+"""The configs that diffusers has for a single-file checkpoint, from its kind and its shapes."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxgen import files
 from jaxgen.weights.tensors import Tensor
 
 SHAPES = Mapping[str, Tensor]
@@ -26,17 +28,13 @@ CLASSES = {
         "text_encoder_2": "CLIPTextModelWithProjection",
     },
 }
-INDEX = {
-    "v1": {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False},
-    "v2": {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False},
-    "xl": {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True},
-}
 PADDING = {
     "v1": {"tokenizer": "<|endoftext|>"},
     "v2": {"tokenizer": "!"},
     "xl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"},
 }
 SAMPLE_SIZE = {"v1": 64, "v2": 96, "xl": 128}
+SCALING_FACTOR = {"v1": 0.18215, "v2": 0.18215, "xl": 0.13025}
 BETAS = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -49,9 +47,19 @@ BETAS = {
 }
 
 
-def infer(class_name: str, tensors: SHAPES, kind: str) -> dict[str, Any]:
-    """The config.json of a component. Raises ValueError when the shapes fit no such network."""
-    makers: dict[str, Callable[[SHAPES, str], dict]] = {
+def index(kind: str, inpainting: bool) -> dict[str, Any]:
+    """The model_index.json of the published model of this kind, without the components."""
+    xl, task = "XL" if kind == "xl" else "", "Inpaint" if inpainting else ""
+    option = {"force_zeros_for_empty_prompt": True} if xl else {"requires_safety_checker": False}
+    return {"_class_name": f"StableDiffusion{xl}{task}Pipeline", **option}
+
+
+def infer(class_name: str, tensors: SHAPES, kind: str | None) -> dict[str, Any]:
+    """The config.json of a component. Raises ValueError when the shapes fit no such network.
+
+    kind: None is for an autoencoder by itself, whose scaling is not known.
+    """
+    makers: dict[str, Callable[[SHAPES, Any], dict]] = {
         "UNet2DConditionModel": _unet,
         "AutoencoderKL": _autoencoder_kl,
         "CLIPTextModel": _clip_text,
@@ -60,26 +68,30 @@ def infer(class_name: str, tensors: SHAPES, kind: str) -> dict[str, Any]:
     try:
         config = makers[class_name](tensors, kind)
     except KeyError as error:
-        raise ValueError(f"the checkpoint's {class_name} lacks {error}; it is incomplete") from None
+        lacking = files.printable(error)
+        raise ValueError(
+            f"the checkpoint's {class_name} lacks {lacking}; it is incomplete, or another network"
+        ) from None
     except IndexError:
         raise ValueError(f"the checkpoint's {class_name} has tensors of the wrong rank") from None
     return config if class_name.startswith("CLIPText") else {"_class_name": class_name, **config}
 
 
 def scheduler(
-    kind: str, stored: Mapping[str, Tensor], prediction_type: str | None
+    kind: str, stored: Mapping[str, Tensor], prediction_type: str | None, inpainting: bool = False
 ) -> dict[str, Any]:
-    """The scheduler_config.json that the published model of this kind has.
+    """The scheduler_config.json that the published model of this kind has; SD 2's inpainting model
+    predicts noise, as its base.
 
     Files made for v prediction can say so by an empty tensor `v_pred`, and for betas rescaled to
     zero terminal SNR by one called `ztsnr`.
     """
     if prediction_type is None:
-        prediction_type = _prediction_type(kind, stored)
+        prediction_type = "epsilon" if inpainting else _prediction_type(kind, stored)
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ValueError(f"prediction_type is {prediction_type!r}; use 'epsilon' or 'v_prediction'")
     config = {**BETAS, "prediction_type": prediction_type}
-    if kind == "v1":
+    if kind == "v1" or (kind == "v2" and inpainting):
         return {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **config}
     if kind == "v2":
         return {"_class_name": "DDIMScheduler", **config}
@@ -97,15 +109,15 @@ def _prediction_type(kind: str, stored: Mapping[str, Tensor]) -> str:
 
 
 def _unet(tensors: SHAPES, kind: str) -> dict[str, Any]:
-    levels = _count(tensors, "down_blocks.{}.")
+    counts = _counts(tensors)
+    levels = counts.get("down_blocks", 0)
     channels = [tensors[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in range(levels)]
     attends = [f"down_blocks.{i}.attentions.0.norm.weight" in tensors for i in range(levels)]
     depths = [
-        _count(tensors, f"down_blocks.{i}.attentions.0.transformer_blocks.{{}}.") or 1
-        for i in range(levels)
+        counts.get(f"down_blocks.{i}.attentions.0.transformer_blocks", 1) for i in range(levels)
     ]
     mid = "mid_block.attentions.0."
-    depths[-1] = _count(tensors, mid + "transformer_blocks.{}.")
+    depths[-1] = counts[mid + "transformer_blocks"]
     config: dict[str, Any] = {
         "sample_size": SAMPLE_SIZE[kind],
         "in_channels": tensors["conv_in.weight"].shape[1],
@@ -113,7 +125,7 @@ def _unet(tensors: SHAPES, kind: str) -> dict[str, Any]:
         "block_out_channels": channels,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
-        "layers_per_block": _count(tensors, "down_blocks.0.resnets.{}."),
+        "layers_per_block": counts.get("down_blocks.0.resnets", 0),
         "transformer_layers_per_block": depths if len(set(depths)) > 1 else depths[0],
         "cross_attention_dim": tensors[mid + "transformer_blocks.0.attn2.to_k.weight"].shape[1],
         "use_linear_projection": len(tensors[mid + "proj_in.weight"].shape) == 2,
@@ -131,23 +143,29 @@ def _unet(tensors: SHAPES, kind: str) -> dict[str, Any]:
     return config
 
 
-def _autoencoder_kl(tensors: SHAPES, kind: str) -> dict[str, Any]:
-    levels = _count(tensors, "encoder.down_blocks.{}.")
-    return {
+def _autoencoder_kl(tensors: SHAPES, kind: str | None) -> dict[str, Any]:
+    counts = _counts(tensors)
+    levels = counts.get("encoder.down_blocks", 0)
+    of_kind = {} if kind is None else {
         "sample_size": 8 * SAMPLE_SIZE[kind],
+        "scaling_factor": SCALING_FACTOR[kind],
+        "force_upcast": kind == "xl",
+    }  # fmt: skip
+    return {
+        **of_kind,
         "in_channels": tensors["encoder.conv_in.weight"].shape[1],
         "out_channels": tensors["decoder.conv_out.weight"].shape[0],
-        "latent_channels": tensors["post_quant_conv.weight"].shape[0],
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "use_quant_conv": "quant_conv.weight" in tensors,
+        "use_post_quant_conv": "post_quant_conv.weight" in tensors,
         "block_out_channels": [
             tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"].shape[0]
             for i in range(levels)
         ],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": _count(tensors, "encoder.down_blocks.0.resnets.{}."),
+        "layers_per_block": counts.get("encoder.down_blocks.0.resnets", 0),
         "norm_num_groups": 32,
-        "scaling_factor": 0.13025 if kind == "xl" else 0.18215,
-        "force_upcast": kind == "xl",
     }
 
 
@@ -162,7 +180,7 @@ def _clip_text(tensors: SHAPES, kind: str) -> dict[str, Any]:
         "vocab_size": vocab_size,
         "hidden_size": hidden,
         "intermediate_size": tensors["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        "num_hidden_layers": _count(tensors, "text_model.encoder.layers.{}."),
+        "num_hidden_layers": _counts(tensors).get("text_model.encoder.layers", 0),
         "num_attention_heads": max(1, hidden // 64),
         "max_position_embeddings": tensors["text_model.embeddings.position_embedding.weight"].shape[
             0
@@ -176,9 +194,13 @@ def _clip_text(tensors: SHAPES, kind: str) -> dict[str, Any]:
     }
 
 
-def _count(tensors: SHAPES, prefix: str) -> int:
-    """How many consecutive numbers from 0 on fill the {} of a name's beginning."""
-    count = 0
-    while any(name.startswith(prefix.format(count)) for name in tensors):
-        count += 1
-    return count
+def _counts(tensors: SHAPES) -> dict[str, int]:
+    """Name of a list of modules -> how many consecutive numbers from 0 on it has."""
+    numbers: dict[str, set[int]] = {}
+    for name in tensors:
+        for match in re.finditer(r"\.(\d{1,6})(?=\.)", name):
+            numbers.setdefault(name[: match.start()], set()).add(int(match[1]))
+    return {
+        name: next(i for i in range(len(present) + 1) if i not in present)
+        for name, present in numbers.items()
+    }

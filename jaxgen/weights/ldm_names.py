@@ -8,23 +8,22 @@ diffusers.loaders.single_file_utils.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from jaxgen import files
 from jaxgen.weights import diffusers, open_clip, tensors
+from jaxgen.weights.ldm_kinds import TEXT, UNET, VAE
 from jaxgen.weights.tensors import Tensor
 
+TEXT_LAYERS = {768: 12, 1024: 23, 1280: 32}  # of the published encoders, by their width
 Namer = Callable[[str], str | None]  # an old name -> the new one, None if it has none
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
-CLIP_L = {"v1": "cond_stage_model.transformer.", "xl": "conditioner.embedders.0.transformer."}
-OPEN_CLIP = {"v2": "cond_stage_model.model.", "xl": "conditioner.embedders.1.model."}
-
-# Schedules, training state and losses: constants that inference derives anew, or never needs.
+# Schedules and marks: constants that inference derives anew, or never needs.
 IGNORED = re.compile(
-    r"model_ema\..*|betas|alphas_cumprod.*|sqrt_.*|log_one_minus_.*|posterior_.*|lvlb_weights|logvar"
+    r"betas|alphas_cumprod.*|sqrt_.*|log_one_minus_.*|posterior_.*|lvlb_weights|logvar"
     r"|global_step|denoiser\..*|.*\.position_ids|.*\.attn_mask|.*\.logit_scale|v_pred|ztsnr"
-    r"|first_stage_model\.loss\..*|.*\.transformer\.text_projection\.weight"
+    r"|.*\.transformer\.text_projection\.weight"
 )
 
 RESNET = {
@@ -53,83 +52,91 @@ VAE_ATTENTION = {
 }
 
 
-def kind_of(names: Iterable[str], where: str) -> str:
-    """Which model a checkpoint is: "v1", "v2" or "xl".
+def rename(
+    stored: Mapping[str, Tensor], kind: str
+) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """component -> {diffusers' name: tensor}, and the names that have no place in the model.
 
-    Raises ValueError that says what the file looks like when it is none of these.
-    """
-    names = set(names)
-
-    def has(prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in names)
-
-    lacking = [part for part in (UNET, VAE) if not has(part)]
-    if lacking:
-        hint = next(
-            (text for prefix, text in STRANGERS.items() if has(prefix)), "it is no pipeline"
-        )
-        raise ValueError(
-            f"{where} has no tensors under {' and '.join(lacking)}: {hint}. Expected a whole SD "
-            "1.x, 2.x or XL checkpoint with UNet, autoencoder and text encoder"
-        )
-    for kind, prefix in (("xl", OPEN_CLIP["xl"]), ("v2", OPEN_CLIP["v2"]), ("v1", CLIP_L["v1"])):
-        if has(prefix):
-            return kind
-    refiner = has("conditioner.embedders.0.model.")
-    raise ValueError(
-        f"{where} has no text encoder of SD 1.x, 2.x or XL"
-        + ("; it is the XL refiner, which jaxgen does not implement" if refiner else "")
-    )
-
-
-# How files begin that are often taken for checkpoints.
-STRANGERS = {
-    "lora_": "it is a LoRA, an addition to a checkpoint",
-    "unet.": "it is a LoRA, an addition to a checkpoint",
-    "control_model.": "it is a ControlNet",
-    "down_blocks.": "it is one component in diffusers' layout; give the pipeline's folder",
-    "encoder.": "it is an autoencoder alone",
-    "model.diffusion_model.joint_blocks.": "it is Stable Diffusion 3",
-    "model.diffusion_model.double_blocks.": "it is Flux",
-    "double_blocks.": "it is Flux",
-    UNET: "it has the UNet only",
-}
-
-
-def rename(stored: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, Tensor]]:
-    """component -> {diffusers' name: tensor}; every tensor is used, or on the list of ignored ones.
-
-    Raises ValueError with all names that are not understood.
+    The constants on the list of ignored ones are in neither.
     """
     rest = {name: tensor for name, tensor in stored.items() if not IGNORED.fullmatch(name)}
-    unknown: list[str] = []
+    strays: list[str] = []
 
     def take(prefix: str) -> dict[str, Tensor]:
         names = [name for name in rest if name.startswith(prefix)]
         return {name.removeprefix(prefix): rest.pop(name) for name in names}
 
-    def renamed(prefix: str, namer: Callable[[Iterable[str]], Namer]) -> dict[str, Tensor]:
-        part, found = take(prefix), {}
-        new_name = namer(part)
-        for old, tensor in part.items():
-            new = new_name(old)
-            if new is None or new in found:
-                unknown.append(prefix + old)
-            else:
-                found[new] = tensor
-        return found
+    def renamed(prefix: str, part: dict[str, Tensor], namer: Namer) -> dict[str, Tensor]:
+        result, unnamed = rename_part(part, namer)
+        strays.extend(prefix + name for name in unnamed)
+        return result
 
-    parts = {"unet": renamed(UNET, unet_names)}
-    parts["vae"] = {n: _as_linear(n, t) for n, t in renamed(VAE, vae_names).items()}
-    if kind in CLIP_L:
-        parts["text_encoder"] = diffusers.with_text_model(take(CLIP_L[kind]), "CLIPTextModel")
-    if kind in OPEN_CLIP:
-        prefix = OPEN_CLIP[kind]
-        part, more = open_clip.convert(take(prefix), projected=kind == "xl")
-        parts["text_encoder_2" if kind == "xl" else "text_encoder"] = part
-        unknown.extend(prefix + name for name in more)
-    _raise_unknown([*unknown, *rest], len(stored))
-    return parts
+    unet = take(UNET)
+    parts = {"unet": renamed(UNET, unet, unet_names(unet))}
+    for prefix in VAE:
+        vae = take(prefix) if "vae" not in parts else {}
+        if vae:
+            linear = renamed(prefix, vae, vae_names(vae)).items()
+            parts["vae"] = {name: as_linear(name, tensor) for name, tensor in linear}
+    names = ("text_encoder", "text_encoder_2") if kind == "xl" else ("text_encoder",) * 2
+    for name, prefix in zip(names, TEXT[kind], strict=True):
+        part = take(prefix) if name not in parts else {}
+        if part and prefix.endswith(".transformer."):
+            parts[name] = diffusers.with_text_model(part, "CLIPTextModel")
+        elif part:
+            parts[name], unnamed = open_clip.convert(part, projected=kind == "xl")
+            strays.extend(prefix + old for old in unnamed)
+    for name in dict.fromkeys(names):
+        if name in parts:
+            parts[name], unused = used_layers(parts[name], kind)
+            strays.extend(f"{name}.{old}" for old in unused)
+    return parts, strays + list(rest)
+
+
+def rename_part(part: Mapping[str, Tensor], namer: Namer) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a part in their new names, and the old names that have none.
+
+    Raises ValueError when two tensors have one place.
+    """
+    result: dict[str, Tensor] = {}
+    strays = []
+    for old, tensor in part.items():
+        new = namer(old)
+        if new in result:
+            raise ValueError(f"two tensors have the place {files.printable(new)} in the model")
+        if new is None:
+            strays.append(old)
+        else:
+            result[new] = tensor
+    return result, strays
+
+
+def used_layers(part: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Tensor], list[str]]:
+    """A text encoder without the layers that its model never runs, and the names of those.
+
+    The 24th layer of SD 2's encoder is not among these names: all of its files have it.
+    """
+    most = num_text_layers(part, kind)
+    usual = 1 if kind == "v2" else 0
+    used, strays = {}, []
+    for name, tensor in part.items():
+        match = re.match(r"text_model\.encoder\.layers\.(\d{1,6})\.", name)
+        beyond = int(match[1]) - most if match and most is not None else -1
+        if beyond < 0:
+            used[name] = tensor
+        elif beyond >= usual:
+            strays.append(name)
+    return used, strays
+
+
+def num_text_layers(part: Mapping[str, Tensor], kind: str) -> int | None:
+    """How many layers of a text encoder are used; None is as many as there are.
+
+    SD 2 reads the last but one of OpenCLIP-H's 24 layers, so files may hold 23 or 24 of them.
+    """
+    embedding = part.get("text_model.embeddings.token_embedding.weight")
+    width = embedding.shape[-1] if embedding is not None and embedding.shape else 0
+    return TEXT_LAYERS.get(width, TEXT_LAYERS[1024] if kind == "v2" else None)
 
 
 def unet_names(names: Iterable[str]) -> Namer:
@@ -139,7 +146,9 @@ def unet_names(names: Iterable[str]) -> Namer:
         int(n.split(".")[1]) for n in names if re.match(r"input_blocks\.\d{1,4}\.0\.op\.", n)
     }
     down = _numbered(numbers, samplers)
-    layers = [sum(level == i for level, _ in down.values()) for i in range(len(samplers) + 1)]
+    per_level = Counter(level for level, _ in down.values())
+    layers = [per_level[i] for i in range(len(samplers) + 1)]
+    level_of = {number: i for i, number in enumerate(sorted(samplers))}
     up = [(i, j) for i, count in enumerate(layers[::-1]) for j in range(count + 1)]
 
     def name(old: str) -> str | None:
@@ -154,8 +163,7 @@ def unet_names(names: Iterable[str]) -> Namer:
             return _middle(number, inner)
         if row == "input_blocks":
             if number in samplers and inner.startswith("0.op."):
-                level = sorted(samplers).index(number)
-                return f"down_blocks.{level}.downsamplers.0.conv.{leaf}"
+                return f"down_blocks.{level_of[number]}.downsamplers.0.conv.{leaf}"
             return _layer("down_blocks", down.get(number), inner)
         if re.match(r"[12]\.conv\.", inner):
             place = up[number] if number < len(up) else None
@@ -181,8 +189,8 @@ def vae_names(names: Iterable[str]) -> Namer:
         half, row, inner = match.groups()
         if row == "norm_out":
             return f"{half}.conv_norm_out.{inner}"
-        found = _vae_middle(inner) if row == "mid" else _vae_level(row, inner, len(levels))
-        return f"{half}.{found}" if found else None
+        place = _vae_middle(inner) if row == "mid" else _vae_level(row, inner, len(levels))
+        return f"{half}.{place}" if place else None
 
     return name
 
@@ -249,18 +257,8 @@ def _substitute(table: Mapping[str, str], name: str) -> str | None:
     return f"{table[module]}.{leaf}" if module in table else None
 
 
-def _as_linear(name: str, tensor: Tensor) -> Tensor:
+def as_linear(name: str, tensor: Tensor) -> Tensor:
     """The autoencoder's attention, linear in diffusers, is made of 1x1 convolutions in LDM."""
     if ".attentions." in name and tensor.shape[2:] in ((1,), (1, 1)):
         return tensors.reshaped(tensor, tensor.shape[:2])
     return tensor
-
-
-def _raise_unknown(unknown: list[str], count: int) -> None:
-    if unknown:
-        names = "; ".join(name[:200] for name in unknown[:12])
-        rest = f" ... and {len(unknown) - 12} more" if len(unknown) > 12 else ""
-        raise ValueError(
-            f"{len(unknown)} of the file's {count} tensors have no place in the model: {names}"
-            f"{rest}. Is it a checkpoint with parts added to it?"
-        )

@@ -28,25 +28,22 @@ ENDS = {
 def convert(stored: Mapping[str, Tensor], projected: bool) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors in the names of CLIPTextModel, and the names that were not understood.
 
-    `projected` keeps the last layer and the projection (XL); without, both are left out: SD 2
-    reads the last but one layer, and its diffusers config counts one layer less.
+    `projected` keeps the projection (XL); SD 2 does not use it.
     """
-    layer_of = {n: re.match(r"transformer\.resblocks\.(\d{1,4})\.(.+)", n) for n in stored}
-    last = max((int(m[1]) for m in layer_of.values() if m), default=-1)
     result: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in stored.items():
-        match = layer_of[name]
-        if match and (projected or int(match[1]) < last):
-            found = _layer(f"text_model.encoder.layers.{match[1]}", match[2], tensor)
-        elif match or (name == "text_projection" and not projected):
+        match = re.match(r"transformer\.resblocks\.(\d{1,4})\.(.+)", name)
+        if name == "text_projection" and not projected:
             continue
+        if match:
+            new = _layer(f"text_model.encoder.layers.{match[1]}", match[2], tensor)
         elif name == "text_projection":
-            found = {"text_projection.weight": tensors.transposed(tensor)}
+            new = {"text_projection.weight": tensors.transposed(tensor)}
         else:
-            found = {ENDS[name]: tensor} if name in ENDS else {}
-        result.update(found)
-        unknown += [] if found else [name]
+            new = {ENDS[name]: tensor} if name in ENDS else {}
+        result.update(new)
+        unknown += [] if new else [name]
     return result, unknown
 
 

@@ -30,6 +30,21 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+NAME_CHARACTERS, MAX_AXES, MAX_SIZE = 1000, 8, 2**31  # of one tensor
+# How other files begin that are found under the name of a safetensors file.
+BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run `git lfs pull` in its "
+    "repository, or fetch the file from its page on the Hub",
+    b"PK": "a PyTorch pickle (.ckpt or .bin) under another name. Pickles can run code, so jaxgen "
+    "does not open them; give the file its old ending and convert it with PyTorch diffusers, if "
+    "you trust its origin",
+    b"GGUF": "a quantised GGUF file, which jaxgen does not read; fetch the float16 safetensors",
+    b"<": "a web page, as a failed download leaves it; fetch the file again",
+}
+BEGINNINGS |= {bytes([0x80, protocol]): BEGINNINGS[b"PK"] for protocol in range(2, 6)}
+RESAVE = """Save it again without its metadata, where PyTorch is installed:
+    from safetensors.torch import load_file, save_file
+    save_file(load_file("OLD_FILE"), "NEW_FILE")"""
 
 
 class Tensor(NamedTuple):
@@ -70,13 +85,8 @@ def open_file(path: Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
-        dtype = DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise ValueError(
-                f"{path}: {name[:200]} has type {entry['dtype']}; jaxgen reads "
-                f"{', '.join(DTYPES)}. Convert the file to one of these types first"
-            )
-        shape = tuple(entry["shape"])
+        _check_entry(path, name, entry)
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
         tensors[name] = Tensor(
             shape, dtype, _reader(path, start + entry["data_offsets"][0], dtype, shape)
         )
@@ -87,13 +97,14 @@ def open_files(paths: Iterable[Path]) -> dict[str, Tensor]:
     """The tensors of several files; a name in two of them is an error."""
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        more = open_file(path)
-        twice = sorted(tensors.keys() & more.keys())
-        if twice:
+        in_file = open_file(path)
+        repeated = sorted(tensors.keys() & in_file.keys())
+        if repeated:
             raise ValueError(
-                f"{path}: {twice[0][:200]} is also in an earlier file of this checkpoint"
+                f"{path}: {files.printable(repeated[0])} is also in an earlier file of this "
+                "checkpoint"
             )
-        tensors.update(more)
+        tensors.update(in_file)
     return tensors
 
 
@@ -142,19 +153,50 @@ def _checked_header(path: Path) -> tuple[int, dict]:
     prefix = files.read_bytes_at(path, 0, 8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= length <= min(files.INDEX_BYTES, path.stat().st_size - 8):
-        raise ValueError(
-            f"{path} is not a complete safetensors file: its header claims {length} bytes of a "
-            f"file of {path.stat().st_size}. Fetch the file again"
-        )
+        raise ValueError(f"{path} {_header_fault(path, length)}")
     try:
         with safetensors.safe_open(path, framework="numpy"):
             pass  # opening proves types, shapes and offsets, and that they fill the file exactly
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is truncated or corrupt: {str(error)[:300]}. Fetch the file again"
+            f"{path} is truncated or corrupt: {files.printable(error, 300)}. Fetch the file again"
         ) from None
     text = files.read_bytes_at(path, 8, length)
     return 8 + length, files.parse_object(text, f"the header of {path}")
+
+
+def _header_fault(path: Path, length: int) -> str:
+    """What a file is whose header cannot have the length that it claims."""
+    size, beginning = path.stat().st_size, files.read_bytes_at(path, 0, 32)
+    kinds = [text for start, text in BEGINNINGS.items() if beginning.lstrip().startswith(start)]
+    if kinds and not (files.INDEX_BYTES < length <= size - 8):
+        return f"is {kinds[0]}"
+    if files.INDEX_BYTES < length <= size - 8:
+        return (
+            f"has a header of {length} bytes, and jaxgen reads at most {files.INDEX_BYTES}; most "
+            f"of that must be metadata. {RESAVE}"
+        )
+    return (
+        f"is not a complete safetensors file: its header claims {length} bytes of a file of "
+        f"{size}. Fetch the file again"
+    )
+
+
+def _check_entry(path: Path, name: str, entry: Any) -> None:
+    """One tensor's entry; its sizes and offsets were proved before, but not its form."""
+    where = f"{path}: {files.printable(name)}"
+    if not isinstance(entry, dict) or len(name) > NAME_CHARACTERS:
+        raise ValueError(f"{where} has an entry of the wrong form. Fetch the file again")
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(
+            f"{where} has type {files.printable(entry['dtype'], 40)}; jaxgen reads "
+            f"{', '.join(DTYPES)}. Convert the file to one of these types first"
+        )
+    if len(entry["shape"]) > MAX_AXES or any(size >= MAX_SIZE for size in entry["shape"]):
+        raise ValueError(
+            f"{where} has the shape {files.printable(entry['shape'], 80)}; expected at most "
+            f"{MAX_AXES} axes of less than {MAX_SIZE} entries"
+        )
 
 
 def _reader(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> Callable:

@@ -23,6 +23,7 @@ WORDS = (
 )
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")  # in the order they are registered
 MAX_TOKENS = 2**20
+MIN_LENGTH = 3  # of a prompt in tokens: the first, the last, and one between them
 WORDS_KEY = "known_words"  # in tokenizer_config.json, jaxgen's own; transformers passes over it
 
 
@@ -92,9 +93,11 @@ def build(
     tokens = {role: _token(value, role) for role, value in {**defaults, **(special or {})}.items()}
     missing = sorted({t["content"] for t in tokens.values()} - vocab.keys())
     if missing:
-        raise ValueError(f"the vocabulary lacks the special tokens {', '.join(missing)}")
-    if not 2 <= max_length <= MAX_TOKENS:
-        raise ValueError(f"model_max_length is {max_length}; expected 2 to {MAX_TOKENS}")
+        raise ValueError(
+            f"the vocabulary lacks the special tokens {files.printable(', '.join(missing))}"
+        )
+    if not MIN_LENGTH <= max_length <= MAX_TOKENS:
+        raise ValueError(f"model_max_length is {max_length}; expected {MIN_LENGTH} to {MAX_TOKENS}")
     encoder = _encoder(vocab, merges, tokens)
     known = None if words is None else frozenset(words)
     return Tokenizer(dict(vocab), list(merges), tokens, max_length, encoder, known)
@@ -151,10 +154,9 @@ def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
     max_length = config.get("model_max_length", 77)
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:
         max_length = 77  # "no limit" is written as 1e30; the text encoders have 77 positions
-    try:
+    with files.one_error(folder):
+        _check_reached(vocab, merges, roles)
         return build(vocab, merges, roles, max_length, _words(config))
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
 
 
 def write(folder: Path, tokenizer: Tokenizer) -> None:
@@ -184,7 +186,7 @@ def _encoder(
     try:
         model = models.BPE(vocab, list(merges), unk_token=unk, end_of_word_suffix="</w>")
     except Exception as error:  # the library has no narrower type
-        raise ValueError(f"vocabulary and merges do not fit: {str(error)[:200]}") from None
+        raise ValueError(f"vocabulary and merges do not fit: {files.printable(error)}") from None
     encoder = tokenizers.Tokenizer(model)
     encoder.normalizer = normalizers.Sequence(
         [
@@ -205,7 +207,7 @@ def _encoder(
 
 
 def _split(encoder: tokenizers.Tokenizer, text: str) -> list[str]:
-    """The words and signs of a text, normalised, as they are before their bytes are merged."""
+    """The normalised words and signs of a text, before their bytes are merged."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     normal = encoder.normalizer.normalize_str(text)
     return [normal[start:end] for _, (start, end) in encoder.pre_tokenizer.pre_tokenize_str(normal)]
@@ -221,7 +223,7 @@ def _words(config: dict[str, Any]) -> list[str] | None:
 
 
 def _token(value: Any, role: str) -> dict[str, Any]:
-    """A special token as AddedToken's arguments, from a string or from such a dict."""
+    """The arguments of AddedToken for a special token, which is a string or such a dict."""
     if isinstance(value, str):
         value = {"content": value, "normalized": False}
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
@@ -238,17 +240,18 @@ def _special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any
     if isinstance(decoder, dict):
         added = list(decoder.values())
     else:
-        given = _optional(folder / "special_tokens_map.json")
-        tokens.update({role: given[role] for role in SPECIAL if given.get(role) is not None})
+        roles = _optional(folder / "special_tokens_map.json")
+        tokens.update({role: roles[role] for role in SPECIAL if roles.get(role) is not None})
         added = combined.get("added_tokens")
     entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     known = {t["content"]: t for t in entries if isinstance(t.get("content"), str)}
     texts = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
-    more = [*known, *_optional(folder / "added_tokens.json")]
-    unknown = sorted(set(more) - {BOS, EOS, *map(str, texts.values())})
+    added_tokens = [*known, *_optional(folder / "added_tokens.json")]
+    unknown = sorted(set(added_tokens) - {BOS, EOS, *map(str, texts.values())})
     if unknown:
+        listed = files.printable(", ".join(unknown))
         raise ValueError(
-            f"{folder} adds the tokens {', '.join(unknown)[:200]}, which jaxgen does not support; "
+            f"{folder} adds the tokens {listed}, which jaxgen does not support; "
             "take a tokenizer without added tokens"
         )
     return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}
@@ -291,6 +294,27 @@ def _check_vocab(vocab: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder}: token ids must be integers from 0 to {MAX_TOKENS - 1}")
     if len(set(ids)) != len(ids):
         raise ValueError(f"{folder}: two tokens of the vocabulary have the same id")
+
+
+def _check_reached(
+    vocab: dict[str, int], merges: Sequence[tuple[str, str]], special: dict[str, Any]
+) -> None:
+    """In a vocabulary made as CLIP's, merges make every token but bytes and special ones.
+
+    Otherwise merges.txt was cut, and words would silently become other tokens.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    base = {*alphabet, *(letter + "</w>" for letter in alphabet)}
+    if not base <= vocab.keys():
+        return
+    marks = {token if isinstance(token, str) else token["content"] for token in special.values()}
+    lacking = vocab.keys() - base - marks - {BOS, EOS} - {a + b for a, b in merges}
+    if lacking:
+        first = min(lacking, key=vocab.__getitem__)
+        raise ValueError(
+            f"{len(lacking)} tokens of the vocabulary come from no merge, first "
+            f"{files.printable(first, 80)!r}; the merges are incomplete, fetch them again"
+        )
 
 
 def _optional(path: Path, max_bytes: int = files.CONFIG_BYTES) -> dict[str, Any]:

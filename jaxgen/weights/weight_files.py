@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which files of a component hold its weights: one or many, of which variant; only safetensors."""
+"""The files of a component that hold its weights: one or many, of a variant; only safetensors."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,7 @@ CONVERT = """jaxgen opens safetensors only, since the other formats can run code
 where PyTorch is installed and if you trust their origin:
     from diffusers import DiffusionPipeline
     pipe = DiffusionPipeline.from_pretrained("THE_FOLDER", use_safetensors=False)
+    (or of one file: diffusers.StableDiffusionPipeline.from_single_file("THE_FILE"))
     pipe.save_pretrained("NEW_FOLDER", safe_serialization=True)"""
 SHARD_BYTES = 10 * 10**9  # diffusers' own limit of one file
 
@@ -24,28 +25,31 @@ SHARD_BYTES = 10 * 10**9  # diffusers' own limit of one file
 def open_component(folder: Path, stem: str, variant: str | None) -> dict[str, Tensor]:
     """The tensors of a component folder. stem: "diffusion_pytorch_model" or "model".
 
-    variant: "fp16" and the like; None takes the plain files, else the fp16, else the bf16 ones.
+    variant: see `choose`.
     """
-    chosen = choose([path.name for path in folder.iterdir()], stem, variant, str(folder))
-    if not chosen.endswith(".json"):
-        return tensors.open_file(folder / chosen)
-    shards = _weight_map(folder / chosen)
-    found = tensors.open_files(folder / name for name in sorted(set(shards.values())))
-    if found.keys() != shards.keys():
-        odd = sorted(found.keys() ^ shards.keys())
+    name = choose([path.name for path in folder.iterdir()], stem, variant, str(folder))
+    if not name.endswith(".json"):
+        return tensors.open_file(folder / name)
+    shards = _weight_map(folder / name)
+    stored = tensors.open_files(folder / name for name in sorted(set(shards.values())))
+    if stored.keys() != shards.keys():
+        odd = sorted(stored.keys() ^ shards.keys())
         raise ValueError(
-            f"{folder / chosen} and its files disagree on {len(odd)} tensors, first {odd[0][:80]}; "
-            "fetch the folder again"
+            f"{folder / name} and its files disagree on {len(odd)} tensors, first "
+            f"{files.printable(odd[0], 80)}; fetch the folder again"
         )
-    return found
+    return stored
 
 
 def choose(names: Iterable[str], stem: str, variant: str | None, where: str) -> str:
-    """The name of the weights file, or of the index of a sharded one, out of a folder's names."""
+    """The name of the weights file, or of the index of a sharded one, out of a folder's names.
+
+    variant: "fp16" and the like, else the plain files; None takes the plain files, else the fp16,
+    else the bf16 ones.
+    """
     names = set(names)
-    for suffix in [variant] if variant else [None, *VARIANTS]:
-        dot = f".{suffix}" if suffix else ""
-        for name in (f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"):
+    for suffix in [variant, None] if variant else [None, *VARIANTS]:
+        for name in _names_of(stem, suffix):
             if name in names:
                 return name
     safe = sorted(name for name in names if name.endswith(".safetensors"))
@@ -53,11 +57,28 @@ def choose(names: Iterable[str], stem: str, variant: str | None, where: str) -> 
     if safe:
         raise ValueError(
             f"{where} has no {stem}{'.' + variant if variant else ''}.safetensors, only "
-            f"{', '.join(safe)[:300]}; pass the variant that is there"
+            f"{files.printable(', '.join(safe), 300)}; pass the variant that is there"
         )
     if unsafe:
-        raise ValueError(f"{where} has its weights only as {', '.join(unsafe)[:300]}. {CONVERT}")
+        listed = files.printable(", ".join(unsafe), 300)
+        raise ValueError(f"{where} has its weights only as {listed}. {CONVERT}")
     raise ValueError(f"{where} has no {stem}.safetensors; is the folder complete?")
+
+
+def check_ending(path: Path) -> None:
+    """ValueError for a path whose ending says that its format can run code."""
+    if path.suffix.lower() in UNSAFE:
+        raise ValueError(f"{path} is not safetensors. {CONVERT}")
+
+
+def has_variant(names: Iterable[str], stem: str, variant: str) -> bool:
+    """Whether a folder has the weights of this stem as this variant."""
+    return not {*_names_of(stem, variant)}.isdisjoint(names)
+
+
+def _names_of(stem: str, variant: str | None) -> tuple[str, str]:
+    dot = f".{variant}" if variant else ""
+    return f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"
 
 
 def shards_of(names: Iterable[str], index: str) -> list[str]:
@@ -77,14 +98,14 @@ def write_component(
 ) -> None:
     """Write tensors as `stem`.safetensors, or as shards of at most `max_bytes` with an index."""
     groups: list[dict[str, Tensor]] = [{}]
-    filled = 0
+    group_bytes = 0
     for name, tensor in values.items():
         size = tensors.stored_bytes(tensor, dtype)
-        if groups[-1] and filled + size > max_bytes:
+        if groups[-1] and group_bytes + size > max_bytes:
             groups.append({})
-            filled = 0
+            group_bytes = 0
         groups[-1][name] = tensor
-        filled += size
+        group_bytes += size
     if len(groups) == 1:
         return tensors.write_file(folder / f"{stem}.safetensors", groups[0], dtype)
 

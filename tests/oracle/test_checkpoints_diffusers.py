@@ -18,7 +18,17 @@ from diffusers.loaders import single_file_utils  # noqa: E402
 from support import ldm_shapes  # noqa: E402
 
 from jaxgen.nn import autoencoder_kl, clip, unet  # noqa: E402
-from jaxgen.weights import diffusers, layout, ldm_configs, ldm_names, tensors, tokenizer  # noqa: E402  # noqa: E402
+from jaxgen.weights import (  # noqa: E402
+    autoencoder,
+    diffusers,
+    layout,
+    ldm_configs,
+    ldm_names,
+    open_clip,
+    single_file,
+    tensors,
+    tokenizer,
+)
 
 pytestmark = [
     pytest.mark.oracle,
@@ -287,7 +297,7 @@ def test_autoencoder_from_an_old_folder_decodes_as_in_torch(tmp_path):
 def test_single_files_convert_as_in_diffusers(ldm):
     rng = np.random.default_rng(0)
     state = {n: rng.normal(size=s).astype(np.float32) for n, s in ldm_shapes.shapes(ldm).items()}
-    parts = ldm_names.rename({n: tensors.from_array(a) for n, a in state.items()}, ldm.kind)
+    parts, _ = ldm_names.rename({n: tensors.from_array(a) for n, a in state.items()}, ldm.kind)
     ours = {name: {n: t.read() for n, t in part.items()} for name, part in parts.items()}
     wanted = _diffusers_conversion(ldm, {n: torch.from_numpy(a) for n, a in state.items()}, parts)
     _assert_states_equal(ours, {p: {n: t.numpy() for n, t in s.items()} for p, s in wanted.items()})
@@ -299,7 +309,7 @@ def test_full_size_single_files_have_the_names_and_shapes_of_diffusers(ldm):
     stored = {
         n: tensors.Tensor(tuple(t.shape), np.dtype(np.float32), None) for n, t in meta.items()
     }
-    parts = ldm_names.rename(stored, ldm.kind)
+    parts, _ = ldm_names.rename(stored, ldm.kind)
     ours = {name: {n: t.shape for n, t in part.items()} for name, part in parts.items()}
     wanted = _diffusers_conversion(ldm, meta, parts)
     assert ours == {p: {n: tuple(t.shape) for n, t in s.items()} for p, s in wanted.items()}
@@ -314,6 +324,115 @@ def test_full_size_single_files_have_the_names_and_shapes_of_diffusers(ldm):
         shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
         flat = {n.removeprefix("text_model."): s for n, s in ours[name].items()}
         assert flat == {n.removeprefix("text_model."): s for n, s in shapes.items()}, name
+
+
+def _renamed_text_encoder(state):
+    """An SD 2 file whose text encoder was saved in transformers' names, all layers included."""
+    old, new = "cond_stage_model.model.", "cond_stage_model.transformer."
+    inner = {n.removeprefix(old): tensors.from_array(a) for n, a in state.items() if old in n}
+    part, _ = open_clip.convert(inner, projected=False)
+    rest = {n: a for n, a in state.items() if old not in n}
+    return rest | {new + n: np.ascontiguousarray(t.read()) for n, t in part.items()}
+
+
+V2 = ldm_shapes.TINY_V2
+FORMS = {
+    "v1": ldm_shapes.TINY_V1,
+    "v1_inpainting": ldm_shapes.TINY_V1._replace(in_channels=9),
+    "v2_23_layers": V2._replace(open_clip=(60, 16, 23)),
+    "v2_24_layers": V2._replace(open_clip=(60, 16, 24)),
+    "v2_transformers_names_23": V2._replace(open_clip=(60, 16, 23)),
+    "v2_transformers_names_24": V2._replace(open_clip=(60, 16, 24)),
+    "v2_inpainting": V2._replace(in_channels=9),
+    "xl": ldm_shapes.TINY_XL,
+    "xl_inpainting": ldm_shapes.TINY_XL._replace(in_channels=9),
+}
+
+
+@pytest.mark.parametrize("strays", [False, True], ids=["clean", "strays"])
+@pytest.mark.parametrize("form", FORMS)
+def test_single_files_of_every_form_load_as_from_single_file_does(form, strays, tmp_path):
+    """diffusers takes our configs, as it has none for so small a model, and reads the same file."""
+    rng = np.random.default_rng(0)
+    shapes = ldm_shapes.shapes(FORMS[form])
+    state = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    state = _renamed_text_encoder(state) if "transformers" in form else state
+    if strays:
+        names = (
+            "model_ema.decay",
+            "scale_factor",
+            "lora_unet.lora_up.weight",
+            "embedding_manager.x",
+        )
+        state |= {name: np.ones(3, np.float32) for name in names}
+    path, words = tmp_path / "model.safetensors", tmp_path / "tokenizer"
+    safetensors.numpy.save_file(state, path)
+    words.mkdir()
+    tokenizer.write(words, _tokens())
+
+    checkpoint = single_file.read(path, words)
+    diffusers.write(tmp_path / "configs", checkpoint)
+    pipeline = getattr(diffusers_torch, checkpoint.index["_class_name"])
+    theirs = pipeline.from_single_file(
+        str(path), config=str(tmp_path / "configs"), local_files_only=True
+    )
+    parts = checkpoint.components.items()
+    ours = {name: {n: t.read() for n, t in part.tensors.items()} for name, part in parts}
+    _assert_states_equal(ours, _states(theirs))
+    assert len(checkpoint.notes) == strays
+
+
+@pytest.mark.parametrize("form", ["", "first_stage_model.", "vae."])
+def test_autoencoders_alone_convert_as_in_diffusers(form, tmp_path):
+    rng, old = np.random.default_rng(0), "first_stage_model."
+    shapes = ldm_shapes.shapes(ldm_shapes.TINY_V1)
+    state = {
+        form + n.removeprefix(old): rng.normal(size=s).astype(np.float32)
+        for n, s in shapes.items() if n.startswith(old)
+    }  # fmt: skip
+    safetensors.numpy.save_file(state, tmp_path / "vae.safetensors")
+    component = autoencoder.read(tmp_path / "vae.safetensors")
+    torch_state = {n: torch.from_numpy(a) for n, a in state.items()}
+    wanted = single_file_utils.convert_ldm_vae_checkpoint(torch_state, component.config)
+    ours = {n: t.read() for n, t in component.tensors.items()}
+    _assert_states_equal({"vae": ours}, {"vae": {n: t.numpy() for n, t in wanted.items()}})
+
+
+@pytest.mark.parametrize("version", ["0.6.0", "0.8.1", "0.9.0.dev0", "0.30.0"])
+def test_latent_sizes_of_old_configs_are_corrected_as_in_torch(pipeline, version, tmp_path):
+    folder = tmp_path / "theirs"
+    pipeline.save_pretrained(folder)
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_diffusers_version": version}))
+    theirs = type(pipeline).from_pretrained(folder, local_files_only=True)
+    ours = diffusers.read(folder).components["unet"].config
+    assert ours["sample_size"] == theirs.unet.config.sample_size
+
+
+OLD_KEYS = {"tensor_format": "pt", "predict_epsilon": True, "trainer": {"lr": 1e-4}}
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_what_torch_passes_over_is_passed_over(pipeline, variant, tmp_path):
+    """Old keys, parts that a pipeline does not have, and a variant that only the UNet has."""
+    folder = tmp_path / "theirs"
+    pipeline.save_pretrained(folder)
+    for path in [*folder.glob("*/config.json")]:
+        path.write_text(json.dumps(json.loads(path.read_text()) | OLD_KEYS))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["preprocessor"] = ["diffusers", "VaeImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    if variant:
+        pipeline.unet.save_pretrained(folder / "unet", variant=variant)
+    checkpoint = diffusers.read(folder, variant)
+    theirs = type(pipeline).from_pretrained(folder, variant=variant, local_files_only=True)
+    parts = checkpoint.components.items()
+    ours = {name: {n: t.read() for n, t in part.tensors.items()} for name, part in parts}
+    _assert_states_equal(ours, _states(theirs))
+    text = "; ".join(checkpoint.notes)
+    assert "passed over the parts preprocessor" in text
+    assert "unet/config.json: passed over 3 unknown keys (predict_epsilon, tensor_format" in text
+    assert ("took the plain weights of vae, text_encoder" in text) == (variant is not None)
 
 
 def _diffusers_conversion(ldm, state, parts):
@@ -336,12 +455,6 @@ def _diffusers_conversion(ldm, state, parts):
             model = transformers.CLIPTextModelWithProjection(config)
         prefix = "conditioner.embedders.1.model." if ldm.kind == "xl" else "cond_stage_model.model."
         result[name] = convert.convert_open_clip_checkpoint(model, dict(state), prefix=prefix)
-    if ldm.kind == "v2":  # diffusers lists SD 2's last layer by its full-size number, 23
-        last = f"text_model.encoder.layers.{ldm.open_clip[2] - 1}."
-        result["text_encoder"] = {
-            n: t for n, t in result["text_encoder"].items()
-            if not n.startswith(last) and n != "text_projection.weight"
-        }  # fmt: skip
     return {p: {n: t for n, t in s.items() if "position_ids" not in n} for p, s in result.items()}
 
 
