@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from support import small_pipeline
+from support import checkpoints
 
 from jaxgen import files
 from jaxgen.weights import configs, diffusers, layout, tensors, weight_files
 
-UNET = small_pipeline.CONFIGS["unet"]
+UNET = checkpoints.UNETS["sd1"]
 
 
 @pytest.fixture(scope="module")
 def original():
-    return small_pipeline.checkpoint()
+    return checkpoints.checkpoint()
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_written_pipeline_is_read_equal(original, folder):
     assert again.tokenizers["tokenizer"][:4] == original.tokenizers["tokenizer"][:4]
     for name, component in again.components.items():
         assert component.config == original.components[name].config
-        layout.load(component.tensors, small_pipeline.abstract(component))
+        layout.load(component.tensors, checkpoints.shapes(component))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
@@ -486,5 +486,5 @@ def test_json_text_is_what_was_written(tmp_path):
 
 def test_weights_of_a_folder_reach_the_device_as_asked(folder):
     component = diffusers.read(folder).components["vae"]
-    params = layout.load(component.tensors, small_pipeline.abstract(component), jnp.bfloat16)
+    params = layout.load(component.tensors, checkpoints.shapes(component), jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}

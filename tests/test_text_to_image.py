@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The script as a user runs it, on a tiny checkpoint: pictures, their stories, errors, Ctrl-C."""
+"""The script as a user runs it, on a small checkpoint: pictures, their stories, errors, Ctrl-C."""
 
 import os
 import pathlib
@@ -43,7 +43,7 @@ def execute(*flags, ok=True, devices=1):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder = tmp_path_factory.mktemp("models") / "small"
     diffusers.write(folder, checkpoints.checkpoint("sd1"))
     return folder
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tiny AE, VAE and GAN on 8x8 images with SGD: Adam would forgive a gradient N times too large."""
+"""Small AE, VAE and GAN on 8x8 images with SGD: Adam would forgive a gradient N times too large."""
 
 from functools import cache
 from typing import Any
