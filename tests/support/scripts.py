@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxgen import script
+from jaxgen.cpu import tune
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -45,8 +46,8 @@ def loaded(name: str, *flags):
         patch.syspath_prepend(str(EXPERIMENTS))
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
         # both would change this process for good
-        patch.setattr(script, "set_up", lambda distributed=False: None)
         patch.setattr(script, "compilation_cache", lambda: None)
+        patch.setattr(tune, "tune_cpu", lambda: None)
         yield importlib.import_module(name)
 
 
@@ -68,8 +69,9 @@ def refusal(name: str, *flags) -> str:
     ):
         script.main(module.main)
     assert stopped.value.code == 2
-    (line,) = [line for line in errors.getvalue().splitlines() if line.startswith("error: ")]
-    return line
+    lines = errors.getvalue().splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    return lines[-1]
 
 
 def rows(folder: pathlib.Path) -> list[dict]:
