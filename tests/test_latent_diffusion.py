@@ -4,16 +4,14 @@
 import dataclasses
 import functools
 import json
-import pathlib
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import compilations, systems
-from test_experiments import newest_state, rows, width_of
+from support import compilations, scripts, systems
+from support.scripts import newest_state, rows, width_of
 
 from jaxgen.miniature import captioned, following
 from jaxgen.runs import command_line, plan
@@ -23,7 +21,6 @@ from jaxgen.weights import diffusers, tokenizer
 
 pytestmark = pytest.mark.slow
 NAMES = {"first": "latent_autoencoder", "second": "latent_diffusion"}
-EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 TINY = (
     "--num-devices", "1", "--batch-size", "4", "--warmup-steps", "0", "--draw-every", "0",
     "--log-every", "1",
@@ -39,21 +36,12 @@ SECOND = (
 @pytest.fixture(scope="module")
 def script():
     """The two scripts as a function of a name and flags; `first` and `second` are their modules."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXPERIMENTS))
-        patch.setattr(
-            "jaxgen.script.set_up", lambda distributed: None
-        )  # changes this process for good
-        import latent_autoencoder
-        import latent_diffusion
+    with scripts.loaded(NAMES["first"]) as first, scripts.loaded(NAMES["second"]) as second:
 
         def call(name, *flags):
-            patch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
-            {"latent_autoencoder": latent_autoencoder, "latent_diffusion": latent_diffusion}[
-                name
-            ].main()
+            scripts.call(name, *flags)
 
-        call.first, call.second = latent_autoencoder, latent_diffusion
+        call.first, call.second = first, second
         yield call
 
 
