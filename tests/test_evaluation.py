@@ -31,9 +31,8 @@ def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
     scripts.call("vae", *TINY, "--run-dir", tmp_path / "run")
     for name, numbers in counts.items():
         monkeypatch.setattr(likelihood, name, counting(getattr(likelihood, name), numbers))
-    output = scripts.call(
-        "vae", "--run-dir", tmp_path / "run", "--action", "evaluate", "--nll-samples", "2"
-    )
+    flags = ["--run-dir", tmp_path / "run", "--action", "evaluate", "--nll-samples", "2"]
+    output = scripts.call("vae", *flags)
 
     for first, second in counts.values():
         assert first > 0
