@@ -12,7 +12,11 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXGEN_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    [
+        "--xla_backend_optimization_level=1",  # LLVM's part, also of optimized tests
+        os.environ.get("XLA_FLAGS", ""),  # of two equal flags the last one counts
+        "--xla_force_host_platform_device_count=8",
+    ]
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
