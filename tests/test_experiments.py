@@ -55,7 +55,7 @@ def test_a_run_leaves_config_metrics_checkpoints_pictures_and_curves(straight):
     assert json.loads((straight / "summary.json").read_text())["steps"] == 60
 
 
-@pytest.mark.parametrize("script", ["autoencoder", "gan"])
+@pytest.mark.parametrize("script", ["autoencoder", pytest.param("gan", marks=SLOW)])
 def test_the_other_systems_train_sample_and_evaluate(script, tmp_path):
     folder = tmp_path / "run"
     execute(script, *TINY, "--steps", "20", "--run-dir", folder)
@@ -145,14 +145,9 @@ def test_several_models_are_trained_at_once(straight, tmp_path):
     np.testing.assert_allclose(losses[:, 0], expected, rtol=2e-4)  # model 0 has the run's seed
 
 
-@pytest.mark.parametrize(
-    ("how", "steps"),
-    [
-        ("jit", 60),  # with a checkpoint on the way
-        pytest.param("pmap", 8, marks=SLOW),
-        pytest.param("shard_map", 8, marks=SLOW),
-    ],
-)
+# that of jit has a checkpoint on the way
+@pytest.mark.parametrize(("how", "steps"), [("jit", 60), ("pmap", 8), ("shard_map", 8)])
+@SLOW
 def test_two_processes_train_and_checkpoint_together(how, steps, straight, tmp_path):
     folder = tmp_path / "hosts"
     flags = [*TINY, "--steps", str(steps), "--checkpoint-every", "50", "--run-dir", folder]
