@@ -79,7 +79,7 @@ def cases():
         firsts.add(group)
 
 
-@pytest.mark.parametrize("i", cases())
+@pytest.mark.parametrize("i", list(cases()))
 def test_final_latents_equal_those_of_diffusers(i):
     """Found at most 1.2e-6, over up to 20 steps; the bound leaves room for other machines."""
     assert STORED[i] == json.loads(json.dumps(pipeline_cases.STORED[i]))
