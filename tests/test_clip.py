@@ -114,7 +114,7 @@ def test_full_size_text_encoder_has_as_many_tensors_as_its_file(name, tensors):
 
 
 def test_too_many_tokens_are_an_error():
-    with pytest.raises(ValueError, match="takes 77, encode longer prompts in chunks"):
+    with pytest.raises(ValueError, match="takes 77; encode longer prompts in chunks"):
         small("clip_l")(jnp.zeros((1, 78), jnp.int32))
 
 
