@@ -163,7 +163,7 @@ def fitted_gaussian(key: Key, codes: np.ndarray, count: int) -> Array:
     covariance = np.cov(codes, rowvar=False).reshape(codes.shape[1], codes.shape[1])
     root = np.linalg.cholesky(covariance + 1e-6 * np.eye(codes.shape[1]))
     eps = latent_space.normal(key, count, codes.shape[1])
-    return jnp.asarray(codes.mean(axis=0)) + eps @ jnp.asarray(root.T, jnp.float32)
+    return jnp.asarray(codes.mean(axis=0, keepdims=True)) + eps @ jnp.asarray(root.T, jnp.float32)
 
 
 def evaluate(config: Config) -> None:

@@ -18,7 +18,7 @@ from support.networks import (
 STORED = Path(__file__).parent / "data" / "networks.npz"
 
 
-def tiny(dtype=jnp.float32):
+def small(dtype=jnp.float32):
     vae, shapes = make_vae(VAE, dtype)
     params = {"params": weights_by_path(shapes)}
     encode = jax.jit(lambda x: vae.apply(params, x, method="encode"))
@@ -27,7 +27,7 @@ def tiny(dtype=jnp.float32):
 
 
 def test_autoencoder_equals_stored_diffusers_output():
-    encode, decode = tiny()
+    encode, decode = small()
     x, z = vae_inputs()
     mean, logvar = encode(x)
     with np.load(STORED) as stored:
@@ -43,7 +43,7 @@ def test_every_norm_has_the_epsilon_of_diffusers():
 
 
 def test_bfloat16_autoencoder_is_close_to_float32():
-    encode, decode = tiny(jnp.bfloat16)
+    encode, decode = small(jnp.bfloat16)
     x, z = vae_inputs()
     mean, logvar = encode(x)
     assert mean.dtype == logvar.dtype == jnp.float32

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Captioned pictures as training data: the world, token ids, and latents of a tiny autoencoder."""
+"""Captioned pictures as training data: the world, token ids, and latents of a small autoencoder."""
 
 import jax
 import jax.numpy as jnp

@@ -38,7 +38,7 @@ FULL_SIZE = {
 }
 
 
-def tiny(name, dtype=jnp.float32, **options):
+def small(name, dtype=jnp.float32, **options):
     clip, shapes = make_clip(CLIPS[name], dtype)
     params = {"params": weights_by_path(shapes)}
     return jax.jit(lambda ids: clip.apply(params, ids, **options))
@@ -46,7 +46,7 @@ def tiny(name, dtype=jnp.float32, **options):
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_text_encoder_equals_stored_transformers_output(name):
-    out = tiny(name)(token_ids())
+    out = small(name)(token_ids())
     with np.load(STORED) as stored:
         assert relative_error(out.context, stored[f"clip/{name}/context"]) < 1e-4
         assert relative_error(out.pooled, stored[f"clip/{name}/pooled"]) < 1e-4
@@ -61,13 +61,13 @@ def test_every_norm_has_the_epsilon_of_the_config():
 
 
 def test_xl_context_is_the_state_before_the_last_without_norm():
-    out = tiny("openclip_bigg", skip_layers=1, final_norm=False)(token_ids())
+    out = small("openclip_bigg", skip_layers=1, final_norm=False)(token_ids())
     np.testing.assert_array_equal(out.context, out.hidden_states[-2])
 
 
 def test_skipping_layers_equals_a_shallower_encoder():
     ids = token_ids()
-    skipped = tiny("clip_l", skip_layers=1)(ids)
+    skipped = small("clip_l", skip_layers=1)(ids)
 
     shallow = CLIPS["clip_l"] | {"num_hidden_layers": CLIPS["clip_l"]["num_hidden_layers"] - 1}
     clip, shapes = make_clip(shallow)  # weights follow from paths: the first layers agree
@@ -76,7 +76,7 @@ def test_skipping_layers_equals_a_shallower_encoder():
 
 
 def test_later_tokens_do_not_change_earlier_states():
-    encode = tiny("openclip_h")
+    encode = small("openclip_h")
     ids = token_ids()
     changed = ids.copy()
     changed[:, 5:] = 3
@@ -86,7 +86,7 @@ def test_later_tokens_do_not_change_earlier_states():
 
 
 def test_short_texts_need_no_padding():
-    encode = tiny("clip_l")
+    encode = small("clip_l")
     ids = token_ids()
     short = encode(ids[:, :20])
     assert short.context.shape == (3, 20, 32)
@@ -100,7 +100,7 @@ def test_pooling_takes_the_first_end_token_or_by_the_old_rule_the_largest_id():
 
 
 def test_bfloat16_text_encoder_is_close_to_float32():
-    out = tiny("clip_l", jnp.bfloat16)(token_ids())
+    out = small("clip_l", jnp.bfloat16)(token_ids())
     assert out.context.dtype == jnp.bfloat16
     with np.load(STORED) as stored:
         assert psnr(out.context, stored["clip/clip_l/context"]) > 30
@@ -114,8 +114,8 @@ def test_full_size_text_encoder_has_as_many_tensors_as_its_file(name, tensors):
 
 
 def test_too_many_tokens_are_an_error():
-    with pytest.raises(ValueError, match="takes 77, encode longer prompts in chunks"):
-        tiny("clip_l")(jnp.zeros((1, 78), jnp.int32))
+    with pytest.raises(ValueError, match="takes 77; encode longer prompts in chunks"):
+        small("clip_l")(jnp.zeros((1, 78), jnp.int32))
 
 
 def test_unknown_activation_is_an_error():
@@ -125,4 +125,4 @@ def test_unknown_activation_is_an_error():
 
 def test_skipping_more_layers_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="use 0 to 3"):
-        tiny("clip_l", skip_layers=4)(token_ids())
+        small("clip_l", skip_layers=4)(token_ids())

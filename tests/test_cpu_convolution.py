@@ -263,6 +263,7 @@ def test_a_gradient_penalty_is_differentiated_twice():
     np.testing.assert_allclose(jnp.vdot(slope, towards), (risen - fallen) / (2 * h), rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", systems.NAMES)
 def test_scanned_steps_of_convolutional_networks_equal_looped_ones(name):
     looped, _ = systems.run(name, chunks=(1,) * 4, network="conv")

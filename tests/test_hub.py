@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from support import small_pipeline
+from support import checkpoints
 
 from jaxgen.weights import diffusers, hub
 
@@ -145,7 +145,7 @@ def test_offline_and_cached_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     cached, commit = tmp_path / "models--someone--some-model", "0" * 40
-    diffusers.write(cached / "snapshots" / commit, small_pipeline.checkpoint())
+    diffusers.write(cached / "snapshots" / commit, checkpoints.checkpoint())
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     assert hub.open_checkpoint(REPO).components.keys() == {"unet", "vae", "text_encoder"}
@@ -175,7 +175,7 @@ def test_shapes_is_the_model_that_comes_with_jaxgen(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "MODELS", tmp_path / "models")
     monkeypatch.delattr(huggingface_hub.HfApi, "model_info")  # it is not looked up
-    diffusers.write(tmp_path / "models" / "shapes", small_pipeline.checkpoint())
+    diffusers.write(tmp_path / "models" / "shapes", checkpoints.checkpoint())
     assert hub.resolve("shapes") == tmp_path / "models" / "shapes"
     assert hub.open_checkpoint("shapes").components.keys() == {"unet", "vae", "text_encoder"}
 

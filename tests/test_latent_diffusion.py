@@ -4,16 +4,14 @@
 import dataclasses
 import functools
 import json
-import pathlib
 import shutil
-import sys
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import compilations, systems
-from test_experiments import newest_state, rows, width_of
+from support import compilations, scripts, systems
+from support.scripts import newest_state, rows, width_of
 
 from jaxgen.miniature import captioned, following
 from jaxgen.runs import command_line, plan
@@ -23,7 +21,6 @@ from jaxgen.weights import diffusers, tokenizer
 
 pytestmark = pytest.mark.slow
 NAMES = {"first": "latent_autoencoder", "second": "latent_diffusion"}
-EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 TINY = (
     "--num-devices", "1", "--batch-size", "4", "--warmup-steps", "0", "--draw-every", "0",
     "--log-every", "1",
@@ -39,21 +36,12 @@ SECOND = (
 @pytest.fixture(scope="module")
 def script():
     """The two scripts as a function of a name and flags; `first` and `second` are their modules."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXPERIMENTS))
-        patch.setattr(
-            "jaxgen.script.set_up", lambda distributed: None
-        )  # changes this process for good
-        import latent_autoencoder
-        import latent_diffusion
+    with scripts.loaded(NAMES["first"]) as first, scripts.loaded(NAMES["second"]) as second:
 
         def call(name, *flags):
-            patch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
-            {"latent_autoencoder": latent_autoencoder, "latent_diffusion": latent_diffusion}[
-                name
-            ].main()
+            scripts.call(name, *flags)
 
-        call.first, call.second = latent_autoencoder, latent_diffusion
+        call.first, call.second = first, second
         yield call
 
 
@@ -326,6 +314,12 @@ def test_bad_use_is_said_before_any_work(script, runs, tmp_path, flags, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_world_needs_an_autoencoder_of_its_size(script, runs):
+    first = script.first.trained(str(runs / "first"))
+    with pytest.raises(ValueError, match="first was trained with pictures of 16 pixels, and the w"):
+        script.second.check(stored(script, runs, "second"), first._replace(image_size=16))
+
+
 def test_a_folder_of_captioned_pictures_trains_both_stages(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script.second, "painter", no_painter)
     generator = np.random.default_rng(0)
@@ -338,12 +332,10 @@ def test_a_folder_of_captioned_pictures_trains_both_stages(script, tmp_path, mon
             Image.fromarray(pixels).save(place / f"{i}.png")
             lines.append(json.dumps({"file_name": f"{i}.png", "text": f"picture number {i}"}))
         (place / "metadata.jsonl").write_text("\n".join(lines))
-    data = (*TINY, "--data", tmp_path / "pictures", "--steps", "2")
+    data = (*TINY, "--data", tmp_path / "pictures", "--steps", "4")
 
     first, second = tmp_path / "first", tmp_path / "second"
-    script(*FIRST, *data, "--image-size", "16", "--vae-channels", "8", "8", "--run-dir", first)
-    with pytest.raises(ValueError, match="first was trained with pictures of 16 pixels, and the w"):
-        script(*SECOND, "--autoencoder", first, "--run-dir", second)
+    script(*FIRST, *data, "--image-size", "64", "--run-dir", first)  # as `runs`, compiled already
     script(*SECOND, *data, "--autoencoder", first, "--run-dir", second)
     script(
         "latent_diffusion", "--run-dir", second, "--action", "export",
@@ -351,7 +343,7 @@ def test_a_folder_of_captioned_pictures_trains_both_stages(script, tmp_path, mon
     )  # fmt: skip
 
     pipe = StableDiffusion.from_pretrained(tmp_path / "model")
-    assert pipe("picture number 7", num_steps=2).shape == (1, 16, 16, 3)
+    assert pipe("picture number 7", num_steps=2).shape == (1, 64, 64, 3)
     with pytest.raises(ValueError, match="does not know 'sun'"):
         pipe("picture sun", num_steps=2)
     card = (tmp_path / "model" / "README.md").read_text()

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from support import small_pipeline
+from support import checkpoints
 
 from jaxgen.miniature import model_card
 from jaxgen.runs import command_line
@@ -30,7 +30,7 @@ def scripts(monkeypatch):
 
 
 def card(stages=(), accuracy=None, words=("red", "a")):
-    made = small_pipeline.checkpoint()
+    made = checkpoints.checkpoint()
     tokens = made.tokenizers["tokenizer"]._replace(words=frozenset(words))
     made = made._replace(tokenizers={"tokenizer": tokens})
     return model_card.write(
@@ -103,7 +103,7 @@ def _cells(row):
 
 
 def test_parameters_are_counted():
-    made, text = small_pipeline.checkpoint(), card()
+    made, text = checkpoints.checkpoint(), card()
     for name, component in made.components.items():
         count = sum(int(np.prod(tensor.shape)) for tensor in component.tensors.values())
         assert f"| {name} | {component.class_name} | {count:,} |" in text

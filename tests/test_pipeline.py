@@ -70,7 +70,16 @@ def case_id(i):
     return "-".join(str(case.get(name, "")) for name in ("kind", "task", "sampler", "num_steps"))
 
 
-@pytest.mark.parametrize("i", range(len(STORED)), ids=case_id)
+def cases():
+    """Every stored case; of each kind and task the first is not slow."""
+    firsts = set()
+    for i, case in enumerate(STORED):
+        group = case["kind"], case.get("task")
+        yield pytest.param(i, id=case_id(i), marks=[pytest.mark.slow] if group in firsts else [])
+        firsts.add(group)
+
+
+@pytest.mark.parametrize("i", list(cases()))
 def test_final_latents_equal_those_of_diffusers(i):
     """Found at most 1.2e-6, over up to 20 steps; the bound leaves room for other machines."""
     assert STORED[i] == json.loads(json.dumps(pipeline_cases.STORED[i]))

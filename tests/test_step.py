@@ -10,6 +10,8 @@ from support import systems
 
 from jaxgen.train import adversarial, parallel, step
 
+SLOW = pytest.mark.slow
+
 
 def quadratic(params, example, key):
     """(w - x)^2 / 2: its gradient w - x can be averaged by hand."""
@@ -45,7 +47,7 @@ def test_clipping_bounds_the_update_and_not_the_reported_norm():
 
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
 @pytest.mark.parametrize("name", systems.NAMES)
-@pytest.mark.slow
+@SLOW
 def test_accumulated_microbatches_equal_the_whole_batch(name, how):
     expected, _ = systems.run(name, "jit", 1, (2,))
 
@@ -65,7 +67,7 @@ def test_a_batch_that_cannot_be_split_is_named():
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("name", systems.NAMES)
+@pytest.mark.parametrize("name", ["autoencoder", "vae", pytest.param("gan", marks=SLOW)])
 def test_scanned_steps_equal_looped_steps_bit_for_bit(name):
     looped, looped_metrics = systems.run(name, chunks=(1,) * 6)
 
@@ -76,6 +78,7 @@ def test_scanned_steps_equal_looped_steps_bit_for_bit(name):
 
 
 @pytest.mark.optimized
+@SLOW
 @pytest.mark.parametrize("how", parallel.MODES)
 def test_scanned_steps_equal_looped_steps_bit_for_bit_on_eight_devices(how):
     looped, _ = systems.run("vae", how, 8, (1,) * 4)
@@ -86,7 +89,7 @@ def test_scanned_steps_equal_looped_steps_bit_for_bit_on_eight_devices(how):
 
 
 @pytest.mark.optimized
-@pytest.mark.slow
+@SLOW
 def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
     """On CPU other operations are fused in loops than outside, hence 3 and 3."""
     halves, _ = systems.run("vae", chunks=(3, 3), network="conv")

@@ -1,52 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""The script as a user runs it, on a tiny checkpoint: pictures, their stories, errors, Ctrl-C."""
+"""The script as a user runs it, on a small checkpoint: pictures, their stories, errors, Ctrl-C."""
 
-import os
-import pathlib
+import functools
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import checkpoints
+from support import checkpoints, scripts
 
 import jaxgen
 from jaxgen.pictures import images
 from jaxgen.weights import diffusers
 from jaxgen.world import reader, scene
 
-ROOT = pathlib.Path(__file__).parent.parent
 SIZE = checkpoints.SIZE
-
-
-def command(*flags):
-    return [sys.executable, str(ROOT / "experiments" / "text_to_image.py"), *map(str, flags)]
-
-
-def environment(tmp_path, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }  # fmt: skip
-
-
-def execute(tmp_path, *flags, ok=True, devices=1):
-    done = subprocess.run(
-        command(*flags), env=environment(tmp_path, devices), capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done.stdout, done.stderr
+execute = functools.partial(scripts.execute, "text_to_image")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder = tmp_path_factory.mktemp("models") / "small"
     diffusers.write(folder, checkpoints.checkpoint("sd1"))
     return folder
 
@@ -55,7 +32,7 @@ def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
     output = tmp_path / "out"
     flags = ["--model", model, "--output", output, "--steps", 3, "--sampler", "euler"]
     stdout, stderr = execute(
-        tmp_path, *flags, "--prompt", "a cat", "the (dog:1.2)", "--negative", "blur", "--seed", 7,
+        *flags, "--prompt", "a cat", "the (dog:1.2)", "--negative", "blur", "--seed", 7,
         "--batch-size", 2,
     )  # fmt: skip
     assert "load " in stdout
@@ -73,7 +50,7 @@ def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
     }  # fmt: skip
 
     # the same picture from what its file says, on two devices, beside the first ones
-    execute(tmp_path, *flags, "--prompt", "the (dog:1.2)", "a cat", "--negative", "blur",
+    execute(*flags, "--prompt", "the (dog:1.2)", "a cat", "--negative", "blur",
             "--seed", 9, "--data-devices", 2, devices=2)  # fmt: skip
     assert {"00005.png", "00006.png", "00005-grid.png"} <= {p.name for p in output.iterdir()}
     pictures = []
@@ -85,7 +62,7 @@ def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
 
 def test_without_a_model_the_embedded_one_draws_what_is_asked(tmp_path):
     output = tmp_path / "out"
-    stdout, _ = execute(tmp_path, "--prompt", "a large green heart on white", "--output", output)
+    stdout, _ = execute("--prompt", "a large green heart on white", "--output", output)
     assert "1 image of 64 x 64" in stdout
     text = images.read_text(output / "00001.png")
     assert (text["model"], text["steps"], text["guidance_scale"]) == ("shapes", "20", "3.0")
@@ -104,7 +81,7 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
     Image.fromarray(white).save(tmp_path / "mask.png")
     output = tmp_path / "out"
     stdout, _ = execute(
-        tmp_path, "--model", model, "--output", output, "--steps", 4, "--prompt", "a cat",
+        "--model", model, "--output", output, "--steps", 4, "--prompt", "a cat",
         "--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--strength", 0.5,
     )  # fmt: skip
     assert "1 image of 48 x 40" in stdout
@@ -124,29 +101,14 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
         (["--model", "MODEL", "--prompt", "a", "--width", "31"], "width is 31; it must be a pos"),
         (["--model", "MODEL", "--prompt", "a", "--mask", "m.png"], "give both"),
         (["--model", "MODEL", "--prompt", "a", "--image", "m.png"], "No such file"),
-        (["--model", "MODEL", "--prompt", "a", "--data-devices", "3"], "need 3 devices; there are"),
+        (["--model", "MODEL", "--prompt", "a", "--data-devices", "9"], "need 9 devices; there are"),
         (["--model", "MODEL", "--prompt", "a", "--batch-size", "0"], "--batch-size is 0"),
     ],
 )
-def test_bad_use_is_one_line(model, tmp_path, monkeypatch, capsys, flags, message):
-    """In this process: script.main is what the script's last line calls."""
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    import text_to_image
-
-    from jaxgen import script
-
-    monkeypatch.setattr(script, "compilation_cache", lambda: None)
-    flags = [str(model) if flag == "MODEL" else flag for flag in flags]
+def test_bad_use_is_one_line(model, tmp_path, monkeypatch, flags, message):
+    flags = [model if flag == "MODEL" else flag for flag in flags]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["text_to_image.py", *flags])
-    if "--data-devices" in flags:
-        monkeypatch.setattr(text_to_image.jax, "device_count", lambda: 2)
-    with pytest.raises(SystemExit) as stopped:
-        script.main(text_to_image.main)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in scripts.refusal("text_to_image", *flags)
     assert not (tmp_path / "outputs").exists()
 
 
@@ -160,16 +122,14 @@ def test_bad_use_is_one_line(model, tmp_path, monkeypatch, capsys, flags, messag
         ({"steps": 0, "guidance": 0.0}, (0, 0.0)),
     ],
 )
-def test_steps_and_guidance_suit_the_model_unless_given(monkeypatch, flags, expected):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    import text_to_image
-
-    config = text_to_image.Config(**flags)
-    assert text_to_image.steps_and_guidance(config) == expected
+def test_steps_and_guidance_suit_the_model_unless_given(flags, expected):
+    with scripts.loaded("text_to_image") as text_to_image:
+        config = text_to_image.Config(**flags)
+        assert text_to_image.steps_and_guidance(config) == expected
 
 
-def test_help_explains_every_option(tmp_path):
-    stdout, _ = execute(tmp_path, "--help")
+def test_help_explains_every_option():
+    stdout, _ = execute("--help")
     for words in ("--model", "--negative", "how much of --image is made anew", "(word:1.3)"):
         assert words in stdout
     lines = [line.strip() for line in stdout.splitlines()]
@@ -185,10 +145,10 @@ def test_help_explains_every_option(tmp_path):
 
 @pytest.mark.slow
 def test_control_c_stops_without_a_traceback(model, tmp_path):
-    flags = ["--model", model, "--prompt", "a cat", "--steps", 90, "--output", tmp_path / "out"]
+    flags = ["--model", model, "--prompt", "a cat", "--steps", 900, "--output", tmp_path / "out"]
     process = subprocess.Popen(
-        command(*flags, "--height", 128, "--width", 128), env=environment(tmp_path), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        scripts.command("text_to_image", *flags, "--height", 128, "--width", 128), text=True,
+        env=scripts.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline().startswith("load")

@@ -21,14 +21,14 @@ from jaxgen.nn.unet import UNet2DConditionModel
 STORED = Path(__file__).parent / "data" / "networks.npz"
 
 
-def tiny(name, dtype=jnp.float32):
+def small(name, dtype=jnp.float32):
     unet, shapes = make_unet(UNETS[name], dtype)
     return unet, {"params": weights_by_path(shapes)}, unet_inputs(UNETS[name])
 
 
 @pytest.mark.parametrize("name", UNETS)
 def test_unet_equals_stored_diffusers_output(name):
-    unet, params, inputs = tiny(name)
+    unet, params, inputs = small(name)
     out = jax.jit(unet.apply)(params, *inputs)
     assert out.dtype == jnp.float32
     with np.load(STORED) as stored:
@@ -66,7 +66,7 @@ def test_every_norm_has_the_epsilon_of_diffusers(name):
 
 @pytest.mark.slow
 def test_conditions_computed_beforehand_give_the_same_output():
-    unet, params, (sample, timesteps, text, *added) = tiny("xl")
+    unet, params, (sample, timesteps, text, *added) = small("xl")
 
     @jax.jit
     def precompute(params, schedule, text, *added):
@@ -100,7 +100,7 @@ def test_one_timestep_serves_the_whole_batch():
 
 
 def test_odd_sizes_keep_their_shape():
-    unet, params, (_, timesteps, text) = tiny("sd1")
+    unet, params, (_, timesteps, text) = small("sd1")
     sample = jnp.zeros((2, 13, 10, 4))
     out = jax.eval_shape(unet.apply, params, sample, timesteps, text)
     assert out.shape == sample.shape
@@ -108,7 +108,7 @@ def test_odd_sizes_keep_their_shape():
 
 @pytest.mark.slow
 def test_bfloat16_unet_is_close_to_float32():
-    unet, params, inputs = tiny("sd1", jnp.bfloat16)
+    unet, params, inputs = small("sd1", jnp.bfloat16)
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)  # as the pipeline loads them
     out = jax.jit(unet.apply)(params, *inputs)
     assert out.dtype == jnp.bfloat16
@@ -118,7 +118,7 @@ def test_bfloat16_unet_is_close_to_float32():
 
 def test_xl_sizes_survive_bfloat16():
     """Fault 7 of the earlier Flax code: 1023 cast to bfloat16 before the sinusoid is 1024."""
-    unet, params, (*_, pooled, sizes) = tiny("xl")
+    unet, params, (*_, pooled, sizes) = small("xl")
     half = make_unet(UNETS["xl"], jnp.bfloat16)[0]
     sizes = np.full_like(sizes, 1023)
 
@@ -132,7 +132,7 @@ def test_xl_sizes_survive_bfloat16():
 
 
 def test_xl_without_its_conditions_is_an_error():
-    unet, params, (sample, timesteps, text, *_) = tiny("xl")
+    unet, params, (sample, timesteps, text, *_) = small("xl")
     with pytest.raises(ValueError, match="pass text_embeds"):
         unet.apply(params, sample, timesteps, text)
 

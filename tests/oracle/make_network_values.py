@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 
-"""Writes tests/data/networks.npz: what PyTorch computes for the tiny networks.
+"""Writes tests/data/networks.npz: what PyTorch computes for the small networks.
 
 Run from the repository root: python tests/oracle/make_network_values.py
 Inputs and weights are functions of fixed seeds (tests/support/networks.py), so outputs suffice.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs PyTorch diffusers' pipelines on tiny checkpoints and stores the latents that they end with.
+"""Runs PyTorch diffusers' pipelines on small checkpoints and stores the latents that they end with.
 
     python tests/oracle/make_pipeline_values.py       # writes tests/data/pipeline.npz
 

@@ -73,7 +73,7 @@ def _vae():
 
 @pytest.fixture(scope="module", params=["sd1", "sd2", "xl"])
 def pipeline(request, tmp_path_factory):
-    """A tiny random torch pipeline of each family."""
+    """A small random torch pipeline of each family."""
     torch.manual_seed(0)
     folder, kind = tmp_path_factory.mktemp(request.param), request.param
     config = transformers.CLIPTextConfig(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # ruff: noqa: E402, imports follow importorskip
-"""Whole pipelines beside PyTorch's, on tiny checkpoints that jaxgen wrote and diffusers loaded.
+"""Whole pipelines beside PyTorch's, on small checkpoints that jaxgen wrote and diffusers loaded.
 
 Both get the same noise everywhere. Each test prints the largest relative error of final latents.
 """
@@ -34,7 +34,7 @@ REFUSALS = (ValueError, NotImplementedError, UnboundLocalError)
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so tiny a network only waits for its threads
+    torch.set_num_threads(1)  # so small a network only waits for its threads
     yield
     torch.set_num_threads(threads)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tiny checkpoints of each family, their weights a function of their names (for tests).
+"""Small checkpoints of each family, their weights a function of their names (for tests).
 
 The same numbers on every machine, so that stored results of PyTorch diffusers stay valid.
 """
@@ -57,7 +57,7 @@ CLASSES = {
 }
 
 
-def checkpoint(kind):
+def checkpoint(kind="sd1"):
     """The whole pipeline of a kind in memory: sd1, sd2 (v-prediction), inpaint (9 channels), xl."""
     components = {
         "unet": _component("UNet2DConditionModel", UNETS[kind]),
@@ -77,12 +77,16 @@ def checkpoint(kind):
     return diffusers.Checkpoint(index, components, tokens, scheduler)
 
 
+def shapes(component):
+    """The shapes of the parameters that jaxgen's network of a component has."""
+    names = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}
+    network = loading.MODULES[names.get(component.class_name, "text_encoder")]
+    return loading.shapes(network(**diffusers.fields(component)))
+
+
 def _component(class_name, config):
     component = diffusers.Component(class_name, config, {})
-    name = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}.get(class_name, "text_encoder")
-    module = loading.MODULES[name](**diffusers.fields(component))
-    params = networks.weights_by_path(loading.shapes(module))
-    return diffusers.with_params(component, params)
+    return diffusers.with_params(component, networks.weights_by_path(shapes(component)))
 
 
 def _padding(kind):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""How much XLA optimises, and a count of what it compiles by JAX's own report (for tests)."""
+"""Counts what XLA compiles, by JAX's own report of it (for tests)."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,16 +20,3 @@ def counted() -> Iterator[list[float]]:
     start = len(_seen)
     yield found
     found.extend(_seen[start:])
-
-
-@contextmanager
-def optimized() -> Iterator[None]:
-    """Compiles with all of XLA's optimisations inside, in this process and those that it starts."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name), os.environ.pop(name.upper(), "0")
-    jax.config.update(name, False)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before[0])
-        os.environ[name.upper()] = before[1]

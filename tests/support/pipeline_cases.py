@@ -43,7 +43,7 @@ STORED = [
 
 @functools.cache
 def pipeline(kind):
-    """The tiny pipeline of a kind, compiled once for all tests of a process."""
+    """The small pipeline of a kind, compiled once for all tests of a process."""
     return StableDiffusion(checkpoints.checkpoint(kind))
 
 

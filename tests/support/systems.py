@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tiny AE, VAE and GAN on 8x8 images with SGD: Adam would forgive a gradient N times too large."""
+"""Small AE, VAE and GAN on 8x8 images with SGD: Adam would forgive a gradient N times too large."""
 
 from functools import cache
 from typing import Any
@@ -79,17 +79,25 @@ def _gan(network: str, norm: str, tx, accumulate: int):
     return init, one
 
 
-@cache  # several tests compare with the same run
 def run(
     name: str,
     how: str = "jit",
     devices: int = 1,
     chunks: tuple[int, ...] = (4,),
-    batch_size: int = 32,
-    **options: Any,
+    network: str = "dense",
+    norm: str = "group",
+    accumulate: int = 1,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """State and metrics [steps] after scanned chunks of steps on that many devices."""
-    init, one = make(name, **options)
+    quick = jax.config.read("jax_disable_most_optimizations")
+    return _run((name, network, norm, accumulate), how, devices, chunks, quick)
+
+
+@cache  # several tests compare with the same run
+def _run(system, how: str, devices: int, chunks: tuple[int, ...], quick: bool):
+    """The run of a system as `make` takes it; `quick`, how it is compiled, is only a key."""
+    batch_size = 32
+    init, one = make(*system)
     mesh = parallel.data_mesh(devices)
     state = parallel.put(init(jax.random.key(0)), mesh)
     data = parallel.put(dataset(), mesh)
