@@ -289,7 +289,7 @@ def test_any_json_value_under_any_key_is_read_or_one_printable_error(original, n
             changed = component._replace(config={**component.config, key: value})
             fault = _fault(changed)
             if fault is None:
-                small_pipeline.abstract(changed)
+                checkpoints.shapes(changed)
             else:
                 assert fault.isprintable()
                 assert len(fault) < 500

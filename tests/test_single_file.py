@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from support import clip_words, small_pipeline
+from support import checkpoints, clip_words
 from support.ldm_shapes import TINY_V1, TINY_V2, TINY_XL, V1, V2, XL, shapes
 
 from jaxgen.weights import (
@@ -357,10 +357,10 @@ def test_an_autoencoder_of_its_own_file_replaces_the_checkpoints(
 
 def test_an_autoencoder_may_come_from_a_folder(save, words, tmp_path):
     folder = tmp_path / "pipeline"
-    diffusers.write(folder, small_pipeline.checkpoint())
+    diffusers.write(folder, checkpoints.checkpoint())
     for path in (folder, folder / "vae"):
         checkpoint = hub.open_checkpoint(save(_arrays(TINY_V1)), tokenizer=words, vae=path)
-        assert checkpoint.components["vae"].config == small_pipeline.CONFIGS["vae"]
+        assert checkpoint.components["vae"].config == checkpoints.VAE
     with pytest.raises(ValueError, match="holds no autoencoder"):
         hub.open_checkpoint(save(_arrays(TINY_V1)), tokenizer=words, vae=folder / "tokenizer")
     with pytest.raises(ValueError, match="holds a UNet2DConditionModel; jaxgen implements Auto"):
