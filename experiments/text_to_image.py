@@ -32,8 +32,9 @@ from rich.console import Console
 import jaxgen
 from jaxgen import script
 from jaxgen.cpu import tune
+from jaxgen.data import pixels
 from jaxgen.miniature import model
-from jaxgen.pictures import images
+from jaxgen.pictures import images, parameters
 from jaxgen.stable_diffusion import arguments, loading, placement
 from jaxgen.stable_diffusion.pipeline import OnStep, StableDiffusion
 from jaxgen.stable_diffusion.request import Request
@@ -162,8 +163,8 @@ def read_pictures(config: Config) -> tuple[Image.Image | None, Image.Image | Non
         if mask_path is not None:
             raise ValueError("--mask says which part of --image to make anew; give both")
         return None, None
-    image = ImageOps.exif_transpose(images.read(image_path)).convert("RGB")
-    mask = None if mask_path is None else images.read(mask_path).convert("L")
+    image = pixels.image_file(image_path)
+    mask = None if mask_path is None else pixels.mask_file(mask_path)
     if mask is not None and mask.size != image.size:
         raise ValueError(
             f"{mask_path} has {mask.width} x {mask.height} pixels and {image_path} "
@@ -273,8 +274,12 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
     settings = {name: value for name, value in settings.items() if value is not None}
     for j, picture in enumerate(pictures):
         path = config.output / f"{first + j:05d}.png"
-        prompt = config.prompt[j // config.batch_size]
-        images.save(path, picture, {"prompt": prompt, "seed": config.seed + j, **settings})
+        text = {
+            "prompt": config.prompt[j // config.batch_size],
+            "seed": config.seed + j,
+            **settings,
+        }
+        images.save(path, picture, text | {parameters.KEY: parameters.text(text)})
         yield path
     if len(pictures) > 1:
         path = config.output / f"{first:05d}-grid.png"

@@ -47,6 +47,9 @@ def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
         "sampler": "euler", "guidance_scale": "7.5", "guidance_rescale": "0.0", "clip_skip": "0",
         "width": str(SIZE), "height": str(SIZE), "model": str(model), "dtype": "float32",
         "software": f"jaxgen {jaxgen.__version__}",
+        "parameters": "the (dog:1.2)\nNegative prompt: blur\nSteps: 3, Sampler: Euler, "
+        f"CFG scale: 7.5, Seed: 9, Size: {SIZE}x{SIZE}, Model: {model}, "
+        f"Version: jaxgen {jaxgen.__version__}",
     }  # fmt: skip
 
     # the same picture from what its file says, on two devices, beside the first ones
@@ -89,6 +92,23 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
     story = images.read_text(output / "00001.png")
     assert story["strength"] == "0.5"
     assert story["sampler"] == "DDIMScheduler"
+
+
+def test_orientation_turns_the_photo_and_its_mask_and_16_bits_are_not_clipped(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import text_to_image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # EXIF 2.3, table 4: shown turned 90 degrees clockwise
+    grey = np.random.default_rng(0).integers(0, 256, (16, 24), dtype=np.uint8)
+    for name in ("image.png", "mask.png"):
+        Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / name, exif=exif)
+    from_image = text_to_image.FromImage(image=tmp_path / "image.png", mask=tmp_path / "mask.png")
+    image, mask = text_to_image.read_pictures(text_to_image.Config(from_image=from_image))
+    np.testing.assert_array_equal(np.asarray(image)[..., 0], np.rot90(grey, 3))
+    np.testing.assert_array_equal(np.asarray(mask) > 0, np.rot90(grey, 3) >= 128)
 
 
 @pytest.mark.parametrize(

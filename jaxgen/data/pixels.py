@@ -48,6 +48,16 @@ def masks(value: Any, name: str = "the mask") -> np.ndarray:
     return (x >= 0.5).astype(np.float32)
 
 
+def image_file(path: str | os.PathLike[str]) -> Image.Image:
+    """The picture in a file as RGB, upright and laid on white."""
+    return Image.fromarray(_pillow(picture_file.read(path), "RGB", files.quoted(path)))
+
+
+def mask_file(path: str | os.PathLike[str]) -> Image.Image:
+    """The mask in a file as a grey picture of only 0 and 255, upright."""
+    return Image.fromarray((masks(path)[0, ..., 0] * 255).astype(np.uint8))
+
+
 def full_scale(x: np.ndarray, name: str, signed: bool | None = None) -> np.ndarray:
     """The same pixels as uint8 in [0, 255] or, if they are floats, as float32 in [-1, 1].
 
@@ -173,8 +183,8 @@ def _unit(x: np.ndarray, name: str) -> np.ndarray:
     if x.dtype.kind == "f" and low >= 0 and high <= 1:
         return x.astype(np.float32)
     raise ValueError(
-        f"{name} is {x.dtype} from {low} to {high}; expected uint8 (0 to 255), uint16, bool, "
-        f"floats in [0, 1], or only 0 and 1"
+        f"{name} has type {x.dtype} and values from {low} to {high}; expected uint8 (0 to 255), "
+        f"uint16, bool, floats in [0, 1], or only 0 and 1"
     )
 
 
@@ -193,14 +203,9 @@ def _array(entry: Any, name: str) -> tuple[np.ndarray, bool]:
         x = np.asarray(entry)
         x = x.astype(np.float32) if x.dtype.name == "bfloat16" else _native(x)
     except Exception as error:  # whatever the conversion of a foreign type raises
-        raise ValueError(
-            f"{name} is a {type(entry).__name__}, which is no array ({files.quoted(error)})"
-        ) from error
+        raise ValueError(f"{name} cannot be read as one array: {files.quoted(error)}") from error
     if x.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{name} holds a {type(entry).__name__}; expected a Pillow picture, a path, an array, "
-            f"or a list of them"
-        )
+        raise ValueError(f"{name} has type {x.dtype}; expected {_RANGES}, Pillow pictures or paths")
     return x, is_tensor
 
 

@@ -127,6 +127,11 @@ def _table(request: Request, scheduler: Mapping[str, Any], has_image: bool) -> T
             "function (num_steps, start_step) -> Table, or a Table"
         )
     skipped = schedule.start_step(num_steps, request.strength) if has_image else 0
+    if skipped >= num_steps and request.strength > 0:
+        raise ValueError(
+            f"strength {request.strength} of {num_steps} steps is no whole step, so the image "
+            f"would not change; use at least {1 / num_steps:.3g}, or 0 to get the image back"
+        )
     try:
         inspect.signature(sampler).bind(int(num_steps), start_step=skipped)
     except (TypeError, ValueError):

@@ -140,8 +140,9 @@ class StableDiffusion:
         checkpoint's own. eta: fresh noise of ddim (0 by default) and tcd (0.3).
         guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
         work that guidance costs is left out. guidance_rescale: 0 to 1.
-        image: Pillow, uint8, or floats in [-1, 1]; `strength` of its steps are run. mask: white
-        where the image is made anew. latents: unit noise that replaces the seeds' own.
+        image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
+        `strength` of the steps are run, and what is white in the mask is made anew.
+        latents: unit noise that replaces the seeds' own.
         clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
         reads brackets in prompts as text (see prompts.py). original_size and target_size (height,
         width), crop (top, left): inputs of XL. prompt_embeds and negative_prompt_embeds: what
