@@ -42,7 +42,7 @@ class Captioned(NamedTuple):
 def open_split(
     folder: pathlib.Path, split: str, *, image_size: int | None, channels: Literal[3] | None
 ) -> Captioned:
-    """The captioned pictures of "train" or "test", in the order of their file names.
+    """Opens the captioned pictures of "train" or "test", in the order of their file names.
 
     image_size: pixels, or None if all pictures have one size; channels as in image_folder. No
     picture is decoded yet, but the headers of all of them are read.
@@ -72,7 +72,7 @@ def open_split(
 
 
 def _locate(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
-    """The folder of the metadata.jsonl that has the split, and if it has the other split too."""
+    """Finds the folder of the split's metadata.jsonl, and whether that has the other split too."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {files.quoted(folder)}; check the path")
     place, is_whole = folder, True
@@ -99,7 +99,7 @@ def _locate(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
 
 
 def _read_captions(place: pathlib.Path) -> dict[str, str]:
-    """Captions by file name, each of a picture that is there and whose header can be read."""
+    """Reads captions by file name, each of a picture that exists and whose header can be read."""
     captions, unusable = _read_lines(place)
     present = _list_pictures(place)
     missing = [name for name in captions if not os.path.isfile(place / name)]
@@ -127,7 +127,7 @@ def _describe(kind: str, faults: list[str]) -> str:
 
 
 def _read_lines(place: pathlib.Path) -> tuple[dict[str, str], list[str]]:
-    """Captions by file name, and what is wrong with the lines that hold none."""
+    """Reads captions by file name, and says what is wrong with the lines that hold none."""
     data = files.read_bytes(place / _METADATA, _METADATA_BYTES)
     root = pathlib.Path(os.path.realpath(place))
     captions, faults = {}, []
@@ -147,7 +147,7 @@ def _read_lines(place: pathlib.Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _parse_line(line: bytes) -> tuple[str, str]:
-    """File name, in one spelling, and caption."""
+    """Reads the file name, in one spelling, and the caption."""
     if len(line) > files.CONFIG_BYTES:
         raise ValueError(f"it has {len(line)} bytes; at most {files.CONFIG_BYTES} are read")
     entry = files.parse_object(line, "it")
@@ -183,17 +183,17 @@ def _check_inside(name: str, root: pathlib.Path) -> None:
 
 
 def _walk(place: pathlib.Path) -> image_folder.Walk:
-    """Everything under the folder; links that lead out of it are not followed."""
+    """Lists everything under the folder; links that lead out of it are not followed."""
     return image_folder.walk(place, os.path.realpath(place))
 
 
 def _list_pictures(place: pathlib.Path) -> list[str]:
-    """File names of all pictures under the folder."""
+    """Lists the file names of all pictures under the folder."""
     return [pathlib.PurePath(path).relative_to(place).as_posix() for path in _walk(place).paths]
 
 
 def _find_broken(place: pathlib.Path, names: list[str]) -> list[str]:
-    """What is wrong with the files whose header cannot be read, in their order."""
+    """Says what is wrong with the files whose header cannot be read, in their order."""
     faults = [""] * len(names)
 
     def read(indices: list[int]) -> None:
@@ -210,5 +210,5 @@ def _find_broken(place: pathlib.Path, names: list[str]) -> list[str]:
 
 
 def _show(name: str) -> str:
-    """The name for an error, with nothing in it that a terminal would act on."""
+    """Returns the name for an error, with nothing in it that a terminal would act on."""
     return repr(name[:200])

@@ -29,7 +29,7 @@ _KINDS = (
 
 
 def refusal(path: pathlib.Path) -> str | None:
-    """What a file is, and what to do with it, or None if it is of no known kind."""
+    """Says what a file is and what to do with it; None if it is of no known kind."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     for offset, mark, kind, advice in _KINDS:

@@ -20,7 +20,7 @@ _UINT8 = 0x08
 
 
 def find(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path] | None:
-    """The files of images and of labels of a split, or None when the folder has no such images."""
+    """Finds the files of a split's images and labels; None when the folder has no such images."""
     images = _first_file(folder, f"{_PREFIX[split]}-images", "idx3-ubyte")
     if images is None:
         return None
@@ -36,7 +36,7 @@ def find(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path] 
 def read_split(
     images_path: pathlib.Path, labels_path: pathlib.Path, max_bytes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, 1] and labels int32 [N].
+    """Reads images uint8 [N, H, W, 1] and labels int32 [N].
 
     Raises ValueError that names the file when it is damaged, is not IDX of unsigned bytes, or
     declares more than `max_bytes`.
@@ -62,12 +62,12 @@ def read_split(
 
 
 def num_classes(labels_path: pathlib.Path, max_bytes: int) -> int:
-    """One more than the largest label of a file."""
+    """Returns one more than the largest label of a file."""
     return int(read(labels_path, max_bytes).max(initial=0)) + 1
 
 
 def read(path: pathlib.Path, max_bytes: int) -> np.ndarray:
-    """The uint8 array of an IDX file; sizes are checked before anything is allocated."""
+    """Reads the uint8 array of an IDX file; sizes are checked before anything is allocated."""
     shown = files.quoted(path)
     try:
         with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:

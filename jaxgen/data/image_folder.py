@@ -37,7 +37,7 @@ class Walk(NamedTuple):
 
 
 def find(folder: pathlib.Path, split: str) -> ImageFiles:
-    """The picture files of a split."""
+    """Finds the picture files of a split."""
     splits = split_folders.find(folder, lambda path: bool(walk(path).paths))
     if splits is None:
         return _held_out(_list_classes(folder), split)
@@ -58,7 +58,7 @@ def find(folder: pathlib.Path, split: str) -> ImageFiles:
 def open_split(
     listing: ImageFiles, split: str, *, image_size: int | None, channels: int | None
 ) -> source.Source:
-    """A Source over the files.
+    """Opens the files as a Source.
 
     What is None is read from the headers of all files: `channels` is 1 if every picture is grey,
     else 3, and without `image_size` all pictures must have one size.
@@ -82,7 +82,7 @@ def open_split(
 
 
 def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
-    """All pictures under a folder; hidden files and folders are passed over.
+    """Lists all pictures under a folder; hidden files and folders are passed over.
 
     root: where given, links to folders outside of it are not followed. A folder that is linked into
     itself is read once.
@@ -113,7 +113,7 @@ def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
 
 
 def walk_flat(folder: pathlib.Path) -> list[str]:
-    """Paths of the pictures directly in a folder, sorted."""
+    """Lists the paths of the pictures directly in a folder, sorted."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.path
@@ -132,13 +132,13 @@ def read_header(path: str) -> tuple[tuple[int, int], int]:
 
 
 def describe_skipped(skipped: collections.Counter[str]) -> list[str]:
-    """A note on files that were passed over, or none."""
+    """Writes a note on files that were passed over, if there are any."""
     counts = [f"{count:,} {files.quoted(kind, 40)}" for kind, count in skipped.most_common(8)]
     return [f"skipped: {', '.join(counts)}"] if counts else []
 
 
 def _list_classes(folder: pathlib.Path) -> ImageFiles:
-    """All pictures under a folder, its subfolders with pictures being the classes."""
+    """Lists all pictures under a folder; its subfolders with pictures are the classes."""
     flat = walk_flat(folder)
     by_class, skipped, notes = {}, collections.Counter(), []
     for name in split_folders.folder_names(folder):
@@ -180,7 +180,7 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
 
 
 def _skipped_here(folder: pathlib.Path) -> collections.Counter[str]:
-    """Kinds of the files directly in a folder that are no pictures."""
+    """Counts the kinds of the files directly in a folder that are no pictures."""
     with os.scandir(folder) as entries:
         kinds = [
             _kind(entry.name)
@@ -210,7 +210,7 @@ def _held_out(listing: ImageFiles, split: str) -> ImageFiles:
 
 
 def _same_classes(test: ImageFiles, train: ImageFiles) -> ImageFiles:
-    """The test files with the class numbers of training."""
+    """Gives the test files the class numbers of training."""
     unknown = sorted(set(test.class_names) - set(train.class_names))
     if unknown or bool(test.class_names) != bool(train.class_names):
         theirs, ours = (
@@ -228,7 +228,7 @@ def _same_classes(test: ImageFiles, train: ImageFiles) -> ImageFiles:
 
 
 def _read_headers(paths: list[str]) -> tuple[collections.Counter, bool]:
-    """How often each (height, width) occurs, and whether every picture is grey."""
+    """Counts how often each (height, width) occurs; says whether every picture is grey."""
     headers = [((0, 0), 3)] * len(paths)
 
     def read(indices: list[int]) -> None:

@@ -32,7 +32,7 @@ class Arrays(NamedTuple):
 
 
 def read_split(path: pathlib.Path, split: str, max_bytes: int) -> Arrays:
-    """The arrays of a split; of all examples when the archive has no test split.
+    """Reads the arrays of a split; of all examples when the archive has no test split.
 
     Pixels mean what `pixels` says. Raises ValueError that names file and array.
     """
@@ -64,7 +64,7 @@ def read_split(path: pathlib.Path, split: str, max_bytes: int) -> Arrays:
 
 
 def _open(path: pathlib.Path) -> zipfile.ZipFile:
-    """The archive with its list of members read."""
+    """Opens the archive and reads its list of members."""
     refusal = file_kind.refusal(path)
     if refusal is not None:
         raise ValueError(f"{files.quoted(path)} {refusal}")
@@ -83,7 +83,7 @@ def _open(path: pathlib.Path) -> zipfile.ZipFile:
 def _find(
     names: set[str], archive: zipfile.ZipFile, split: str, in_splits: bool, path: pathlib.Path
 ) -> tuple[str, str]:
-    """Names of the images and labels of a split."""
+    """Finds the names of the images and labels of a split."""
     pairs = {"train": _TRAIN, "test": _TEST}[split] if in_splits else _TRAIN + _WHOLE
     for image_name, label_name in pairs:
         if image_name in names:
@@ -99,12 +99,12 @@ def _find(
 
 
 def _label_names(label_name: str, in_splits: bool) -> set[str]:
-    """The labels of a split and those of its sibling, which may have more classes."""
+    """Names the labels of a split and those of its sibling, which may have more classes."""
     return {label_name, *(name for _, name in _TRAIN + _TEST)} if in_splits else {label_name}
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, what: str, max_bytes: int) -> np.ndarray:
-    """One array; what the zip and the npy header declare is compared before it is allocated."""
+    """Reads one array; what the zip and the npy header declare is compared first."""
     data = _read_member(archive, name, what, max_bytes)
     content = io.BytesIO(data)
     try:
@@ -131,7 +131,7 @@ def _read_array(archive: zipfile.ZipFile, name: str, what: str, max_bytes: int) 
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, what: str, max_bytes: int) -> bytes:
-    """The bytes of a member, of at most max_bytes when unpacked."""
+    """Reads the bytes of a member, at most max_bytes when unpacked."""
     info = archive.getinfo(f"{name}.npy")
     if info.file_size > max_bytes:
         raise ValueError(

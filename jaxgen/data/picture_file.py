@@ -28,27 +28,27 @@ _pixels_in_use = [0]
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Names of the formats that are opened: those of the list above that this Pillow reads."""
+    """Names the formats that are opened: those of the list above that this Pillow reads."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """Lower-case endings of files in these formats, such as .png and .jfif."""
+    """Lists the lower-case endings of files in these formats, such as .png and .jfif."""
     names = formats()
     return frozenset(end for end, name in Image.registered_extensions().items() if name in names)
 
 
 @functools.cache
 def foreign_suffixes() -> frozenset[str]:
-    """Lower-case endings of pictures in formats that are not opened, such as .heic and .psd."""
+    """Lists the lower-case endings of pictures in other formats, such as .heic and .psd."""
     formats()  # registers the extensions
     return frozenset((*Image.registered_extensions(), *_FOREIGN_SUFFIXES)) - suffixes()
 
 
 def open_path(path: str | os.PathLike[str]) -> Image.Image:
-    """The picture of a regular file with only its header read; the caller closes it.
+    """Opens the picture of a regular file and reads its header only; the caller closes it.
 
     Raises ValueError that names the file.
     """
@@ -63,7 +63,7 @@ def open_path(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def open_file(file: str | os.PathLike[str] | IO[bytes], shown: str) -> Image.Image:
-    """The same of a path or an open file that is regular; `shown` names it in errors."""
+    """Does the same with a path or an open file that is regular; `shown` names it in errors."""
     try:
         image = Image.open(file, formats=formats())
     except UnidentifiedImageError as error:
@@ -80,7 +80,7 @@ def open_file(file: str | os.PathLike[str] | IO[bytes], shown: str) -> Image.Ima
 
 
 def read(path: str | os.PathLike[str]) -> Image.Image:
-    """The whole picture in memory, its file closed. Raises ValueError that names the file."""
+    """Reads a whole picture and closes its file. Raises ValueError that names the file."""
     with open_path(path) as image:
         try:
             with room_for(image):

@@ -18,7 +18,7 @@ def num_channels(image: Image.Image) -> int:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width after the camera's EXIF orientation is applied; reads the header only."""
+    """Returns height and width as the EXIF orientation turns them; reads the header only."""
     width, height = image.size
     # a PNG is decoded to the end in search of EXIF data that may follow the pixels
     has_exif = image.format != "PNG" or "exif" in image.info
@@ -27,7 +27,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """The picture as uint8 [H, W, C], upright, resized and centre-cropped to `shape`.
+    """Brings a picture to uint8 [H, W, C]: upright, resized and centre-cropped to `shape`.
 
     A square target of another size: the shorter side is resized to it (bicubic, antialiased) and
     the longer one cropped to its middle. Any other size must match, or ValueError is raised.
@@ -46,14 +46,14 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def fit_array(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """The same for uint8 [h, w, c] with c = 1 or 3; returned as it is if it has the shape."""
+    """Does the same with uint8 [h, w, c], c = 1 or 3; an array of the shape stays as it is."""
     if image.shape == shape:
         return image
     return fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), shape)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as the EXIF orientation of the camera says."""
+    """Turns the picture as the EXIF orientation of the camera says."""
     if image.getexif().get(_ORIENTATION, 1) == 1:
         return image
     turned = ImageOps.exif_transpose(image)
@@ -62,7 +62,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def opaque(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in mode L or RGB with 8 bits, transparent parts laid on white."""
+    """Converts a picture to mode L or RGB with 8 bits, transparent parts laid on white."""
     if image.mode in DEEP_MODES:
         return Image.fromarray((deep(image) >> 8).astype(np.uint8)).convert(mode)
     if image.mode == "F":
@@ -75,7 +75,7 @@ def opaque(image: Image.Image, mode: str) -> Image.Image:
 
 
 def deep(image: Image.Image) -> np.ndarray:
-    """Values [H, W] of a picture of 16 bits; Pillow's own conversion would clip them at 255."""
+    """Reads the 16-bit values [H, W]; Pillow's own conversion would clip them at 255."""
     x = np.asarray(image)
     is_deep = image.mode != "I" or image.format == "PPM" or (x.min() >= 0 and 255 < x.max() < 2**16)
     if not is_deep:
@@ -84,5 +84,5 @@ def deep(image: Image.Image) -> np.ndarray:
 
 
 def with_alpha(image: Image.Image) -> Image.Image:
-    """The picture in mode RGBA; premultiplied grey has no direct way there."""
+    """Converts a picture to mode RGBA; premultiplied grey has no direct way there."""
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")

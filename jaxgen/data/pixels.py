@@ -26,7 +26,7 @@ _RANGES = "uint8 (0 to 255), uint16, bool, or floats in [0, 1] or [-1, 1]"
 
 
 def images(value: Any, name: str = "the image") -> np.ndarray:
-    """One picture or a list of them as float32 [N, H, W, 3] in [-1, 1]; `name` is for errors."""
+    """Reads one picture or a list as float32 [N, H, W, 3] in [-1, 1]; `name` is for errors."""
     entries = _entries(value, name)
     arrays = [_colours(entry, name) for entry in entries]
     # one range for the floats of a call: a bright picture in [-1, 1] may have no negative pixel
@@ -39,7 +39,7 @@ def images(value: Any, name: str = "the image") -> np.ndarray:
 
 
 def masks(value: Any, name: str = "the mask") -> np.ndarray:
-    """One mask or a list of them as float32 [N, H, W, 1] of zeros and ones.
+    """Reads one mask or a list of them as float32 [N, H, W, 1] of zeros and ones.
 
     White, true, half and above are ones. Numbers of any other type must be only 0 and 1, or only
     0 and 255.
@@ -49,17 +49,17 @@ def masks(value: Any, name: str = "the mask") -> np.ndarray:
 
 
 def image_file(path: str | os.PathLike[str]) -> Image.Image:
-    """The picture in a file as RGB, upright and laid on white."""
+    """Reads the picture in a file as RGB, upright and laid on white."""
     return Image.fromarray(_pillow(picture_file.read(path), "RGB", files.quoted(path)))
 
 
 def mask_file(path: str | os.PathLike[str]) -> Image.Image:
-    """The mask in a file as a grey picture of only 0 and 255, upright."""
+    """Reads the mask in a file as a grey picture of only 0 and 255, upright."""
     return Image.fromarray((masks(path)[0, ..., 0] * 255).astype(np.uint8))
 
 
 def full_scale(x: np.ndarray, name: str, signed: bool | None = None) -> np.ndarray:
-    """The same pixels as uint8 in [0, 255] or, if they are floats, as float32 in [-1, 1].
+    """Scales pixels to uint8 in [0, 255] or, if they are floats, to float32 in [-1, 1].
 
     signed: whether floats are taken as [-1, 1]; None is if there are negative ones.
     """
@@ -90,13 +90,13 @@ def full_scale(x: np.ndarray, name: str, signed: bool | None = None) -> np.ndarr
 
 
 def to_bytes(x: np.ndarray, name: str) -> np.ndarray:
-    """An array of pixels [..., C] as uint8 [0, 255] with 1 or 3 channels, laid on white."""
+    """Brings pixels [..., C] to uint8 [0, 255] with 1 or 3 channels, laid on white."""
     x = on_white(full_scale(x, name))
     return x if x.dtype == np.uint8 else np.rint((x + 1) * 127.5).astype(np.uint8)
 
 
 def on_white(x: np.ndarray) -> np.ndarray:
-    """Pixels at full scale without their alpha channel, if they have one."""
+    """Lays pixels at full scale on white, if they have an alpha channel."""
     if x.shape[-1] not in (2, 4):
         return x
     colour, alpha = x[..., :-1], x[..., -1:]
@@ -108,7 +108,7 @@ def on_white(x: np.ndarray) -> np.ndarray:
 
 
 def _entries(value: Any, name: str) -> list[Any]:
-    """The pictures of a list or tuple, or the single one; files are opened."""
+    """Lists the pictures of a list or tuple, or the single one; files are read."""
     entries = list(value) if isinstance(value, list | tuple) else [value]
     if not entries:
         raise ValueError(f"{name} is an empty list; give at least one entry")
@@ -126,7 +126,7 @@ def _batch(arrays: list[np.ndarray], name: str) -> np.ndarray:
 
 
 def _colours(entry: Any, name: str) -> np.ndarray:
-    """A picture as [N, H, W, C], at full scale if it is Pillow's and of its own type if not."""
+    """Reads [N, H, W, C]: at full scale from a Pillow picture, else of the array's own type."""
     if isinstance(entry, Image.Image):
         return _pillow(entry, "RGB", name)[None]
     x, channels_first = _array(entry, name)
@@ -143,7 +143,7 @@ def _colours(entry: Any, name: str) -> np.ndarray:
 
 
 def _to_rgb(x: np.ndarray) -> np.ndarray:
-    """Pixels at full scale as float32 [N, H, W, 3] in [-1, 1]."""
+    """Converts pixels at full scale to float32 [N, H, W, 3] in [-1, 1]."""
     x = on_white(x)
     if x.dtype == np.uint8:
         x = x.astype(np.float32) / 255 * 2 - 1
@@ -151,7 +151,7 @@ def _to_rgb(x: np.ndarray) -> np.ndarray:
 
 
 def _mask(entry: Any, name: str) -> np.ndarray:
-    """A mask as float32 [N, H, W, 1] in [0, 1]."""
+    """Reads a mask as float32 [N, H, W, 1] in [0, 1]."""
     if isinstance(entry, Image.Image):
         x, channels_first = _pillow_mask(entry, name), False
     else:
@@ -171,7 +171,7 @@ def _mask(entry: Any, name: str) -> np.ndarray:
 
 
 def _unit(x: np.ndarray, name: str) -> np.ndarray:
-    """Values of a mask as float32 in [0, 1]."""
+    """Scales the values of a mask to float32 in [0, 1]."""
     low, high = x.min(), x.max()
     for white in (1, 255):
         if x.dtype.kind in "biuf" and np.isin(x, (0, white)).all():
@@ -189,12 +189,12 @@ def _unit(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def _native(x: np.ndarray) -> np.ndarray:
-    """The array in the byte order of this machine."""
+    """Converts an array to the byte order of this machine."""
     return x.astype(x.dtype.newbyteorder("="), copy=False)
 
 
 def _array(entry: Any, name: str) -> tuple[np.ndarray, bool]:
-    """An array or tensor in NumPy, and whether its kind has channels before height and width."""
+    """Converts an array or tensor to NumPy, and says whether its kind has channels first."""
     is_tensor = hasattr(entry, "detach") and hasattr(entry, "cpu")
     try:
         if is_tensor:  # NumPy knows no bfloat16 of torch
@@ -210,7 +210,7 @@ def _array(entry: Any, name: str) -> tuple[np.ndarray, bool]:
 
 
 def _pillow(image: Image.Image, mode: str, name: str) -> np.ndarray:
-    """A Pillow picture as uint8, upright; errors of Pillow name it."""
+    """Converts a Pillow picture to uint8, upright; errors of Pillow name it."""
     try:
         return np.asarray(pillow.opaque(pillow.upright(image), mode))
     except Exception as error:  # decoders raise SyntaxError, struct.error, OSError, ...
@@ -218,7 +218,7 @@ def _pillow(image: Image.Image, mode: str, name: str) -> np.ndarray:
 
 
 def _pillow_mask(image: Image.Image, name: str) -> np.ndarray:
-    """The values of a mask as they are stored, [H, W] or grey and alpha [H, W, 2]."""
+    """Reads the values of a mask as they are stored: [H, W], or grey and alpha [H, W, 2]."""
     try:
         image = pillow.upright(image)
         if image.mode in ("1", "L", "F") or (image.mode == "I" and np.asarray(image).max() <= 255):

@@ -36,7 +36,7 @@ def load(
     data_dir: str | None = None,
     max_bytes: int | None = None,
 ) -> Dataset:
-    """A whole split in host memory: images uint8 [N, H, W, C], labels int32 [N], class names.
+    """Reads a split into host memory: images uint8 [N, H, W, C], labels int32 [N], classes.
 
     The arguments are those of `open_source`. Raises ValueError when the images would take more
     than `max_bytes` (default: a quarter of the host's memory), and one that lists what cannot be
@@ -62,7 +62,7 @@ def open_source(
     data_dir: str | None = None,
     max_bytes: int | None = None,
 ) -> Source:
-    """The split to read example by example; no picture of a folder or TFDS set is decoded yet.
+    """Opens a split to read example by example; no picture in a folder or TFDS set is decoded.
 
     image_size: pixels; the shorter side is resized (bicubic) to it and the longer one centre-
     cropped. None keeps the stored size, which must then be one for all images.
@@ -102,14 +102,14 @@ def _check(split: str, image_size: int | None, channels: int | None) -> None:
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name means a file or folder; emnist/letters has a slash and is a TFDS name."""
+    """Says whether a name means a file or folder; emnist/letters is a TFDS name."""
     endings = (".npz", ".npy", ".gz", ".tgz", ".tar", ".zip")
     looks_so = name.startswith(("/", "./", "../", "~")) or name.endswith(endings)
     return looks_so or name in (".", "..") or pathlib.Path(name).exists()
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Alpaydin and Kaynak 1998, the test part of the UCI optical digits: values 0 to 16."""
+    """Reads the test part of the UCI optical digits, Alpaydin and Kaynak 1998: values 0 to 16."""
     import sklearn.datasets  # about a second
 
     digits: Any = sklearn.datasets.load_digits()  # a Bunch, or a tuple on request
@@ -152,7 +152,7 @@ def _from_split(
     channels: int | None,
     notes: list[str] | None = None,
 ) -> Source:
-    """A split that is stored as such."""
+    """Makes a Source of a split that is stored as such."""
     line = source.describe(split, labels, names, notes)
     return source.from_arrays(
         images, labels, names, image_size=image_size, channels=channels, description=line
@@ -169,7 +169,7 @@ def _from_whole(
     channels: int | None,
     notes: list[str] | None = None,
 ) -> Source:
-    """One split of a set that comes in one piece."""
+    """Makes a Source of one split of a set that comes in one piece."""
     indices = source.holdout(labels, split, every)
     notes = [source.describe_holdout(split, len(indices), len(labels), every), *(notes or [])]
     return _from_split(images[indices], labels[indices], names, split, image_size, channels, notes)

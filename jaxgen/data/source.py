@@ -57,7 +57,7 @@ def from_arrays(
     channels: int | None,
     description: str = "",
 ) -> Source:
-    """A Source over images uint8 [N, H, W, C] and labels [N] that are already in memory.
+    """Makes a Source of images uint8 [N, H, W, C] and labels [N] in memory.
 
     Images are resized as they are read, so an enlarged set costs memory only where it is used.
     """
@@ -78,7 +78,7 @@ def from_arrays(
 def describe(
     split: str, labels: np.ndarray, class_names: tuple[str, ...], notes: list[str] | None = None
 ) -> str:
-    """One line on a split: how many images there are of each class, and the notes."""
+    """Describes a split in one line: how many images there are of each class, and the notes."""
     line = f"{split} {len(labels):,} images"
     if class_names:
         counts = np.bincount(labels, minlength=len(class_names)).tolist()
@@ -91,7 +91,7 @@ def describe(
 
 
 def describe_holdout(split: str, num_examples: int, total: int, every: int = 10) -> str:
-    """The note on a split that `holdout` makes of a set of `total` examples."""
+    """Writes the note on a split that `holdout` makes of a set of `total` examples."""
     if num_examples == total:
         return "too few to hold any out for testing"
     part = "a tenth" if every == 10 else f"one of {every}"
@@ -99,17 +99,17 @@ def describe_holdout(split: str, num_examples: int, total: int, every: int = 10)
 
 
 def size_in_bytes(source: Source) -> int:
-    """Bytes of all images of a split, to decide whether they fit on a device."""
+    """Counts the bytes of all images of a split, to decide whether they fit on a device."""
     return source.num_examples * math.prod(source.image_shape) * np.dtype(source.dtype).itemsize
 
 
 def quarter_of_memory() -> int:
-    """Bytes that the arrays of a set may take: they are copied as they are divided and resized."""
+    """Returns the bytes that a set's arrays may take: dividing and resizing copies them."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
 def read_all(source: Source, max_bytes: int | None = None) -> Dataset:
-    """Every example of a source, decoded by threads into two arrays.
+    """Reads every example of a source, decoded by threads, into two arrays.
 
     Raises ValueError when the images would take more than `max_bytes` (default: a quarter of the
     host's memory), and one that counts the examples that cannot be read and shows the first few.
@@ -155,7 +155,7 @@ def for_all(read: Callable[[list[int]], None], number: int, what_failed: str) ->
 
 
 def holdout(labels: np.ndarray, split: str, every: int = 10) -> np.ndarray:
-    """Indices [M] of one split of a set that comes in one piece, in rising order.
+    """Returns the indices [M], rising, of one split of a set that comes in one piece.
 
     Of each class, the last of every `every` examples is for testing and the rest for training: the
     splits never overlap, never change, and keep the shares of the classes.

@@ -37,7 +37,7 @@ class _Name(NamedTuple):
 
 
 def find(folder: pathlib.Path, holds_data: Callable[[pathlib.Path], bool]) -> Splits | None:
-    """The splits that a folder is divided into, or None if its subfolders are no splits.
+    """Finds the splits that a folder is divided into; None if its subfolders are no splits.
 
     holds_data: whether a folder that is named like no split would be part of the set.
     Raises ValueError where the names leave open what is a split and what a class.
@@ -71,24 +71,24 @@ def find(folder: pathlib.Path, holds_data: Callable[[pathlib.Path], bool]) -> Sp
 
 
 def has_pair(folder: pathlib.Path) -> bool:
-    """Whether a folder has both a train and a held-out folder."""
+    """Says whether a folder has both a train and a held-out folder."""
     return bool(_pairs([_divide(name) for name in folder_names(folder)]))
 
 
 def is_train(name: str) -> bool:
-    """Whether a folder's name says that it is for training, and nothing else."""
+    """Says whether a folder's name means training and nothing else."""
     words = _divide(name)
     return words.word in _TRAIN and not words.rest
 
 
 def folder_names(folder: pathlib.Path) -> list[str]:
-    """Names of the subfolders that are not hidden, sorted."""
+    """Lists the names of the subfolders that are not hidden, sorted."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
 
 
 def _pairs(names: list[_Name]) -> list[tuple[str, list[str]]]:
-    """Training folders with the held-out folders whose names differ in the split's word only."""
+    """Pairs training folders with held-out ones whose names differ in the split's word only."""
     pairs = [
         (
             train.name,
@@ -101,7 +101,7 @@ def _pairs(names: list[_Name]) -> list[tuple[str, list[str]]]:
 
 
 def _divide(name: str) -> _Name:
-    """Words of a name: TrainSet, train_images and train2017 all say train and nothing else."""
+    """Divides a name: TrainSet, train_images and train2017 all say train and nothing else."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = []
     for word in re.findall(r"[^\W\d_]+", spaced.lower()):

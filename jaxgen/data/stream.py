@@ -62,7 +62,7 @@ def shuffled_batches(
 def _examples(
     num_examples: int, batch_size: int, seed: int, step: int, row: int, count: int
 ) -> list[int]:
-    """The examples in rows [row, row + count) of the global batch of a step; nothing is stored.
+    """Computes which examples are rows [row, row + count) of the global batch of a step.
 
     Each epoch is its own permutation of [0, num_examples), drawn from (seed, epoch).
     """
@@ -100,7 +100,7 @@ def _check(
 
 
 def import_grain() -> Any:
-    """The module grain. Raises ImportError naming the extra."""
+    """Imports grain. Raises ImportError that names the extra."""
     try:
         import grain
         import grain.experimental

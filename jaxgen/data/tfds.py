@@ -23,14 +23,14 @@ _NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\d.*]+)?")  # name/configuration:version
 
 
 def is_prepared_folder(folder: pathlib.Path) -> bool:
-    """Whether a folder is one version of a prepared set, as .../mnist/3.0.1 is."""
+    """Says whether a folder is one version of a prepared set, as .../mnist/3.0.1 is."""
     return all((folder / name).is_file() for name in _METADATA)
 
 
 def open_folder(
     folder: pathlib.Path, split: str, *, image_size: int | None, channels: int | None
 ) -> source.Source:
-    """A Source over a prepared folder, whatever made it."""
+    """Opens a prepared folder as a Source, whatever program prepared it."""
     tfds = import_tfds(str(folder))
     try:
         _check_folder(folder)
@@ -51,7 +51,7 @@ def open_name(
     channels: int | None,
     data_dir: str | None = None,
 ) -> source.Source:
-    """A Source over a set by its TFDS name: mnist, emnist/letters, cifar10:3.0.2.
+    """Opens a set by its TFDS name as a Source: mnist, emnist/letters, cifar10:3.0.2.
 
     A set that is not prepared yet is downloaded and prepared if it is one that can be.
 
@@ -81,7 +81,7 @@ def open_name(
 def open_builder(
     builder, split: str, *, image_size: int | None, channels: int | None
 ) -> source.Source:
-    """A Source over a TFDS builder whose set is prepared."""
+    """Opens the set of a TFDS builder, which is prepared, as a Source."""
     place = files.quoted(builder.data_path)
     try:
         expression = _split_expression(list(builder.info.splits), split)
@@ -109,7 +109,7 @@ def open_builder(
 
 
 def import_tfds(name: str):
-    """The tensorflow_datasets module, or an error that names the extra and what asked for it."""
+    """Imports tensorflow_datasets; the error without it names the extra and the data set."""
     try:
         import array_record  # noqa: F401  (TFDS imports these two only when it comes to reading)
         import importlib_resources  # noqa: F401
@@ -125,7 +125,7 @@ def import_tfds(name: str):
 
 
 def _find_prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
-    """The folder root/name[/configuration]/version of a prepared set, the newest if several.
+    """Finds root/name[/configuration]/version of a prepared set, the newest of several.
 
     The folders are looked at directly, because TFDS first makes a builder from its code, and the
     code of many sets imports TensorFlow.
@@ -161,7 +161,7 @@ def _check_folder(folder: pathlib.Path) -> None:
 
 
 def _open_records(builder, expression: str, image_key: str, place: str):
-    """The records of a split, the pictures in them as they are stored: encoded."""
+    """Opens the records of a split, in which pictures stay encoded."""
     import tensorflow_datasets as tfds
 
     try:
@@ -183,7 +183,7 @@ def _open_records(builder, expression: str, image_key: str, place: str):
 
 
 def _decode(image: bytes | np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """A stored picture as uint8 [H, W, C]."""
+    """Decodes a stored picture to uint8 [H, W, C]."""
     if isinstance(image, np.ndarray):
         return pillow.fit_array(pixels.on_white(image), shape)
     with picture_file.open_file(io.BytesIO(image), "a picture") as picture:
@@ -191,7 +191,7 @@ def _decode(image: bytes | np.ndarray, shape: tuple[int, int, int]) -> np.ndarra
 
 
 def _split_expression(splits: list[str], split: str) -> str:
-    """The TFDS split for train or test: validation stands in for test, then a held-out tenth."""
+    """Names the TFDS split: validation stands in for a missing test, then a held-out tenth."""
     if split == "train":
         return "train" if {"test", "validation"} & set(splits) else "train[:90%]"
     for name in ("test", "validation"):
@@ -201,7 +201,7 @@ def _split_expression(splits: list[str], split: str) -> str:
 
 
 def _find_features(builder) -> tuple[str, str | None, tuple[str, ...]]:
-    """Keys of the image and of the label (None when there is none) of a record; class names."""
+    """Finds the keys of a record's image and label (None without one), and the class names."""
     import tensorflow_datasets as tfds
 
     features, supervised = builder.info.features, builder.info.supervised_keys or ()

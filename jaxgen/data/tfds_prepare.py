@@ -28,7 +28,7 @@ _CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the planes of red, green and blue
 
 
 def prepare(name: str, root: pathlib.Path):
-    """The builder of a set after download and preparation under `root`, in array_record files.
+    """Downloads a set and prepares it under `root` in array_record files; returns its builder.
 
     Everything is made in temporary folders and renamed at the end, so a failure leaves nothing.
     Raises ValueError within seconds when the host cannot be reached.
@@ -63,7 +63,7 @@ def prepare(name: str, root: pathlib.Path):
 
 
 def _builder_class(name: str) -> tuple[type, str]:
-    """The stock builder with the unpacking replaced, and a URL that it downloads."""
+    """Returns the stock builder with its unpacking replaced, and a URL that it downloads."""
     # classes of TFDS can be subclassed only once TFDS, an extra, is imported
     from tensorflow_datasets.image_classification import cifar, mnist
 
@@ -121,7 +121,7 @@ def _cifar_class(stock: type) -> tuple[type, str]:
 
 
 def _read_members(archive, prefix: str, names: list[str]) -> list[bytes]:
-    """Contents of named files of a tar, held in memory: no path of the archive reaches the disk."""
+    """Reads named files of a tar into memory: no path of the archive reaches the disk."""
     contents = {}
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:

@@ -27,7 +27,7 @@ def to_uint8(x: Any) -> np.ndarray:
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
-    """Images uint8 [N, H, W, C] as one picture, row by row, small ones enlarged without blur.
+    """Arranges images uint8 [N, H, W, C] in rows; small ones are enlarged without blur.
 
     C is 1 or 3; `columns` defaults to the nearest square.
     """
@@ -51,7 +51,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
 
 
 def beside(first: np.ndarray, second: np.ndarray, columns: int = 10) -> Image.Image:
-    """Pairs of uint8 images [N, H, W, C]: rows alternate first, second; N cut to whole rows."""
+    """Arranges pairs of uint8 images [N, H, W, C]: rows alternate; N is cut to whole rows."""
     count = max(len(first) // columns, 1) * columns
     rows = []
     for start in range(0, min(count, len(first)), columns):
@@ -60,7 +60,7 @@ def beside(first: np.ndarray, second: np.ndarray, columns: int = 10) -> Image.Im
 
 
 def labelled(picture: Image.Image, text: str) -> Image.Image:
-    """The picture with one line of text above it."""
+    """Writes one line of text above a picture."""
     font = ImageFont.load_default(size=14)
     width = max(picture.width, int(font.getlength(text)) + 8)
     result = Image.new("RGB", (width, picture.height + 22), "white")
@@ -72,7 +72,7 @@ def labelled(picture: Image.Image, text: str) -> Image.Image:
 def captioned(
     images: np.ndarray, captions: Sequence[str], columns: int = 6, scale: int = 2
 ) -> Image.Image:
-    """Images uint8 [N, H, W, 3] enlarged without blur, each above its caption, on white."""
+    """Arranges images uint8 [N, H, W, 3], enlarged without blur, each above its caption."""
     font = ImageFont.load_default(size=11)
     height, width = images.shape[1] * scale, images.shape[2] * scale
     texts = [_wrapped(caption, font, width) for caption in captions]
@@ -93,7 +93,7 @@ def captioned(
 
 
 def _wrapped(text: str, font: Any, width: int) -> str:
-    """The text in lines of at most so many pixels; a longer word keeps a line of its own."""
+    """Divides text into lines of at most `width` pixels; a longer word has a line of its own."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -105,7 +105,7 @@ def _wrapped(text: str, font: Any, width: int) -> str:
 
 
 def side_by_side(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
-    """Pictures in a row, tops aligned, on white."""
+    """Arranges pictures in a row, tops aligned, on white."""
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
     result = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
     left = 0
@@ -116,12 +116,12 @@ def side_by_side(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
 
 
 def read(path: str | Path) -> Image.Image:
-    """The picture in a PNG that `save` wrote, whole in memory. ValueError names any other file."""
+    """Reads the picture in a PNG that `save` wrote. ValueError names any other file."""
     return _read(path)[0]
 
 
 def read_text(path: str | Path) -> dict[str, str]:
-    """The text that `save` wrote into a PNG."""
+    """Reads the text that `save` wrote into a PNG."""
     return _read(path)[1]
 
 
@@ -158,7 +158,7 @@ def save_gif(path: Path, pictures: Sequence[Image.Image], seconds: float = 0.3) 
 
 
 def save_curves(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """One panel per metric over the steps; a thick line for the running mean of a noisy one."""
+    """Draws a panel for each metric over the steps, with a thick line for its running mean."""
     from matplotlib.figure import Figure
 
     names = [name for name in rows[0] if name != "step"] if rows else []
@@ -185,7 +185,7 @@ def save_curves(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Running mean over a twentieth of the rows, placed at the middle of each window."""
+    """Computes the running mean over a twentieth of the rows, at the middle of each window."""
     window = max(len(values) // 20, 1)
     kernel = np.ones(window) / window
     means = np.convolve(values, kernel, mode="valid")
@@ -194,7 +194,7 @@ def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
-    """Limits that the first wild steps do not dictate: the 1st to 98th percentile, widened."""
+    """Computes limits that the first wild steps do not dictate, from percentiles."""
     low, high = np.percentile(values, [0.5, 98])
     low, high = min(low, values[-1]), max(high, values[-1])
     margin = 0.08 * (high - low) or max(abs(high), 1e-3) * 0.1

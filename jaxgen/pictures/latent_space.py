@@ -19,14 +19,14 @@ POINTS = 10  # on the way from one latent to another
 
 
 def samples(decode: Decode, z: Array, columns: int | None = None) -> Image.Image:
-    """A grid of decoded latents [N, D]."""
+    """Draws a grid of decoded latents [N, D]."""
     return images.grid(images.to_uint8(decode(z)), columns)
 
 
 def interpolation(
     decode: Decode, start: Array, end: Array, num_steps: int = POINTS, straight: bool = False
 ) -> Image.Image:
-    """Rows that go from one latent to another: start, end [R, D] -> R rows.
+    """Draws rows that go from one latent to another: start, end [R, D] -> R rows.
 
     Along the great circle (White 2016, arXiv:1609.04468): between draws of N(0, I) a straight
     line passes through the middle, where no draw ever lies. `straight` for codes without a prior.
@@ -38,7 +38,7 @@ def interpolation(
 
 
 def slerp(start: Array, end: Array, weight: Array) -> Array:
-    """Spherical interpolation of two vectors [D]; linear where they span no plane."""
+    """Interpolates two vectors [D] on a sphere; linearly where they span no plane."""
     norms = jnp.linalg.norm(start) * jnp.linalg.norm(end)
     angle = jnp.arccos(jnp.clip(jnp.sum(start * end) / jnp.maximum(norms, 1e-12), -1.0, 1.0))
     straight = (1 - weight) * start + weight * end
@@ -49,7 +49,7 @@ def slerp(start: Array, end: Array, weight: Array) -> Array:
 def traversal(
     decode: Decode, z: Array, scale: Array, max_rows: int = 10, num_steps: int = 9
 ) -> Image.Image:
-    """One row per latent dimension, the widest first: z [D] with that entry at -2.5 .. 2.5 scales.
+    """Draws a row per latent dimension, widest first: that entry of z [D] at -2.5..2.5 scales.
 
     scale: [D], how far each dimension reaches (for a VAE, the spread of its posterior means).
     """
@@ -60,7 +60,7 @@ def traversal(
 
 
 def manifold(decode: Decode, mean: Array, scale: Array, side: int = 20) -> Image.Image:
-    """The whole of a 2-D latent space: a square of Gaussian quantiles around mean [2].
+    """Draws the whole of a 2-D latent space: a square of Gaussian quantiles around mean [2].
 
     Kingma & Welling 2014 (arXiv:1312.6114), figure 4.
     """

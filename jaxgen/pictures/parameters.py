@@ -34,7 +34,7 @@ _NAMES = {
 
 
 def text(settings: Mapping[str, Any]) -> str:
-    """The text for settings such as prompt, negative_prompt, steps, sampler, seed and width.
+    """Writes the text for settings such as prompt, negative_prompt, steps, seed and width.
 
     Settings that are None or that it has no name for are left out.
     """
@@ -58,7 +58,7 @@ def text(settings: Mapping[str, Any]) -> str:
 
 
 def _sampler(name: str) -> str:
-    """The sampler as that program calls it, with the noise levels behind its name if it says so."""
+    """Names the sampler as that program does, with its noise levels behind it, if any."""
     for levels in ("karras", "exponential"):
         if name.endswith("_" + levels):
             return f"{_sampler(name.removesuffix('_' + levels))} {levels.capitalize()}"
@@ -66,6 +66,6 @@ def _sampler(name: str) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """A value in quotation marks where a comma or colon in it would end it."""
+    """Puts a value in quotation marks where a comma or colon in it would end it."""
     shown = str(value)
     return json.dumps(shown, ensure_ascii=False) if set(shown) & set(',:\n"') else shown
