@@ -27,8 +27,8 @@ def find(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path] 
     labels = _first_file(folder, f"{_PREFIX[split]}-labels", "idx1-ubyte")
     if labels is None:
         raise ValueError(
-            f"{images} has no labels beside it; expected {_PREFIX[split]}-labels-idx1-ubyte "
-            f"(or .gz) in the same folder"
+            f"{files.quoted(images)} has no labels beside it; expected "
+            f"{_PREFIX[split]}-labels-idx1-ubyte (or .gz) in the same folder"
         )
     return images, labels
 
@@ -45,12 +45,13 @@ def read_split(
     labels = read(labels_path, max_bytes)
     if images.ndim != 3 or labels.ndim != 1:
         raise ValueError(
-            f"{images_path} has {images.ndim} axes and {labels_path} has {labels.ndim}; "
+            f"{files.quoted(images_path)} has {images.ndim} axes and {files.quoted(labels_path)} has {labels.ndim}; "
             f"expected 3 (example, row, column) and 1"
         )
     if len(images) != len(labels):
         raise ValueError(
-            f"{images_path} has {len(images)} images but {labels_path} has {len(labels)} labels; "
+            f"{files.quoted(images_path)} has {len(images)} images but "
+            f"{files.quoted(labels_path)} has {len(labels)} labels; "
             f"expected one label for each image"
         )
     if 0 in images.shape:

@@ -152,19 +152,10 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
         if paths:
             by_class[name] = paths
         elif picture_file.foreign_suffixes() & set(others):
-            raise ValueError(
-                f"the class {files.quoted(folder / name)} has no picture that can be read, only "
-                f"{describe_skipped(others)[0].removeprefix('skipped: ')}; convert them to one of "
-                f"{_suffix_list()}, or remove the folder"
-            )
+            raise _unreadable(folder / name, others)
         else:
             notes.append(f"the folder {files.quoted(name, 60)} holds no pictures")
-    if flat and by_class:
-        shown = ", ".join(files.quoted(name, 60) for name in list(by_class)[:5])
-        raise ValueError(
-            f"{files.quoted(folder)} has {len(flat)} pictures beside the class folders {shown}; "
-            f"move them into a class folder, or use a folder without subfolders"
-        )
+    _check_not_mixed(folder, flat, list(by_class))
     skipped += _skipped_here(folder)
     if not flat and not by_class:
         raise ValueError(
@@ -177,6 +168,23 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
     counts = [len(paths) for paths in by_class.values()] or [len(flat)]
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return ImageFiles(paths, labels, tuple(by_class), describe_skipped(skipped) + notes)
+
+
+def _unreadable(folder: pathlib.Path, others: collections.Counter[str]) -> ValueError:
+    return ValueError(
+        f"the class {files.quoted(folder)} has no picture that can be read, only "
+        f"{describe_skipped(others)[0].removeprefix('skipped: ')}; convert them to one of "
+        f"{_suffix_list()}, or remove the folder"
+    )
+
+
+def _check_not_mixed(folder: pathlib.Path, flat: list[str], classes: list[str]) -> None:
+    if flat and classes:
+        shown = ", ".join(files.quoted(name, 60) for name in classes[:5])
+        raise ValueError(
+            f"{files.quoted(folder)} has {len(flat)} pictures beside the class folders {shown}; "
+            f"move them into a class folder, or use a folder without subfolders"
+        )
 
 
 def _skipped_here(folder: pathlib.Path) -> collections.Counter[str]:
