@@ -45,8 +45,8 @@ def read_split(
     labels = read(labels_path, max_bytes)
     if images.ndim != 3 or labels.ndim != 1:
         raise ValueError(
-            f"{files.quoted(images_path)} has {images.ndim} axes and {files.quoted(labels_path)} has {labels.ndim}; "
-            f"expected 3 (example, row, column) and 1"
+            f"{files.quoted(images_path)} has {images.ndim} axes and {files.quoted(labels_path)} "
+            f"has {labels.ndim}; expected 3 (example, row, column) and 1"
         )
     if len(images) != len(labels):
         raise ValueError(
