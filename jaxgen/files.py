@@ -128,14 +128,6 @@ def dumps(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def quoted(text: object, max_characters: int = 300) -> str:
-    """Text from elsewhere for an error or a log: nothing that a terminal acts on, and not long."""
-    text = str(text)
-    more = "..." if len(text) > max_characters else ""
-    shown = (c if c.isprintable() else repr(c)[1:-1] for c in text[:max_characters])
-    return "".join(shown) + more
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):

@@ -62,7 +62,7 @@ def open_split(
         notes = [source.describe_holdout(split, len(held_out), len(names))]
         names = [names[i] for i in held_out.tolist()]
     elif place != folder:
-        notes = [f"from the folder {files.quoted(place.name, 60)}"]
+        notes = [f"from the folder {files.printable(place.name, 60)}"]
     notes += image_folder.describe_skipped(_walk(place).skipped)
     paths = [str(place / name) for name in names]
     labels = np.arange(len(paths), dtype=np.int32)
@@ -74,7 +74,7 @@ def open_split(
 def _locate(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
     """Finds the folder of the split's metadata.jsonl, and whether that has the other split too."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {files.quoted(folder)}; check the path")
+        raise ValueError(f"there is no folder {files.printable(folder)}; check the path")
     place, is_whole = folder, True
     if (folder / _METADATA).exists():
         trains = [
@@ -82,7 +82,7 @@ def _locate(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
         ]
         if trains:
             raise ValueError(
-                f"{files.quoted(folder)} has a {_METADATA} and a {trains[0]} folder, so its splits "
+                f"{files.printable(folder)} has a {_METADATA} and a {trains[0]} folder, so its splits "
                 f"are not clear; give train and test a {_METADATA} of their own, or rename the "
                 f"folder {trains[0]}"
             )
@@ -92,9 +92,11 @@ def _locate(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
     root = os.path.realpath(folder)
     for path in (place, place / _METADATA):
         if not pathlib.Path(os.path.realpath(path)).is_relative_to(root):
-            raise ValueError(f"{files.quoted(path)} is a link out of the folder; put a copy there")
+            raise ValueError(
+                f"{files.printable(path)} is a link out of the folder; put a copy there"
+            )
     if not (place / _METADATA).is_file():
-        raise ValueError(f"{files.quoted(place)} has no {_METADATA}; {_EXPECTED}")
+        raise ValueError(f"{files.printable(place)} has no {_METADATA}; {_EXPECTED}")
     return place, is_whole
 
 
@@ -113,11 +115,11 @@ def _read_captions(place: pathlib.Path) -> dict[str, str]:
     if any(faults.values()):
         kinds = [_describe(kind, of_kind) for kind, of_kind in faults.items() if of_kind]
         raise ValueError(
-            f"{files.quoted(place)} has {sum(map(len, faults.values()))} faults; "
+            f"{files.printable(place)} has {sum(map(len, faults.values()))} faults; "
             f"repair or remove these:\n" + "\n".join(kinds)
         )
     if not captions:
-        raise ValueError(f"{files.quoted(place / _METADATA)} is empty; {_EXPECTED}")
+        raise ValueError(f"{files.printable(place / _METADATA)} is empty; {_EXPECTED}")
     return captions
 
 
@@ -140,7 +142,7 @@ def _read_lines(place: pathlib.Path) -> tuple[dict[str, str], list[str]]:
             if name in captions:
                 raise ValueError(f"{_show(name)} has a caption already")
         except ValueError as error:
-            faults.append(f"line {number}: {files.quoted(error)}")
+            faults.append(f"line {number}: {files.printable(error)}")
         else:
             captions[name] = caption
     return captions, faults
@@ -202,7 +204,7 @@ def _find_broken(place: pathlib.Path, names: list[str]) -> list[str]:
             try:
                 image_folder.read_header(path)
             except ValueError as error:
-                reason = str(error).removeprefix(f"{files.quoted(path)}: ")
+                reason = str(error).removeprefix(f"{files.printable(path)}: ")
                 faults[i] = f"{_show(names[i])}: {reason}"
 
     source.for_all(read, len(names), "images cannot be opened")

@@ -27,7 +27,7 @@ def find(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path] 
     labels = _first_file(folder, f"{_PREFIX[split]}-labels", "idx1-ubyte")
     if labels is None:
         raise ValueError(
-            f"{files.quoted(images)} has no labels beside it; expected "
+            f"{files.printable(images)} has no labels beside it; expected "
             f"{_PREFIX[split]}-labels-idx1-ubyte (or .gz) in the same folder"
         )
     return images, labels
@@ -45,18 +45,18 @@ def read_split(
     labels = read(labels_path, max_bytes)
     if images.ndim != 3 or labels.ndim != 1:
         raise ValueError(
-            f"{files.quoted(images_path)} has {images.ndim} axes and {files.quoted(labels_path)} "
+            f"{files.printable(images_path)} has {images.ndim} axes and {files.printable(labels_path)} "
             f"has {labels.ndim}; expected 3 (example, row, column) and 1"
         )
     if len(images) != len(labels):
         raise ValueError(
-            f"{files.quoted(images_path)} has {len(images)} images but "
-            f"{files.quoted(labels_path)} has {len(labels)} labels; "
+            f"{files.printable(images_path)} has {len(images)} images but "
+            f"{files.printable(labels_path)} has {len(labels)} labels; "
             f"expected one label for each image"
         )
     if 0 in images.shape:
         raise ValueError(
-            f"{files.quoted(images_path)} has the shape {images.shape}, which holds no pixel; "
+            f"{files.printable(images_path)} has the shape {images.shape}, which holds no pixel; "
             f"fetch it again"
         )
     return images[..., None], labels.astype(np.int32)
@@ -69,7 +69,7 @@ def num_classes(labels_path: pathlib.Path, max_bytes: int) -> int:
 
 def read(path: pathlib.Path, max_bytes: int) -> np.ndarray:
     """Reads the uint8 array of an IDX file; sizes are checked before anything is allocated."""
-    shown = files.quoted(path)
+    shown = files.printable(path)
     try:
         with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
             shape = _read_shape(file, shown)

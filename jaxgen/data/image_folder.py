@@ -48,8 +48,8 @@ def find(folder: pathlib.Path, split: str) -> ImageFiles:
         listing, place = train, splits.train
     else:
         listing, place = _same_classes(_list_classes(splits.test), train), splits.test
-    notes = [f"from the folder {files.quoted(place.name, 60)}", *listing.notes]
-    unread = [files.quoted(name, 60) for name in splits.unread]
+    notes = [f"from the folder {files.printable(place.name, 60)}", *listing.notes]
+    unread = [files.printable(name, 60) for name in splits.unread]
     unread += [f"{len(walk_flat(folder))} pictures"] if walk_flat(folder) else []
     notes += [f"beside the splits and not read: {', '.join(unread)}"] if unread else []
     return listing._replace(notes=notes + describe_skipped(_skipped_here(folder)))
@@ -128,12 +128,12 @@ def read_header(path: str) -> tuple[tuple[int, int], int]:
         try:
             return pillow.upright_size(image), pillow.num_channels(image)
         except Exception as error:  # damaged EXIF data
-            raise ValueError(f"{files.quoted(path)}: {files.quoted(error)}") from error
+            raise ValueError(f"{files.printable(path)}: {files.printable(error)}") from error
 
 
 def describe_skipped(skipped: collections.Counter[str]) -> list[str]:
     """Writes a note on files that were passed over, if there are any."""
-    counts = [f"{count:,} {files.quoted(kind, 40)}" for kind, count in skipped.most_common(8)]
+    counts = [f"{count:,} {files.printable(kind, 40)}" for kind, count in skipped.most_common(8)]
     return [f"skipped: {', '.join(counts)}"] if counts else []
 
 
@@ -144,7 +144,7 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
     for name in split_folders.folder_names(folder):
         if split_folders.has_pair(folder / name):
             raise ValueError(
-                f"{files.quoted(folder / name)} holds the splits of a set; give that folder, or "
+                f"{files.printable(folder / name)} holds the splits of a set; give that folder, or "
                 f"put train and test outermost, with the classes inside"
             )
         paths, others = walk(folder / name)
@@ -154,12 +154,12 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
         elif picture_file.foreign_suffixes() & set(others):
             raise _unreadable(folder / name, others)
         else:
-            notes.append(f"the folder {files.quoted(name, 60)} holds no pictures")
+            notes.append(f"the folder {files.printable(name, 60)} holds no pictures")
     _check_not_mixed(folder, flat, list(by_class))
     skipped += _skipped_here(folder)
     if not flat and not by_class:
         raise ValueError(
-            f"{files.quoted(folder)} holds no data that is understood"
+            f"{files.printable(folder)} holds no data that is understood"
             f"{''.join(f' ({note})' for note in describe_skipped(skipped))}; expected pictures "
             f"({_suffix_list()}), class folders of pictures, train and test folders, "
             f"or the IDX files of MNIST"
@@ -172,7 +172,7 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
 
 def _unreadable(folder: pathlib.Path, others: collections.Counter[str]) -> ValueError:
     return ValueError(
-        f"the class {files.quoted(folder)} has no picture that can be read, only "
+        f"the class {files.printable(folder)} has no picture that can be read, only "
         f"{describe_skipped(others)[0].removeprefix('skipped: ')}; convert them to one of "
         f"{_suffix_list()}, or remove the folder"
     )
@@ -180,9 +180,9 @@ def _unreadable(folder: pathlib.Path, others: collections.Counter[str]) -> Value
 
 def _check_not_mixed(folder: pathlib.Path, flat: list[str], classes: list[str]) -> None:
     if flat and classes:
-        shown = ", ".join(files.quoted(name, 60) for name in classes[:5])
+        shown = ", ".join(files.printable(name, 60) for name in classes[:5])
         raise ValueError(
-            f"{files.quoted(folder)} has {len(flat)} pictures beside the class folders {shown}; "
+            f"{files.printable(folder)} has {len(flat)} pictures beside the class folders {shown}; "
             f"move them into a class folder, or use a folder without subfolders"
         )
 
@@ -264,4 +264,4 @@ def _decode(path: str, shape: tuple[int, int, int]) -> np.ndarray:
         try:
             return pillow.fit(image, shape)
         except Exception as error:  # decoders also raise SyntaxError, struct.error, IndexError, ...
-            raise ValueError(f"{files.quoted(path)}: {files.quoted(error)}") from error
+            raise ValueError(f"{files.printable(path)}: {files.printable(error)}") from error

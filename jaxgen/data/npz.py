@@ -40,21 +40,21 @@ def read_split(path: pathlib.Path, split: str, max_bytes: int) -> Arrays:
         names = {name[:-4] for name in archive.namelist() if name.endswith(".npy")}
         in_splits = any(image_name in names for image_name, _ in _TEST)
         image_name, label_name = _find(names, archive, split, in_splits, path)
-        what = f"{files.quoted(path)}[{image_name}]"
+        what = f"{files.printable(path)}[{image_name}]"
         images = _as_images(_read_array(archive, image_name, what, max_bytes), what)
         labels = {}
         for name in sorted(_label_names(label_name, in_splits) & names):
-            what = f"{files.quoted(path)}[{name}]"
+            what = f"{files.printable(path)}[{name}]"
             labels[name] = _as_labels(_read_array(archive, name, what, max_bytes), what)
 
     if labels and label_name not in labels:
         raise ValueError(
-            f"{files.quoted(path)} has labels for one split and no {label_name} for the other; "
+            f"{files.printable(path)} has labels for one split and no {label_name} for the other; "
             f"give both or none"
         )
     if label_name in labels and len(labels[label_name]) != len(images):
         raise ValueError(
-            f"{files.quoted(path)} has {len(images)} images in {image_name} but "
+            f"{files.printable(path)} has {len(images)} images in {image_name} but "
             f"{len(labels[label_name])} labels in {label_name}; expected one label for each image"
         )
     num_classes = 1 + max((int(array.max(initial=-1)) for array in labels.values()), default=-1)
@@ -67,16 +67,16 @@ def _open(path: pathlib.Path) -> zipfile.ZipFile:
     """Opens the archive and reads its list of members."""
     refusal = file_kind.refusal(path)
     if refusal is not None:
-        raise ValueError(f"{files.quoted(path)} {refusal}")
+        raise ValueError(f"{files.printable(path)} {refusal}")
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # damaged lists also raise struct.error, UnicodeDecodeError, ...
         raise ValueError(
-            f"{files.quoted(path)} cannot be read as .npz ({files.quoted(error)}); write it again"
+            f"{files.printable(path)} cannot be read as .npz ({files.printable(error)}); write it again"
         ) from error
     if len(archive.namelist()) > _MOST_ARRAYS:
         archive.close()
-        raise ValueError(f"{files.quoted(path)} holds more than {_MOST_ARRAYS} arrays")
+        raise ValueError(f"{files.printable(path)} holds more than {_MOST_ARRAYS} arrays")
     return archive
 
 
@@ -91,11 +91,11 @@ def _find(
     expected = "expected arrays images and labels, or x_train, y_train, x_test and y_test"
     if not names:
         raise ValueError(
-            f"{files.quoted(path)} is a zip archive without NumPy arrays "
+            f"{files.printable(path)} is a zip archive without NumPy arrays "
             f"({len(archive.namelist())} files); unpack it and give the folder, or {expected}"
         )
-    shown = ", ".join(repr(files.quoted(name, 60)) for name in sorted(names)[:10])
-    raise ValueError(f"{files.quoted(path)} holds [{shown}]; {expected}")
+    shown = ", ".join(repr(files.printable(name, 60)) for name in sorted(names)[:10])
+    raise ValueError(f"{files.printable(path)} holds [{shown}]; {expected}")
 
 
 def _label_names(label_name: str, in_splits: bool) -> set[str]:
@@ -113,13 +113,13 @@ def _read_array(archive: zipfile.ZipFile, name: str, what: str, max_bytes: int) 
             raise ValueError("the npy version is not 1.0")
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(content)
     except Exception as error:  # the header is a Python literal: also SyntaxError, TokenError, ...
-        raise ValueError(f"{what} has no valid npy header: {files.quoted(error)}") from error
+        raise ValueError(f"{what} has no valid npy header: {files.printable(error)}") from error
     if dtype.hasobject:
         raise ValueError(f"{what} holds Python objects; store numbers instead")
     if dtype.kind not in "biuf" or dtype.names is not None:
-        raise ValueError(f"{what} holds values of type {files.quoted(dtype, 60)}; store numbers")
+        raise ValueError(f"{what} holds values of type {files.printable(dtype, 60)}; store numbers")
     if not all(type(size) is int and 0 <= size < 2**48 for size in shape):
-        raise ValueError(f"{what} has the impossible shape {files.quoted(shape, 60)}")
+        raise ValueError(f"{what} has the impossible shape {files.printable(shape, 60)}")
     declared, size = math.prod(shape) * dtype.itemsize, len(data) - content.tell()
     if declared != size or not size:
         raise ValueError(
@@ -145,7 +145,7 @@ def _read_member(archive: zipfile.ZipFile, name: str, what: str, max_bytes: int)
             content = file.read(max_bytes + 1)  # to the end, where the checksum is compared
     except Exception as error:  # zlib.error, EOFError, BadZipFile, struct.error, ...
         raise ValueError(
-            f"{what} cannot be read as .npz ({files.quoted(error)}); write it again"
+            f"{what} cannot be read as .npz ({files.printable(error)}); write it again"
         ) from error
     if len(content) != info.file_size:
         raise ValueError(

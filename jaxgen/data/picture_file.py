@@ -52,7 +52,7 @@ def open_path(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises ValueError that names the file.
     """
-    shown = files.quoted(path)
+    shown = files.printable(path)
     if not os.path.exists(path):
         raise ValueError(f"{shown}: No such file")
     if not os.path.isfile(path):
@@ -71,7 +71,7 @@ def open_file(file: str | os.PathLike[str] | IO[bytes], shown: str) -> Image.Ima
         kind = "an empty file" if is_empty else "not a picture in a format that is read"
         raise ValueError(f"{shown}: {kind}") from error
     except Exception as error:  # decoders also raise SyntaxError, struct.error, IndexError, ...
-        raise ValueError(f"{shown}: {files.quoted(error)}") from error
+        raise ValueError(f"{shown}: {files.printable(error)}") from error
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:  # Pillow itself only warns
         image.close()
@@ -86,7 +86,7 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
             with room_for(image):
                 image.load()
         except Exception as error:  # see open_file
-            raise ValueError(f"{files.quoted(path)}: {files.quoted(error)}") from error
+            raise ValueError(f"{files.printable(path)}: {files.printable(error)}") from error
         copy = image.copy()
         copy.format = image.format  # says which 16-bit pictures are of mode I
         return copy

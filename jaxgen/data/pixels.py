@@ -50,7 +50,7 @@ def masks(value: Any, name: str = "the mask") -> np.ndarray:
 
 def image_file(path: str | os.PathLike[str]) -> Image.Image:
     """Reads the picture in a file as RGB, upright and laid on white."""
-    return Image.fromarray(_pillow(picture_file.read(path), "RGB", files.quoted(path)))
+    return Image.fromarray(_pillow(picture_file.read(path), "RGB", files.printable(path)))
 
 
 def mask_file(path: str | os.PathLike[str]) -> Image.Image:
@@ -203,7 +203,7 @@ def _array(entry: Any, name: str) -> tuple[np.ndarray, bool]:
         x = np.asarray(entry)
         x = x.astype(np.float32) if x.dtype.name == "bfloat16" else _native(x)
     except Exception as error:  # whatever the conversion of a foreign type raises
-        raise ValueError(f"{name} cannot be read as one array: {files.quoted(error)}") from error
+        raise ValueError(f"{name} cannot be read as one array: {files.printable(error)}") from error
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{name} has type {x.dtype}; expected {_RANGES}, Pillow pictures or paths")
     return x, is_tensor
@@ -214,7 +214,7 @@ def _pillow(image: Image.Image, mode: str, name: str) -> np.ndarray:
     try:
         return np.asarray(pillow.opaque(pillow.upright(image), mode))
     except Exception as error:  # decoders raise SyntaxError, struct.error, OSError, ...
-        raise ValueError(f"{name} cannot be used: {files.quoted(error)}") from error
+        raise ValueError(f"{name} cannot be used: {files.printable(error)}") from error
 
 
 def _pillow_mask(image: Image.Image, name: str) -> np.ndarray:
@@ -229,4 +229,4 @@ def _pillow_mask(image: Image.Image, name: str) -> np.ndarray:
             return np.asarray(pillow.with_alpha(image).convert("LA"))
         return np.asarray(image.convert("L"))
     except Exception as error:  # see _pillow
-        raise ValueError(f"{name} cannot be used: {files.quoted(error)}") from error
+        raise ValueError(f"{name} cannot be used: {files.printable(error)}") from error

@@ -83,7 +83,7 @@ def open_source(
         return _open_npz(path, split, image_size, channels, limit)
     if not path.is_dir():
         what = "a special file" if path.exists() else "no file or folder"
-        raise ValueError(f"there is {what} {files.quoted(path)}; check the path")
+        raise ValueError(f"there is {what} {files.printable(path)}; check the path")
     if tfds.is_prepared_folder(path):
         return tfds.open_folder(path, split, image_size=image_size, channels=channels)
     if idx.find(path, "train"):
@@ -124,7 +124,7 @@ def _open_idx(
     names = _number_names(max(idx.num_classes(labels, limit) for _, labels in pairs.values()))
     images_path, labels_path = pairs[split if "test" in pairs else "train"]
     images, labels = idx.read_split(images_path, labels_path, limit)
-    images = pixels.full_scale(images, files.quoted(images_path))
+    images = pixels.full_scale(images, files.printable(images_path))
     if "test" in pairs:
         return _from_split(images, labels, names, split, image_size, channels)
     return _from_whole(images, labels, names, split, 10, image_size, channels)
@@ -136,7 +136,7 @@ def _open_npz(
     images, labels, num_classes, in_splits, unread = npz.read_split(path, split, limit)
     names = _number_names(num_classes)
     labels = np.zeros(len(images), np.int32) if labels is None else labels
-    shown = ", ".join(files.quoted(name, 60) for name in unread[:8])
+    shown = ", ".join(files.printable(name, 60) for name in unread[:8])
     notes = [f"not read: the arrays {shown}"] if unread else []
     if in_splits:
         return _from_split(images, labels, names, split, image_size, channels, notes)

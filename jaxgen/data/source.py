@@ -83,7 +83,7 @@ def describe(
     if class_names:
         counts = np.bincount(labels, minlength=len(class_names)).tolist()
         pairs = list(zip(class_names, counts, strict=True))
-        shown = [f"{files.quoted(name, 40)} {count:,}" for name, count in pairs[:_NUM_SHOWN]]
+        shown = [f"{files.printable(name, 40)} {count:,}" for name, count in pairs[:_NUM_SHOWN]]
         more = [f"{len(pairs) - _NUM_SHOWN} more"] if len(pairs) > _NUM_SHOWN else []
         plural = "es" * (len(pairs) > 1)
         line += f" of {len(pairs)} class{plural} ({', '.join([*shown, *more])})"

@@ -113,8 +113,8 @@ def _divide(name: str) -> _Name:
 
 
 def _unclear(folder: pathlib.Path, names: list[str], why: str) -> ValueError:
-    shown = ", ".join(files.quoted(name, 60) for name in names[:6])
+    shown = ", ".join(files.printable(name, 60) for name in names[:6])
     return ValueError(
-        f"{files.quoted(folder)} has the folders {shown}, and {why} Expected train and test "
+        f"{files.printable(folder)} has the folders {shown}, and {why} Expected train and test "
         f"folders and nothing else, or only classes; rename or move what does not belong there"
     )

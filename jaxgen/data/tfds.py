@@ -37,7 +37,7 @@ def open_folder(
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # the metadata are JSON and protocol buffers: many kinds of errors
         raise ValueError(
-            f"{files.quoted(folder)} is not a prepared TFDS set ({files.quoted(error)}); copy it "
+            f"{files.printable(folder)} is not a prepared TFDS set ({files.printable(error)}); copy it "
             f"again"
         ) from error
     return open_builder(builder, split, image_size=image_size, channels=channels)
@@ -68,7 +68,7 @@ def open_name(
         return open_folder(folder, split, image_size=image_size, channels=channels)
     if re.split("[/:]", name)[0] not in known:
         raise ValueError(
-            f"unknown data set {files.quoted(repr(name))}, and no such path."
+            f"unknown data set {files.printable(repr(name))}, and no such path."
             f"{_suggest(name, ('digits', *known))} "
             f"Understood are: digits; the path of an .npz, of a folder of IDX files, of a folder "
             f"of pictures or of a prepared TFDS folder; a TFDS name such as "
@@ -82,13 +82,13 @@ def open_builder(
     builder, split: str, *, image_size: int | None, channels: int | None
 ) -> source.Source:
     """Opens the set of a TFDS builder, which is prepared, as a Source."""
-    place = files.quoted(builder.data_path)
+    place = files.printable(builder.data_path)
     try:
         expression = _split_expression(list(builder.info.splits), split)
         image_key, label_key, names = _find_features(builder)
         shape = _shape(builder, image_key, image_size, channels)
     except (TypeError, AttributeError, KeyError) as error:  # metadata of a wrong kind
-        raise ValueError(f"{place} has damaged metadata ({files.quoted(error)})") from error
+        raise ValueError(f"{place} has damaged metadata ({files.printable(error)})") from error
     records = _open_records(builder, expression, image_key, place)
 
     def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ def open_builder(
             images = [_decode(example[image_key], shape) for example in examples]
             labels = [0 if label_key is None else int(e[label_key]) for e in examples]
         except Exception as error:  # array_record raises what its C++ throws
-            raise ValueError(f"{shown}: {files.quoted(error)}") from error
+            raise ValueError(f"{shown}: {files.printable(error)}") from error
         if min(labels) < 0 or max(labels) >= max(len(names), 1):
             raise ValueError(f"{shown}: a label is not one of the {len(names)} classes")
         return np.stack(images), np.array(labels, np.int32)
@@ -177,7 +177,7 @@ def _open_records(builder, expression: str, image_key: str, place: str):
         ) from error
     except Exception as error:  # missing files and what the C++ of array_record throws
         raise ValueError(
-            f"{place} has no {expression} that can be read ({files.quoted(error)}); copy it again"
+            f"{place} has no {expression} that can be read ({files.printable(error)}); copy it again"
         ) from error
     return records
 

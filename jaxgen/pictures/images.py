@@ -202,7 +202,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 
 def _read(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
-    shown = files.quoted(path)
+    shown = files.printable(path)
     try:
         data = files.read_bytes(Path(path), _MOST_BYTES)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
@@ -211,5 +211,5 @@ def _read(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
             return picture.copy(), text
     except Exception as error:  # Pillow raises SyntaxError, struct.error, OSError, ...
         raise ValueError(
-            f"{shown} cannot be read as a PNG picture ({files.quoted(error)})"
+            f"{shown} cannot be read as a PNG picture ({files.printable(error)})"
         ) from error
