@@ -155,8 +155,9 @@ def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:
         max_length = 77  # "no limit" is written as 1e30; the text encoders have 77 positions
     with files.one_error(folder):
-        _check_reached(vocab, merges, roles)
-        return build(vocab, merges, roles, max_length, _words(config))
+        tokens = build(vocab, merges, roles, max_length, _words(config))
+        _check_reached(tokens)
+        return tokens
 
 
 def write(folder: Path, tokenizer: Tokenizer) -> None:
@@ -296,21 +297,19 @@ def _check_vocab(vocab: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder}: two tokens of the vocabulary have the same id")
 
 
-def _check_reached(
-    vocab: dict[str, int], merges: Sequence[tuple[str, str]], special: dict[str, Any]
-) -> None:
+def _check_reached(tokens: Tokenizer) -> None:
     """In a vocabulary made as CLIP's, merges make every token but bytes and special ones.
 
     Otherwise merges.txt was cut, and words would silently become other tokens.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     base = {*alphabet, *(letter + "</w>" for letter in alphabet)}
-    if not base <= vocab.keys():
+    if not base <= tokens.vocab.keys():
         return
-    marks = {token if isinstance(token, str) else token["content"] for token in special.values()}
-    lacking = vocab.keys() - base - marks - {BOS, EOS} - {a + b for a, b in merges}
+    marks = {BOS, EOS, *(token["content"] for token in tokens.special.values())}
+    lacking = tokens.vocab.keys() - base - marks - {a + b for a, b in tokens.merges}
     if lacking:
-        first = min(lacking, key=vocab.__getitem__)
+        first = min(lacking, key=tokens.vocab.__getitem__)
         raise ValueError(
             f"{len(lacking)} tokens of the vocabulary come from no merge, first "
             f"{files.printable(first, 80)!r}; the merges are incomplete, fetch them again"
