@@ -16,13 +16,14 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from jaxgen import files
+from jaxgen.weights import vocabulary
+from jaxgen.weights.vocabulary import MAX_TOKENS
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")  # in the order they are registered
-MAX_TOKENS = 2**20
 MIN_LENGTH = 3  # of a prompt in tokens: the first, the last, and one between them
 WORDS_KEY = "known_words"  # in tokenizer_config.json, jaxgen's own; transformers passes over it
 
@@ -138,18 +139,18 @@ def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
     malformed, too large or do not belong together.
     """
     folder = Path(folder)
-    combined = _optional(folder / "tokenizer.json", files.INDEX_BYTES)
+    combined = vocabulary.read_optional(folder / "tokenizer.json", files.INDEX_BYTES)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocab = files.read_object(folder / "vocab.json", files.INDEX_BYTES)
-        merges = _read_merges(folder / "merges.txt")
+        merges = vocabulary.read_merges(folder / "merges.txt")
     elif combined:
-        vocab, merges = _model(combined, folder / "tokenizer.json")
+        vocab, merges = vocabulary.read_combined(combined, folder / "tokenizer.json")
     else:
         raise ValueError(
             f"no tokenizer in {folder}: expected vocab.json and merges.txt, or tokenizer.json"
         )
-    _check_vocab(vocab, folder)
-    config = _optional(folder / "tokenizer_config.json")
+    vocabulary.check(vocab, folder)
+    config = vocabulary.read_optional(folder / "tokenizer_config.json")
     roles = {**_special_tokens(folder, config, combined), **(special or {})}
     max_length = config.get("model_max_length", 77)
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:
@@ -241,13 +242,13 @@ def _special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any
     if isinstance(decoder, dict):
         added = list(decoder.values())
     else:
-        roles = _optional(folder / "special_tokens_map.json")
+        roles = vocabulary.read_optional(folder / "special_tokens_map.json")
         tokens.update({role: roles[role] for role in SPECIAL if roles.get(role) is not None})
         added = combined.get("added_tokens")
     entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     known = {t["content"]: t for t in entries if isinstance(t.get("content"), str)}
     texts = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
-    added_tokens = [*known, *_optional(folder / "added_tokens.json")]
+    added_tokens = [*known, *vocabulary.read_optional(folder / "added_tokens.json")]
     unknown = sorted(set(added_tokens) - {BOS, EOS, *map(str, texts.values())})
     if unknown:
         listed = files.printable(", ".join(unknown))
@@ -256,45 +257,6 @@ def _special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any
             "take a tokenizer without added tokens"
         )
     return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}
-
-
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    data = files.read_bytes(path, files.INDEX_BYTES)
-    try:
-        lines = data.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
-    first = 1 if lines[0].startswith("#version") else 0
-    return [_pair(line.rstrip("\r"), path) for line in lines[first:] if line.strip("\r")]
-
-
-def _pair(line: Any, path: Path) -> tuple[str, str]:
-    parts = line.split(" ") if isinstance(line, str) else line
-    good = (
-        isinstance(parts, list) and len(parts) == 2 and all(isinstance(p, str) and p for p in parts)
-    )
-    if not good:
-        raise ValueError(f"{path}: {str(line)[:80]!r} is not a merge of two tokens")
-    return (parts[0], parts[1])
-
-
-def _model(combined: dict[str, Any], path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges out of tokenizer.json, all that newer transformers writes."""
-    model = combined.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise ValueError(f"{path} holds no byte-pair encoding; CLIP's tokenizer is one")
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise ValueError(f"{path} lacks the model's vocab or merges")
-    return vocab, [_pair(merge, path) for merge in merges]
-
-
-def _check_vocab(vocab: dict[str, Any], folder: Path) -> None:
-    ids = list(vocab.values())
-    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < MAX_TOKENS for i in ids):
-        raise ValueError(f"{folder}: token ids must be integers from 0 to {MAX_TOKENS - 1}")
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"{folder}: two tokens of the vocabulary have the same id")
 
 
 def _check_reached(tokens: Tokenizer) -> None:
@@ -314,7 +276,3 @@ def _check_reached(tokens: Tokenizer) -> None:
             f"{len(lacking)} tokens of the vocabulary come from no merge, first "
             f"{files.printable(first, 80)!r}; the merges are incomplete, fetch them again"
         )
-
-
-def _optional(path: Path, max_bytes: int = files.CONFIG_BYTES) -> dict[str, Any]:
-    return files.read_object(path, max_bytes) if path.is_file() else {}
