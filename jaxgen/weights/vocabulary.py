@@ -33,7 +33,7 @@ def _pair(line: Any, path: Path) -> tuple[str, str]:
 def read_combined(
     combined: dict[str, Any], path: Path
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges out of tokenizer.json, all that newer transformers writes."""
+    """The vocabulary and merges in tokenizer.json, which newer transformers writes alone."""
     model = combined.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise ValueError(f"{path} holds no byte-pair encoding; CLIP's tokenizer is one")
