@@ -35,7 +35,11 @@ def read(path: str | Path, variant: str | None = None) -> Component:
             raise ValueError(
                 f"{folder} holds a {files.printable(own, 80)}; jaxgen implements {CLASS}"
             )
-        return diffusers.read_component(folder, "vae", CLASS, variant)
+        component = diffusers.read_component(folder, "vae", CLASS, variant)
+        factor = diffusers.fields(component)[
+            "scaling_factor"
+        ]  # the class's own where none is given
+        return component._replace(config={**component.config, "scaling_factor": factor})
 
 
 def wanted_files(names: list[str], variant: str | None, where: str) -> list[str]:

@@ -43,6 +43,17 @@ UNET_ENDS = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
+# Names that LDM's attention and transformers' text encoder share with diffusers.
+ATTENTION = re.compile(
+    r"(norm|proj_in|proj_out|transformer_blocks\.\d{1,4}\."
+    r"(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|norm[123]))\.(weight|bias)"
+)
+TEXT_NAME = re.compile(
+    r"text_model\.(embeddings\.(token|position)_embedding\.weight|final_layer_norm\.(weight|bias)"
+    r"|encoder\.layers\.(\d{1,6})\."
+    r"(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|layer_norm[12])\.(weight|bias))"
+    r"|text_projection\.weight"
+)
 VAE_ATTENTION = {
     "norm": "group_norm",
     "q": "to_q",
@@ -104,7 +115,7 @@ def rename_part(part: Mapping[str, Tensor], namer: Namer) -> tuple[dict[str, Ten
         new = namer(old)
         if new in result:
             raise ValueError(f"two tensors have the place {files.printable(new)} in the model")
-        if new is None:
+        if new is None or not new.endswith((".weight", ".bias")):
             strays.append(old)
         else:
             result[new] = tensor
@@ -112,7 +123,7 @@ def rename_part(part: Mapping[str, Tensor], namer: Namer) -> tuple[dict[str, Ten
 
 
 def used_layers(part: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Tensor], list[str]]:
-    """A text encoder without the layers that its model never runs, and the names of those.
+    """A text encoder without what its model never runs, and the names of that.
 
     The 24th layer of SD 2's encoder is not among these names: all of its files have it.
     """
@@ -120,11 +131,12 @@ def used_layers(part: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Tensor
     usual = 1 if kind == "v2" else 0
     used, strays = {}, []
     for name, tensor in part.items():
-        match = re.match(r"text_model\.encoder\.layers\.(\d{1,6})\.", name)
-        beyond = int(match[1]) - most if match and most is not None else -1
-        if beyond < 0:
+        match = TEXT_NAME.fullmatch(name)
+        layer = match[4] if match else None
+        beyond = int(layer) - most if layer and most is not None else -1
+        if match and beyond < 0:
             used[name] = tensor
-        elif beyond >= usual:
+        elif not match or beyond >= usual:
             strays.append(name)
     return used, strays
 
@@ -213,14 +225,15 @@ def _layer(row: str, place: tuple[int, int] | None, inner: str) -> str | None:
     if place is None:
         return None
     if part == "1":
-        return f"{row}.{place[0]}.attentions.{place[1]}.{rest}"
+        known = ATTENTION.fullmatch(rest)
+        return f"{row}.{place[0]}.attentions.{place[1]}.{rest}" if known else None
     resnet = _substitute(RESNET, rest) if part == "0" else None
     return f"{row}.{place[0]}.resnets.{place[1]}.{resnet}" if resnet else None
 
 
 def _middle(number: int, inner: str) -> str | None:
     if number == 1:
-        return f"mid_block.attentions.0.{inner}"
+        return f"mid_block.attentions.0.{inner}" if ATTENTION.fullmatch(inner) else None
     resnet = _substitute(RESNET, inner) if number in (0, 2) else None
     return f"mid_block.resnets.{number // 2}.{resnet}" if resnet else None
 

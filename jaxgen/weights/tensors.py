@@ -168,7 +168,12 @@ def _checked_header(path: Path) -> tuple[int, dict]:
 def _header_fault(path: Path, length: int) -> str:
     """What a file is whose header cannot have the length that it claims."""
     size, beginning = path.stat().st_size, files.read_bytes_at(path, 0, 32)
-    kinds = [text for start, text in BEGINNINGS.items() if beginning.lstrip().startswith(start)]
+    kinds = [
+        text
+        for start, text in BEGINNINGS.items()
+        # a pickle begins with 0x80, as may the length of a header, but not one of 4 GiB
+        if beginning.lstrip().startswith(start) and (start[0] != 0x80 or length >= 2**32)
+    ]
     if kinds and not (files.INDEX_BYTES < length <= size - 8):
         return f"is {kinds[0]}"
     if files.INDEX_BYTES < length <= size - 8:

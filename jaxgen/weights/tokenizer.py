@@ -16,13 +16,14 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from jaxgen import files
+from jaxgen.weights import vocabulary
+from jaxgen.weights.vocabulary import MAX_TOKENS
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")  # in the order they are registered
-MAX_TOKENS = 2**20
 MIN_LENGTH = 3  # of a prompt in tokens: the first, the last, and one between them
 WORDS_KEY = "known_words"  # in tokenizer_config.json, jaxgen's own; transformers passes over it
 
@@ -138,25 +139,26 @@ def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
     malformed, too large or do not belong together.
     """
     folder = Path(folder)
-    combined = _optional(folder / "tokenizer.json", files.INDEX_BYTES)
+    combined = vocabulary.read_optional(folder / "tokenizer.json", files.INDEX_BYTES)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocab = files.read_object(folder / "vocab.json", files.INDEX_BYTES)
-        merges = _read_merges(folder / "merges.txt")
+        merges = vocabulary.read_merges(folder / "merges.txt")
     elif combined:
-        vocab, merges = _model(combined, folder / "tokenizer.json")
+        vocab, merges = vocabulary.read_combined(combined, folder / "tokenizer.json")
     else:
         raise ValueError(
             f"no tokenizer in {folder}: expected vocab.json and merges.txt, or tokenizer.json"
         )
-    _check_vocab(vocab, folder)
-    config = _optional(folder / "tokenizer_config.json")
+    vocabulary.check(vocab, folder)
+    config = vocabulary.read_optional(folder / "tokenizer_config.json")
     roles = {**_special_tokens(folder, config, combined), **(special or {})}
     max_length = config.get("model_max_length", 77)
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:
         max_length = 77  # "no limit" is written as 1e30; the text encoders have 77 positions
     with files.one_error(folder):
-        _check_reached(vocab, merges, roles)
-        return build(vocab, merges, roles, max_length, _words(config))
+        tokens = build(vocab, merges, roles, max_length, _words(config))
+        _check_reached(tokens)
+        return tokens
 
 
 def write(folder: Path, tokenizer: Tokenizer) -> None:
@@ -240,13 +242,13 @@ def _special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any
     if isinstance(decoder, dict):
         added = list(decoder.values())
     else:
-        roles = _optional(folder / "special_tokens_map.json")
+        roles = vocabulary.read_optional(folder / "special_tokens_map.json")
         tokens.update({role: roles[role] for role in SPECIAL if roles.get(role) is not None})
         added = combined.get("added_tokens")
     entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     known = {t["content"]: t for t in entries if isinstance(t.get("content"), str)}
     texts = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
-    added_tokens = [*known, *_optional(folder / "added_tokens.json")]
+    added_tokens = [*known, *vocabulary.read_optional(folder / "added_tokens.json")]
     unknown = sorted(set(added_tokens) - {BOS, EOS, *map(str, texts.values())})
     if unknown:
         listed = files.printable(", ".join(unknown))
@@ -257,65 +259,20 @@ def _special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any
     return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}
 
 
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    data = files.read_bytes(path, files.INDEX_BYTES)
-    try:
-        lines = data.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
-    first = 1 if lines[0].startswith("#version") else 0
-    return [_pair(line.rstrip("\r"), path) for line in lines[first:] if line.strip("\r")]
-
-
-def _pair(line: Any, path: Path) -> tuple[str, str]:
-    parts = line.split(" ") if isinstance(line, str) else line
-    good = (
-        isinstance(parts, list) and len(parts) == 2 and all(isinstance(p, str) and p for p in parts)
-    )
-    if not good:
-        raise ValueError(f"{path}: {str(line)[:80]!r} is not a merge of two tokens")
-    return (parts[0], parts[1])
-
-
-def _model(combined: dict[str, Any], path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges out of tokenizer.json, all that newer transformers writes."""
-    model = combined.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise ValueError(f"{path} holds no byte-pair encoding; CLIP's tokenizer is one")
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise ValueError(f"{path} lacks the model's vocab or merges")
-    return vocab, [_pair(merge, path) for merge in merges]
-
-
-def _check_vocab(vocab: dict[str, Any], folder: Path) -> None:
-    ids = list(vocab.values())
-    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < MAX_TOKENS for i in ids):
-        raise ValueError(f"{folder}: token ids must be integers from 0 to {MAX_TOKENS - 1}")
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"{folder}: two tokens of the vocabulary have the same id")
-
-
-def _check_reached(
-    vocab: dict[str, int], merges: Sequence[tuple[str, str]], special: dict[str, Any]
-) -> None:
+def _check_reached(tokens: Tokenizer) -> None:
     """In a vocabulary made as CLIP's, merges make every token but bytes and special ones.
 
     Otherwise merges.txt was cut, and words would silently become other tokens.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     base = {*alphabet, *(letter + "</w>" for letter in alphabet)}
-    if not base <= vocab.keys():
+    if not base <= tokens.vocab.keys():
         return
-    marks = {token if isinstance(token, str) else token["content"] for token in special.values()}
-    lacking = vocab.keys() - base - marks - {BOS, EOS} - {a + b for a, b in merges}
+    marks = {BOS, EOS, *(token["content"] for token in tokens.special.values())}
+    lacking = tokens.vocab.keys() - base - marks - {a + b for a, b in tokens.merges}
     if lacking:
-        first = min(lacking, key=vocab.__getitem__)
+        first = min(lacking, key=tokens.vocab.__getitem__)
         raise ValueError(
             f"{len(lacking)} tokens of the vocabulary come from no merge, first "
             f"{files.printable(first, 80)!r}; the merges are incomplete, fetch them again"
         )
-
-
-def _optional(path: Path, max_bytes: int = files.CONFIG_BYTES) -> dict[str, Any]:
-    return files.read_object(path, max_bytes) if path.is_file() else {}

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""The files of a tokenizer's vocabulary and merges, read and checked one by one."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxgen import files
+
+MAX_TOKENS = 2**20
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """The pairs of tokens in a merges.txt, in their order."""
+    data = files.read_bytes(path, files.INDEX_BYTES)
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    first = 1 if lines[0].startswith("#version") else 0
+    return [_pair(line.rstrip("\r"), path) for line in lines[first:] if line.strip("\r")]
+
+
+def _pair(line: Any, path: Path) -> tuple[str, str]:
+    parts = line.split(" ") if isinstance(line, str) else line
+    good = (
+        isinstance(parts, list) and len(parts) == 2 and all(isinstance(p, str) and p for p in parts)
+    )
+    if not good:
+        raise ValueError(f"{path}: {str(line)[:80]!r} is not a merge of two tokens")
+    return (parts[0], parts[1])
+
+
+def read_combined(
+    combined: dict[str, Any], path: Path
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary and merges in tokenizer.json, which newer transformers writes alone."""
+    model = combined.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise ValueError(f"{path} holds no byte-pair encoding; CLIP's tokenizer is one")
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
+        raise ValueError(f"{path} lacks the model's vocab or merges")
+    return vocab, [_pair(merge, path) for merge in merges]
+
+
+def check(vocab: dict[str, Any], folder: Path) -> None:
+    """ValueError unless a vocabulary gives each token an id of its own."""
+    ids = list(vocab.values())
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < MAX_TOKENS for i in ids):
+        raise ValueError(f"{folder}: token ids must be integers from 0 to {MAX_TOKENS - 1}")
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"{folder}: two tokens of the vocabulary have the same id")
+
+
+def read_optional(path: Path, max_bytes: int = files.CONFIG_BYTES) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is none."""
+    return files.read_object(path, max_bytes) if path.is_file() else {}
