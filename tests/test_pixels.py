@@ -166,7 +166,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("function", "value", "words"), REFUSED, ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(
+    ("function", "value", "words"), REFUSED, ids=lambda v: getattr(v, "__name__", str(v)[:30])
+)
 def test_everything_else_is_one_error(function, value, words):
     with pytest.raises(ValueError, match=words):
         function(value)
