@@ -97,7 +97,7 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
 def test_orientation_turns_the_photo_and_its_mask_and_16_bits_are_not_clipped(
     tmp_path, monkeypatch
 ):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(scripts.EXPERIMENTS))
     import text_to_image
 
     exif = Image.Exif()

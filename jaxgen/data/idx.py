@@ -45,8 +45,8 @@ def read_split(
     labels = read(labels_path, max_bytes)
     if images.ndim != 3 or labels.ndim != 1:
         raise ValueError(
-            f"{files.printable(images_path)} has {images.ndim} axes and {files.printable(labels_path)} "
-            f"has {labels.ndim}; expected 3 (example, row, column) and 1"
+            f"{files.printable(images_path)} has {images.ndim} axes and "
+            f"{files.printable(labels_path)} has {labels.ndim}; expected 3 (example, row, column) and 1"
         )
     if len(images) != len(labels):
         raise ValueError(

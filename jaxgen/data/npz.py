@@ -72,7 +72,8 @@ def _open(path: pathlib.Path) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # damaged lists also raise struct.error, UnicodeDecodeError, ...
         raise ValueError(
-            f"{files.printable(path)} cannot be read as .npz ({files.printable(error)}); write it again"
+            f"{files.printable(path)} cannot be read as .npz ({files.printable(error)}); "
+            f"write it again"
         ) from error
     if len(archive.namelist()) > _MOST_ARRAYS:
         archive.close()

@@ -37,8 +37,8 @@ def open_folder(
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # the metadata are JSON and protocol buffers: many kinds of errors
         raise ValueError(
-            f"{files.printable(folder)} is not a prepared TFDS set ({files.printable(error)}); copy it "
-            f"again"
+            f"{files.printable(folder)} is not a prepared TFDS set ({files.printable(error)}); "
+            f"copy it again"
         ) from error
     return open_builder(builder, split, image_size=image_size, channels=channels)
 
@@ -177,7 +177,8 @@ def _open_records(builder, expression: str, image_key: str, place: str):
         ) from error
     except Exception as error:  # missing files and what the C++ of array_record throws
         raise ValueError(
-            f"{place} has no {expression} that can be read ({files.printable(error)}); copy it again"
+            f"{place} has no {expression} that can be read ({files.printable(error)}); "
+            f"copy it again"
         ) from error
     return records
 
