@@ -219,7 +219,9 @@ def test_a_bad_request_says_what_is_wrong(options, message):
         batch(**options)
 
 
-@pytest.mark.parametrize(("options", "message"), WRONG_TYPES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("options", "message"), WRONG_TYPES, ids=lambda value: str(value).split(" at 0x")[0][:40]
+)
 def test_an_argument_of_a_wrong_type_is_one_error(options, message):
     with pytest.raises(ValueError, match=message) as error:
         batch(**options)

@@ -82,9 +82,9 @@ def _locate(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
         ]
         if trains:
             raise ValueError(
-                f"{files.printable(folder)} has a {_METADATA} and a {trains[0]} folder, so its "
-                f"splits are not clear; give train and test a {_METADATA} of their own, or rename the "
-                f"folder {trains[0]}"
+                f"{files.printable(folder)} has a {_METADATA} and a {trains[0]} folder, so "
+                f"its splits are not clear; give train and test a {_METADATA} of their own, or "
+                f"rename the folder {trains[0]}"
             )
     elif splits := split_folders.find(folder, lambda path: (path / _METADATA).is_file()):
         is_whole = splits.test is None

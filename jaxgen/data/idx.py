@@ -46,7 +46,8 @@ def read_split(
     if images.ndim != 3 or labels.ndim != 1:
         raise ValueError(
             f"{files.printable(images_path)} has {images.ndim} axes and "
-            f"{files.printable(labels_path)} has {labels.ndim}; expected 3 (example, row, column) and 1"
+            f"{files.printable(labels_path)} has {labels.ndim}; "
+            f"expected 3 (example, row, column) and 1"
         )
     if len(images) != len(labels):
         raise ValueError(
