@@ -18,7 +18,7 @@ from experiments.minimal import diffusion
 from experiments.minimal import gan as minimal_gan
 from experiments.minimal import vae as minimal_vae
 from jaxgen.data import sets
-from jaxgen.diffusion import sample, schedule, timestep_samplers
+from jaxgen.diffusion import sample, schedule, sigmas, timestep_samplers
 from jaxgen.runs import run
 from jaxgen.train import augment, latent_losses, optimizer, order, step
 
