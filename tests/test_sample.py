@@ -9,7 +9,7 @@ import support.sampler_maps as maps
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.diffusion import config, sample, samplers, schedule
+from jaxgen.diffusion import config, sample, schedule
 from jaxgen.diffusion.table import Table
 
 SHAPE = (2, 3, 4)  # H, W, C
@@ -198,8 +198,8 @@ def test_image_to_image_noise_is_scaled_once_and_has_its_own_key():
 
     clean, noise = unit(0, 1, *SHAPE), unit(1, 1, *SHAPE)
     train = schedule.training_sigmas(MODEL)
-    for factory in (samplers.euler, samplers.lms, samplers.heun):
-        table = factory(MODEL, 11, start_step=4)
+    for name in ("euler", "lms", "heun"):
+        table = maps.table(name, MODEL, 11, start_step=4)
         level = np.interp(table.t[int(table.start_row)], np.arange(1000), train)
         found = sample.noised(table, clean, noise)
         np.testing.assert_allclose(found, clean + level * noise, rtol=1e-5)
