@@ -20,9 +20,11 @@ MAX_DEPTH = 64
 MESSAGE_LINES, MESSAGE_CHARACTERS = 8, 4000  # of an error about a foreign file
 
 
-def read_object(path: Path, max_bytes: int = CONFIG_BYTES) -> dict[str, Any]:
-    """The JSON object in a file of at most `max_bytes` bytes."""
-    return parse_object(read_bytes(path, max_bytes), str(path))
+def read_object(
+    path: Path, max_bytes: int = CONFIG_BYTES, infinities: bool = False
+) -> dict[str, Any]:
+    """The JSON object in a file of at most `max_bytes` bytes; infinities as in `parse_object`."""
+    return parse_object(read_bytes(path, max_bytes), str(path), infinities)
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -73,17 +75,18 @@ def one_error(where: Any) -> Iterator[None]:
         ) from None
 
 
-def parse_object(data: bytes, name: str) -> dict[str, Any]:
+def parse_object(data: bytes, name: str, infinities: bool = False) -> dict[str, Any]:
     """The JSON object in `data`; `name` says in errors where it came from.
 
     Raises ValueError for anything but one object of finite numbers, without repeated keys and at
-    most 64 levels deep.
+    most 64 levels deep. infinities: Infinity, -Infinity and NaN count as numbers, as Python writes
+    them; diffusers' scheduler configs hold them, and who reads these has to check them.
     """
     try:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
-            parse_constant=_reject_constant,
+            parse_constant=float if infinities else _reject_constant,
             parse_float=_finite,
         )
     except RecursionError:
@@ -123,9 +126,9 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def dumps(value: Any) -> str:
+def dumps(value: Any, infinities: bool = False) -> str:
     """JSON text as diffusers writes it: sorted keys, two spaces, one final newline."""
-    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=infinities) + "\n"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 """Folders in diffusers' layout: what is read, what is written, and what is refused, and how."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -688,3 +689,14 @@ def test_weights_of_a_folder_reach_the_device_as_asked(folder):
     component = diffusers.read(folder).components["vae"]
     params = layout.load(component.tensors, checkpoints.shapes(component), jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_a_scheduler_config_holds_infinities_as_diffusers_writes_them(folder, tmp_path):
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text()) | {"lambda_min_clipped": -math.inf}
+    path.write_text(json.dumps(config))
+    assert "-Infinity" in path.read_text()
+    checkpoint = diffusers.read(folder)
+    assert checkpoint.scheduler["lambda_min_clipped"] == -math.inf
+    diffusers.write(tmp_path / "again", checkpoint)
+    assert diffusers.read(tmp_path / "again").scheduler == checkpoint.scheduler

@@ -18,7 +18,7 @@ from experiments.minimal import diffusion
 from experiments.minimal import gan as minimal_gan
 from experiments.minimal import vae as minimal_vae
 from jaxgen.data import sets
-from jaxgen.diffusion import sample, schedule, timestep_samplers
+from jaxgen.diffusion import sample, schedule, sigmas, timestep_samplers
 from jaxgen.runs import run
 from jaxgen.train import augment, latent_losses, optimizer, order, step
 
@@ -149,7 +149,7 @@ def test_minimal_diffusion_has_the_data_and_the_losses_of_the_library(unet):
 def test_minimal_ddim_is_the_sampler_of_the_library():
     noise = jax.random.normal(jax.random.key(3), (2, 8, 8, 1))
     model = schedule.Schedule(np.cos(diffusion.phi[1:]) ** 2, "v_prediction")
-    table = timestep_samplers.ddim(model, 10, spacing="trailing")
+    table = timestep_samplers.ddim(model, sigmas.timestep_grid(model, 10, "trailing"))
 
     def predict(x, t):  # any function of both
         return jnp.tanh(x) * (0.3 + t / diffusion.NUM_TIMES)

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import checkpoints, compilations, pipeline_cases
+from support import sampler_maps as maps
 from support.networks import psnr
 
 import jaxgen
-from jaxgen.diffusion import config, samplers, schedule
+from jaxgen.diffusion import config, schedule
 from jaxgen.stable_diffusion import generate
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
@@ -136,7 +137,7 @@ def test_no_setting_compiles_anew(pipe, loop):
         for setting in SETTINGS:
             pipe(**({"prompt": "a cat", "num_steps": 4} | setting))
         for name, spacing in itertools.product(("euler", "dpmpp_2m"), schedule.SPACINGS):
-            own = functools.partial(getattr(samplers, name), model, spacing=spacing)
+            own = functools.partial(maps.table, name, model, spacing=spacing)
             pipe("a cat", num_steps=3, sampler=own)
         for task, strength in itertools.product(tasks, (0.0, 0.3, 1.0)):
             settings = {"num_steps": 4, "sampler": "heun", "strength": strength}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import checkpoints, compilations, pipeline_cases
+from support import sampler_maps as maps
 
-from jaxgen.diffusion import samplers, schedule
+from jaxgen.diffusion import schedule
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.unet import UNet2DConditionModel
@@ -105,7 +106,7 @@ def test_strength_says_how_many_steps_run():
 
 def test_samplers_are_names_configured_ones_or_tables():
     model = schedule.noise_schedule(prediction_type="epsilon")
-    configured = functools.partial(samplers.euler, model, respacing="karras")
+    configured = functools.partial(maps.table, "euler", model, levels="karras")
     table = configured(10)
     named = batch(sampler="euler", num_steps=10).table
     assert int(named.num_rows) == 10

@@ -9,7 +9,7 @@ import support.sampler_maps as maps
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.diffusion import config, sample, samplers, schedule
+from jaxgen.diffusion import config, sample, schedule
 from jaxgen.diffusion.table import Table
 
 SHAPE = (2, 3, 4)  # H, W, C
@@ -56,13 +56,13 @@ def image_keys(batch_size, seed=0):
 
 MODEL = schedule.noise_schedule()
 TABLES = {
-    "ddim": samplers.ddim(MODEL, 6),
-    "pndm": samplers.pndm(MODEL, 6, skip_prk_steps=True),
-    "pndm, Runge-Kutta": samplers.pndm(MODEL, 6),
-    "euler_ancestral": samplers.euler_ancestral(MODEL, 6),
-    "dpm2_ancestral": samplers.dpm2_ancestral(MODEL, 5),
-    "dpmpp_2m_sde": samplers.dpmpp_2m_sde(MODEL, 9, start_step=3),
-    "unipc": samplers.unipc(MODEL, 7, order=3),
+    "ddim": maps.table("ddim", MODEL, 6),
+    "pndm": maps.table("pndm", MODEL, 6, skip_prk_steps=True),
+    "pndm, Runge-Kutta": maps.table("pndm", MODEL, 6),
+    "euler_ancestral": maps.table("euler_ancestral", MODEL, 6),
+    "dpm2_ancestral": maps.table("dpm2_ancestral", MODEL, 5),
+    "dpmpp_2m_sde": maps.table("dpmpp_2m_sde", MODEL, 9, start_step=3),
+    "unipc": maps.table("unipc", MODEL, 7, order=3),
 }
 
 
@@ -198,12 +198,12 @@ def test_image_to_image_noise_is_scaled_once_and_has_its_own_key():
 
     clean, noise = unit(0, 1, *SHAPE), unit(1, 1, *SHAPE)
     train = schedule.training_sigmas(MODEL)
-    for factory in (samplers.euler, samplers.lms, samplers.heun):
-        table = factory(MODEL, 11, start_step=4)
+    for name in ("euler", "lms", "heun"):
+        table = maps.table(name, MODEL, 11, start_step=4)
         level = np.interp(table.t[int(table.start_row)], np.arange(1000), train)
         found = sample.noised(table, clean, noise)
         np.testing.assert_allclose(found, clean + level * noise, rtol=1e-5)
-    table = samplers.ddim(MODEL, 10, start_step=4)
+    table = maps.table("ddim", MODEL, 10, start_step=4)
     ac = MODEL.alphas_cumprod[500]
     found = sample.noised(table, clean, noise)
     np.testing.assert_allclose(found, ac**0.5 * clean + (1 - ac) ** 0.5 * noise, rtol=1e-5)
@@ -250,7 +250,7 @@ def test_a_full_mask_changes_nothing():
 
 
 def test_nothing_to_run_returns_the_given_latent():
-    table = samplers.euler(MODEL, 5, start_step=5)
+    table = maps.table("euler", MODEL, 5, start_step=5)
     clean = unit(0, 1, *SHAPE)
     x = sample.noised(table, clean, unit(1, 1, *SHAPE))
     out = run(table, x, image_keys(1))

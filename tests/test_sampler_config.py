@@ -2,11 +2,13 @@
 """From scheduler_config.json to a sampler: defaults, refusals, and messages that name the cause."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+import support.sampler_maps as maps
 
-from jaxgen.diffusion import config, samplers, schedule
+from jaxgen.diffusion import config, names, samplers, schedule
 from jaxgen.diffusion.scheduler_classes import CLASSES
 
 # the files of the published checkpoints, as they are
@@ -57,16 +59,21 @@ def assert_same_table(found, expected):
 def test_published_configs_give_their_own_samplers():
     model = schedule.noise_schedule()
     found = config.from_config(STABLE_DIFFUSION_15)(20)
-    assert_same_table(found, samplers.pndm(model, 20, steps_offset=1, skip_prk_steps=True))
+    expected = maps.table(
+        samplers.pndm, model, 20, steps_offset=1, final_sigma="sigma_min", skip_prk_steps=True
+    )
+    assert_same_table(found, expected)
     assert found.num_rows == 21
 
     v_model = schedule.noise_schedule(prediction_type="v_prediction")
     found = config.from_config(STABLE_DIFFUSION_21)(20)
-    expected = samplers.ddim(v_model, 20, steps_offset=1, set_alpha_to_one=False)
+    expected = maps.table(samplers.ddim, v_model, 20, steps_offset=1, final_sigma="sigma_min")
     assert_same_table(found, expected)
 
     found = config.from_config(STABLE_DIFFUSION_XL)(20)
-    assert_same_table(found, samplers.euler(model, 20, spacing="leading", steps_offset=1))
+    assert_same_table(
+        found, maps.table(samplers.euler, model, 20, spacing="leading", steps_offset=1)
+    )
 
 
 @pytest.mark.parametrize("name", config.SAMPLERS)
@@ -107,10 +114,10 @@ def test_a_name_fixes_order_and_algorithm():
     }
     model = schedule.noise_schedule(1000, 0.0001, 0.02, "linear")
     found = config.from_config(given, "dpmpp_2m")(8)
-    assert_same_table(found, samplers.dpmpp_2m(model, 8, solver_type="heun"))
+    assert_same_table(found, maps.table("dpmpp_2m", model, 8, solver_type="heun"))
     found = config.from_config(given)(8)
-    expected = samplers.dpm_multistep(
-        model, 8, order=3, algorithm="sde-dpmsolver++", solver_type="heun"
+    expected = maps.table(
+        samplers.dpm_multistep, model, 8, order=3, algorithm="sde-dpmsolver++", solver_type="heun"
     )
     assert_same_table(found, expected)
 
@@ -152,7 +159,9 @@ def test_unknown_names_list_the_known_ones():
         ("PNDMScheduler", "timestep_spacing", "even"),
         ("HeunDiscreteScheduler", "clip_sample", True),
         ("DPMSolverMultistepScheduler", "use_lu_lambdas", True),
-        ("DPMSolverMultistepScheduler", "lambda_min_clipped", -5.1),
+        ("DPMSolverMultistepScheduler", "lambda_min_clipped", "low"),
+        ("DPMSolverMultistepScheduler", "solver_order", 2.0),
+        ("EulerDiscreteScheduler", "steps_offset", -1),
         ("DPMSolverMultistepScheduler", "variance_type", "learned"),
         ("DPMSolverMultistepScheduler", "use_flow_sigmas", True),
         ("DPMSolverMultistepScheduler", "solver_order", 4),
@@ -162,19 +171,18 @@ def test_unknown_names_list_the_known_ones():
         ("UniPCMultistepScheduler", "final_sigmas_type", "one"),
         ("EulerDiscreteScheduler", "interpolation_type", "cubic"),
         ("EulerDiscreteScheduler", "sigma_min", -1.0),
-        ("EulerDiscreteScheduler", "shift", 3.0),
         ("LCMScheduler", "thresholding", True),
     ],
 )
 def test_values_that_are_not_implemented_are_named(class_name, key, value):
     given = {"_class_name": class_name, "clip_sample": False, key: value}
-    with pytest.raises(ValueError, match=f"^{key}=") as raised:
+    with pytest.raises(ValueError, match=f": {key}=.*, expected ") as raised:
         config.from_config(given)
     assert repr(value) in str(raised.value)
 
 
 def test_an_absent_clip_sample_is_the_default_of_the_class_and_refused():
-    with pytest.raises(ValueError, match=r"clip_sample=True \(the default of DDIMScheduler\)"):
+    with pytest.raises(ValueError, match="of DDIMScheduler .*: clip_sample=True, expected False"):
         config.from_config({"_class_name": "DDIMScheduler"})
     # asked for by name on a latent model, whose own class has no such key: nothing is clipped
     config.from_config({"_class_name": "PNDMScheduler"}, "ddim")
@@ -186,16 +194,19 @@ def test_an_absent_clip_sample_is_the_default_of_the_class_and_refused():
         ("num_train_timesteps", 10**12, "an integer from 1 to 100000"),
         ("num_train_timesteps", "1000", "an integer from 1 to 100000"),
         ("num_train_timesteps", True, "an integer from 1 to 100000"),
-        ("beta_start", "0.1", "a finite number"),
-        ("beta_end", float("nan"), "a finite number"),
-        ("steps_offset", 10**9, "a small integer"),
-        ("trained_betas", "many", "a list of num_train_timesteps numbers"),
-        ("trained_betas", [[0.1]] * 1000, "a list of num_train_timesteps numbers"),
-        ("trained_betas", [2.0] * 1000, "above 0 and at most 1"),
-        ("beta_start", -1.0, "must lie between 0 and 1"),
-        ("beta_schedule", "x" * 10**6, "^beta_schedule=.{80} "),
+        ("beta_start", "0.1", "a number from 1e-09"),
+        ("beta_end", float("nan"), "a number from 1e-09"),
+        ("steps_offset", 10**9, "an integer from 0 to 100000"),
+        ("trained_betas", "many", "a list of 1 to 100000 entries, each a number"),
+        ("trained_betas", [[0.1]] * 1000, "a list of 1 to 100000 entries, each a number"),
+        ("trained_betas", [0.1] * 9, "a list of num_train_timesteps numbers"),
+        ("trained_betas", [2.0] * 1000, "each a number from 0 to 1"),
+        ("beta_end", 1.0, "beta_end=1.0, expected a number"),
+        ("beta_end", 0.9999, "too near 0 or 1"),
+        ("beta_start", -1.0, "beta_start=-1.0, expected a number from 1e-09"),
+        ("beta_schedule", "x" * 10**6, ": beta_schedule=.{80}, expected"),
         ("skip_prk_steps", "yes", "true or false"),
-        ("timestep_spacing", ["leading"], "implemented: 'leading'"),
+        ("timestep_spacing", ["leading"], "expected 'leading'"),
     ],
 )
 def test_values_of_the_wrong_kind_are_refused(key, value, message):
@@ -224,6 +235,150 @@ def test_configs_survive_json():
         given = {**known.defaults, "_class_name": class_name, "clip_sample": False}
         read = json.loads(json.dumps(given))
         assert config.from_config(read)(8).num_rows >= 8
+
+
+def test_keys_that_no_class_knows_are_passed_over_and_listed():
+    old = {"predict_epsilon": False, "tensor_format": "pt", "shift": 3.0, "my_trainer": {"a": [1]}}
+    given = {**STABLE_DIFFUSION_15, **old}
+    assert_same_table(config.from_config(given)(5), config.from_config(STABLE_DIFFUSION_15)(5))
+    assert config.unknown_keys(given) == list(old)
+    for published in PUBLISHED:
+        assert config.unknown_keys(published) == []
+
+
+def test_minus_infinity_clips_nothing():
+    given = {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -math.inf}
+    plain = config.from_config({"_class_name": "DPMSolverMultistepScheduler"})(5)
+    assert_same_table(config.from_config(given)(5), plain)
+
+
+@pytest.mark.parametrize("name", sorted(set(config.SAMPLERS) - {"ddim", "tcd"}))
+def test_eta_for_a_sampler_that_has_none_is_an_error(name):
+    with pytest.raises(ValueError, match=rf"^{name} .* has no eta; .* use one of ddim, tcd$"):
+        config.from_config(STABLE_DIFFUSION_15, name, eta=0.0)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan"), True, "much"])
+def test_eta_lies_between_0_and_1(eta):
+    with pytest.raises(ValueError, match="^eta is .*; it must lie between 0 and 1"):
+        config.from_config(STABLE_DIFFUSION_15, "ddim", eta=eta)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "levels"),
+    [
+        ("dpmpp_2m", "dpmpp_2m", None),
+        ("dpmpp_2m_karras", "dpmpp_2m", "karras"),
+        ("DPM++ 2M Karras", "dpmpp_2m", "karras"),
+        ("DPM++ 2M SDE Exponential", "dpmpp_2m_sde", "exponential"),
+        ("dpmpp-2m-sde_beta", "dpmpp_2m_sde", "beta"),
+        ("Euler a", "euler_ancestral", None),
+        ("euler_a", "euler_ancestral", None),
+        ("k_euler_a", "euler_ancestral", None),
+        ("DPM2 a Karras", "dpm2_ancestral", "karras"),
+        ("LMS Karras", "lms", "karras"),
+        ("PLMS", "pndm", None),
+        ("UniPC", "unipc", None),
+    ],
+)
+def test_names_in_the_spellings_that_users_type(typed, name, levels):
+    assert names.sampler(typed) == (name, levels)
+    keys = {f"use_{levels}_sigmas": True} if levels else {}
+    written = config.from_config({**STABLE_DIFFUSION_21, **keys}, name)(6)
+    assert_same_table(config.from_config(STABLE_DIFFUSION_21, typed)(6), written)
+
+
+@pytest.mark.parametrize("name", ["DPM++ 2S a", "DPM++ SDE", "karras", "_karras", "x" * 10**5, 3])
+def test_names_of_other_samplers_are_not_taken_for_these(name):
+    with pytest.raises(ValueError, match="unknown sampler .*; known are ddim, ddpm") as raised:
+        config.from_config(STABLE_DIFFUSION_15, name)
+    assert len(str(raised.value)) < 600
+
+
+def test_spacing_and_levels_start_from_the_config_of_the_checkpoint():
+    """The model stays a v-prediction model, with its own betas: only the two keys change."""
+    for spacing in schedule.SPACINGS:
+        written = {**STABLE_DIFFUSION_21, "timestep_spacing": spacing}
+        asked = config.from_config(STABLE_DIFFUSION_21, "euler", spacing=spacing)
+        assert_same_table(asked(7), config.from_config(written, "euler")(7))
+    for levels in ("karras", "exponential", "beta"):
+        written = {**STABLE_DIFFUSION_21, f"use_{levels}_sigmas": True}
+        asked = config.from_config(STABLE_DIFFUSION_21, "dpmpp_2m", levels=levels)
+        assert_same_table(asked(7), config.from_config(written, "dpmpp_2m")(7))
+        plain = config.from_config(written, "dpmpp_2m", levels="schedule")
+        assert_same_table(plain(7), config.from_config(STABLE_DIFFUSION_21, "dpmpp_2m")(7))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"name": "ddim", "levels": "karras"},
+            r"ddim \(.*\) has no levels; .* one of lms, euler, ",
+        ),
+        ({"name": "ddim_karras"}, "ddim_karras .* has no levels"),
+        ({"name": "lcm", "spacing": "trailing"}, "lcm .* has no spacing; .* one of ddim, ddpm"),
+        ({"name": "dpmpp_2s", "spacing": "trailing"}, "dpmpp_2s .* has no spacing"),
+        ({"spacing": "even"}, "spacing is 'even'; known are leading, linspace, trailing"),
+        ({"levels": ["karras"]}, "levels is .*; known are karras, exponential, beta, schedule"),
+        ({"name": "euler_karras", "levels": "beta"}, "asks for levels 'karras', but levels is 'b"),
+    ],
+)
+def test_options_that_a_sampler_does_not_have_are_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        config.from_config(STABLE_DIFFUSION_15, **options)
+
+
+def test_a_pipeline_corrects_what_old_configs_lack():
+    old = {k: v for k, v in STABLE_DIFFUSION_15.items() if k not in ("steps_offset", "clip_sample")}
+    for given in (old, {**old, "steps_offset": 0}, {**old, "steps_offset": 2}):
+        for name in (None, "ddim"):
+            corrected = config.from_config(given, name, pipeline="StableDiffusionPipeline")(10)
+            expected = config.from_config(STABLE_DIFFUSION_15, name)(10)
+            assert_same_table(corrected, expected)
+    # the pipeline of XL corrects nothing
+    given = {**STABLE_DIFFUSION_XL, "steps_offset": 0}
+    left = config.from_config(given, pipeline="StableDiffusionXLPipeline")(10)
+    assert_same_table(left, config.from_config(given)(10))
+    clipped = {"_class_name": "DDIMScheduler", "clip_sample": True, "steps_offset": 1}
+    config.from_config(clipped, pipeline="StableDiffusionImg2ImgPipeline")
+    with pytest.raises(ValueError, match="clip_sample=True, expected False"):
+        config.from_config(clipped, pipeline="StableDiffusionInpaintPipeline")
+    with pytest.raises(ValueError, match="steps_offset=-1, expected"):
+        config.from_config({**old, "steps_offset": -1}, pipeline="StableDiffusionPipeline")
+
+
+def test_inpainting_corrects_the_runge_kutta_start_too():
+    given = {**STABLE_DIFFUSION_15, "skip_prk_steps": False}
+    masked = config.from_config(given, pipeline="StableDiffusionInpaintPipeline")(10)
+    assert_same_table(masked, config.from_config(STABLE_DIFFUSION_15)(10))
+    text = config.from_config(given, pipeline="StableDiffusionPipeline")(10)
+    assert text.num_rows == masked.num_rows + 8
+
+
+# whatever stands in a file: a sampler, or one ValueError of one readable line
+STRANGE = [None, True, -1, 0, 2.0, 1e308, math.nan, math.inf, 10**30, "", "x" * 10**5, [], [[1]],
+           {}, {"a": None}, "\x1b[2J\u202e"]  # fmt: skip
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_any_value_of_any_key_is_taken_or_refused_in_one_line(class_name):
+    base = {**CLASSES[class_name].defaults, "_class_name": class_name, "clip_sample": False}
+    for key in [*base, "_use_default_values"]:
+        for value in STRANGE:
+            fault = fault_of({**base, key: value})
+            assert fault.isprintable(), (key, value)
+            assert len(fault) < 700, (key, value)
+
+
+def fault_of(scheduler_config):
+    """The message of the one exception that may come out; empty where the config is taken."""
+    try:
+        table = config.from_config(scheduler_config)(6)
+    except ValueError as error:
+        return str(error)
+    assert np.isfinite(table.update).all(), scheduler_config
+    return ""
 
 
 def test_start_step_is_checked():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxgen.diffusion import schedule, sigmas
+from jaxgen.weights import ldm_configs
 
 
 def test_scaled_linear_betas_give_the_known_ends_of_stable_diffusion():
@@ -62,8 +63,8 @@ def test_linspace_times_stay_fractional():
 
 def test_interval_timesteps_divide_by_one_more():
     model = schedule.noise_schedule()
-    found = schedule.interval_timesteps(model, 4, "leading", 1)
-    assert found.tolist() == [801, 601, 401, 201]
+    leading = schedule.interval_timesteps(model, 4, "leading", 1)
+    assert leading.tolist() == [801, 601, 401, 201]
     assert schedule.interval_timesteps(model, 4, "linspace").tolist() == [999, 749, 500, 250]
 
 
@@ -92,8 +93,8 @@ def test_unknown_words_are_refused_with_the_known_ones():
         schedule.noise_schedule(prediction_type="flow")
     with pytest.raises(ValueError, match="spacing is 'even'; known are leading"):
         schedule.timesteps(1000, 5, "even")
-    with pytest.raises(ValueError, match="respacing is 'log'; known are None, karras"):
-        sigmas.respaced("log", (0.1, 1.0), 5)
+    with pytest.raises(ValueError, match="levels is 'log'; known are None, karras"):
+        sigmas.placed("log", 0.1, 1.0, 5)
     with pytest.raises(ValueError, match="final_sigma is 'one'; known are zero"):
         sigmas.final_level("one", 0.1)
 
@@ -105,21 +106,21 @@ def test_strength_skips_the_steps_that_diffusers_skips():
             schedule.start_step(50, strength)
 
 
-@pytest.mark.parametrize("respacing", ["karras", "exponential", "beta"])
-def test_respaced_levels_descend_from_the_highest_to_the_lowest(respacing):
-    levels = sigmas.respaced(respacing, (0.03, 14.6), 12)
+@pytest.mark.parametrize("kind", ["karras", "exponential", "beta"])
+def test_placed_levels_descend_from_the_highest_to_the_lowest(kind):
+    levels = sigmas.placed(kind, 0.03, 14.6, 12)
     assert len(levels) == 12
     np.testing.assert_allclose(levels[[0, -1]], [14.6, 0.03], rtol=1e-9)
     assert (np.diff(levels) < 0).all()
 
 
-def test_respacings_are_even_in_their_own_variable():
-    karras = sigmas.respaced("karras", (0.03, 14.6), 12) ** (1 / 7)
+def test_placed_levels_are_even_in_their_own_variable():
+    karras = sigmas.placed("karras", 0.03, 14.6, 12) ** (1 / 7)
     np.testing.assert_allclose(np.diff(karras, 2), 0, atol=1e-12)
-    exponential = np.log(sigmas.respaced("exponential", (0.03, 14.6), 12))
+    exponential = np.log(sigmas.placed("exponential", 0.03, 14.6, 12))
     np.testing.assert_allclose(np.diff(exponential, 2), 0, atol=1e-12)
     # Beta(0.6, 0.6) is symmetric: the middle of the ramp is the middle of the range
-    assert sigmas.respaced("beta", (1.0, 3.0), 5)[2] == pytest.approx(2.0)
+    assert sigmas.placed("beta", 1.0, 3.0, 5)[2] == pytest.approx(2.0)
 
 
 def test_times_of_levels_invert_the_levels_of_times():
@@ -130,3 +131,26 @@ def test_times_of_levels_invert_the_levels_of_times():
     middle = np.sqrt(train[500] * train[501])
     assert sigmas.times_of(np.array([middle]), train)[0] == pytest.approx(500.5, abs=1e-3)
     assert sigmas.times_of(np.array([1e-3, 100.0]), train).tolist() == [0, 999]
+
+
+@pytest.mark.parametrize(
+    "betas",
+    [
+        {"beta_start": 0.9, "beta_end": 0.9999999},  # no signal is left long before the end
+        {"beta_start": 1e-12, "beta_end": 1e-12},  # no noise in float32
+        {"trained_betas": [0.5, 1.0, 0.5]},
+    ],
+)
+def test_betas_that_leave_no_signal_or_no_noise_are_refused(betas):
+    with pytest.raises(ValueError, match="too near 0 or 1: alphas_cumprod goes from"):
+        schedule.noise_schedule(**betas)
+
+
+def test_one_training_step_cannot_be_rescaled():
+    with pytest.raises(ValueError, match="more than one training timestep"):
+        schedule.noise_schedule(num_train_steps=1, zero_terminal_snr=True)
+
+
+def test_both_homes_of_the_betas_of_stable_diffusion_agree():
+    # the rooms do not import each other: a single file's config is written in weights
+    assert schedule.STABLE_DIFFUSION_BETAS.items() <= ldm_configs.BETAS.items()

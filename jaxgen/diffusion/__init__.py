@@ -3,7 +3,7 @@
 
     from jaxgen.diffusion import config, sample, schedule
 
-    sampler = config.from_config(scheduler_config, name=None)       # or name="dpmpp_2m", ...
+    sampler = config.from_config(scheduler_config, name=None)       # or "dpmpp_2m_karras", ...
     table = sampler(num_steps=30, start_step=0)                     # NumPy, built on the host
     streams = sample.noise_keys(jax.vmap(jax.random.key)(seeds))    # one key per image, [B]
 
@@ -24,5 +24,5 @@ Image to image: `schedule.start_step(num_steps, strength)` says how many steps t
 builds the table of a run that begins there, since methods with history begin anew. Strength 0 is a
 table with nothing to run. Masked sampling: `inpainting=sample.Inpainting(mask, clean, noise)`.
 To see every step, call `sample.step` from Python, with `sample.first_state(x)` at the start.
-`samplers` has the factories: `samplers.euler(schedule, num_steps, respacing="karras") -> Table`.
+`samplers` has the samplers as functions: `samplers.euler(model, sigmas.euler_grid(model, 30))`.
 """

@@ -2,20 +2,30 @@
 """From a checkpoint's scheduler_config.json to a sampler, with diffusers' defaults per class.
 
 An absent key means what the class's own default means; a value that is not implemented is an error
-that names it. Keys of other scheduler classes are passed over, as diffusers does: they are what
-lets one checkpoint be run with another sampler.
+that names it. Keys that the class does not know are passed over, as diffusers does: those of other
+classes are what lets one checkpoint be run with another sampler, and `unknown_keys` lists the rest.
 """
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from jaxgen.diffusion import schedule
-from jaxgen.diffusion.scheduler_classes import CLASSES, SAMPLERS
+from jaxgen import fields
+from jaxgen.diffusion import names, schedule, sigmas
+from jaxgen.diffusion.scheduler_classes import (
+    CLASSES,
+    CORRECTIONS,
+    FIELDS,
+    QUALIFIERS,
+    RULES,
+    SAMPLERS,
+)
 from jaxgen.diffusion.table import Table
 
-MOST_TRAIN_STEPS = 100_000  # a config file may ask for any number; no model has more
+OWN_LEVELS = "schedule"  # says that the levels are those of the schedule, whatever the config says
+
+__all__ = ["SAMPLERS", "Sampler", "from_config", "unknown_keys"]
 
 
 class Sampler(Protocol):
@@ -24,119 +34,103 @@ class Sampler(Protocol):
     def __call__(self, num_steps: int, start_step: int = 0) -> Table: ...
 
 
-# the values that are implemented, of keys that have few
-_CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "prediction_type": schedule.PREDICTION_TYPES,
-    "timestep_spacing": schedule.SPACINGS,
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-    "interpolation_type": ("linear", "log_linear"),
-    "timestep_type": ("discrete", "continuous"),
-    "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"),
-    "solver_type": ("midpoint", "heun", "bh1", "bh2"),
-    "solver_order": (1, 2, 3),
-    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large"),
-    "lambda_min_clipped": (-math.inf, "-Infinity", "-inf"),
-    "clip_sample": (False,),
-    "thresholding": (False,),
-    "use_flow_sigmas": (False,),
-    "use_dynamic_shifting": (False,),
-    "use_lu_lambdas": (False,),
-    "solver_p": (None,),
-    "shift_terminal": (None,),
-}
-# keys that only qualify an option which is refused above, or that no sampler here reads
-_PASSIVE = frozenset({
-    "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "flow_shift",
-    "time_shift_type", "timestep_scaling", "original_inference_steps", "noise_sampler_seed",
-})  # fmt: skip
-# config key -> option of the factory, where the class and the factory both have it
-_OPTIONS = {
+# config key -> parameter of the grid or the sampler, where the two are called differently
+_PARAMETERS = {
     "timestep_spacing": "spacing",
-    "steps_offset": "steps_offset",
-    "set_alpha_to_one": "set_alpha_to_one",
-    "skip_prk_steps": "skip_prk_steps",
     "variance_type": "variance",
-    "sigma_min": "sigma_min",
-    "sigma_max": "sigma_max",
     "final_sigmas_type": "final_sigma",
     "solver_order": "order",
-    "solver_type": "solver_type",
     "algorithm_type": "algorithm",
-    "lower_order_final": "lower_order_final",
-    "euler_at_final": "euler_at_final",
-    "predict_x0": "predict_x0",
-    "disable_corrector": "disable_corrector",
     "original_inference_steps": "original_steps",
-    "timestep_scaling": "timestep_scaling",
 }
 
 
 def from_config(
-    scheduler_config: Mapping[str, Any], name: str | None = None, eta: float | None = None
+    scheduler_config: Mapping[str, Any],
+    name: str | None = None,
+    eta: float | None = None,
+    *,
+    spacing: str | None = None,
+    levels: str | None = None,
+    pipeline: str | None = None,
 ) -> Sampler:
     """The sampler that a parsed scheduler_config.json describes, or the one called `name`.
 
-    A name (`SAMPLERS`) is configured as diffusers' `Class.from_config(scheduler_config)` would be:
-    from the keys both classes share. eta: for ddim and tcd, the amount of fresh noise; None is
-    diffusers' default, 0 for ddim and 0.3 for tcd.
-    Raises ValueError that names an unknown class or sampler, or a value that is not implemented.
+    name: as in `names.sampler`; configured as diffusers' `Class.from_config(scheduler_config)`
+    would be, from the keys that both classes have. None is the config's own class.
+    eta: for ddim and tcd, the amount of fresh noise from 0 to 1; None is diffusers' default, 0 for
+    ddim and 0.3 for tcd. spacing: "leading", "linspace" or "trailing". levels: "karras",
+    "exponential", "beta", or "schedule" for those of training; None leaves both to the config.
+    pipeline: the diffusers pipeline whose corrections of the config apply (CORRECTIONS).
+    Raises ValueError that names an unknown class or sampler, an option that the sampler does not
+    have, or a value that is not implemented.
     """
-    given = _given(scheduler_config)
-    own = given.get("_class_name")
-    class_name, fixed = _target(own, name)
-    factory, defaults = CLASSES[class_name]
-    values = {key: given.get(key, default) for key, default in defaults.items()}
-    if "clip_sample" not in given and own != class_name and "clip_sample" in values:
+    keys = _stated(scheduler_config)
+    own = keys.get("_class_name")
+    class_name, fixed, named_levels = _target(own, name)
+    scheduler = CLASSES[class_name]
+    title = class_name if name is None else f"{name} ({class_name})"
+    values = {**scheduler.defaults, **{k: v for k, v in keys.items() if k in scheduler.defaults}}
+    if "clip_sample" not in keys and own != class_name and "clip_sample" in values:
         values["clip_sample"] = False  # a default for pixels, which latent models never use
     values.update(fixed)
     values = {key: _translated(class_name, key, value) for key, value in values.items()}
-    _check(class_name, values, defaults, given)
-
-    model = schedule.noise_schedule(
-        num_train_steps=values["num_train_timesteps"],
-        beta_start=values["beta_start"],
-        beta_end=values["beta_end"],
-        beta_schedule=values["beta_schedule"],
-        trained_betas=values["trained_betas"],
-        zero_terminal_snr=bool(values.get("rescale_betas_zero_snr", False)),
-        prediction_type=values["prediction_type"],
+    values = _corrected(values, pipeline)
+    values = _with_spacing(values, spacing, title)
+    values = _with_levels(values, _agreed(levels, named_levels, name), title)
+    values = fields.check(
+        {key: FIELDS[key] for key in values}, values, f"the scheduler config of {title}", RULES
     )
-    options = _options(factory, values, eta)
+    model = _model(values)
+    grid_options = _options(scheduler.grid, values)
+    sampler_options = _options(scheduler.sampler, values)
+    sampler_options |= _noise_option(scheduler.sampler, eta, title)
 
     def sampler(num_steps: int, start_step: int = 0) -> Table:
-        return factory(model, num_steps, start_step=start_step, **options)
+        grid = scheduler.grid(model, num_steps, **grid_options)
+        return scheduler.sampler(model, grid, start_step=start_step, **sampler_options)
 
     return sampler
 
 
-def _given(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+def unknown_keys(scheduler_config: Mapping[str, Any]) -> list[str]:
+    """The keys of a config that no scheduler class here knows, which are passed over."""
+    known = QUALIFIERS.union(*(scheduler.defaults for scheduler in CLASSES.values()))
+    return [key for key in scheduler_config if key not in known and not key.startswith("_")]
+
+
+def _stated(scheduler_config: Any) -> dict[str, Any]:
+    """The keys that the config states for itself.
+
+    diffusers records which values were only defaults; another class replaces them by its own.
+    """
     if not isinstance(scheduler_config, Mapping):
         raise ValueError(
             f"a scheduler config is a mapping of keys to values, but this is a "
             f"{type(scheduler_config).__name__}; check scheduler_config.json"
         )
-    # diffusers records which values were only defaults; another class replaces them by its own
-    defaulted = scheduler_config.get("_use_default_values") or ()
+    defaulted = scheduler_config.get("_use_default_values")
+    defaulted = defaulted if isinstance(defaulted, list | tuple) else ()
     return {key: value for key, value in scheduler_config.items() if key not in defaulted}
 
 
-def _target(own: Any, name: str | None) -> tuple[str, Mapping[str, Any]]:
-    """(class, what the name fixes in it)."""
+def _target(own: Any, name: str | None) -> tuple[str, Mapping[str, Any], str | None]:
+    """(class, what the name fixes in it, the levels that the name asks for)."""
     if name is not None:
-        if name not in SAMPLERS:
-            raise ValueError(f"unknown sampler {name!r}; known are {', '.join(SAMPLERS)}")
-        return SAMPLERS[name]
+        sampler, levels = names.sampler(name)
+        return *SAMPLERS[sampler], levels
     if not isinstance(own, str) or own not in CLASSES:
         raise ValueError(
-            f"scheduler class {own!r} is not implemented; known are {', '.join(CLASSES)}. Choose a "
-            f"sampler by name instead: {', '.join(SAMPLERS)}"
+            f"scheduler class {fields.shown(own)} is not implemented; known are "
+            f"{', '.join(CLASSES)}. Choose a sampler by name instead: {', '.join(SAMPLERS)}"
         )
-    return own, {}
+    return own, {}, None
 
 
 def _translated(class_name: str, key: str, value: Any) -> Any:
     """A value in the words of this class: each solver family reads the others' as its own."""
+    if not isinstance(value, str | None):
+        return value
     unipc = class_name == "UniPCMultistepScheduler"
     if key == "solver_type" and unipc and value in ("midpoint", "heun", "logrho"):
         return "bh2"
@@ -149,85 +143,93 @@ def _translated(class_name: str, key: str, value: Any) -> Any:
     return value
 
 
-def _check(
-    class_name: str, values: dict[str, Any], defaults: Mapping[str, Any], given: dict[str, Any]
-) -> None:
-    for key, value in values.items():
-        if key in _CHOICES:
-            allowed = _CHOICES[key]
-            # None stands for False in flags that older files leave null
-            if value not in allowed and not (value is None and allowed == (False,)):
-                _refuse(class_name, key, value, given, f"implemented: {_listed(allowed)}")
-        else:
-            _check_type(class_name, key, value, defaults[key], given)
-    for key, value in given.items():
-        known = key in values or key in _PASSIVE or key.startswith("_")
-        known = known or any(key in other.defaults for other in CLASSES.values())
-        if not known and value not in (None, False):
-            _refuse(class_name, key, value, given, "no sampler here knows this key; remove it")
-        if key in ("use_flow_sigmas", "use_dynamic_shifting") and value:
-            _refuse(class_name, key, value, given, "models of the flow-matching kind do not fit")
-    if len(_respacings(values)) > 1:
-        raise ValueError(
-            "use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas exclude each other; set "
-            "at most one of them to true"
-        )
-
-
-def _check_type(class_name: str, key: str, value: Any, default: Any, given: dict[str, Any]) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, bool):
-        fits, expected = isinstance(value, bool) or value is None, "true or false"
-    elif key == "num_train_timesteps":
-        fits = isinstance(value, int) and number and 1 <= value <= MOST_TRAIN_STEPS
-        expected = f"an integer from 1 to {MOST_TRAIN_STEPS}"
-    elif isinstance(default, int):
-        fits, expected = isinstance(value, int) and number and abs(value) < 10**6, "a small integer"
-    elif isinstance(default, float):
-        fits, expected = number and math.isfinite(value), "a finite number"
-    elif key == "trained_betas":
-        fits = value is None or (
-            isinstance(value, list | tuple)
-            and len(value) == given.get("num_train_timesteps", 1000)
-            and all(isinstance(beta, int | float) for beta in value)
-        )
-        expected = "a list of num_train_timesteps numbers"
-    elif key == "disable_corrector":
-        fits = isinstance(value, list | tuple) and all(isinstance(i, int) for i in value)
-        expected = "a list of step numbers"
-    else:  # sigma_min, sigma_max
-        fits, expected = value is None or (number and 0 < value < math.inf), "a positive number"
-    if not fits:
-        _refuse(class_name, key, value, given, f"expected {expected}")
-
-
-def _refuse(class_name: str, key: str, value: Any, given: dict[str, Any], advice: str) -> None:
-    origin = "in the scheduler config" if key in given else f"the default of {class_name}"
-    shown = f"{value!r:.80}"  # a file may hold anything, of any length
-    raise ValueError(f"{key}={shown} ({origin}) is not implemented for {class_name}; {advice}")
-
-
-def _listed(allowed: tuple[Any, ...]) -> str:
-    return ", ".join(repr(value) for value in allowed)
-
-
-def _options(factory: Any, values: dict[str, Any], eta: float | None) -> dict[str, Any]:
-    accepted = inspect.signature(factory).parameters
-    options = {
-        option: values[key]
-        for key, option in _OPTIONS.items()
-        if key in values and option in accepted
+def _corrected(values: dict[str, Any], pipeline: str | None) -> dict[str, Any]:
+    """The values as they are inside this pipeline; those of a wrong kind stay, to be refused."""
+    corrections = CORRECTIONS.get(pipeline or "", {})
+    return values | {
+        key: right
+        for key, right in corrections.items()
+        if key in values and type(values[key]) is type(right) and values[key] >= 0
     }
-    for respacing in _respacings(values):
-        options["respacing"] = respacing
-    if "interpolation_type" in values:
-        options["log_linear"] = values["interpolation_type"] == "log_linear"
-        options["continuous_time"] = values["timestep_type"] == "continuous"
-    if eta is not None and "eta" in accepted:
-        options["eta"] = eta
-    return options
 
 
-def _respacings(values: dict[str, Any]) -> list[str]:
-    kinds = ("karras", "exponential", "beta")
-    return [kind for kind in kinds if values.get(f"use_{kind}_sigmas")]
+def _with_spacing(values: dict[str, Any], spacing: str | None, title: str) -> dict[str, Any]:
+    if spacing is None:
+        return values
+    if spacing not in schedule.SPACINGS:
+        raise ValueError(
+            f"spacing is {fields.shown(spacing)}; known are {', '.join(schedule.SPACINGS)}"
+        )
+    if "timestep_spacing" not in values:
+        raise _no_such_option("spacing", title, _samplers_with_key("timestep_spacing"))
+    return values | {"timestep_spacing": spacing}
+
+
+def _agreed(levels: str | None, named: str | None, name: str | None) -> str | None:
+    if levels is not None and levels not in (*sigmas.LEVELS, OWN_LEVELS):
+        known = ", ".join((*sigmas.LEVELS, OWN_LEVELS))
+        raise ValueError(f"levels is {fields.shown(levels)}; known are {known}")
+    if levels is not None and named is not None and levels != named:
+        raise ValueError(f"the sampler {name} asks for levels {named!r}, but levels is {levels!r}")
+    return levels or named
+
+
+def _with_levels(values: dict[str, Any], levels: str | None, title: str) -> dict[str, Any]:
+    if levels is None:
+        return values
+    if "use_karras_sigmas" not in values:
+        if levels == OWN_LEVELS:
+            return values
+        raise _no_such_option("levels", title, _samplers_with_key("use_karras_sigmas"))
+    return values | {f"use_{kind}_sigmas": kind == levels for kind in sigmas.LEVELS}
+
+
+def _noise_option(sampler: Callable, eta: float | None, title: str) -> dict[str, float]:
+    if eta is None:
+        return {}
+    if not _accepts(sampler, "eta"):
+        takers = [
+            name for name, (cls, _) in SAMPLERS.items() if _accepts(CLASSES[cls].sampler, "eta")
+        ]
+        raise _no_such_option("eta", title, takers)
+    if not fields.is_number(eta) or not 0 <= eta <= 1:
+        raise ValueError(f"eta is {fields.shown(eta)}; it must lie between 0 and 1")
+    return {"eta": eta}
+
+
+def _no_such_option(option: str, title: str, takers: list[str]) -> ValueError:
+    return ValueError(f"{title} has no {option}; leave it out, or use one of {', '.join(takers)}")
+
+
+def _samplers_with_key(key: str) -> list[str]:
+    return [name for name, (cls, _) in SAMPLERS.items() if key in CLASSES[cls].defaults]
+
+
+def _model(values: Mapping[str, Any]) -> schedule.Schedule:
+    return schedule.noise_schedule(
+        num_train_steps=values["num_train_timesteps"],
+        beta_start=values["beta_start"],
+        beta_end=values["beta_end"],
+        beta_schedule=values["beta_schedule"],
+        trained_betas=values["trained_betas"],
+        zero_terminal_snr=bool(values.get("rescale_betas_zero_snr", False)),
+        prediction_type=values["prediction_type"],
+    )
+
+
+def _options(function: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a sampler, or of its grid, that the config decides."""
+    options = {_PARAMETERS.get(key, key): value for key, value in values.items()}
+    options["levels"] = next(
+        (kind for kind in sigmas.LEVELS if values.get(f"use_{kind}_sigmas")), None
+    )
+    options["lambda_min_clipped"] = float(values.get("lambda_min_clipped", -math.inf))
+    if "set_alpha_to_one" in values:
+        options["final_sigma"] = "zero" if values["set_alpha_to_one"] else "sigma_min"
+    options["log_linear"] = values.get("interpolation_type") == "log_linear"
+    options["continuous_time"] = values.get("timestep_type") == "continuous"
+    return {key: value for key, value in options.items() if _accepts(function, key)}
+
+
+def _accepts(function: Callable, parameter: str) -> bool:
+    return parameter in inspect.signature(function).parameters

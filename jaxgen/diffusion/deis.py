@@ -4,37 +4,34 @@
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from jaxgen.diffusion import lagrange, prediction, sigmas, table
+from jaxgen.diffusion import lagrange, prediction, table
 from jaxgen.diffusion.exponential import vp_level
 from jaxgen.diffusion.schedule import Schedule
+from jaxgen.diffusion.sigmas import Grid
 from jaxgen.diffusion.table import LATENT, MEMORY, Row, Table
 
 
 def deis(
     model: Schedule,
-    num_steps: int,
+    grid: Grid,
     *,
     order: int = 2,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
     lower_order_final: bool = True,
     start_step: int = 0,
 ) -> Table:
     """Log-rho multistep DEIS, Zhang & Chen 2022 (arXiv:2204.13902). Orders 1 to 3.
 
-    Mirrors DEISMultistepScheduler: the last level is the lowest of the schedule (with a respacing,
-    the lowest one again), and below 15 steps the last two steps fall to orders 2 and 1.
+    Mirrors DEISMultistepScheduler. The grid must end above sigma 0, where log rho is infinite.
+    lower_order_final: below 15 steps the last two fall to orders 2 and 1.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order is {order}; known are 1, 2 and 3")
-    grid = sigmas.solver_grid(
-        model, num_steps, spacing, steps_offset, respacing, final_sigma="sigma_min",
-        repeat_last=True,
-    )  # fmt: skip
+    if grid.sigma[-1] == 0:
+        raise ValueError('deis cannot step to sigma 0; use a grid with final_sigma="sigma_min"')
+    num_steps = grid.num_steps
     few = lower_order_final and num_steps < 15
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         limit = min(num_steps - i, 2) if few and i >= num_steps - 2 else 3
         now = min(order, limit, i - start_step + 1)
         alpha, sigma, x0, eps = prediction.at_unit_variance(model.prediction_type, grid.sigma[i])

@@ -14,103 +14,36 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxgen.diffusion import exponential, prediction, sigmas, table
+from jaxgen.diffusion import exponential, prediction, table
 from jaxgen.diffusion.exponential import log_snr
 from jaxgen.diffusion.schedule import Schedule
+from jaxgen.diffusion.sigmas import Grid
 from jaxgen.diffusion.table import LATENT, MEMORY, Row, Table
-
-
-def dpmpp_2m(
-    model: Schedule,
-    num_steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    final_sigma: str = "zero",
-    solver_type: str = "midpoint",
-    lower_order_final: bool = True,
-    euler_at_final: bool = False,
-    start_step: int = 0,
-) -> Table:
-    """DPM-Solver++(2M), the second-order multistep form (arXiv:2211.01095, alg. 2)."""
-    return dpm_multistep(
-        model, num_steps, order=2, spacing=spacing, steps_offset=steps_offset, respacing=respacing,
-        final_sigma=final_sigma, solver_type=solver_type, lower_order_final=lower_order_final,
-        euler_at_final=euler_at_final, start_step=start_step,
-    )  # fmt: skip
-
-
-def dpmpp_2m_sde(
-    model: Schedule,
-    num_steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    final_sigma: str = "zero",
-    solver_type: str = "midpoint",
-    lower_order_final: bool = True,
-    euler_at_final: bool = False,
-    start_step: int = 0,
-) -> Table:
-    """SDE-DPM-Solver++(2M): as `dpmpp_2m`, with fresh noise in every step (arXiv:2211.01095)."""
-    return dpm_multistep(
-        model, num_steps, order=2, algorithm="sde-dpmsolver++", spacing=spacing,
-        steps_offset=steps_offset, respacing=respacing, final_sigma=final_sigma,
-        solver_type=solver_type, lower_order_final=lower_order_final,
-        euler_at_final=euler_at_final, start_step=start_step,
-    )  # fmt: skip
-
-
-def dpmpp_3m(
-    model: Schedule,
-    num_steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    final_sigma: str = "zero",
-    lower_order_final: bool = True,
-    euler_at_final: bool = False,
-    start_step: int = 0,
-) -> Table:
-    """DPM-Solver++(3M), the third-order multistep form."""
-    return dpm_multistep(
-        model, num_steps, order=3, spacing=spacing, steps_offset=steps_offset, respacing=respacing,
-        final_sigma=final_sigma, lower_order_final=lower_order_final,
-        euler_at_final=euler_at_final, start_step=start_step,
-    )  # fmt: skip
 
 
 def dpm_multistep(
     model: Schedule,
-    num_steps: int,
+    grid: Grid,
     *,
     order: int = 2,
     algorithm: str = "dpmsolver++",
     solver_type: str = "midpoint",
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    final_sigma: str = "zero",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
     start_step: int = 0,
 ) -> Table:
-    """Every multistep form of order 1 to 3. Mirrors DPMSolverMultistepScheduler.
+    """The multistep forms of order 1 to 3. Mirrors DPMSolverMultistepScheduler.
 
-    solver_type: "midpoint" or "heun", of second order. lower_order_final: below 15 steps the last
-    two fall to orders 2 and 1. euler_at_final: the last is of order 1, as with final_sigma "zero".
+    DPM-Solver++(2M) is order 2 (arXiv:2211.01095, alg. 2), its SDE form "sde-dpmsolver++", and
+    DPM-Solver++(3M) order 3. solver_type: "midpoint" or "heun", of second order.
+    lower_order_final: below 15 steps the last two fall to orders 2 and 1. euler_at_final: the last
+    is of order 1, as it is on every grid that ends at sigma 0.
     """
-    _check(order, algorithm, solver_type, final_sigma)
-    grid = sigmas.solver_grid(
-        model, num_steps, spacing, steps_offset, respacing, final_sigma=final_sigma,
-        integer_karras=model.beta_schedule != "squaredcos_cap_v2",
-    )  # fmt: skip
-    euler_last = euler_at_final or final_sigma == "zero"
+    _check(order, algorithm, solver_type, grid)
+    num_steps = grid.num_steps
+    euler_last = euler_at_final or grid.sigma[-1] == 0
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         now = min(order, i - start_step + 1)
         now = min(now, _order_limit(num_steps, i, lower_order_final, euler_last))
         alpha, sigma, x0, eps = prediction.at_unit_variance(model.prediction_type, grid.sigma[i])
@@ -127,29 +60,26 @@ def dpm_multistep(
 
 def dpmpp_2s(
     model: Schedule,
-    num_steps: int,
+    grid: Grid,
     *,
     order: int = 2,
     algorithm: str = "dpmsolver++",
     solver_type: str = "midpoint",
-    respacing: str | None = None,
-    final_sigma: str = "zero",
     lower_order_final: bool = False,
     start_step: int = 0,
 ) -> Table:
     """DPM-Solver++(2S), singlestep, in orders 1 to 3. Mirrors DPMSolverSinglestepScheduler.
 
-    num_steps counts evaluations: groups of `order` rows make one step, each row restarting from
-    the latent that the group began with. Always spaced as "linspace".
+    The grid counts evaluations: groups of `order` rows make one step of the method, each row
+    restarting from the latent that the group began with.
     """
-    _check(order, algorithm, solver_type, final_sigma)
+    _check(order, algorithm, solver_type, grid)
     if algorithm == "sde-dpmsolver":
         raise ValueError("sde-dpmsolver has no singlestep form; use sde-dpmsolver++")
-    grid = sigmas.solver_grid(model, num_steps, "linspace", 0, respacing, final_sigma=final_sigma)
-    orders = _singlestep_orders(num_steps, order, final_sigma, lower_order_final)
+    orders = _singlestep_orders(grid, order, lower_order_final)
     saved = MEMORY[2]
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         now = min(orders[i], i - start_step + 1)  # a run may begin inside a group
         alpha, sigma, x0, eps = prediction.at_unit_variance(model.prediction_type, grid.sigma[i])
         value = x0 if "++" in algorithm else eps
@@ -165,7 +95,7 @@ def dpmpp_2s(
     return table.assemble("dpmpp_2s", rows, start_step)
 
 
-def _check(order: int, algorithm: str, solver_type: str, final_sigma: str) -> None:
+def _check(order: int, algorithm: str, solver_type: str, grid: Grid) -> None:
     if order not in (1, 2, 3):
         raise ValueError(f"order is {order}; known are 1, 2 and 3")
     if algorithm not in exponential.ALGORITHMS:
@@ -175,7 +105,7 @@ def _check(order: int, algorithm: str, solver_type: str, final_sigma: str) -> No
         raise ValueError("sde-dpmsolver has no third order; use sde-dpmsolver++ or order 2")
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f"solver_type is {solver_type!r}; known are midpoint and heun")
-    if final_sigma == "zero" and "++" not in algorithm:
+    if grid.sigma[-1] == 0 and "++" not in algorithm:
         raise ValueError(
             f"{algorithm} cannot step to sigma 0, where eps has no meaning; use "
             'final_sigma="sigma_min" or the ++ form'
@@ -226,19 +156,18 @@ def _singlestep_derivatives(
     return [values[-1], first_derivative, 2 * h * (by_newest - by_inner) / (newest - inner)]
 
 
-def _singlestep_orders(
-    num_steps: int, order: int, final_sigma: str, lower_order_final: bool
-) -> list[int]:
+def _singlestep_orders(grid: Grid, order: int, lower_order_final: bool) -> list[int]:
     """Order of each row: groups 1, 2, ..., order, with smaller groups where they do not fit."""
     group = list(range(1, order + 1))
-    groups, rest = divmod(num_steps, order)
-    if final_sigma == "sigma_min" and rest == 0 and not lower_order_final:
+    groups, rest = divmod(grid.num_steps, order)
+    to_zero = grid.sigma[-1] == 0
+    if not to_zero and rest == 0 and not lower_order_final:
         return group * groups
     if order == 1:
-        return [1] * num_steps
+        return [1] * grid.num_steps
     # a last group that fits is divided: 1, 2, 1 for order 3 and 1, 1 for order 2
     last = group[:rest] if rest else [*group[:-1], 1]
     orders = group * (groups if rest else groups - 1) + last
-    if final_sigma == "zero":
+    if to_zero:
         orders[-1] = 1
     return orders

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""All sampler factories, by the names that users know.
+"""All samplers as functions of a noise schedule and a grid of noise levels.
 
-    factory(schedule, num_steps, *, its own options, start_step=0) -> Table
+    sampler(schedule, grid, *, its own options, start_step=0) -> Table
 
-They live beside their kin: `timestep_samplers` (steps through integer timesteps), `sigma_samplers`
+The grid comes from `sigmas`; `config.from_config` joins both under the names that users know. They
+live beside their kin: `timestep_samplers` (steps through integer timesteps), `sigma_samplers`
 (through noise levels), `dpm_solver`, `deis` and `unipc` (exponential integrators).
 """
 
 from jaxgen.diffusion.deis import deis
-from jaxgen.diffusion.dpm_solver import dpm_multistep, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m
+from jaxgen.diffusion.dpm_solver import dpm_multistep, dpmpp_2s
 from jaxgen.diffusion.sigma_samplers import dpm2, dpm2_ancestral, euler, euler_ancestral, heun, lms
 from jaxgen.diffusion.timestep_samplers import ddim, ddpm, lcm, pndm, tcd
 from jaxgen.diffusion.unipc import unipc
@@ -20,10 +21,7 @@ __all__ = [
     "dpm2",
     "dpm2_ancestral",
     "dpm_multistep",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
     "dpmpp_2s",
-    "dpmpp_3m",
     "euler",
     "euler_ancestral",
     "heun",

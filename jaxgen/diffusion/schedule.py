@@ -15,12 +15,14 @@ import numpy as np
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # the noise levels that Stable Diffusion was trained with, as scheduler_config.json has them
 STABLE_DIFFUSION_BETAS: Mapping[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
 }
+SMALLEST_SIGNAL = 1e-30  # of alphas_cumprod; below, float32 holds no noise level
 ZERO_SNR_FLOOR = 2.0**-24  # keeps sigma finite where alphas_cumprod is 0; diffusers' value
 
 
@@ -42,9 +44,9 @@ class Schedule(NamedTuple):
 
 def noise_schedule(
     num_train_steps: int = 1000,
-    beta_start: float = 0.00085,
-    beta_end: float = 0.012,
-    beta_schedule: str = "scaled_linear",
+    beta_start: float = STABLE_DIFFUSION_BETAS["beta_start"],
+    beta_end: float = STABLE_DIFFUSION_BETAS["beta_end"],
+    beta_schedule: str = STABLE_DIFFUSION_BETAS["beta_schedule"],
     trained_betas: Sequence[float] | None = None,
     zero_terminal_snr: bool = False,
     prediction_type: str = "epsilon",
@@ -61,24 +63,14 @@ def noise_schedule(
         raise ValueError(f"num_train_steps is {num_train_steps}; it must be at least 1")
     if trained_betas is not None:
         betas = np.asarray(trained_betas, np.float32)
-    elif not 0 < beta_start < 1 or not 0 < beta_end < 1:
-        raise ValueError(
-            f"beta_start {beta_start} and beta_end {beta_end} must lie between 0 and 1"
-        )
-    elif beta_schedule == "linear":
-        betas = _linspace_float32(beta_start, beta_end, num_train_steps)
-    elif beta_schedule == "scaled_linear":
-        betas = _linspace_float32(beta_start**0.5, beta_end**0.5, num_train_steps) ** 2
-    elif beta_schedule == "squaredcos_cap_v2":
-        betas = _cosine_betas(num_train_steps)
     else:
-        known = ("linear", "scaled_linear", "squaredcos_cap_v2")
-        raise ValueError(_unknown("beta_schedule", beta_schedule, known))
+        betas = _betas(num_train_steps, beta_start, beta_end, beta_schedule)
     if betas.ndim != 1 or not (np.all(betas > 0) and np.all(betas <= 1)):
         raise ValueError("trained_betas must be one list of numbers above 0 and at most 1")
     if zero_terminal_snr:
         betas = _rescale_to_zero_terminal_snr(betas)
     alphas_cumprod = _cumprod_float32(1 - betas).astype(np.float64)
+    _check_levels(alphas_cumprod)
     return Schedule(alphas_cumprod, prediction_type, beta_schedule)
 
 
@@ -125,18 +117,28 @@ def integer_timesteps(
 
 
 def interval_timesteps(
-    schedule: Schedule, num_steps: int, spacing: str, steps_offset: int = 0
+    schedule: Schedule,
+    num_steps: int,
+    spacing: str,
+    steps_offset: int = 0,
+    num_visited: int | None = None,
 ) -> np.ndarray:
     """Integer timesteps as the DPM-Solver family takes them, int64 [num_steps], descending.
 
     These classes count intervals: linspace and leading divide the range into num_steps + 1 points
-    and drop the last one, where only the end of the trajectory lies.
+    and drop the last one, where only the end of the trajectory lies. num_visited: how many training
+    timesteps a run may visit, counted from 0; None is all. trailing keeps its stride all the same,
+    so that fewer than num_steps may be left.
     """
-    num_train_steps = schedule.num_train_steps
+    last = schedule.num_train_steps if num_visited is None else num_visited
     if spacing == "trailing":
-        return timesteps(num_train_steps, num_steps, spacing).astype(np.int64)
-    _check_num_steps(num_steps, num_train_steps - 1)
-    times = timesteps(num_train_steps, num_steps + 1, spacing, steps_offset)
+        times = timesteps(schedule.num_train_steps, num_steps, spacing)
+        if last < schedule.num_train_steps:
+            stride = schedule.num_train_steps / num_steps
+            times = np.arange(last, 0, -stride)[:num_steps].round() - 1
+        return times.astype(np.int64)
+    _check_num_steps(num_steps, last - 1)
+    times = timesteps(last, num_steps + 1, spacing, steps_offset)
     return times.round().astype(np.int64)[:-1]
 
 
@@ -145,6 +147,34 @@ def start_step(num_steps: int, strength: float) -> int:
     if not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}; it must lie between 0 and 1")
     return num_steps - min(int(num_steps * strength), num_steps)
+
+
+def _betas(num: int, beta_start: float, beta_end: float, beta_schedule: str) -> np.ndarray:
+    if not 0 < beta_start < 1 or not 0 < beta_end < 1:
+        raise ValueError(
+            f"beta_start {beta_start} and beta_end {beta_end} must lie between 0 and 1"
+        )
+    if beta_schedule == "linear":
+        return _linspace_float32(beta_start, beta_end, num)
+    if beta_schedule == "scaled_linear":
+        return _linspace_float32(beta_start**0.5, beta_end**0.5, num) ** 2
+    if beta_schedule == "squaredcos_cap_v2":
+        return _cosine_betas(num)
+    raise ValueError(_unknown("beta_schedule", beta_schedule, BETA_SCHEDULES))
+
+
+def _check_levels(alphas_cumprod: np.ndarray) -> None:
+    """Refuses a schedule without noise at its start, without signal before its end, or not falling.
+
+    The last alphas_cumprod may be 0: zero terminal SNR.
+    """
+    ac = alphas_cumprod
+    signal = ac[:-1] if ac[-1] == 0 else ac
+    if not (ac[0] < 1 and np.all(signal > SMALLEST_SIGNAL) and np.all(np.diff(ac) < 0)):
+        raise ValueError(
+            f"beta_start and beta_end (or trained_betas) are too near 0 or 1: alphas_cumprod goes "
+            f"from {ac[0]:g} to {ac[-1]:g} and must fall at every timestep, staying between 1 and 0"
+        )
 
 
 def _check_num_steps(num_steps: int, most: int) -> None:
@@ -184,6 +214,8 @@ def _cosine_betas(num_train_steps: int, max_beta: float = 0.999) -> np.ndarray:
 
 
 def _rescale_to_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    if len(betas) == 1:
+        raise ValueError("rescale_betas_zero_snr needs more than one training timestep")
     root = np.sqrt(_cumprod_float32(1 - betas))
     first, last = root[0], root[-1]
     root = (root - last) * (first / (first - last))  # last entry 0, first entry unchanged

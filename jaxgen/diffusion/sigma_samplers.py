@@ -2,47 +2,30 @@
 """Samplers that step through noise levels sigma of a latent x_0 + sigma eps.
 
 Karras et al. 2022 (arXiv:2206.00364) and the k-diffusion methods built on it. The derivative
-dx/dsigma is eps; the model sees the latent divided by sqrt(sigma^2 + 1). Options are those of the
-diffusers class named in each docstring; `respacing` is None, "karras", "exponential" or "beta".
+dx/dsigma is eps; the model sees the latent divided by sqrt(sigma^2 + 1). Their grid is
+`sigmas.euler_grid`; options are those of the diffusers class named in each docstring.
 """
 
 import math
 
 import numpy as np
 
-from jaxgen.diffusion import lagrange, prediction, sigmas, table
+from jaxgen.diffusion import lagrange, prediction, schedule, sigmas, table
 from jaxgen.diffusion.schedule import Schedule
+from jaxgen.diffusion.sigmas import Grid
 from jaxgen.diffusion.table import LATENT, MEMORY, NOISE, Row, Table
 
 
 def euler(
-    model: Schedule,
-    num_steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    final_sigma: str = "zero",
-    log_linear: bool = False,
-    continuous_time: bool = False,
-    start_step: int = 0,
+    model: Schedule, grid: Grid, *, continuous_time: bool = False, start_step: int = 0
 ) -> Table:
     """Euler's method, Karras et al. 2022 alg. 2 without churn. Mirrors EulerDiscreteScheduler.
 
-    sigma_min, sigma_max: the ends of a respacing. log_linear: levels linear in log sigma
-    (interpolation_type). continuous_time: a v_prediction model is given log(sigma) / 4 as its time.
+    continuous_time: a v_prediction model is given log(sigma) / 4 as its time.
     """
-    grid = sigmas.euler_grid(
-        model, num_steps, spacing, steps_offset, respacing, (sigma_min, sigma_max), final_sigma,
-        log_linear=log_linear,
-    )  # fmt: skip
-    if log_linear and continuous_time:
-        raise ValueError("log_linear and continuous_time exclude each other; choose one")
     timed = continuous_time and model.prediction_type == "v_prediction"
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         sigma, after = grid.sigma[i : i + 2]
         t = math.log(sigma) / 4 if timed else grid.t[i]
         scale, x0, eps = prediction.at_level(model.prediction_type, sigma)
@@ -50,18 +33,10 @@ def euler(
     return table.assemble("euler", rows, start_step, grid.init_noise_sigma)
 
 
-def euler_ancestral(
-    model: Schedule,
-    num_steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    start_step: int = 0,
-) -> Table:
+def euler_ancestral(model: Schedule, grid: Grid, *, start_step: int = 0) -> Table:
     """Euler to a lower level, then fresh noise back up. Mirrors EulerAncestralDiscreteScheduler."""
-    grid = sigmas.euler_grid(model, num_steps, spacing, steps_offset)
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         sigma, after = grid.sigma[i : i + 2]
         up, down = _ancestral(sigma, after)
         scale, x0, eps = prediction.at_level(model.prediction_type, sigma)
@@ -70,80 +45,46 @@ def euler_ancestral(
     return table.assemble("euler_ancestral", rows, start_step, grid.init_noise_sigma)
 
 
-def heun(
-    model: Schedule,
-    num_steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    start_step: int = 0,
-) -> Table:
-    """Heun's second-order method, Karras et al. 2022 alg. 1; 2 num_steps - 1 rows.
+def heun(model: Schedule, grid: Grid, *, start_step: int = 0) -> Table:
+    """Heun's second-order method, Karras et al. 2022 alg. 1; 2 N - 1 rows of N steps.
 
     Mirrors HeunDiscreteScheduler. The last step, to sigma = 0, is Euler's.
     """
-    grid = sigmas.euler_grid(model, num_steps, spacing, steps_offset, respacing)
     saved, derivative = MEMORY[:2]
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         sigma, after = grid.sigma[i : i + 2]
         scale, x0, eps = prediction.at_level(model.prediction_type, sigma)
         latent = LATENT + (after - sigma) * eps
         rows.append(Row(grid.t[i], scale, (1.0, sigma), x0, latent, [LATENT, eps]))
-        if i + 1 < num_steps:
+        if i + 1 < grid.num_steps:
             scale, x0, eps = prediction.at_level(model.prediction_type, after)
             latent = saved + (after - sigma) * (derivative + eps) / 2
             rows.append(Row(grid.t[i + 1], scale, (1.0, after), x0, latent))
-    return table.assemble("heun", rows, _first_row(start_step, num_steps), grid.init_noise_sigma)
+    return table.assemble("heun", rows, _first_row(start_step, grid), grid.init_noise_sigma)
 
 
-def dpm2(
-    model: Schedule,
-    num_steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    start_step: int = 0,
-) -> Table:
-    """Midpoint method in log sigma, after DPM-Solver-2 (arXiv:2206.00927); 2 num_steps - 1 rows.
+def dpm2(model: Schedule, grid: Grid, *, start_step: int = 0) -> Table:
+    """Midpoint method in log sigma, after DPM-Solver-2 (arXiv:2206.00927); 2 N - 1 rows of N steps.
 
     Mirrors KDPM2DiscreteScheduler.
     """
-    return _dpm2(model, num_steps, spacing, steps_offset, respacing, start_step, ancestral=False)
+    return _dpm2(model, grid, start_step, ancestral=False)
 
 
-def dpm2_ancestral(
-    model: Schedule,
-    num_steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    start_step: int = 0,
-) -> Table:
+def dpm2_ancestral(model: Schedule, grid: Grid, *, start_step: int = 0) -> Table:
     """`dpm2` to a lower level, then fresh noise. Mirrors KDPM2AncestralDiscreteScheduler."""
-    return _dpm2(model, num_steps, spacing, steps_offset, respacing, start_step, ancestral=True)
+    return _dpm2(model, grid, start_step, ancestral=True)
 
 
-def lms(
-    model: Schedule,
-    num_steps: int,
-    *,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    start_step: int = 0,
-) -> Table:
+def lms(model: Schedule, grid: Grid, *, start_step: int = 0) -> Table:
     """Linear multistep of order 4 in sigma (Adams-Bashforth on an uneven grid).
 
     Mirrors LMSDiscreteScheduler, also where a run skips steps: it then takes the coefficients of
     full order at once, with the missing derivatives as zero.
     """
-    grid = sigmas.euler_grid(model, num_steps, spacing, steps_offset, respacing)
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         sigma = grid.sigma[i]
         scale, x0, eps = prediction.at_level(model.prediction_type, sigma)
         derivatives = [eps, *MEMORY[:3]]
@@ -153,42 +94,31 @@ def lms(
     return table.assemble("lms", rows, start_step, grid.init_noise_sigma)
 
 
-def _dpm2(
-    model: Schedule,
-    num_steps: int,
-    spacing: str,
-    steps_offset: int,
-    respacing: str | None,
-    start_step: int,
-    ancestral: bool,
-) -> Table:
-    grid = sigmas.euler_grid(
-        model, num_steps, spacing, steps_offset, respacing, integer_karras=True
-    )
+def _dpm2(model: Schedule, grid: Grid, start_step: int, ancestral: bool) -> Table:
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         sigma, after = grid.sigma[i : i + 2]
         up, down = _ancestral(sigma, after) if ancestral else (0.0, after)
         middle = math.sqrt(sigma * down)  # 0 in the last step, which is therefore Euler's
         scale, x0, eps = prediction.at_level(model.prediction_type, sigma)
         latent = LATENT + (middle - sigma) * eps
         rows.append(Row(grid.t[i], scale, (1.0, sigma), x0, latent, [LATENT]))
-        if i + 1 < num_steps:
+        if i + 1 < grid.num_steps:
             t = _time_of(middle, model)
             scale, x0, eps = prediction.at_level(model.prediction_type, middle)
             latent = MEMORY[0] + (down - sigma) * eps + up * NOISE
             # noising at the step's end, where diffusers places masked latents as well
             rows.append(Row(t, scale, (1.0, after), x0, latent))
     name = "dpm2_ancestral" if ancestral else "dpm2"
-    return table.assemble(name, rows, _first_row(start_step, num_steps), grid.init_noise_sigma)
+    return table.assemble(name, rows, _first_row(start_step, grid), grid.init_noise_sigma)
 
 
-def _first_row(start_step: int, num_steps: int) -> int:
-    return min(2 * start_step, 2 * num_steps - 1)  # two rows a step, but one in the last
+def _first_row(start_step: int, grid: Grid) -> int:
+    return min(2 * start_step, 2 * grid.num_steps - 1)  # two rows a step, but one in the last
 
 
 def _time_of(sigma: float, model: Schedule) -> float:
-    train = sigmas.schedules.training_sigmas(model)
+    train = schedule.training_sigmas(model)
     return float(sigmas.times_of(np.asarray([sigma]), train)[0])
 
 

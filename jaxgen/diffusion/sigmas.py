@@ -1,110 +1,162 @@
 # SPDX-License-Identifier: MIT
-"""Noise levels sigma = sqrt((1 - ac) / ac) at the sampling steps, and the model times of them.
+"""The grid of a run: noise levels sigma = sqrt((1 - ac) / ac), and the model times of them.
 
-Two families of diffusers classes differ in detail: the Euler family keeps fractional timesteps and
-respaces the levels it visits, the DPM-Solver family uses integer timesteps and respaces the whole
-training range.
+A sampler takes its grid as an argument, so that every spacing and every choice of levels serves
+every sampler. Three families of diffusers classes make theirs differently: DDIM and its kin visit
+integer timesteps; the Euler family keeps fractional timesteps and places other levels between those
+it visits; the DPM-Solver family uses integer timesteps and places levels over the whole training
+range.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
 from jaxgen.diffusion import schedule as schedules
+from jaxgen.diffusion.schedule import Schedule
 
-RESPACINGS = (None, "karras", "exponential", "beta")
+LEVELS = ("karras", "exponential", "beta")  # placed by a formula; None takes the schedule's own
 
 
-class SigmaGrid(NamedTuple):
-    """Step i goes from sigma[i] to sigma[i + 1] and evaluates the model at time t[i]."""
+class Grid(NamedTuple):
+    """Step i evaluates the model at time t[i] and goes from sigma[i] to sigma[i + 1]."""
 
-    t: np.ndarray  # float64 [N]
+    t: np.ndarray  # [N], int64 for samplers of integer timesteps, float64 for the others
     sigma: np.ndarray  # float64 [N + 1], descending
-    init_noise_sigma: float  # standard deviation of the latent that row 0 receives
+    init_noise_sigma: float = 1.0  # std of a latent x_0 + sigma eps that step 0 receives
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.t)
+
+
+def timestep_grid(
+    model: Schedule,
+    num_steps: int,
+    spacing: str = "leading",
+    steps_offset: int = 0,
+    final_sigma: str = "zero",
+) -> Grid:
+    """The grid of DDIM, DDPM and PNDM in diffusers: integer timesteps; latents have variance 1.
+
+    final_sigma: "zero" ends at ac = 1 (set_alpha_to_one), "sigma_min" at ac[0].
+    """
+    t = schedules.integer_timesteps(model, num_steps, spacing, steps_offset)
+    train = schedules.training_sigmas(model)
+    return Grid(t, np.append(train[t], final_level(final_sigma, train[0])))
+
+
+def distilled_grid(model: Schedule, num_steps: int, original_steps: int = 50) -> Grid:
+    """The grid of LCM and TCD in diffusers: some of the timesteps the model was distilled on.
+
+    original_steps: the length of the schedule the model was distilled on, at least num_steps.
+    """
+    if not 1 <= num_steps <= original_steps <= model.num_train_steps:
+        raise ValueError(
+            f"num_steps is {num_steps} and original_steps {original_steps}; expected "
+            f"1 <= num_steps <= original_steps <= {model.num_train_steps}"
+        )
+    stride = model.num_train_steps // original_steps
+    distilled = np.arange(original_steps, 0, -1) * stride - 1
+    index = np.linspace(0, original_steps, num_steps, endpoint=False)
+    t = distilled[np.floor(index).astype(np.int64)]
+    return Grid(t, np.append(schedules.training_sigmas(model)[t], 0.0))
 
 
 def euler_grid(
-    schedule: schedules.Schedule,
+    model: Schedule,
     num_steps: int,
-    spacing: str,
-    steps_offset: int,
-    respacing: str | None = None,
-    sigma_range: tuple[float | None, float | None] = (None, None),
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    levels: str | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     final_sigma: str = "zero",
     log_linear: bool = False,
     integer_karras: bool = False,
-) -> SigmaGrid:
+) -> Grid:
     """The grid of EulerDiscrete, EulerAncestral, Heun, KDPM2 and LMS in diffusers.
 
-    sigma_range: (lowest, highest) level for a respacing; None takes the level the spacing visits.
-    integer_karras: KDPM2 rounds the times of Karras sigmas, the others keep them fractional.
+    sigma_min, sigma_max: the ends of `levels`; None takes those that the spacing visits.
+    log_linear: levels linear in log sigma (interpolation_type). integer_karras: KDPM2 rounds the
+    times of Karras levels, the others keep them fractional.
     """
-    t = schedules.timesteps(schedule.num_train_steps, num_steps, spacing, steps_offset)
-    train = schedules.training_sigmas(schedule)
+    t = schedules.timesteps(model.num_train_steps, num_steps, spacing, steps_offset)
+    train = schedules.training_sigmas(model)
     if log_linear:
         sigma = np.exp(np.linspace(np.log(train[-1]), np.log(train[0]), num_steps + 1))
     else:
         sigma = np.interp(t, np.arange(len(train)), train)
-    if respacing is not None:
-        sigma = respaced(respacing, _range(sigma_range, sigma[-1], sigma[0]), num_steps)
+    if levels is not None:
+        sigma = placed(levels, *_ends(sigma_min, sigma_max, sigma[-1], sigma[0]), num_steps)
         t = times_of(sigma, train)
-        if integer_karras and respacing == "karras":
+        if integer_karras and levels == "karras":
             t = t.round()
     sigma = np.append(sigma, final_level(final_sigma, train[0]))
     highest = sigma.max()
     init_noise_sigma = highest if spacing != "leading" else np.sqrt(highest**2 + 1)
-    return SigmaGrid(t, sigma, float(init_noise_sigma))
+    return Grid(t, sigma, float(init_noise_sigma))
 
 
 def solver_grid(
-    schedule: schedules.Schedule,
+    model: Schedule,
     num_steps: int,
-    spacing: str,
-    steps_offset: int,
-    respacing: str | None = None,
-    sigma_range: tuple[float | None, float | None] = (None, None),
+    spacing: str = "linspace",
+    steps_offset: int = 0,
+    levels: str | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     final_sigma: str = "zero",
+    lambda_min_clipped: float = -math.inf,
     repeat_last: bool = False,
-    integer_karras: bool = True,
-) -> SigmaGrid:
+    fractional_cosine: bool = False,
+) -> Grid:
     """The grid of the DPM-Solver, DEIS and UniPC classes in diffusers; latents have variance 1.
 
-    repeat_last: with a respacing, final_sigma "sigma_min" repeats the lowest respaced level (DEIS
-    and UniPC) instead of the lowest training level. Model times are cut, not rounded, to integers,
-    except those of Karras sigmas where integer_karras is set.
+    lambda_min_clipped: without `levels`, timesteps whose log(alpha / sigma) lies below are left
+    out. repeat_last: with `levels`, final_sigma "sigma_min" repeats the lowest of them (DEIS,
+    UniPC) instead of the lowest of training. Model times are cut, not rounded, to integers, except
+    those of Karras levels, which are rounded unless fractional_cosine meets a cosine schedule.
     """
-    train = schedules.training_sigmas(schedule)
+    train = schedules.training_sigmas(model)
     lowest = train[0]
-    if respacing is None:
-        t = schedules.interval_timesteps(schedule, num_steps, spacing, steps_offset)
+    if levels is None:
+        visited = int(np.count_nonzero(-np.log(train) >= lambda_min_clipped))
+        t = schedules.interval_timesteps(model, num_steps, spacing, steps_offset, visited)
         sigma = np.interp(t, np.arange(len(train)), train)
     else:
-        sigma = respaced(respacing, _range(sigma_range, train[0], train[-1]), num_steps)
+        sigma = placed(levels, *_ends(sigma_min, sigma_max, train[0], train[-1]), num_steps)
         t = times_of(sigma, train)
-        if integer_karras and respacing == "karras":
+        fractional = fractional_cosine and model.beta_schedule == "squaredcos_cap_v2"
+        if levels == "karras" and not fractional:
             t = t.round()
         if repeat_last:
             lowest = sigma[-1]
     sigma = np.append(sigma, final_level(final_sigma, lowest))
-    return SigmaGrid(np.trunc(t), sigma, 1.0)
+    return Grid(np.trunc(t), sigma, float(sigma[0]))
 
 
-def respaced(respacing: str, sigma_range: tuple[float, float], num_steps: int) -> np.ndarray:
-    """num_steps levels from the highest to the lowest of sigma_range, float64 [N].
+def placed(levels: str, lowest: float, highest: float, num_steps: int) -> np.ndarray:
+    """num_steps levels from the highest to the lowest, float64 [N].
 
     "karras": Karras et al. 2022 (arXiv:2206.00364) eq. 5 with rho = 7. "exponential": geometric.
     "beta": quantiles of Beta(0.6, 0.6), Lee et al. 2024 (arXiv:2407.12173).
     """
-    lowest, highest = sigma_range
+    if not 0 < lowest <= highest:
+        raise ValueError(
+            f"the lowest sigma is {lowest:g} and the highest {highest:g}; expected "
+            "0 < sigma_min <= sigma_max"
+        )
     ramp = np.linspace(0, 1, num_steps)
-    if respacing == "karras":
+    if levels == "karras":
         return (highest ** (1 / 7) + ramp * (lowest ** (1 / 7) - highest ** (1 / 7))) ** 7
-    if respacing == "exponential":
+    if levels == "exponential":
         return np.exp(np.linspace(np.log(highest), np.log(lowest), num_steps))
-    if respacing == "beta":
+    if levels == "beta":
         return lowest + special.betaincinv(0.6, 0.6, 1 - ramp) * (highest - lowest)
-    raise ValueError(f"respacing is {respacing!r}; known are None, karras, exponential and beta")
+    raise ValueError(f"levels is {levels!r}; known are None, {', '.join(LEVELS)}")
 
 
 def times_of(sigma: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -129,10 +181,10 @@ def final_level(final_sigma: str, lowest: float) -> float:
     raise ValueError(f"final_sigma is {final_sigma!r}; known are zero and sigma_min")
 
 
-def _range(
-    given: tuple[float | None, float | None], lowest: float, highest: float
+def _ends(
+    sigma_min: float | None, sigma_max: float | None, lowest: float, highest: float
 ) -> tuple[float, float]:
     return (
-        float(lowest if given[0] is None else given[0]),
-        float(highest if given[1] is None else given[1]),
+        float(lowest if sigma_min is None else sigma_min),
+        float(highest if sigma_max is None else sigma_max),
     )

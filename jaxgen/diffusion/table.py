@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen.diffusion.sigmas import Grid
+
 NUM_MEMORIES = 5  # PNDM needs all: three old outputs, a saved latent and a running sum
 ROWS_STEP = 1024  # tables are padded to a multiple of this, so that the length never recompiles
 
@@ -35,7 +37,7 @@ class Row(NamedTuple):
     noising: tuple[float, float]  # (a, b): the latent this row receives is a x_0 + b noise
     denoised: np.ndarray  # the estimate of x_0, from LATENT and OUTPUT
     latent: np.ndarray  # the next latent
-    memory: Sequence[np.ndarray] = ()  # the next memories; those not given become zero
+    memory: Sequence[np.ndarray] = ()  # the next memories; absent ones become zero
 
 
 class Table(NamedTuple):
@@ -55,11 +57,11 @@ class Table(NamedTuple):
     num_rows: np.ndarray  # int32 []
 
 
-def steps_from(start_step: int, num_steps: int) -> range:
-    """The steps of a run that skips start_step of num_steps."""
-    if not 0 <= start_step <= num_steps:
-        raise ValueError(f"start_step is {start_step}; it must lie between 0 and {num_steps}")
-    return range(start_step, num_steps)
+def steps_from(start_step: int, grid: Grid) -> range:
+    """The steps of a run that skips the first start_step of the grid's."""
+    if not 0 <= start_step <= grid.num_steps:
+        raise ValueError(f"start_step is {start_step}; it must lie between 0 and {grid.num_steps}")
+    return range(start_step, grid.num_steps)
 
 
 def assemble(
@@ -91,12 +93,12 @@ def assemble(
     for column in (table.t, table.scale, table.update, table.denoised, table.noising):
         if not np.isfinite(column).all():
             raise ValueError(
-                f"the coefficients of {name} are not finite with these options; choose other final "
-                "sigmas, another order at the end, or another prediction type"
+                f"the coefficients of {name} are not finite with these options; choose another "
+                "final sigma, another order at the end, or another prediction type"
             )
     return table
 
 
 def _state(row: Row) -> np.ndarray:
-    given = [row.latent, *row.memory]
-    return np.stack(given + [NOTHING] * (1 + NUM_MEMORIES - len(given)))
+    state = [row.latent, *row.memory]
+    return np.stack(state + [NOTHING] * (1 + NUM_MEMORIES - len(state)))

@@ -2,38 +2,39 @@
 """Samplers that step through integer timesteps of a variance-preserving latent.
 
 x_t = sqrt(ac[t]) x_0 + sqrt(1 - ac[t]) eps: the latent keeps unit variance and is the model's
-input as it is. Options are those of the diffusers class named in each docstring.
+input as it is. Their grid is `sigmas.timestep_grid`; options are those of the diffusers class named
+in each docstring.
 """
 
 import math
 
 import numpy as np
 
-from jaxgen.diffusion import prediction, schedule, table
+from jaxgen.diffusion import prediction, table
 from jaxgen.diffusion.schedule import Schedule
+from jaxgen.diffusion.sigmas import Grid
 from jaxgen.diffusion.table import LATENT, MEMORY, NOISE, NOTHING, OUTPUT, Row, Table
 
 
 def ddim(
     model: Schedule,
-    num_steps: int,
+    grid: Grid,
     *,
-    spacing: str = "leading",
-    steps_offset: int = 0,
-    set_alpha_to_one: bool = True,
     eta: float = 0.0,
     start_step: int = 0,
 ) -> Table:
     """DDIM, Song et al. 2021 (arXiv:2010.02502) eq. 12; eta = 0 is deterministic, 1 is DDPM.
 
-    Mirrors DDIMScheduler. set_alpha_to_one: the last step ends at ac = 1 instead of ac[0].
+    Mirrors DDIMScheduler: every step ends T // N timesteps lower, whatever the spacing.
     """
-    times = schedule.integer_timesteps(model, num_steps, spacing, steps_offset)
-    stride = model.num_train_steps // num_steps
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}; it must lie between 0 and 1")
+    times = _integer_times(grid)
+    stride = model.num_train_steps // grid.num_steps
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         t = times[i]
-        ac, ac_next = _ac(model, t), _ac(model, t - stride, set_alpha_to_one)
+        ac, ac_next = _ac(model, grid, t), _ac(model, grid, t - stride)
         x0, eps = _predict(model, ac)
         std = eta * math.sqrt((1 - ac_next) / (1 - ac) * (1 - ac / ac_next))
         latent = math.sqrt(ac_next) * x0 + math.sqrt(1 - ac_next - std**2) * eps + std * NOISE
@@ -43,10 +44,8 @@ def ddim(
 
 def ddpm(
     model: Schedule,
-    num_steps: int,
+    grid: Grid,
     *,
-    spacing: str = "leading",
-    steps_offset: int = 0,
     variance: str = "fixed_small",
     start_step: int = 0,
 ) -> Table:
@@ -58,11 +57,12 @@ def ddpm(
         raise ValueError(
             f"variance is {variance!r}; known are fixed_small, fixed_small_log and fixed_large"
         )
-    times = schedule.integer_timesteps(model, num_steps, spacing, steps_offset)
+    times = _integer_times(grid)
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         t = times[i]
-        ac, ac_next = _ac(model, t), _ac(model, times[i + 1]) if i + 1 < num_steps else 1.0
+        ac = _ac(model, grid, t)
+        ac_next = _ac(model, grid, times[i + 1]) if i + 1 < grid.num_steps else 1.0
         x0, _ = _predict(model, ac)
         alpha = ac / ac_next
         beta = 1 - alpha
@@ -78,27 +78,26 @@ def ddpm(
 
 def lcm(
     model: Schedule,
-    num_steps: int,
+    grid: Grid,
     *,
-    original_steps: int = 50,
     timestep_scaling: float = 10.0,
     start_step: int = 0,
 ) -> Table:
     """Latent consistency sampling, Luo et al. 2023 (arXiv:2310.04378). Mirrors LCMScheduler.
 
-    original_steps: the length of the schedule the model was distilled on, at least num_steps.
+    Its grid is `sigmas.distilled_grid`.
     """
-    times = _distilled_timesteps(model, num_steps, original_steps)
+    times = _integer_times(grid)
     rows = []
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         t = times[i]
-        ac = _ac(model, t)
+        ac = _ac(model, grid, t)
         x0, _ = _predict(model, ac)
         scaled = float(t) * timestep_scaling
         skip, out = 0.25 / (scaled**2 + 0.25), scaled / math.sqrt(scaled**2 + 0.25)
         latent = out * x0 + skip * LATENT
-        if i + 1 < num_steps:
-            ac_next = _ac(model, times[i + 1])
+        if i + 1 < grid.num_steps:
+            ac_next = _ac(model, grid, times[i + 1])
             latent = math.sqrt(ac_next) * latent + math.sqrt(1 - ac_next) * NOISE
         rows.append(Row(t, 1.0, _noising(ac), x0, latent))
     return table.assemble("lcm", rows, start_step)
@@ -106,29 +105,29 @@ def lcm(
 
 def tcd(
     model: Schedule,
-    num_steps: int,
+    grid: Grid,
     *,
-    original_steps: int = 50,
     eta: float = 0.3,
     start_step: int = 0,
 ) -> Table:
     """Trajectory consistency sampling, Zheng et al. 2024 (arXiv:2402.19159). Mirrors TCDScheduler.
 
-    eta (gamma in the paper): 0 is deterministic, 1 fully stochastic.
+    Its grid is `sigmas.distilled_grid`. eta (gamma in the paper): 0 is deterministic, 1 fully
+    stochastic.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it must lie between 0 and 1")
-    times = _distilled_timesteps(model, num_steps, original_steps)
+    times = _integer_times(grid)
     rows = []
-    for i in table.steps_from(start_step, num_steps):
-        ac = _ac(model, times[i])
-        t_next = times[i + 1] if i + 1 < num_steps else 0
+    for i in table.steps_from(start_step, grid):
+        ac = _ac(model, grid, times[i])
+        t_next = times[i + 1] if i + 1 < grid.num_steps else 0
         # float32 as in PyTorch, whose product decides which integer lies below
         s = int(np.floor(np.float32(1 - eta) * np.float32(t_next)))
-        ac_next, ac_s = _ac(model, t_next), _ac(model, s)
+        ac_next, ac_s = _ac(model, grid, t_next), _ac(model, grid, s)
         x0, eps = _predict(model, ac)
         latent = math.sqrt(ac_s) * x0 + math.sqrt(1 - ac_s) * eps
-        if eta > 0 and i + 1 < num_steps:
+        if eta > 0 and i + 1 < grid.num_steps:
             kept = ac_next / ac_s
             latent = math.sqrt(kept) * latent + math.sqrt(1 - kept) * NOISE
         rows.append(Row(times[i], 1.0, _noising(ac), x0, latent))
@@ -137,33 +136,30 @@ def tcd(
 
 def pndm(
     model: Schedule,
-    num_steps: int,
+    grid: Grid,
     *,
-    spacing: str = "leading",
-    steps_offset: int = 0,
-    set_alpha_to_one: bool = False,
     skip_prk_steps: bool = False,
     start_step: int = 0,
 ) -> Table:
     """Pseudo linear multistep, Liu et al. 2022 (arXiv:2202.09778). Mirrors PNDMScheduler.
 
-    It starts with three Runge-Kutta steps of four rows each (num_steps >= 4), or, with
-    skip_prk_steps as in Stable Diffusion ("PLMS"), with one Heun-like step: num_steps + 1 rows.
+    It starts with three Runge-Kutta steps of four rows each (N >= 4 steps), or, with
+    skip_prk_steps as in Stable Diffusion ("PLMS"), with one Heun-like step: N + 1 rows.
     The history holds raw model outputs, which makes v_prediction a first-order method here as in
     diffusers. A run that skips steps counts its rows from there, also as in diffusers.
     """
     if model.prediction_type == "sample":
         raise ValueError("pndm combines model outputs linearly: it takes epsilon or v_prediction")
-    spaced = schedule.integer_timesteps(model, num_steps, spacing, steps_offset)
-    stride = model.num_train_steps // num_steps
+    spaced = _integer_times(grid)
+    stride = model.num_train_steps // grid.num_steps
     if skip_prk_steps:
         rk_times = spaced[:0]
-        times = np.concatenate([spaced[:2], spaced[1:]]) if num_steps > 1 else spaced
+        times = np.concatenate([spaced[:2], spaced[1:]]) if grid.num_steps > 1 else spaced
     else:
         rk_times = _runge_kutta_timesteps(spaced, stride)
         times = np.concatenate([rk_times, spaced[3:]])
     rows = []
-    for count, t in enumerate(times[table.steps_from(start_step, num_steps).start :]):
+    for count, t in enumerate(times[table.steps_from(start_step, grid).start :]):
         if count < len(rk_times):
             source = rk_times[count // 4 * 4]
             target = t - (0 if count % 2 else stride // 2)
@@ -171,16 +167,26 @@ def pndm(
         else:
             source, target = (t, t - stride) if count != 1 else (t + stride, t)
             base, combined, memory = _linear_multistep(count, started=not skip_prk_steps)
-        latent = _pndm_transfer(model, base, combined, source, target, set_alpha_to_one)
-        x0, _ = _predict(model, _ac(model, t))
-        rows.append(Row(t, 1.0, _noising(_ac(model, t)), x0, latent, memory))
+        latent = _pndm_transfer(model, grid, base, combined, source, target)
+        x0, _ = _predict(model, _ac(model, grid, t))
+        rows.append(Row(t, 1.0, _noising(_ac(model, grid, t)), x0, latent, memory))
     return table.assemble("pndm", rows, start_step)
 
 
-def _ac(model: Schedule, t: int, one_at_end: bool = False) -> float:
+def _integer_times(grid: Grid) -> np.ndarray:
+    if not np.issubdtype(grid.t.dtype, np.integer):
+        raise ValueError(
+            "this sampler steps through integer timesteps; make its grid with "
+            "sigmas.timestep_grid, or sigmas.distilled_grid for lcm and tcd"
+        )
+    return grid.t
+
+
+def _ac(model: Schedule, grid: Grid, t: int) -> float:
+    """alphas_cumprod at t; below 0, where no timestep is left, that of the grid's last level."""
     if t >= 0:
         return float(model.alphas_cumprod[t])
-    return 1.0 if one_at_end else float(model.alphas_cumprod[0])
+    return 1.0 if grid.sigma[-1] == 0 else float(model.alphas_cumprod[0])
 
 
 def _noising(ac: float) -> tuple[float, float]:
@@ -191,18 +197,6 @@ def _predict(model: Schedule, ac: float) -> tuple[np.ndarray, np.ndarray]:
     return prediction.denoised_and_noise(model.prediction_type, math.sqrt(ac), math.sqrt(1 - ac))
 
 
-def _distilled_timesteps(model: Schedule, num_steps: int, original_steps: int) -> np.ndarray:
-    if not 1 <= num_steps <= original_steps <= model.num_train_steps:
-        raise ValueError(
-            f"num_steps is {num_steps} and original_steps {original_steps}; expected "
-            f"1 <= num_steps <= original_steps <= {model.num_train_steps}"
-        )
-    stride = model.num_train_steps // original_steps
-    distilled = (np.arange(original_steps, 0, -1)) * stride - 1
-    index = np.linspace(0, original_steps, num_steps, endpoint=False)
-    return distilled[np.floor(index).astype(np.int64)]
-
-
 # PNDM's memories: three older outputs, the latent a step started from, the Runge-Kutta sum
 _OLDER, _SAVED, _SUM = MEMORY[:3], MEMORY[3], MEMORY[4]
 
@@ -211,8 +205,8 @@ def _runge_kutta_timesteps(spaced: np.ndarray, stride: int) -> np.ndarray:
     """The 12 evaluation times of three steps: t, t - h/2, t - h/2, t - h for each."""
     if len(spaced) < 4:
         raise ValueError(
-            f"num_steps is {len(spaced)}; pndm needs at least 4 for its Runge-Kutta start, or "
-            "skip_prk_steps=True"
+            f"the grid has {len(spaced)} steps; pndm needs at least 4 for its Runge-Kutta start, "
+            "or skip_prk_steps=True"
         )
     ends_and_middles = spaced[3::-1].repeat(2) + np.tile([0, stride // 2], 4)
     return ends_and_middles[:-1].repeat(2)[1:-1][::-1]
@@ -248,14 +242,14 @@ def _linear_multistep(count: int, started: bool) -> tuple[np.ndarray, np.ndarray
 
 def _pndm_transfer(
     model: Schedule,
+    grid: Grid,
     latent: np.ndarray,
     output: np.ndarray,
     source: int,
     target: int,
-    set_alpha_to_one: bool,
 ) -> np.ndarray:
     """The transfer of Liu et al. 2022 from time source to target, given the combined output."""
-    ac, ac_next = _ac(model, source), _ac(model, target, set_alpha_to_one)
+    ac, ac_next = _ac(model, grid, source), _ac(model, grid, target)
     eps = output
     if model.prediction_type == "v_prediction":
         eps = math.sqrt(ac) * output + math.sqrt(1 - ac) * latent

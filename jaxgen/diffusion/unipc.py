@@ -7,25 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxgen.diffusion import prediction, sigmas, table
+from jaxgen.diffusion import prediction, table
 from jaxgen.diffusion.exponential import log_snr, vp_level
 from jaxgen.diffusion.schedule import Schedule
+from jaxgen.diffusion.sigmas import Grid
 from jaxgen.diffusion.table import LATENT, MEMORY, Row, Table
 
 
 def unipc(
     model: Schedule,
-    num_steps: int,
+    grid: Grid,
     *,
     order: int = 2,
     solver_type: str = "bh2",
     predict_x0: bool = True,
-    spacing: str = "linspace",
-    steps_offset: int = 0,
-    respacing: str | None = None,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    final_sigma: str = "zero",
     lower_order_final: bool = True,
     disable_corrector: Sequence[int] = (),
     start_step: int = 0,
@@ -35,21 +30,20 @@ def unipc(
     solver_type: "bh1" takes B(h) = h, "bh2" B(h) = e^h - 1. predict_x0: integrate x_0
     rather than eps. disable_corrector: steps whose result is left as predicted.
     """
-    _check(order, solver_type, predict_x0, final_sigma, lower_order_final)
-    levels = (sigma_min, sigma_max), final_sigma, True
-    grid = sigmas.solver_grid(model, num_steps, spacing, steps_offset, respacing, *levels)
+    _check(order, solver_type, grid, predict_x0, lower_order_final)
+    num_steps = grid.num_steps
     update = functools.partial(_update, solver_type, predict_x0)
     rows, used = [], 0
-    for i in table.steps_from(start_step, num_steps):
+    for i in table.steps_from(start_step, grid):
         alpha, sigma, x0, eps = prediction.at_unit_variance(model.prediction_type, grid.sigma[i])
         values = [x0 if predict_x0 else eps, *MEMORY[:3]]
         latent = LATENT
         if i > start_step and i - 1 not in disable_corrector:  # correct, with the order used before
-            levels = grid.sigma[i - 1 - np.arange(used)]
-            latent = update(_CORRECTED, values[1 : used + 1], levels, grid.sigma[i], values[0])
+            latest = grid.sigma[i - 1 - np.arange(used)]
+            latent = update(_CORRECTED, values[1 : used + 1], latest, grid.sigma[i], values[0])
         used = min(order, num_steps - i if lower_order_final else order, i - start_step + 1)
-        levels = grid.sigma[i - np.arange(used)]
-        next_latent = update(latent, values[:used], levels, grid.sigma[i + 1])
+        latest = grid.sigma[i - np.arange(used)]
+        next_latent = update(latent, values[:used], latest, grid.sigma[i + 1])
         rows.append(Row(grid.t[i], 1.0, (alpha, sigma), x0, next_latent, [*values[:3], latent]))
     return table.assemble("unipc", rows, start_step)
 
@@ -58,13 +52,13 @@ _CORRECTED = MEMORY[3]  # the corrected latent of the step before; memories 0 to
 
 
 def _check(
-    order: int, solver_type: str, predict_x0: bool, final_sigma: str, lower_order_final: bool
+    order: int, solver_type: str, grid: Grid, predict_x0: bool, lower_order_final: bool
 ) -> None:
     if order not in (1, 2, 3):
         raise ValueError(f"order is {order}; known are 1, 2 and 3")
     if solver_type not in ("bh1", "bh2"):
         raise ValueError(f"solver_type is {solver_type!r}; known are bh1 and bh2")
-    if final_sigma == "zero" and not (predict_x0 and (lower_order_final or order == 1)):
+    if grid.sigma[-1] == 0 and not (predict_x0 and (lower_order_final or order == 1)):
         raise ValueError(
             "unipc reaches sigma 0 only with predict_x0=True and lower_order_final=True; use "
             'final_sigma="sigma_min" otherwise'

@@ -34,7 +34,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     image_arguments.check_pair(image, mask, networks.inpaints)
     latents = _latents(request.latents, networks)
     size = _size(request, networks, image, latents)
-    table = _table(request, scheduler, image is not None)
+    table = _table(request, networks, scheduler, image is not None)
     b = _batch_size(request, image, mask, latents)
     scale = _numbers("guidance_scale", request.guidance_scale, b, -math.inf, math.inf)
     # UNets that were distilled to take their guidance scale as an input need no negative text
@@ -112,7 +112,9 @@ def _check_embeds(name: str, text: Text | None, networks: Networks) -> None:
         raise ValueError(f"{name} has pooled of shape {np.shape(text.pooled)}; expected [B, P]")
 
 
-def _table(request: Request, scheduler: Mapping[str, Any], has_image: bool) -> Table:
+def _table(
+    request: Request, networks: Networks, scheduler: Mapping[str, Any], has_image: bool
+) -> Table:
     """Builds the sampler's table from a name or a configured sampler; a Table stays."""
     sampler, num_steps = request.sampler, request.num_steps
     if isinstance(sampler, Table):
@@ -120,7 +122,12 @@ def _table(request: Request, scheduler: Mapping[str, Any], has_image: bool) -> T
     if not _is_whole(num_steps) or num_steps < 1:
         raise ValueError(f"num_steps is {num_steps!r:.80}; it must be a whole number, at least 1")
     if sampler is None or isinstance(sampler, str):
-        sampler = config.from_config(scheduler, sampler, request.eta)
+        pipeline = "StableDiffusionPipeline"  # whose corrections of old configs apply
+        if networks.is_xl:
+            pipeline = "StableDiffusionXLPipeline"
+        elif request.mask is not None:
+            pipeline = "StableDiffusionInpaintPipeline"
+        sampler = config.from_config(scheduler, sampler, request.eta, pipeline=pipeline)
     elif not isinstance(sampler, Callable):
         raise ValueError(
             f"sampler is a {type(sampler).__name__}; give one of {', '.join(config.SAMPLERS)}, a "

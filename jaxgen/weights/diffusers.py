@@ -106,7 +106,7 @@ def _read(folder: Path, variant: str | None, vae: Component | None) -> Checkpoin
         for name in TOKENIZERS
         if model_index.has_part(index, name)
     }
-    scheduler = files.read_object(folder / "scheduler" / "scheduler_config.json")
+    scheduler = files.read_object(folder / "scheduler" / "scheduler_config.json", infinities=True)
     scheduler.setdefault("_class_name", index["scheduler"][1])
     options = {name: value for name, value in index.items() if not isinstance(value, list)}
     return Checkpoint(options, components, tokens, scheduler, tuple(notes))
@@ -226,6 +226,6 @@ def _write(folder: Path, checkpoint: Checkpoint, dtype: Any) -> None:
         tokenizer.write(folder / name, tokens)
     index["scheduler"] = ["diffusers", checkpoint.scheduler["_class_name"]]
     (folder / "scheduler").mkdir()
-    text = files.dumps(checkpoint.scheduler)
+    text = files.dumps(checkpoint.scheduler, infinities=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(text)
     (folder / "model_index.json").write_text(files.dumps(index))

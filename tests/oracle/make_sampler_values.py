@@ -65,6 +65,14 @@ CLASS_OF = {
 }
 
 
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLPipeline",
+)
+
+
 class LinearMap(NamedTuple):
     """A run of R rows on D = 1 + 2 R unit vectors: first latent, outputs, noises."""
 
@@ -84,6 +92,19 @@ def scheduler(config: dict[str, Any], name: str | None = None) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return cls.from_config(config, **fixed)
+
+
+def scheduler_of_pipeline(pipeline: str, config: dict[str, Any]) -> Any:
+    """The scheduler of a config as a diffusers pipeline corrects it when it is built around it."""
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet"))
+    if "XL" in pipeline:
+        parts |= dict.fromkeys(("text_encoder_2", "tokenizer_2"))
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None}
+        parts |= {"requires_safety_checker": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # every correction warns
+        return getattr(diffusers, pipeline)(**parts, scheduler=scheduler(config)).scheduler
 
 
 def linear_map(
@@ -220,15 +241,54 @@ def option_cases() -> list[dict[str, Any]]:
     ]
 
 
+def corrected_cases() -> list[dict[str, Any]]:
+    """Configs of old checkpoints, inside the pipelines that correct them."""
+    bare = {k: v for k, v in STABLE_DIFFUSION.items() if k not in ("steps_offset", "clip_sample")}
+    changes = ({}, {"steps_offset": 0}, {"steps_offset": 2}, {"skip_prk_steps": False})
+    return [
+        {
+            "config": {"_class_name": cls, "timestep_spacing": "leading", **bare, **change},
+            "pipeline": pipeline,
+            "num_steps": 6,
+        }
+        for pipeline in PIPELINES
+        for cls in ("PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler")
+        for change in changes
+        # these two leave clip_sample as it is, and jaxgen refuses to clip
+        if cls != "DDIMScheduler" or pipeline in PIPELINES[:2]
+    ]
+
+
+def clipped_cases() -> list[dict[str, Any]]:
+    """lambda_min_clipped: what diffusers itself writes, and values that leave timesteps out."""
+    return [
+        {
+            "config": {
+                "_class_name": "DPMSolverMultistepScheduler",
+                **STABLE_DIFFUSION,
+                "beta_schedule": "squaredcos_cap_v2",
+                "timestep_spacing": spacing,
+                "lambda_min_clipped": clip,
+            },
+            "num_steps": 6,
+        }
+        for spacing in ("leading", "linspace", "trailing")
+        for clip in (-float("inf"), -5.1, 0.5)
+    ]
+
+
 _ENDS_ABOVE_ZERO = {"final_sigmas_type": "sigma_min"}
 
 
 def main() -> None:
     arrays = {}
     kept = []
-    for case in stored_cases():
+    for case in [*stored_cases(), *corrected_cases(), *clipped_cases()]:
         try:
-            made = scheduler(case["config"], case.get("name"))
+            if "pipeline" in case:
+                made = scheduler_of_pipeline(case["pipeline"], case["config"])
+            else:
+                made = scheduler(case["config"], case.get("name"))
             found = linear_map(made, case["num_steps"], case.get("start_step", 0), case.get("eta"))
         except (NotImplementedError, ValueError):
             continue  # diffusers refuses the combination

@@ -287,3 +287,54 @@ def test_guidance_rescale_is_that_of_diffusers():
             guided, torch.tensor(positive[j])[None], guidance_rescale=rescale[j]
         )
         np.testing.assert_allclose(found[j], expected[0], rtol=1e-5, atol=1e-5)
+
+
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionPAGPipeline",
+    "StableDiffusionPAGImg2ImgPipeline",
+    "StableDiffusionPAGInpaintPipeline",
+)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_pipelines_correct_the_configs_of_their_schedulers(pipeline):
+    bare = {k: v for k, v in BASE.items() if k not in ("steps_offset", "clip_sample")}
+    accepted = 0
+    for class_name in ("PNDMScheduler", "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"):
+        for change in ({}, {"steps_offset": 0}, {"steps_offset": 2}, {"skip_prk_steps": False}):
+            given = {"_class_name": class_name, "timestep_spacing": "leading", **bare, **change}
+            theirs = oracle.linear_map(oracle.scheduler_of_pipeline(pipeline, given), 8)
+            clips = pipeline == "StableDiffusionInpaintPipeline" and "DD" in class_name
+            if clips:  # this pipeline leaves clip_sample as it is; ours refuses to clip
+                with pytest.raises(ValueError, match="clip_sample=True"):
+                    config.from_config(given, pipeline=pipeline)
+                continue
+            table = config.from_config(given, pipeline=pipeline)(8)
+            ours = maps.linear_map(table)
+            np.testing.assert_allclose(table.t[maps.rows_of(table)], theirs.t, atol=1e-3)
+            scale = np.abs(theirs.latents).max(axis=1, keepdims=True)
+            assert (np.abs(ours.latents - theirs.latents) / scale).max() < TOLERANCE, given
+            accepted += 1
+    assert accepted == (8 if pipeline == "StableDiffusionInpaintPipeline" else 16)
+
+
+def test_clipped_lambdas():
+    """lambda_min_clipped: -Infinity as diffusers writes it, and values that leave timesteps out."""
+    cases = []
+    for class_name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
+        for betas, spacing, clip in itertools.product(
+            ("scaled_linear", "squaredcos_cap_v2"), SPACINGS, (-float("inf"), -5.1, -2.0, 0.5)
+        ):
+            given = {
+                "_class_name": class_name,
+                **BASE,
+                "beta_schedule": betas,
+                "timestep_spacing": spacing,
+                "lambda_min_clipped": clip,
+            }
+            cases += [(given, n) for n in (1, 6, 17)]
+    # twice the clipping leaves no step after the skipped ones: 0.5, trailing, of 6 and of 17
+    assert count(cases) == 238

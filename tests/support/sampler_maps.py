@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Tables run in float64 NumPy: on unit vectors, and on Gaussian data with an exact model."""
 
+import inspect
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxgen.diffusion import schedule
+from jaxgen.diffusion.scheduler_classes import CLASSES, SAMPLERS
 from jaxgen.diffusion.table import NUM_MEMORIES, Table
 
 MEAN, STD = 0.7, 0.4  # of the Gaussian data
@@ -16,6 +18,22 @@ class LinearMap(NamedTuple):
 
     inputs: np.ndarray  # [R, D] what the model sees
     latents: np.ndarray  # [R, D] after each row
+
+
+def table(sampler, model: schedule.Schedule, num_steps: int, start_step: int = 0, **options):
+    """The table of a sampler, or of a name in SAMPLERS, on the grid of its diffusers class.
+
+    options: those of the sampler and of its grid together.
+    """
+    if isinstance(sampler, str):
+        class_name, fixed = SAMPLERS[sampler]
+        sampler = CLASSES[class_name].sampler
+        renamed = {"solver_order": "order", "algorithm_type": "algorithm"}
+        options = {renamed[key]: value for key, value in fixed.items()} | options
+    make = next(known.grid for known in CLASSES.values() if known.sampler is sampler)
+    of_grid = {k: v for k, v in options.items() if k in inspect.signature(make).parameters}
+    of_sampler = {k: v for k, v in options.items() if k not in of_grid}
+    return sampler(model, make(model, num_steps, **of_grid), start_step=start_step, **of_sampler)
 
 
 def rows_of(table: Table) -> range:
