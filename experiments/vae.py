@@ -132,7 +132,7 @@ def build(config: Config, examples: Examples) -> System:
 
 
 def binary(config: Config) -> bool:
-    """Whether images are binarized before the networks see them."""
+    """Says whether images are binarized before the networks see them."""
     return losses.LIKELIHOODS[config.likelihood].is_binary and config.binarize
 
 

@@ -37,18 +37,18 @@ def load_digits():
     """Handwritten digits of 8x8 pixels, uint8 [N, 64]: those to train on and those to test on."""
     pixels, labels = datasets.load_digits(return_X_y=True)  # a pixel is 0 to 16
     images = np.rint(pixels * (255 / 16)).astype(np.uint8)
-    earlier = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
-    is_test = earlier % 6 == 5  # every sixth image of each class
+    rank_in_class = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
+    is_test = rank_in_class % 6 == 5  # every sixth image of each class
     return images[~is_test], images[is_test]
 
 
 def to_unit_range(image):
-    """uint8 [0, 255] -> float32 [-1, 1]."""
+    """Turns uint8 [0, 255] into float32 [-1, 1]."""
     return image.astype(jnp.float32) * (2 / 255) - 1
 
 
-class Dense(nn.Module):
-    """A vector -> a vector, through one hidden layer of 500 rectifiers."""
+class MLP(nn.Module):
+    """A vector -> a vector, through one hidden layer of 500 ReLUs."""
 
     outputs: int
 
@@ -58,8 +58,8 @@ class Dense(nn.Module):
         return nn.Dense(self.outputs, name="head")(h)
 
 
-encoder = Dense(LATENT_DIM)  # x [64] -> z [D]
-decoder = Dense(64)  # z [D] -> x [64]
+encoder = MLP(LATENT_DIM)  # x [64] -> z [D]
+decoder = MLP(64)  # z [D] -> x [64]
 
 
 def init(key):
@@ -75,7 +75,7 @@ def loss(params, image, key):
     """The loss (1) of ONE image with ONE key."""
     x = to_unit_range(image)
     z = encoder.apply(params["encoder"], x + NOISE * jax.random.normal(key, x.shape))
-    return jnp.mean((x - decoder.apply(params["decoder"], z)) ** 2)  # of x without the noise
+    return jnp.mean((x - decoder.apply(params["decoder"], z)) ** 2)  # compared with the clean x
 
 
 def batch_indices(key, step, num_examples):

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
 """A diffusion model, whole: data, network, loss, gradient step, loop, sampler.
 
-    python experiments/minimal/diffusion.py [steps]        # writes runs/minimal/diffusion.png
+    python experiments/minimal/diffusion.py [steps <= 1000]   # writes runs/minimal/diffusion.png
 
 An image x is turned into noise eps ~ N(0, I) by an angle phi_t that grows with the time t. A UNet
-learns which way the turn goes, and a sampler turns noise back into an image, step by step:
+learns v, the derivative of x_t by that angle, and a sampler turns noise into images with it:
 
-    (1)  x_t = cos(phi_t) x + sin(phi_t) eps,    phi_t = pi/2 t / NUM_TIMES
-    (2)  v = cos(phi_t) eps - sin(phi_t) x,      loss = mean over pixels of  (v - UNet(x_t, t))^2
+    (1)  x_t = cos(phi_t) x + sin(phi_t) eps,    phi_t = (pi / 2) (t / NUM_TIMES)
+    (2)  v = cos(phi_t) eps - sin(phi_t) x,      loss = mean over pixels of (v - UNet(x_t, t, label))^2
     (3)  x = cos(phi_t) x_t - sin(phi_t) v,      eps = sin(phi_t) x_t + cos(phi_t) v
     (4)  x_next = cos(phi_next) x + sin(phi_next) eps
-    (5)  v = v without label + GUIDANCE (v with label - v without)
+    (5)  v_guided = v_none + GUIDANCE (v_label - v_none),    GUIDANCE = 1 + w of the paper
 
 (1) to (3) Salimans & Ho 2022 (arXiv:2202.00512), appendix D; (4) DDIM, Song et al. 2021
 (arXiv:2010.02502), eq. 12 without its noise; (5) Ho & Salimans 2022 (arXiv:2207.12598), eq. 6.
@@ -42,14 +42,14 @@ def load_digits():
 
 
 class Block(nn.Module):
-    """Two convolutions beside a skip connection; what is known of the image comes in between."""
+    """Two convolutions beside a skip; the embedding of time and label comes in between."""
 
     features: int
 
     @nn.compact
-    def __call__(self, x, known):
+    def __call__(self, x, embedding):
         h = nn.Conv(self.features, (3, 3))(nn.silu(nn.LayerNorm()(x)))
-        h = h + nn.Dense(self.features)(known)[None, None]
+        h = h + nn.Dense(self.features)(embedding)[None, None]
         h = nn.Conv(self.features, (3, 3))(nn.silu(nn.LayerNorm()(h)))
         return h + nn.Dense(self.features)(x)
 
@@ -71,7 +71,7 @@ class UNet(nn.Module):
 
 def loss(params, image, label, key):
     """The loss (2) of ONE image at ONE random time with ONE key."""
-    _, eps_key, t_key, drop_key = jax.random.split(key, 4)  # the first draws latents, if there are
+    _, eps_key, t_key, drop_key = jax.random.split(key, 4)  # the first is for a latent's draw
     x = image.astype(jnp.float32) * (2 / 255) - 1
     eps = jax.random.normal(eps_key, x.shape)
     t = jax.random.randint(t_key, (), 1, NUM_TIMES + 1)
@@ -102,15 +102,15 @@ def update(params, opt_state, step, images, labels, train_key, data_key):
 
 @jax.jit
 def guided(params, x, t, labels):
-    """v of noisy images [N, 8, 8, 1], driven further from no label to theirs, (5)."""
+    """v of noisy images [N, 8, 8, 1], guided towards the labels by (5)."""
     predict = jax.vmap(UNet().apply, (None, 0, None, 0))
     without = predict(params, x, t, jnp.full_like(labels, NO_LABEL))
     return without + GUIDANCE * (predict(params, x, t, labels) - without)
 
 
 def ddim(predict, x, num_steps=50):
-    """Images from noise x, by a function (x, t) -> v, in even steps from the last time to t = 0."""
-    stride = NUM_TIMES // num_steps
+    """Images from noise x, by a function (x, t) -> v, in even steps down to t = 0."""
+    stride = NUM_TIMES // num_steps  # num_steps divides NUM_TIMES
     for t in range(NUM_TIMES, 0, -stride):
         now, after = phi[t], phi[t - stride]
         v = predict(x, t)

@@ -11,8 +11,8 @@ keeps D from becoming steep, is Mescheder et al. 2018 (arXiv:1801.04406), eq. 9:
     (2)  loss of G = -log sigmoid(D(G(z)))
     (3)  R1 = R1_WEIGHT / 2 |gradient of D at x|^2
 
-By eq. 1 alone, G would lower log(1 - sigmoid(D(G(z)))). That is flat where D is sure that an image
-is not real, as it soon is at first, and G would not learn; (2) is steep there.
+By Goodfellow's eq. 1, G would lower log(1 - sigmoid(D(G(z)))). That is flat where D is sure that
+an image is not real, as it soon is at first, and G would not learn; (2) is steep there.
 
 The losses are those of `python experiments/gan.py`, which draws from the same keys.
 """
@@ -52,7 +52,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Image [64] -> logit []; a unit is the largest of five (Goodfellow et al. 2013, maxout)."""
+    """Image [64] -> logit []; a unit is the maximum of five linear ones (maxout)."""
 
     @nn.compact
     def __call__(self, x):
@@ -66,7 +66,7 @@ generate, judge = Generator().apply, Discriminator().apply  # (params, input) ->
 
 def discriminator_loss(d_params, g_params, image, key):
     """The loss (1) for ONE real and ONE generated image."""
-    z_key, *_ = jax.random.split(key, 4)  # from the others the script draws augmentations
+    z_key, *_ = jax.random.split(key, 4)  # the script draws augmentations from the others
     real = image.astype(jnp.float32) * (2 / 255) - 1
     fake = generate(g_params, jax.random.normal(z_key, (LATENT_DIM,)))
     # -log sigmoid(l) = softplus(-l) and -log(1 - sigmoid(l)) = softplus(l), exact for any logit
@@ -90,7 +90,7 @@ def batch_indices(key, step, num_examples):
 
 
 def example_keys(key, step):
-    """One key per example of a player's step, [B]; players count their own steps, here alike."""
+    """One key per example of a player's step, [B]; each player folds in its own count of steps."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(BATCH_SIZE))
 
@@ -114,7 +114,7 @@ def update(d, g, average, step, images, train_key, data_key):
     d_key, g_key = jax.random.split(jax.random.fold_in(train_key, step))
     d, d_value = descend(discriminator_loss, d, g[0], batch, example_keys(d_key, step))
     g, g_value = descend(generator_loss, g, d[0], batch, example_keys(g_key, step))
-    decay = jnp.minimum(EMA_DECAY, (2.0 + step) / (11.0 + step))  # soon forgets the first networks
+    decay = jnp.minimum(EMA_DECAY, (2.0 + step) / (11.0 + step))  # small at first: forget G's start
     average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, g[0])
     return d, g, average, (d_value, g_value)
 

@@ -36,8 +36,8 @@ def load_digits():
     """Handwritten digits of 8x8 pixels, uint8 [N, 64]: those to train on and those to test on."""
     pixels, labels = datasets.load_digits(return_X_y=True)  # a pixel is 0 to 16
     images = np.rint(pixels * (255 / 16)).astype(np.uint8)
-    earlier = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
-    is_test = earlier % 6 == 5  # every sixth image of each class
+    rank_in_class = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
+    is_test = rank_in_class % 6 == 5  # every sixth image of each class
     return images[~is_test], images[is_test]
 
 
@@ -47,8 +47,8 @@ def binarize(key, image):
     return 2.0 * jax.random.bernoulli(key, (x + 1) / 2) - 1
 
 
-class Dense(nn.Module):
-    """A vector -> a vector, through one hidden layer of 500 rectifiers."""
+class MLP(nn.Module):
+    """A vector -> a vector, through one hidden layer of 500 ReLUs."""
 
     outputs: int
 
@@ -58,8 +58,8 @@ class Dense(nn.Module):
         return nn.Dense(self.outputs, name="head")(h)
 
 
-encoder = Dense(2 * LATENT_DIM)  # x [64] -> mean and log sigma^2, [2 D]
-decoder = Dense(64)  # z [D] -> logits of the pixels, [64]
+encoder = MLP(2 * LATENT_DIM)  # x [64] -> mean and log sigma^2, [2 D]
+decoder = MLP(64)  # z [D] -> logits of the pixels, [64]
 
 
 def init(key):
@@ -81,8 +81,8 @@ def loss(params, image, key):
     z = mean + jnp.exp(logvar / 2) * jax.random.normal(eps_key, mean.shape)
     logits = decoder.apply(params["decoder"], z)
 
-    # (3) is x l - log(1 + e^l) of a logit l. It is a sum over pixels, as (4) is one over entries
-    # of z: with a mean instead, the KL would weigh 64 times as much, and z would carry nothing
+    # With l the logit, (3) is the sum of x l - softplus(l). Keep it a sum: a mean over 64 pixels
+    # would weigh the KL 64 times as much, and z would carry nothing
     log_likelihood = jnp.sum((x + 1) / 2 * logits - jax.nn.softplus(logits))
     kl = -0.5 * jnp.sum(1 + logvar - mean**2 - jnp.exp(logvar))  # (4)
     return -log_likelihood + kl  # (1)

@@ -96,7 +96,7 @@ def product_first(
     lows = [low for low, _ in padding]
 
     def phase(start: tuple[int, ...]) -> Array:
-        """The places start, start + d, ... of the result: [B, *phase_sizes, F]."""
+        """Computes the places start, start + d, ... of the result: [B, *phase_sizes, F]."""
         out = jnp.zeros((len(x), *phase_sizes, features), total)
         for i, tap in enumerate(itertools.product(*map(range, sizes))):
             # the first place meets this tap at a pixel, or at one of the zeros behind it
@@ -111,7 +111,7 @@ def product_first(
         return out
 
     def in_turns(start: tuple[int, ...]) -> Array:
-        """All phases whose first numbers are `start`, their places in turns along other axes."""
+        """Interleaves the phases that begin with `start` along the axes after it."""
         axis = len(start)
         if axis == len(sizes):
             return phase(start)

@@ -57,7 +57,7 @@ def _lower(
 
 
 def _groups(shape: Sequence[int], dtype: np.dtype, axes: Sequence[int]) -> list[list[int]]:
-    """The axes of one sum after the other; the second sum counts axes without the first one's.
+    """Lists the axes of each sum; the second counts the axes that the first has left.
 
     [256, 28, 28, 32] over axes 0, 1, 2: [[0], [0, 1]]. Half precision stays one sum: it would be
     rounded in between.

@@ -128,7 +128,7 @@ def _target(own: Any, name: str | None) -> tuple[str, Mapping[str, Any], str | N
 
 
 def _translated(class_name: str, key: str, value: Any) -> Any:
-    """A value in the words of this class: each solver family reads the others' as its own."""
+    """Translates a value from another solver family's words into this class's."""
     if not isinstance(value, str | None):
         return value
     unipc = class_name == "UniPCMultistepScheduler"

@@ -141,7 +141,7 @@ def _multistep_derivatives(
 def _singlestep_derivatives(
     values: Sequence[np.ndarray], lambdas: Sequence[float], solver_type: str
 ) -> list[np.ndarray]:
-    """As `_multistep_derivatives`, but at the start of the step, which the oldest value marks."""
+    """As `_multistep_derivatives`, but at the step's start, where the oldest value is."""
     start = lambdas[-1]
     h = lambdas[0] - start
     if len(values) == 1:

@@ -213,7 +213,7 @@ def _runge_kutta_timesteps(spaced: np.ndarray, stride: int) -> np.ndarray:
 
 
 def _runge_kutta_stage(count: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """(latent to start from, combined output, next memories) of classical Runge-Kutta."""
+    """Returns (start, combined output, next memories) of a classical Runge-Kutta stage."""
     match count % 4:
         case 0:
             return LATENT, OUTPUT, [OUTPUT, *_OLDER[:2], LATENT, _SUM + OUTPUT / 6]

@@ -35,7 +35,7 @@ def may_change(default: T) -> T:
 # Four classes, because the help shows one box of options for each. A script sees them as one.
 @dataclass(frozen=True)
 class MainOptions:
-    """The ten that most runs need."""
+    """Ten options that most runs need."""
 
     data: str = "digits"  # digits, a TFDS name (mnist, ...), or a folder or .npz file
     image_size: int | None = None  # pixels; resize the shorter side to this and crop the middle
@@ -143,7 +143,7 @@ def parse(
 
 
 def _from_flags(default: Config, argv: list[str], description: str) -> Config:
-    """The default with what the flags change; the help shows the options in groups."""
+    """Parses the flags over the default; the help shows the options in groups."""
     kinds = {"main": MainOptions, "model": type(default), **GROUPS}
     options: Any = dataclasses.make_dataclass("Options", kinds.items(), frozen=True)
     run = asdict(default)["run"]

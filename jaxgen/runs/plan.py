@@ -107,8 +107,8 @@ def fits_on_device(options: RunOptions, source: sets.Source) -> bool:
     return sets.size_in_bytes(source) <= stats.get("bytes_limit", 8 * 2**30) / 4
 
 
-def scan_steps(options: RunOptions, system: System, resident: bool) -> int:
-    """Steps per dispatch: --scan-steps, or a choice by backend and network."""
+def steps_per_dispatch(options: RunOptions, system: System, resident: bool) -> int:
+    """Chooses the steps of one dispatch: --scan-steps, or by backend and network."""
     if not resident:
         if (options.scan_steps or 1) > 1:
             raise ValueError(

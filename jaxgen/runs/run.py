@@ -56,7 +56,7 @@ def _train(
     # of another size must not choose anew
     options = replace(options, data_on="device" if resident else "host")
     config = replace(config, run=options)
-    chunk = plan.scan_steps(options, system, resident)
+    chunk = plan.steps_per_dispatch(options, system, resident)
     plan.check_batch(options, system, mesh, examples)
     outputs.check_extras(options)
     # everything that can be wrong with the input is found before anything is made or replaced

@@ -18,7 +18,7 @@ def to_unit_range(image: Array) -> Array:
 
 
 def on_uint8(loss_fn: LossFn, augment: Callable[[Key, Array], Array] | None = None) -> LossFn:
-    """The loss for examples whose "image" is still uint8: converted, and augmented if `augment`.
+    """Lifts a loss of float images to uint8 ones: converts them, then augments if asked to.
 
     Data on the device, and what is sent to it, is four times smaller than with float32 images.
     """

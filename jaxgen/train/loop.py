@@ -18,7 +18,7 @@ MAX_IN_FLIGHT = 8  # dispatches; on CPU, more than 32 deadlock the all-reduce of
 
 
 class NonFiniteError(FloatingPointError):
-    """The error of a loss or gradient that is NaN or infinite; `step` is the step that had it."""
+    """A loss or gradient is NaN or infinite; `step` is the step that had it."""
 
     def __init__(self, step: int, names: list[str]) -> None:
         self.step = step
@@ -50,7 +50,7 @@ def train(
     save_every: int = 0,
     draw_every: int = 0,
 ) -> tuple[Any, int]:
-    """The state after step `stop`, or earlier if interrupted, and the number of steps done.
+    """Trains to step `stop` or until interrupted; returns the state and the steps done.
 
     One call of `run` does `chunk` steps (the last call may do fewer); its metrics are [chunk].
     save_every, draw_every: in steps, 0 for the end only.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Objectives of autoencoder, VAE and latent diffusion, each for ONE example and ONE key.
+"""Objectives of autoencoder, VAE and classifier, each for ONE example and ONE key.
 
 `example` is a dict: "image" float32 [H, W, C] in [-1, 1], "label" int32 [] and "step" int32 [],
 the number of updates so far. A loss returns (loss, metrics) as float32 scalars; the gradient step
@@ -40,7 +40,7 @@ def kl_divergence(mean: Array, logvar: Array) -> Array:
 
 
 def gaussian_log_density(x: Array, mean: Array, logvar: Array) -> Array:
-    """log N(x; mean, exp(logvar)) in nats, summed over the last axis: [..., D] -> [...]."""
+    """Computes log N(x; mean, exp(logvar)) in nats, over the last axis: [..., D] -> [...]."""
     squared = (x - mean) ** 2 * jnp.exp(-logvar)
     return -0.5 * jnp.sum(jnp.log(2 * jnp.pi) + logvar + squared, axis=-1)
 

@@ -175,7 +175,7 @@ def scan_steps(step: Step) -> Step:
 
 
 def chunk_of_one(step: Step) -> Step:
-    """The step with metrics [1], as the loop reads them, for batches that come from the host."""
+    """Gives a step's metrics a leading axis of 1, as the loop reads them; for host batches."""
 
     def one(state: Any, batch: Batch, key: Key, axis: str | None = None) -> tuple[Any, Metrics]:
         state, metrics = step(state, batch, key, axis)
@@ -185,7 +185,7 @@ def chunk_of_one(step: Step) -> Step:
 
 
 def vmap_models(step: Step) -> Step:
-    """The step of S independent models at once: state leaves [S, ...], key [S], metrics [S].
+    """Steps S independent models at once: state leaves [S, ...], key [S], metrics [S].
 
     All models see the same batch, each with its own initial parameters and its own noise.
     """
@@ -245,9 +245,11 @@ def _mean_of_parts(gradient: Callable, parts: tuple[Batch, Key], axis: str | Non
 
 
 def split_microbatches(x: Array, k: int) -> Array:
-    """x: [B k, ...] -> [B, k, ...]; microbatch j is [:, j], the examples j, k + j, 2 k + j, ...
+    """Deals a batch into k microbatches: [B k, ...] -> [B, k, ...].
 
-    Each shard of a divided batch so holds its part of every microbatch.
+    Microbatch j is [:, j]: the examples j, k + j, 2 k + j, ...
+
+    So each shard of a divided batch holds its part of every microbatch.
     Raises ValueError unless k divides the batch.
     """
     if x.shape[0] % k:

@@ -202,7 +202,7 @@ def read_component(folder: Path, name: str, class_name: str, variant: str | None
 
 
 def with_text_model(stored: dict[str, Tensor], class_name: str) -> dict[str, Tensor]:
-    """Text encoders' tensors under "text_model.", which transformers 5.6 and later leave out."""
+    """Puts "text_model." before names, which transformers 5.6 and later leave out."""
     if not class_name.startswith("CLIPText") or any(n.startswith("text_model.") for n in stored):
         return stored
     return {

@@ -136,7 +136,7 @@ def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
 
 
 def _cached(repo: str, reason: Exception) -> Path:
-    """The folder that an earlier run left in the cache; the Hub cannot be asked."""
+    """Finds the folder in the Hub's cache when the Hub cannot be reached."""
     try:
         # An empty list of patterns: the cache lacks what nobody wanted, and `read` misses the rest.
         return Path(

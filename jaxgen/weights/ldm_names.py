@@ -271,7 +271,7 @@ def _substitute(table: Mapping[str, str], name: str) -> str | None:
 
 
 def as_linear(name: str, tensor: Tensor) -> Tensor:
-    """The autoencoder's attention, linear in diffusers, is made of 1x1 convolutions in LDM."""
+    """Turns the 1x1 convolutions of LDM's attention into diffusers' linear layers."""
     if ".attentions." in name and tensor.shape[2:] in ((1,), (1, 1)):
         return tensors.reshaped(tensor, tensor.shape[:2])
     return tensor

@@ -105,7 +105,7 @@ def check(scene: Scene, seen: SeenScene) -> dict[str, bool]:
 
 
 def report(checks: list[dict[str, bool]]) -> dict[str, tuple[float, int]]:
-    """For each attribute the share that is right and the number of prompts that name it."""
+    """Counts for each attribute the share that is right and the prompts that name it."""
     answers = {name: [one[name] for one in checks if name in one] for name in ATTRIBUTES}
     return {name: (sum(right) / len(right), len(right)) for name, right in answers.items() if right}
 
