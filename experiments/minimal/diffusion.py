@@ -7,7 +7,7 @@ An image x is turned into noise eps ~ N(0, I) by an angle phi_t that grows with 
 learns v, the derivative of x_t by that angle, and a sampler turns noise into images with it:
 
     (1)  x_t = cos(phi_t) x + sin(phi_t) eps,    phi_t = (pi / 2) (t / NUM_TIMES)
-    (2)  v = cos(phi_t) eps - sin(phi_t) x,      loss = mean over pixels of (v - UNet(x_t, t, label))^2
+    (2)  v = cos(phi_t) eps - sin(phi_t) x,      loss = mean of (v - UNet(x_t, t, label))^2
     (3)  x = cos(phi_t) x_t - sin(phi_t) v,      eps = sin(phi_t) x_t + cos(phi_t) v
     (4)  x_next = cos(phi_next) x + sin(phi_next) eps
     (5)  v_guided = v_none + GUIDANCE (v_label - v_none),    GUIDANCE = 1 + w of the paper

@@ -102,8 +102,9 @@ class ShapeError(ValueError):
 def digests(state: Any) -> dict[str, int]:
     """One 32-bit number per leaf, by path; any single flipped bit changes it.
 
-    sum_i bits_i * (2 h(i) + 1) mod 2^32, h a hash of the place: odd weights, so that no difference
-    of a power of two vanishes. Integer sums do not depend on their order, so neither on the sharding.
+    sum_i bits_i * (2 h(i) + 1) mod 2^32, h a hash of the place: odd weights, so that no
+    difference of a power of two vanishes. Integer sums do not depend on their order, so neither
+    on the sharding.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     numbers = jax.device_get(_digest_all([leaf for _, leaf in leaves]))
