@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The beginning and end of every script: hosts, caches, CPU settings, signals, one-line errors."""
 
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from types import FrameType
 
 import jax
 
+from jaxgen import files
 from jaxgen.cpu import tune
 from jaxgen.train import loop
 
@@ -34,15 +36,30 @@ def main(start: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, ImportError, loop.NonFiniteError) as error:
+    except Exception as error:
         if os.environ.get("JAXGEN_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _report(error)
         sys.exit(2)
+
+
+def _report(error: Exception) -> None:
+    """Prints an error in one line; one that nobody foresaw says what it is and how to see more."""
+    if isinstance(error, (ValueError, OSError, ImportError, loop.NonFiniteError)):
+        print(f"error: {error}", file=sys.stderr)
+        return
+    kind = type(error).__name__
+    print(
+        f"error: {kind}: {files.first_line(error)} (JAXGEN_TRACEBACK=1 shows where)",
+        file=sys.stderr,
+    )
 
 
 def set_up(distributed: bool = False) -> None:
     """Sets up what must come before the first array: hosts, compilation cache, CPU settings."""
+    if not os.environ.get("JAXGEN_TRACEBACK"):
+        # the library's own tracebacks of a full disk hide the one line that says so
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     compilation_cache()
     if distributed:
         _join_hosts()
@@ -55,9 +72,10 @@ def compilation_cache() -> None:
     They lie in XDG_CACHE_HOME/jaxgen/xla, those that took half a second or more; JAX's own
     variables JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS go before.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxgen" / "xla"
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    # "~" where neither HOME nor a password entry says where that is: then nothing is kept
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not home.startswith("~"):
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jaxgen" / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

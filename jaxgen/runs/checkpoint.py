@@ -16,6 +16,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxgen import files
+from jaxgen.runs import run_folder
+from jaxgen.train import loop
 from jaxgen.types import Array
 
 
@@ -37,10 +39,14 @@ def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.Ch
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     """Starts writing the state after `step` steps; returns once it is copied off the devices.
 
-    Does nothing if that step is there already. Raises OSError if orbax declines to save.
+    Does nothing if that step is there already. Raises NonFiniteError for a state with NaN or
+    infinite numbers, OSError if orbax declines to save.
     """
     if step in manager.all_steps():
         return
+    faulty = _non_finite(state)
+    if faulty:
+        raise loop.NonFiniteError(step, faulty)
     is_saved = manager.save(
         step,
         args=ocp.args.Composite(
@@ -52,7 +58,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
 
 
 def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
-    """Renames the checkpoints of later steps to damaged-STEP.
+    """Renames the checkpoints of later steps to damaged-STEP, or damaged-STEP-2, -3, ...
 
     They could not be read; under their own names they would keep the continued run from saving
     the same steps.
@@ -60,7 +66,7 @@ def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
     for step in manager.all_steps():
         if step > after and jax.process_index() == 0:
             path = Path(str(manager.directory)) / str(step)
-            path.rename(path.with_name(f"damaged-{step}"))
+            path.rename(run_folder.free(path.with_name(f"damaged-{step}")))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("set aside")
     manager.reload()
@@ -93,6 +99,21 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
                 )
             return state, step
     raise ValueError(f"no readable checkpoint in {manager.directory}: " + "; ".join(faults))
+
+
+def _non_finite(state: Any) -> list[str]:
+    """The paths of the leaves that hold NaN or infinite numbers: an update may overflow last."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    floats = [(path, x) for path, x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    finite = jax.device_get(_all_finite([x for _, x in floats]))
+    return [
+        _path(path) for (path, _), is_finite in zip(floats, finite, strict=True) if not is_finite
+    ]
+
+
+@jax.jit
+def _all_finite(leaves: list[Array]) -> list[Array]:
+    return [jnp.isfinite(x).all() for x in leaves]
 
 
 class ShapeError(ValueError):

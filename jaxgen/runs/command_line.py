@@ -168,7 +168,7 @@ def _with_run(config: Any, **changes: Any) -> Any:
 
 def read(kind: type[Config], run_dir: str, name: str) -> Config:
     """The configuration of the run of the script `name` in this folder, wherever it was trained."""
-    stored = from_dict(kind, run_folder.read_config(Path(run_dir), name))
+    stored = from_dict(kind, run_folder.read_config(Path(run_dir).expanduser(), name))
     return _with_run(stored, run_dir=run_dir)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,23 +27,32 @@ def plain(value: Any) -> Any:
 
 
 def keep(path: Path, is_wanted: Callable[[int], bool]) -> None:
-    """Drops the rows whose step is not wanted, and a last line that was cut off by a kill."""
-    if not path.exists():
-        return
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if is_wanted(row["step"]):
-            lines.append(line + "\n")
-    files.write_whole(path, lambda partial: partial.write_text("".join(lines)))
+    """Drops the rows whose step is not wanted, and lines that cannot be read."""
+    if path.exists():
+        lines = [line for line, row in _lines_and_rows(path) if is_wanted(row["step"])]
+        files.write_whole(path, lambda partial: partial.write_bytes(b"".join(lines)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics file, each with `step` and `loss`."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """All rows of a metrics file, each with `step` and `loss`; none if there is no file."""
+    return [row for _, row in _lines_and_rows(path)] if path.exists() else []
+
+
+def _lines_and_rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines that are rows of metrics; warns of others, but for a last one that a kill cut."""
+    pairs, damaged = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+            if type(row["step"]) is not int or "loss" not in row:
+                raise ValueError
+            pairs.append((line.rstrip(b"\r\n") + b"\n", row))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged += line.endswith(b"\n")
+    if damaged:
+        lines = "1 line is" if damaged == 1 else f"{damaged} lines are"
+        warnings.warn(f"{path}: {lines} damaged and left out", stacklevel=3)
+    return pairs
 
 
 @contextmanager
@@ -86,9 +96,10 @@ def import_wandb() -> Any:
 
 
 @contextmanager
-def tensorboard(folder: Path) -> Iterator[Record]:
-    """Writes scalars for TensorBoard (extra: log)."""
-    writer = import_tensorboard().SummaryWriter(str(folder))
+def tensorboard(folder: Path, start: int = 0) -> Iterator[Record]:
+    """Writes scalars for TensorBoard (extra: log); hides what was written after step `start`."""
+    purge = {"purge_step": start + 1} if start else {}
+    writer = import_tensorboard().SummaryWriter(str(folder), **purge)
 
     def record(step: int, metrics: dict[str, Any]) -> None:
         for name, value in metrics.items():

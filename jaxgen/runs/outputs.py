@@ -129,6 +129,19 @@ def finish(stretch: Stretch, done: int) -> None:
         _close_pictures(stretch.folder)
 
 
+def complete(stretch: Stretch, state: Any) -> None:
+    """Makes what a run that was killed after its last step did not come to: pictures, curves."""
+    if jax.process_index() == 0:
+        stop = stretch.stop
+        if not any((stretch.folder / "pictures").glob(f"*-{stop:07d}.png")):
+            _draw(stretch, stop, state)
+        log.keep(stretch.folder / "metrics.jsonl", lambda done: done <= stop)
+        if not (stretch.folder / "summary.json").is_file():
+            _summarise(stretch, stop)
+        _close_pictures(stretch.folder)
+        print(f"{stretch.folder} has its {stop} steps and its outputs; raise --steps to go on")
+
+
 def _ignore(done: int, what: Any) -> None:
     """Does nothing, in place of a log or a picture."""
 
@@ -140,7 +153,7 @@ def _logged(log_every: int, done: int) -> bool:
 def _tensorboard(stretch: Stretch) -> AbstractContextManager[log.Record]:
     if not stretch.config.run.tensorboard:
         return contextlib.nullcontext(_ignore)
-    return log.tensorboard(stretch.folder / "tensorboard")
+    return log.tensorboard(stretch.folder / "tensorboard", stretch.start)
 
 
 def _wandb(stretch: Stretch) -> AbstractContextManager[log.Record]:

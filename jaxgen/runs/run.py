@@ -62,33 +62,46 @@ def _train(
     # everything that can be wrong with the input is found before anything is made or replaced
     feed = _feed(system, options, mesh, source, resident)
     folder = _folder(name, options)
-    if not options.resume:
+    with _alone_in(folder):
+        _describe(folder, name, config, system)
+        outputs.announce(folder, name, options, examples, mesh, chunk)
+        with contextlib.closing(checkpoint.open_manager(folder / "checkpoints")) as manager:
+            state, start = _start(system, options, mesh, manager)
+            if start > num_steps:
+                raise ValueError(f"{folder} has its {start} steps already; raise --steps to go on")
+            speed = log.throughput(start, num_steps, chunk, system.images_per_step)
+            stretch = outputs.Stretch(folder, config, system, examples, start, num_steps, speed)
+            if start == num_steps:
+                outputs.complete(stretch, state)
+                return
+            if options.resume:
+                outputs.keep_metrics(folder, name, start)
+                _write_config(folder, name, config)
+            key = parallel.put(experiment.train_keys(options), mesh)
+            steps = _compiled(system, options, mesh, resident)
+            with outputs.callbacks(stretch, manager, stopping) as callbacks:
+                _, done = loop.train(
+                    steps, state, feed(start), key, callbacks,
+                    start=start, stop=num_steps, chunk=chunk,
+                    save_every=options.checkpoint_every, draw_every=options.draw_every,
+                )  # fmt: skip
+            outputs.finish(stretch, done)
+            manager.wait_until_finished()
+    if done < num_steps:
+        raise Interrupted(folder, done, num_steps, stopping.signal())
+
+
+def _alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps other runs out of the folder; process 0 does it for all processes of this run."""
+    return run_folder.in_use(folder) if jax.process_index() == 0 else contextlib.nullcontext()
+
+
+def _describe(folder: Path, name: str, config: Any, system: System) -> None:
+    """Writes what a new run is made of; a continuation has that already."""
+    if not config.run.resume:
         if jax.process_index() == 0:
             system.keep(folder)
         _write_config(folder, name, config)
-    outputs.announce(folder, name, options, examples, mesh, chunk)
-
-    with contextlib.closing(checkpoint.open_manager(folder / "checkpoints")) as manager:
-        state, start = _start(system, options, mesh, manager)
-        if start >= num_steps:
-            raise ValueError(f"{folder} has its {start} steps already; raise --steps to go on")
-        if options.resume:
-            outputs.keep_metrics(folder, name, start)
-            _write_config(folder, name, config)
-        key = parallel.put(experiment.train_keys(options), mesh)
-        steps = _compiled(system, options, mesh, resident)
-        speed = log.throughput(start, num_steps, chunk, system.images_per_step)
-        stretch = outputs.Stretch(folder, config, system, examples, start, num_steps, speed)
-        with outputs.callbacks(stretch, manager, stopping) as callbacks:
-            _, done = loop.train(
-                steps, state, feed(start), key, callbacks,
-                start=start, stop=num_steps, chunk=chunk,
-                save_every=options.checkpoint_every, draw_every=options.draw_every,
-            )  # fmt: skip
-        outputs.finish(stretch, done)
-        manager.wait_until_finished()
-    if done < num_steps:
-        raise Interrupted(folder, done, num_steps, stopping.signal())
 
 
 def restore(
@@ -115,7 +128,7 @@ def folder(options: RunOptions) -> Path:
     """The folder of a run that exists already."""
     if options.run_dir is None:
         raise ValueError("say which run with --run-dir")
-    return Path(options.run_dir)
+    return Path(options.run_dir).expanduser()
 
 
 def load_split(options: RunOptions, split: str) -> sets.Dataset:
@@ -126,7 +139,7 @@ def load_split(options: RunOptions, split: str) -> sets.Dataset:
 def _folder(name: str, options: RunOptions) -> Path:
     """The run's folder, new or to be continued."""
     if options.run_dir is not None:
-        folder = Path(options.run_dir)
+        folder = Path(options.run_dir).expanduser()
     elif jax.process_count() > 1:
         raise ValueError("several hosts need --run-dir, a folder that all of them see")
     else:

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: MIT
 """One folder per run: config.json, metrics.jsonl, checkpoints/, pictures/, curves.png."""
 
+import contextlib
+import fcntl
+import hashlib
+import itertools
 import json
+import os
 import platform
 import shutil
 import sys
+import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,17 +20,19 @@ import jax
 
 from jaxgen import files
 
+LOCK = "in-use"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def choose(name: str) -> Path:
     """The first of runs/NAME, runs/NAME-2, runs/NAME-3, ... that does not exist."""
-    number = 1
-    while True:
-        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not path.exists():
-            return path
-        number += 1
+    return free(Path("runs") / name)
+
+
+def free(path: Path) -> Path:
+    """The first of PATH, PATH-2, PATH-3, ... that does not exist."""
+    numbered = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -42,6 +51,44 @@ def check_free(path: Path, overwrite: bool) -> None:
             f"{path} is not a run folder (it has no config.json of a run), so --overwrite will not "
             f"delete it; use another --run-dir"
         )
+    check_unused(path)
+
+
+@contextlib.contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """Keeps other processes from writing into the folder while it is open.
+
+    A file lock, which the system lets go of when the process ends, however it ends. Raises
+    BlockingIOError, saying who has it, if another process is at work there.
+    """
+    lock = path / LOCK
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = files.printable(file.read(200).strip() or "another process")
+            raise BlockingIOError(
+                f"{path} is in use by {owner}; wait for it or use another --run-dir. If that "
+                f"process is gone, delete {lock}"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {platform.node()} since {since}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def check_unused(path: Path) -> None:
+    """Raises BlockingIOError if another process is at work in the folder."""
+    if (path / LOCK).is_file():
+        with in_use(path):
+            pass
 
 
 def is_run(path: Path) -> bool:
@@ -69,6 +116,7 @@ def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
     content = {
         "system": system,
         "config": config,
+        "digest": _digest(system, config),
         "versions": {"jaxgen": metadata.version("jaxgen"), "python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
@@ -85,14 +133,26 @@ def read_config(path: Path, system: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
         name, config = content["system"], content["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: {error!r}") from error
+        same = content.get("digest", _digest(name, config)) == _digest(name, config)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {files.first_line(error)}") from error
+    if not same:
+        raise ValueError(
+            f"{file} is not what the run wrote: its digest differs. Restore it; or, if you changed "
+            f'it on purpose, delete its line "digest"'
+        )
     if name != system:
         raise ValueError(
             f"{path} is a run of {name}, not of {system}; use experiments/{name}.py, or the folder "
             f"of another run"
         )
     return config
+
+
+def _digest(system: str, config: dict[str, Any]) -> str:
+    """A short digest of a configuration, by which a damaged or edited one is noticed."""
+    text = json.dumps([system, config], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -23,8 +23,9 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, step: int, names: list[str]) -> None:
         self.step = step
         super().__init__(
-            f"step {step}: {', '.join(names)} not finite; the run stops and keeps its last "
-            f"checkpoint. Try a lower --learning-rate, --clip-norm 1 or --dtype float32"
+            f"step {step}: {_few(names)} not finite; the run stops and saves nothing of this step. "
+            f"Earlier checkpoints stay. Try a lower --learning-rate, --clip-norm 1 or "
+            f"--dtype float32"
         )
 
 
@@ -68,19 +69,26 @@ def train(
         before, done = done, done + size
         _drain(pending, callbacks.record, keep=MAX_IN_FLIGHT)
 
-        if _passes(before, done, save_every) and done < stop:
-            _drain(pending, callbacks.record, keep=0)
-            callbacks.save(done, state)
+        # pictures first: a checkpoint on disk means that all pictures up to its step are there
         if _passes(before, done, draw_every) and done < stop:
             _drain(pending, callbacks.record, keep=0)
             callbacks.draw(done, state)
+        if _passes(before, done, save_every) and done < stop:
+            _drain(pending, callbacks.record, keep=0)
+            callbacks.save(done, state)
 
     _drain(pending, callbacks.record, keep=0)
-    if done > start:
-        callbacks.save(done, state)
     if done == stop:
         callbacks.draw(done, state)
+    if done > start:
+        callbacks.save(done, state)
     return state, done
+
+
+def _few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _passes(before: int, after: int, every: int) -> bool:
