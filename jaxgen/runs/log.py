@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxgen import files
+
+_MOST_BYTES = 2**30  # of a metrics file
 
 Record = Callable[[int, dict[str, Any]], None]  # (step, metrics): writes them to one log
 
@@ -26,23 +29,37 @@ def plain(value: Any) -> Any:
 
 
 def keep(path: Path, is_wanted: Callable[[int], bool]) -> None:
-    """Drops the rows whose step is not wanted, and a last line that was cut off by a kill."""
+    """Drops the rows whose step is not wanted, and lines that are no rows, which it warns of."""
     if not path.exists():
         return
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if is_wanted(row["step"]):
-            lines.append(line + "\n")
-    files.write_whole(path, lambda partial: partial.write_text("".join(lines)))
+    lines = [line + b"\n" for line, row in _parsed(path) if is_wanted(row["step"])]
+    files.write_whole(path, lambda partial: partial.write_bytes(b"".join(lines)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a metrics file, each with `step` and `loss`."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for _, row in _parsed(path)]
+
+
+def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Lines and rows. Only of the last line is nothing said: a kill may have cut it off."""
+    lines = files.read_bytes(path, _MOST_BYTES).removesuffix(b"\n").split(b"\n")
+    rows = [_row(line) for line in lines]
+    damaged = [i for i, row in enumerate(rows[:-1], start=1) if row is None]
+    if damaged:
+        warnings.warn(
+            f"{path}: {len(damaged)} lines are damaged and passed over, first line {damaged[0]}",
+            stacklevel=3,
+        )
+    return [(line, row) for line, row in zip(lines, rows, strict=True) if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 @contextmanager
