@@ -47,10 +47,10 @@ def check_free(path: Path, overwrite: bool) -> None:
 def is_run(path: Path) -> bool:
     """Whether the folder has a config.json that `write_config` wrote."""
     try:
-        content = json.loads((path / "config.json").read_text())
+        content = files.read_object(path / "config.json")
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and {"system", "config", "versions"} <= content.keys()
+    return {"system", "config", "versions"} <= content.keys()
 
 
 def clear(path: Path) -> None:
@@ -65,14 +65,14 @@ def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
 
     Every continuation adds its command line to `commands`.
     """
-    earlier = json.loads((path / "config.json").read_text())["commands"] if is_run(path) else []
+    earlier = files.read_object(path / "config.json").get("commands") if is_run(path) else []
     content = {
         "system": system,
         "config": config,
         "versions": {"jaxgen": metadata.version("jaxgen"), "python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
-        "commands": [*earlier, sys.argv],
+        "commands": [*(earlier if isinstance(earlier, list) else []), sys.argv],
     }
     write_json(path / "config.json", content)
 
@@ -82,12 +82,11 @@ def read_config(path: Path, system: str) -> dict[str, Any]:
     file = path / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"{path} is no run folder: it has no config.json; check --run-dir")
-    try:
-        content = json.loads(file.read_text())
-        name, config = content["system"], content["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: {error!r}") from error
+    with files.one_error(file):
+        content = files.read_object(file)
+        name, config = str(content["system"])[:80], dict(content["config"])
     if name != system:
+        name = files.printable(name)
         raise ValueError(
             f"{path} is a run of {name}, not of {system}; use experiments/{name}.py, or the folder "
             f"of another run"
