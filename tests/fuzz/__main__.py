@@ -21,6 +21,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from fuzz import cases
 from fuzz.readers import READERS
+from jaxgen import files
 
 SHOWN = 20  # faults of a reader that are spelled out
 
@@ -60,7 +61,9 @@ def _row(name: str, verdicts: list[cases.Verdict], seconds: float) -> dict:
     faults = [v for v in verdicts if v.is_fault]
     lines = [f"  case {v.case} ({v.change}): {v.outcome}" for v in faults]
     for verdict, line in list(zip(faults, lines, strict=True))[:SHOWN]:
-        print(line, *(f"      {part}" for part in verdict.detail.splitlines()[1:]), sep="\n")
+        print(line)
+        for part in verdict.detail.splitlines()[1:]:
+            print("     ", files.printable(part))
     return {"tried": row[0], "refused": row[1], "accepted": row[2], "faults": lines}
 
 
