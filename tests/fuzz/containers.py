@@ -12,7 +12,8 @@ import zlib
 
 from fuzz import byte_changes, json_values, sound_tensors
 
-_MANY = 2**28  # bytes that a bomb unpacks to
+_BLOCK = 2**20
+_BLOCKS = 3 * 2**9  # that a bomb unpacks to, more than any reader may take
 _SHAPES = [
     (2**40,), (2**62, 2**62), (-1, 8, 8), (True, 8, 8), (1.5,), (), (0, 8, 8), (8,) * 40, "x", None,
     (10**30,), (40, 2**31, 2**31),
@@ -45,7 +46,7 @@ def npz(rng: random.Random, data: bytes) -> tuple[bytes, str]:
     i = rng.randrange(len(members))
     name, content = members[i]
     packing = zipfile.ZIP_DEFLATED
-    match rng.choice(["header", "header", "header", "name", "packing", "content", "twice", "bomb"]):
+    match rng.choice(["header"] * 4 + ["name", "packing", "content", "twice", "bomb"]):
         case "header":
             content, done = _npy(rng, content)
         case "name":
@@ -60,7 +61,7 @@ def npz(rng: random.Random, data: bytes) -> tuple[bytes, str]:
             members.insert(i, (name, content[:100]))
             i, done = i + 1, "a member twice"
         case _:
-            content, done = content[:128] + bytes(_MANY), "a zip bomb"
+            return _zip_bomb(members, i), "a zip bomb"
     members[i] = (name, content)
     return _zip(members, packing), f"{members[i][0][:20]!a}: {done}"
 
@@ -154,11 +155,40 @@ def _chunks(data: bytes):
         place += length + 12
 
 
+def _zip_bomb(members: list[tuple[str, bytes]], i: int) -> bytes:
+    """The archive with zeros behind a member, which is packed apart, as zipfile would take long."""
+    start = members[i][1][:128]
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for j, (name, content) in enumerate(members):
+            archive.writestr(name, content if j != i else _deflated(start, -zlib.MAX_WBITS))
+        info = archive.infolist()[i]  # the list of members is written at the end
+        info.compress_type, info.file_size = zipfile.ZIP_DEFLATED, len(start) + _BLOCKS * _BLOCK
+        info.CRC = _checksum(start)
+    return file.getvalue()
+
+
+def _deflated(start: bytes, window: int) -> bytes:
+    """`start` and the zeros of a bomb, deflated; equal blocks are packed once and repeated."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, window)
+    head = packer.compress(start) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(_BLOCK)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return head + block * _BLOCKS + packer.flush()  # the checksum at the end of zlib's is wrong
+
+
+@functools.cache
+def _checksum(start: bytes) -> int:
+    zeros = bytes(_BLOCK)
+    return functools.reduce(
+        lambda crc, _: zlib.crc32(zeros, crc), range(_BLOCKS), zlib.crc32(start)
+    )
+
+
 @functools.cache
 def _zeros_gz() -> bytes:
-    return gzip.compress(bytes(2**20)) * (_MANY // 2**20)
+    return gzip.compress(bytes(_BLOCK)) * _BLOCKS
 
 
 @functools.cache
 def _zeros_deflated() -> bytes:
-    return zlib.compress(bytes(_MANY + 20_000), 1)
+    return _deflated(b"", zlib.MAX_WBITS)

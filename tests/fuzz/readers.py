@@ -56,7 +56,8 @@ def _make_safetensors(folder: Path) -> None:
 
 
 def _read_safetensors(folder: Path) -> None:
-    for tensor in tensors.open_file(folder / "model.safetensors").values():
+    stored = tensors.open_file(folder / "model.safetensors")
+    for tensor in list(stored.values())[:100]:
         assert tensor.read().shape == tensor.shape
 
 
