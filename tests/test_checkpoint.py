@@ -2,6 +2,7 @@
 """Checkpoints: exact round trips, other device counts, damage found, wrong networks named."""
 
 import contextlib
+import os
 import pathlib
 import shutil
 import warnings
@@ -113,6 +114,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(manager):
 
     assert found == 1
     assert systems.identical(state, state_of(1, seed=1))
+
+
+def test_a_pipe_among_the_checkpoints_is_refused_and_not_waited_for(manager):
+    write(manager, 1)
+    os.mkfifo(files(manager, 1)[0].with_name("pipe"))
+    with pytest.raises(ValueError, match="pipe is no regular file"):
+        checkpoint.open_manager(pathlib.Path(manager.directory), read_only=True)
 
 
 def test_no_flipped_bit_of_the_arrays_loads_silently(manager, tmp_path):

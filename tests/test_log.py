@@ -65,6 +65,20 @@ def test_last_line_that_a_kill_cut_off_is_dropped(tmp_path, cut):
     assert log.read_rows(path)[-1]["step"] == 9
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b"[1]", b"7", b"{}", b"[" * 10_000])
+def test_only_the_damaged_line_is_lost_and_said(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2, 3])
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = damage
+    path.write_bytes(b"\n".join(lines))
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: 1 lines are damaged .* first line 2"):
+        assert [row["step"] for row in log.read_rows(path)] == [1, 3]
+    with pytest.warns(UserWarning, match="passed over"):
+        log.keep(path, lambda step: True)
+    assert [row["step"] for row in log.read_rows(path)] == [1, 3]
+
+
 def test_keeping_rows_of_no_file_makes_none(tmp_path):
     log.keep(tmp_path / "metrics.jsonl", lambda step: True)
     assert list(tmp_path.iterdir()) == []

@@ -153,6 +153,15 @@ def test_linked_folders_are_followed_and_read_once(tmp_path):
     assert "skipped: 1 link to a folder read already" in opened.description
 
 
+def test_a_link_that_leads_in_a_circle_is_a_broken_one(tmp_path):
+    make(tmp_path / "set", "cat/1.png", "cat/2.png", "dog/1.png")
+    for place in ("set/cat/circle.png", "set/circle"):
+        (tmp_path / place).symlink_to(tmp_path / place)
+    opened = sets.open_source(str(tmp_path / "set"))
+    assert opened.num_examples == 3
+    assert "1 broken link" in opened.description
+
+
 @pytest.mark.parametrize("name", ["metadata.jsonl", "train"])
 def test_captions_are_not_read_through_links_out_of_the_folder(tmp_path, name):
     make(tmp_path / "out", "1.png")

@@ -95,7 +95,7 @@ def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
         for entry in entries:
             if entry.name.startswith("."):
                 skipped["hidden"] += _is_picture(entry.name) and not entry.name.startswith("._")
-            elif entry.is_dir():
+            elif split_folders.is_folder(entry):
                 place = os.path.realpath(entry.path)
                 outside = root is not None and not pathlib.Path(place).is_relative_to(root)
                 if outside or place in visited:
@@ -105,7 +105,7 @@ def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
                     pending.append(entry.path)
             elif not _is_picture(entry.name):
                 skipped[_kind(entry.name)] += 1
-            elif entry.is_file():
+            elif split_folders.is_file(entry):
                 paths.append(entry.path)
             else:
                 skipped["broken link" if entry.is_symlink() else "special file"] += 1
@@ -118,7 +118,7 @@ def walk_flat(folder: pathlib.Path) -> list[str]:
         return sorted(
             entry.path
             for entry in entries
-            if _is_picture(entry.name) and entry.name[0] != "." and entry.is_file()
+            if _is_picture(entry.name) and entry.name[0] != "." and split_folders.is_file(entry)
         )
 
 
@@ -193,7 +193,9 @@ def _skipped_here(folder: pathlib.Path) -> collections.Counter[str]:
         kinds = [
             _kind(entry.name)
             for entry in entries
-            if not entry.is_dir() and entry.name[0] != "." and not _is_picture(entry.name)
+            if not split_folders.is_folder(entry)
+            and entry.name[0] != "."
+            and not _is_picture(entry.name)
         ]
     return collections.Counter(kinds)
 

@@ -84,7 +84,18 @@ def is_train(name: str) -> bool:
 def folder_names(folder: pathlib.Path) -> list[str]:
     """Lists the names of the subfolders that are not hidden, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+        return sorted(entry.name for entry in entries if is_folder(entry) and entry.name[0] != ".")
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Says whether an entry is a folder or a link to one."""
+    # DirEntry's own answer is an OSError for a link that leads in a circle
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Says whether an entry is a regular file or a link to one."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
 def _pairs(names: list[_Name]) -> list[tuple[str, list[str]]]:

@@ -83,12 +83,10 @@ def open_builder(
 ) -> source.Source:
     """Opens the set of a TFDS builder, which is prepared, as a Source."""
     place = files.printable(builder.data_path)
-    try:
+    with files.one_error(place):  # metadata of a wrong kind
         expression = _split_expression(list(builder.info.splits), split)
         image_key, label_key, names = _find_features(builder)
         shape = _shape(builder, image_key, image_size, channels)
-    except (TypeError, AttributeError, KeyError) as error:  # metadata of a wrong kind
-        raise ValueError(f"{place} has damaged metadata ({files.printable(error)})") from error
     records = _open_records(builder, expression, image_key, place)
 
     def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +222,12 @@ def _find_features(builder) -> tuple[str, str | None, tuple[str, ...]]:
 def _shape(
     builder, image_key: str, image_size: int | None, channels: int | None
 ) -> tuple[int, int, int]:
-    height, width, stored_channels = builder.info.features[image_key].shape
+    stored_shape = builder.info.features[image_key].shape
+    if len(stored_shape) != 3:
+        raise ValueError(
+            f"the images have {len(stored_shape)} axes; expected height, width, channels"
+        )
+    height, width, stored_channels = stored_shape
     if image_size is not None:
         height = width = image_size
     if height is None or width is None:

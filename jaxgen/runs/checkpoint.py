@@ -6,6 +6,7 @@ one number per leaf, computed on the devices from the bits of the leaf and indep
 sharded; a checkpoint whose numbers differ after reading is skipped for the one before it.
 """
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.Ch
     """Opens the checkpoints under `folder`, which is made if need be; the newest `keep` stay.
 
     With read_only nothing is changed, so that a run can be read while it is still training.
+    Raises ValueError for pipes and devices in it, which would be read without an end.
     """
+    _check_regular(folder)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None if read_only else keep,
         cleanup_tmp_directories=not read_only,
@@ -34,6 +37,14 @@ def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.Ch
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(Path(folder).resolve(), options=options, item_handlers=handlers)
+
+
+def _check_regular(folder: Path) -> None:
+    for place, _, names in os.walk(folder):
+        paths = [os.path.join(place, name) for name in names]
+        special = [path for path in paths if os.path.exists(path) and not os.path.isfile(path)]
+        if special:
+            raise ValueError(f"{files.printable(special[0])} is no regular file; remove it")
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:

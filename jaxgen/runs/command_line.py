@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import tyro
 
+from jaxgen import files
 from jaxgen.runs import run_folder
 
 
@@ -168,7 +169,10 @@ def _with_run(config: Any, **changes: Any) -> Any:
 
 def read(kind: type[Config], run_dir: str, name: str) -> Config:
     """The configuration of the run of the script `name` in this folder, wherever it was trained."""
-    stored = from_dict(kind, run_folder.read_config(Path(run_dir).expanduser(), name))
+    folder = Path(run_dir).expanduser()
+    values = run_folder.read_config(folder, name)
+    with files.one_error(folder / "config.json"):
+        stored = from_dict(kind, values)
     return _with_run(stored, run_dir=run_dir)
 
 
@@ -180,7 +184,8 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(values.keys() - fields.keys())
     if unknown:
-        raise ValueError(f"unknown fields {', '.join(unknown)}; the run is of another version")
+        shown = ", ".join(files.printable(name, 40) for name in unknown[:20])
+        raise ValueError(f"unknown fields {shown}; the run is of another version")
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }

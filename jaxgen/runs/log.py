@@ -15,6 +15,8 @@ import numpy as np
 
 from jaxgen import files
 
+_MOST_BYTES = 2**30  # of a metrics file
+
 Record = Callable[[int, dict[str, Any]], None]  # (step, metrics): writes them to one log
 
 
@@ -27,32 +29,38 @@ def plain(value: Any) -> Any:
 
 
 def keep(path: Path, is_wanted: Callable[[int], bool]) -> None:
-    """Drops the rows whose step is not wanted, and lines that cannot be read."""
-    if path.exists():
-        lines = [line for line, row in _lines_and_rows(path) if is_wanted(row["step"])]
-        files.write_whole(path, lambda partial: partial.write_bytes(b"".join(lines)))
+    """Drops the rows whose step is not wanted, and lines that are no rows, which it warns of."""
+    if not path.exists():
+        return
+    lines = [line + b"\n" for line, row in _parsed(path) if is_wanted(row["step"])]
+    files.write_whole(path, lambda partial: partial.write_bytes(b"".join(lines)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a metrics file, each with `step` and `loss`; none if there is no file."""
-    return [row for _, row in _lines_and_rows(path)] if path.exists() else []
+    return [row for _, row in _parsed(path)] if path.exists() else []
 
 
-def _lines_and_rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """The lines that are rows of metrics; warns of others, but for a last one that a kill cut."""
-    pairs, damaged = [], 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-            if type(row["step"]) is not int or "loss" not in row:
-                raise ValueError
-            pairs.append((line.rstrip(b"\r\n") + b"\n", row))
-        except (ValueError, TypeError, KeyError, RecursionError):
-            damaged += line.endswith(b"\n")
+def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Lines and rows. Only of the last line is nothing said: a kill may have cut it off."""
+    lines = files.read_bytes(path, _MOST_BYTES).removesuffix(b"\n").split(b"\n")
+    rows = [_row(line) for line in lines]
+    damaged = [i for i, row in enumerate(rows[:-1], start=1) if row is None]
     if damaged:
-        lines = "1 line is" if damaged == 1 else f"{damaged} lines are"
-        warnings.warn(f"{path}: {lines} damaged and left out", stacklevel=3)
-    return pairs
+        warnings.warn(
+            f"{path}: {len(damaged)} lines are damaged and passed over, first line {damaged[0]}",
+            stacklevel=3,
+        )
+    return [(line, row) for line, row in zip(lines, rows, strict=True) if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and type(row.get("step")) is int and "loss" in row
+    return row if is_row else None
 
 
 @contextmanager

@@ -94,10 +94,10 @@ def check_unused(path: Path) -> None:
 def is_run(path: Path) -> bool:
     """Whether the folder has a config.json that `write_config` wrote."""
     try:
-        content = json.loads((path / "config.json").read_text())
+        content = files.read_object(path / "config.json")
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and {"system", "config", "versions"} <= content.keys()
+    return {"system", "config", "versions"} <= content.keys()
 
 
 def clear(path: Path) -> None:
@@ -112,7 +112,7 @@ def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
 
     Every continuation adds its command line to `commands`.
     """
-    earlier = json.loads((path / "config.json").read_text())["commands"] if is_run(path) else []
+    earlier = files.read_object(path / "config.json").get("commands") if is_run(path) else []
     content = {
         "system": system,
         "config": config,
@@ -120,7 +120,7 @@ def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
         "versions": {"jaxgen": metadata.version("jaxgen"), "python": platform.python_version()}
         | {name: metadata.version(name) for name in PACKAGES},
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
-        "commands": [*earlier, sys.argv],
+        "commands": [*(earlier if isinstance(earlier, list) else []), sys.argv],
     }
     write_json(path / "config.json", content)
 
@@ -130,18 +130,17 @@ def read_config(path: Path, system: str) -> dict[str, Any]:
     file = path / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"{path} is no run folder: it has no config.json; check --run-dir")
-    try:
-        content = json.loads(file.read_text())
-        name, config = content["system"], content["config"]
+    with files.one_error(file):
+        content = files.read_object(file)
+        name, config = str(content["system"])[:80], dict(content["config"])
         same = content.get("digest", _digest(name, config)) == _digest(name, config)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: {files.first_line(error)}") from error
     if not same:
         raise ValueError(
             f"{file} is not what the run wrote: its digest differs. Restore it; or, if you changed "
             f'it on purpose, delete its line "digest"'
         )
     if name != system:
+        name = files.printable(name)
         raise ValueError(
             f"{path} is a run of {name}, not of {system}; use experiments/{name}.py, or the folder "
             f"of another run"
