@@ -37,8 +37,8 @@ def keep(path: Path, is_wanted: Callable[[int], bool]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics file, each with `step` and `loss`; none if there is no file."""
-    return [row for _, row in _parsed(path)] if path.exists() else []
+    """All rows of a metrics file, each with `step` and `loss`."""
+    return [row for _, row in _parsed(path)]
 
 
 def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

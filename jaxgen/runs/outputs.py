@@ -190,8 +190,9 @@ def _draw(stretch: Stretch, done: int, state: Any) -> None:
 
 def _close_pictures(folder: Path) -> None:
     """Draws the curves and an animation, and copies the newest pictures to names without a step."""
-    rows = log.read_rows(folder / "metrics.jsonl")
-    images.save_curves(folder / "curves.png", rows, folder.name)
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():  # somebody may have taken it away
+        images.save_curves(folder / "curves.png", log.read_rows(metrics), folder.name)
     series: dict[str, list[Path]] = {}
     for path in sorted((folder / "pictures").glob("*-*.png")):
         series.setdefault(path.stem.rsplit("-", 1)[0], []).append(path)

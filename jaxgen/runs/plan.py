@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The decisions of a run (data, steps, dispatch), checked before anything is compiled."""
 
+import hashlib
 import math
 from typing import Any
 
@@ -54,6 +55,24 @@ def read_examples(
         labels,
         description=" | ".join(lines),
     )
+
+
+def fingerprint(source: sets.Source) -> dict[str, Any]:
+    """What tells a training set from another: counts, shape, classes, and a few of its bytes.
+
+    Encoded examples are floats, whose last bits depend on the device: they have no digest.
+    """
+    facts: dict[str, Any] = {
+        "num_examples": source.num_examples,
+        "image_shape": list(source.image_shape),
+        "class_names": list(source.class_names),
+    }
+    if source.dtype == np.uint8:
+        places = np.linspace(0, source.num_examples - 1, min(8, source.num_examples)).astype(int)
+        images, labels = source.read(places.tolist())
+        content = np.ascontiguousarray(images).tobytes() + np.asarray(labels, np.int32).tobytes()
+        facts["digest_of_eight"] = hashlib.sha256(content).hexdigest()[:16]
+    return facts
 
 
 def _shape(image_shape: tuple[int, ...]) -> str:

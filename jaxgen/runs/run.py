@@ -63,7 +63,7 @@ def _train(
     feed = _feed(system, options, mesh, source, resident)
     folder = _folder(name, options)
     with _alone_in(folder):
-        _describe(folder, name, config, system)
+        _describe(folder, name, config, system, plan.fingerprint(source))
         outputs.announce(folder, name, options, examples, mesh, chunk)
         with contextlib.closing(checkpoint.open_manager(folder / "checkpoints")) as manager:
             state, start = _start(system, options, mesh, manager)
@@ -96,8 +96,10 @@ def _alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
     return run_folder.in_use(folder) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
-def _describe(folder: Path, name: str, config: Any, system: System) -> None:
-    """Writes what a new run is made of; a continuation has that already."""
+def _describe(folder: Path, name: str, config: Any, system: System, data: dict[str, Any]) -> None:
+    """Writes what a new run is made of; a continuation must be made of the same."""
+    if jax.process_index() == 0:
+        run_folder.keep_data(folder, data, config.run.resume)
     if not config.run.resume:
         if jax.process_index() == 0:
             system.keep(folder)

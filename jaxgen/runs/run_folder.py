@@ -148,6 +148,28 @@ def read_config(path: Path, system: str) -> dict[str, Any]:
     return config
 
 
+def keep_data(path: Path, facts: dict[str, Any], resume: bool) -> None:
+    """Writes data.json, what tells the run's data from others; a continuation compares it.
+
+    Raises ValueError naming what differs from the data that the run began with.
+    """
+    file = path / "data.json"
+    if not (resume and file.is_file()):
+        write_json(file, facts)
+        return
+    earlier = files.read_object(file)
+    changed = [
+        f"{name} was {files.printable(earlier.get(name))} and is {files.printable(value)}"
+        for name, value in facts.items()
+        if earlier.get(name) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"the data are not those that {path} began with: {'; '.join(changed)}. Give it the "
+            f"same data, or train into a new --run-dir"
+        )
+
+
 def _digest(system: str, config: dict[str, Any]) -> str:
     """A short digest of a configuration, by which a damaged or edited one is noticed."""
     text = json.dumps([system, config], sort_keys=True)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""Runs that were killed, damaged, edited or entered twice: what `--resume` makes of them."""
+
+import json
+import os
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.scripts import call, newest_state, refusal, rows
+
+from jaxgen import script
+from jaxgen.runs import checkpoint, log, run_folder
+from jaxgen.train import loop
+
+TINY = ["--batch-size", "32", "--log-every", "4", "--draw-every", "4", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed autoencoder of 10 steps; checkpoints at 4, 8 and 10, pictures too."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    flags = [*TINY, "--steps", "10", "--checkpoint-every", "4", "--scan-steps", "1"]
+    call("autoencoder", *flags, "--num-devices", "1", "--run-dir", folder)
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it under the same name, which the curves show."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def resume(folder):
+    return call("autoencoder", "--run-dir", folder, "--resume", "--num-devices", "1")
+
+
+def files_of(folder):
+    """The content of all files that a run leaves for people to look at."""
+    paths = [*folder.glob("*.png"), *folder.glob("*.gif"), *folder.glob("pictures/*.png")]
+    paths.append(folder / "metrics.jsonl")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_a_run_killed_after_its_last_step_gets_its_pictures_and_its_summary(whole, run):
+    for path in (*run.glob("*.png"), *run.glob("*.gif"), *run.glob("pictures/*-0000010.png")):
+        path.unlink()
+    (run / "summary.json").unlink()
+
+    assert "has its 10 steps and its outputs" in resume(run)
+
+    assert files_of(run) == files_of(whole)
+    assert json.loads((run / "summary.json").read_text())["steps"] == 10
+
+
+def test_a_run_killed_between_two_checkpoints_ends_with_the_same_pictures(whole, run):
+    for step in (8, 10):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    for path in run.glob("pictures/*-0000010.png"):
+        path.unlink()
+
+    resume(run)
+
+    assert files_of(run) == files_of(whole)
+    assert newest_state(run) == newest_state(whole)
+
+
+def test_a_checkpoint_means_that_the_pictures_of_its_step_are_there():
+    calls = []
+    callbacks = loop.Callbacks(
+        lambda done, row: None,
+        lambda done, state: calls.append(("save", done)),
+        lambda done, state: calls.append(("draw", done)),
+        lambda done: False,
+    )
+
+    def step(state, batch, key):
+        return state, {"loss": jnp.zeros(1)}
+
+    loop.train(
+        step, 0, lambda first, count: None, None, callbacks,
+        start=0, stop=4, save_every=2, draw_every=2,
+    )  # fmt: skip
+    assert calls == [("draw", 2), ("save", 2), ("draw", 4), ("save", 4)]
+
+
+def test_the_same_step_may_be_damaged_twice(whole, run):
+    for _ in range(2):
+        for path in (run / "checkpoints" / "10").rglob("*"):
+            if path.is_file() and path.stat().st_size > 1000:
+                path.write_bytes(path.read_bytes()[:-900])
+        with pytest.warns(UserWarning, match="checkpoint skipped, step 10"):
+            resume(run)
+
+    assert (run / "checkpoints" / "damaged-10").is_dir()
+    assert (run / "checkpoints" / "damaged-10-2").is_dir()
+    assert newest_state(run) == newest_state(whole)
+
+
+def test_a_folder_has_one_writer(run):
+    with run_folder.in_use(run):
+        message = refusal("autoencoder", "--run-dir", run, "--resume")
+        overwriting = refusal("autoencoder", "--run-dir", run, "--overwrite")
+        (run / run_folder.LOCK).unlink()  # as the message says, where the process is gone
+        with run_folder.in_use(run):
+            pass
+    assert f"in use by process {os.getpid()} on " in message
+    assert "in use by process" in overwriting
+    assert not (run / run_folder.LOCK).exists()
+
+
+def test_a_lock_that_a_killed_process_left_keeps_nobody_out(run):
+    (run / run_folder.LOCK).write_text("process 1 on elsewhere since long ago\n")
+    resume(run)
+
+
+def test_a_changed_configuration_is_refused_until_somebody_says_that_it_was_meant(run):
+    path = run / "config.json"
+    content = json.loads(path.read_text())
+    content["config"]["run"]["seed"] = 4
+    path.write_text(json.dumps(content))
+    assert "its digest differs" in refusal("autoencoder", "--run-dir", run, "--resume")
+
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    resume(run)
+
+
+@pytest.mark.parametrize("key", ["num_examples", "class_names", "digest_of_eight"])
+def test_other_data_than_the_run_began_with_are_refused(run, key):
+    facts = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(facts | {key: "other"}))
+    message = refusal("autoencoder", "--run-dir", run, "--resume", "--steps", "12",
+                      "--num-devices", "1")  # fmt: skip
+    assert f"{key} was other and is " in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, value):
+    state = {"w": jnp.ones(3).at[1].set(value), "step": jnp.int32(7)}
+    with (
+        checkpoint.open_manager(tmp_path / "checkpoints") as manager,
+        pytest.raises(loop.NonFiniteError, match="step 7: w not finite; the run stops and saves"),
+    ):
+        checkpoint.save(manager, 7, state)
+    assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_tensorboard_hides_what_a_killed_run_wrote_after_its_checkpoint(tmp_path, monkeypatch):
+    module = pytest.importorskip("tensorboardX")
+    opened = []
+    monkeypatch.setattr(
+        module, "SummaryWriter", lambda *words, **options: opened.append(options) or Closed()
+    )
+    for start in (0, 600):
+        with log.tensorboard(tmp_path, start):
+            pass
+    assert opened == [{}, {"purge_step": 601}]
+
+
+class Closed:
+    """A writer of which nothing but its end is asked."""
+
+    def close(self):
+        pass
+
+
+def test_a_tilde_in_the_run_folder_is_home(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    call("autoencoder", "--run-dir=~/run", "--resume", "--num-devices", "1")
+    monkeypatch.chdir(run.parent)
+    assert not (run.parent / "~").exists()
+    assert rows(run)[-1]["step"] == 10
+
+
+def test_without_a_home_programs_are_compiled_and_not_kept(monkeypatch):
+    changed = []
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(script.jax.config, "update", lambda name, value: changed.append(name))
+    script.compilation_cache()
+    assert "jax_compilation_cache_dir" not in changed
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_too(capsys, monkeypatch):
+    def start():
+        raise AssertionError("no GPU\nand more")
+
+    monkeypatch.delenv("JAXGEN_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        script.main(start)
+    assert stopped.value.code == 2
+    expected = "error: AssertionError: no GPU (JAXGEN_TRACEBACK=1 shows where)\n"
+    assert capsys.readouterr().err == expected
