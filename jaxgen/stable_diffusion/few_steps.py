@@ -59,7 +59,7 @@ def hint(
     """
     if not isinstance(request.sampler, str | None):
         return None
-    faults = [] if kind is None else _faults(request, batch, kind)
+    faults = [] if kind is None else _faults(request, batch, scheduler, kind)
     first = _first_time(scheduler, batch)
     if first < (0.5 if kind is None else 0.9):
         faults.append(
@@ -71,17 +71,21 @@ def hint(
         return f"this run has {faults[0]}; use spacing 'trailing', or more steps"
     advice = f"this seems to be a {kind.upper() if len(kind) == 3 else kind.title()} model"
     advice = f"{advice}, made for {ADVICE[kind]}; this run has {' and '.join(faults)}"
-    if kind == "turbo" and scheduler.get("prediction_type") == "v_prediction":
-        advice += "; if it is SD-Turbo, open its file with prediction_type 'epsilon'"
     return files.printable(advice, 600)
 
 
-def _faults(request: Request, batch: BatchRequest, kind: str) -> list[str]:
+def _faults(
+    request: Request, batch: BatchRequest, scheduler: Mapping[str, Any], kind: str
+) -> list[str]:
     faults, scale = [], float(batch.guidance_scale.max())
     if request.num_steps > MOST_STEPS:
         faults.append(f"{request.num_steps} steps")
     if batch.guided and scale > MOST_GUIDANCE:
         faults.append(f"guidance scale {scale:g}")
+    # a single file of SD 2 is taken for a v model, as diffusers does; SD-Turbo is none
+    is_xl = batch.time_ids is not None
+    if kind == "turbo" and not is_xl and scheduler.get("prediction_type") == "v_prediction":
+        faults.append("prediction_type 'v_prediction', where SD-Turbo needs 'epsilon'")
     return faults
 
 

@@ -23,6 +23,17 @@ from jaxgen.weights.diffusers import Checkpoint
 # A model that comes with jaxgen; latent_autoencoder.py and latent_diffusion.py trained it.
 EMBEDDED = "shapes"
 MODELS = Path(__file__).parent.parent / "models"
+MODEL = (
+    "a diffusers folder, a .safetensors file, a Hub id such as stable-diffusion-v1-5/"
+    f"stable-diffusion-v1-5, or {EMBEDDED!r}, the small model that comes with jaxgen"
+)
+VAE = (
+    "the folder or .safetensors file of an autoencoder, or a Hub id such as "
+    "stabilityai/sd-vae-ft-mse"
+)
+TOKENIZER = (
+    "a folder with vocab.json and merges.txt, or a Hub id such as openai/clip-vit-large-patch14"
+)
 SECONDS = 5.0  # to wait for the first answer of the Hub
 # Where PyTorch diffusers finds the tokenizers of single files. All have CLIP's one vocabulary (what
 # they differ in, the padding, follows from the kind of model), so that one is as good as another.
@@ -75,7 +86,7 @@ def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
     Only what `diffusers.read` opens is fetched. HF_HUB_OFFLINE and HF_HOME are honoured. Raises
     ValueError when there is no such path, or when the id can neither be reached nor is cached.
     """
-    path = _existing(path_or_id)
+    path = _existing(path_or_id, MODEL)
     if path is not None:
         weight_files.check_ending(path)
         return path
@@ -88,7 +99,7 @@ def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
 
 def resolve_vae(path_or_id: str | Path, variant: str | None = None) -> Path:
     """The local folder or file of an autoencoder, from a path or a Hub id."""
-    path = _existing(path_or_id)
+    path = _existing(path_or_id, VAE)
     if path is not None:
         return path
 
@@ -100,7 +111,7 @@ def resolve_vae(path_or_id: str | Path, variant: str | None = None) -> Path:
 
 def resolve_tokenizer(path_or_id: str | Path) -> Path:
     """The local folder of a tokenizer, from a path or a Hub id."""
-    path = _existing(path_or_id)
+    path = _existing(path_or_id, TOKENIZER)
     return path if path is not None else _fetch(str(path_or_id), _tokenizer_files)
 
 
@@ -132,7 +143,7 @@ def _tokenizer_files(names: list[str]) -> list[str]:
     return [name for name in names if re.fullmatch(f"{pattern}|{merges}", name)]
 
 
-def _existing(path_or_id: str | Path) -> Path | None:
+def _existing(path_or_id: str | Path, expected: str) -> Path | None:
     """The path if there is one, None for what may be a Hub id, else ValueError."""
     path, text = Path(path_or_id).expanduser(), str(path_or_id)
     if text and path.exists():
@@ -141,11 +152,7 @@ def _existing(path_or_id: str | Path) -> Path | None:
         return MODELS / EMBEDDED
     is_id = isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     if not is_id or text.endswith((".safetensors", *weight_files.UNSAFE)):
-        raise ValueError(
-            f"no such file or folder: {text!r}. Expected a diffusers folder, a .safetensors file, "
-            "a Hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or "
-            f"{EMBEDDED!r}, the small model that comes with jaxgen"
-        )
+        raise ValueError(f"no such file or folder: {text!r:.400}. Expected {expected}")
     return None
 
 
