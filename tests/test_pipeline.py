@@ -371,7 +371,7 @@ def test_the_autoencoder_of_another_model_is_taken(tmp_path):
 def test_a_distilled_model_with_the_usual_settings_is_warned_about(tmp_path):
     diffusers.write(tmp_path / "sd-turbo", checkpoints.checkpoint("sd1"))
     loaded = StableDiffusion.from_pretrained(tmp_path / "sd-turbo")
-    with pytest.warns(UserWarning, match="a Turbo model, made for 1 to 4 steps"):
+    with pytest.warns(UserWarning, match=r"a distilled model \(Turbo\), made for 1 to 4 steps"):
         loaded.inputs(Request("a cat"))
     loaded.inputs(Request("a cat", num_steps=1, guidance_scale=1, spacing="trailing"))
 

@@ -121,7 +121,7 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
     )  # fmt: skip
     notes = [line for line in stderr.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
-    assert "Turbo model" in notes[0]
+    assert "a distilled model (Turbo)" in notes[0]
     assert "guidance scale 7.5" in notes[0]
     assert ".py" not in stderr
     story = images.read_text(output / "00001.png")

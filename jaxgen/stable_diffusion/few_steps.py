@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from jaxgen import files
 from jaxgen.stable_diffusion.request import BatchRequest, Request
 from jaxgen.weights.diffusers import Checkpoint
 
 # word in a model's name -> what its makers run it with
 ADVICE = {
     "turbo": "1 to 4 steps (derived models up to 8), guidance scale 1 to 2, spacing 'trailing', "
-    "and in Stability's own 512 x 512 pixels",
+    "and if it is Stability's own 512 x 512 pixels",
     "lightning": "2 to 8 steps, as its name says, sampler 'euler', spacing 'trailing', guidance "
     "scale 1 to 2",
     "hyper": "1 to 8 steps, as its name says, sampler 'ddim', spacing 'trailing', guidance scale 1",
@@ -69,9 +68,11 @@ def hint(
         return None
     if kind is None:
         return f"this run has {faults[0]}; use spacing 'trailing', or more steps"
-    advice = f"this seems to be a {kind.upper() if len(kind) == 3 else kind.title()} model"
-    advice = f"{advice}, made for {ADVICE[kind]}; this run has {' and '.join(faults)}"
-    return files.printable(advice, 600)
+    name = kind.upper() if len(kind) == 3 else kind.title()
+    return (
+        f"this seems to be a distilled model ({name}), made for {ADVICE[kind]}; this run has "
+        f"{' and '.join(faults)}"
+    )
 
 
 def _faults(

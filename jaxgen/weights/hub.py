@@ -130,10 +130,10 @@ def public_tokenizer() -> Path:
         return _fetch(repo, _tokenizer_files)
     except ValueError as error:
         raise ValueError(
-            "a single-file checkpoint carries no tokenizer, and CLIP's public one cannot be had "
-            f"({error}). Fetch {repo} once online (hf download {repo} vocab.json merges.txt), or "
-            "pass tokenizer= (--tokenizer) a folder with vocab.json and merges.txt, such as the "
-            "subfolder tokenizer of any Stable Diffusion in diffusers' layout"
+            "a single-file checkpoint carries no tokenizer, and CLIP's public one cannot be had. "
+            f"Fetch it once online (hf download {repo} vocab.json merges.txt), or pass tokenizer= "
+            "(--tokenizer) a folder with both files, such as the subfolder tokenizer of any Stable "
+            f"Diffusion in diffusers' layout. What was tried: {error}"
         ) from None
 
 
