@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ import jaxgen
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.data import pixels
+from jaxgen.diffusion import names
 from jaxgen.miniature import model
 from jaxgen.pictures import images, parameters
 from jaxgen.stable_diffusion import arguments, loading, placement
@@ -55,7 +56,12 @@ class FromImage:
 class Sampling:
     """These say how noise becomes an image, and how the prompt is read."""
 
-    sampler: str | None = None  # euler, dpmpp_2m, unipc, ...; the model's own by default
+    # euler, dpmpp_2m_karras, "DPM++ 2M Karras", ...; the model's own by default
+    sampler: str | None = None
+    # of the steps in time; the model's own by default
+    spacing: Literal["leading", "linspace", "trailing"] | None = None
+    # of noise, placed by this formula; schedule: as in training; the model's own by default
+    levels: Literal["karras", "exponential", "beta", "schedule"] | None = None
     eta: float | None = None  # fresh noise of ddim and tcd
     guidance_rescale: float = 0.0  # 0 to 1; against the burnt look of strong guidance
     clip_skip: int = 0  # last layers of the text encoder to leave out
@@ -69,7 +75,9 @@ class Weights:
     # of parameters and arithmetic; auto is float32 on CPU, elsewhere bfloat16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     variant: str | None = None  # of the weight files, as fp16
-    tokenizer: str | None = None  # for single files: a folder or Hub id with a CLIP tokenizer
+    vae: str | None = None  # take this autoencoder: a folder, a file, or a Hub id
+    # for single files: a folder or Hub id with a CLIP tokenizer; the public one by default
+    tokenizer: str | None = None
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # for single files
 
 
@@ -108,13 +116,13 @@ def main() -> None:
     script.compilation_cache()
     tune.tune_cpu()
     request = request_of(config)
-    with stopwatch() as loading_time:
+    with script.stopwatch() as loading_time:
         pipe = load_model(config, request)
     # flush: a pipe would show it with the pictures only
     device = f"{pipe.mesh.size if pipe.mesh else 1} x {jax.devices()[0].device_kind}"
     print(f"load {loading_time.seconds:.1f} s: {pipe.dtype.name} on {device}", flush=True)
 
-    with script.stop_requests() as signal, stopwatch() as time_spent, bar(signal) as on_step:
+    with script.stop_requests() as signal, script.stopwatch() as time_spent, bar(signal) as on_step:
         latents = pipe.latents(pipe.inputs(request), on_step)
         pictures = pipe.decode(latents)
     count, height, width, _ = pictures.shape
@@ -184,32 +192,10 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh = placement.mesh_of(**asdict(config.devices))
     checkpoint = hub.open_checkpoint(
-        config.model, weights.variant, weights.tokenizer, weights.prediction_type
+        config.model, weights.variant, weights.tokenizer, weights.prediction_type, weights.vae
     )
     arguments.batch(request, loading.networks(checkpoint), checkpoint.scheduler)
     return StableDiffusion(checkpoint, jnp.dtype(dtype), mesh)
-
-
-class Seconds:
-    """Holds the seconds that something took, inside the compiler and otherwise."""
-
-    compiling = 0.0
-    seconds = 0.0
-
-
-@contextmanager
-def stopwatch() -> Iterator[Seconds]:
-    """Counts seconds, and apart from them those that JAX reports for compiling."""
-    time_spent = Seconds()
-
-    def count(event: str, duration_secs: float, **kwargs: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            time_spent.compiling += duration_secs
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    start = time.perf_counter()
-    yield time_spent
-    time_spent.seconds = time.perf_counter() - start - time_spent.compiling
 
 
 @contextmanager
@@ -258,7 +244,11 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
     settings = {
         "negative_prompt": config.negative,
         "steps": steps,
-        "sampler": sampling.sampler or pipe.scheduler.get("_class_name"),
+        "sampler": (sampling.sampler and names.one(sampling.sampler, sampling.levels))
+        or pipe.scheduler.get("_class_name"),
+        "spacing": sampling.spacing,
+        "levels": sampling.levels,
+        "eta": sampling.eta,
         "guidance_scale": guidance,
         "guidance_rescale": sampling.guidance_rescale,
         "clip_skip": sampling.clip_skip,
@@ -268,6 +258,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "strength": None if from_image.image is None else from_image.strength,
         "mask": from_image.mask,
         "model": config.model,
+        "vae": config.weights.vae,
         "dtype": pipe.dtype.name,
         "software": f"jaxgen {jaxgen.__version__}",
     }

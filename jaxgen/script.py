@@ -5,10 +5,13 @@ import logging
 import os
 import signal
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 import jax
 
@@ -29,7 +32,9 @@ class Interrupted(Exception):
 def main(start: Callable[[], None]) -> None:
     """Runs a script's body; an error of use becomes one line, an interruption its exit code."""
     try:
-        start()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_note
+            start()
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
@@ -53,6 +58,18 @@ def _report(error: Exception) -> None:
         f"error: {kind}: {files.first_line(error)} (JAXGEN_TRACEBACK=1 shows where)",
         file=sys.stderr,
     )
+
+
+def _show_note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Prints a warning as one line, without the place in the source that Python shows."""
+    print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def set_up(distributed: bool = False) -> None:
@@ -113,3 +130,25 @@ def stop_requests() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class Seconds:
+    """Holds the seconds that something took, inside the compiler and otherwise."""
+
+    compiling = 0.0
+    seconds = 0.0
+
+
+@contextmanager
+def stopwatch() -> Iterator[Seconds]:
+    """Counts seconds, and apart from them those that JAX reports for compiling."""
+    time_spent = Seconds()
+
+    def count(event: str, duration_secs: float, **kwargs: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            time_spent.compiling += duration_secs
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    start = time.perf_counter()
+    yield time_spent
+    time_spent.seconds = time.perf_counter() - start - time_spent.compiling

@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
-from support import checkpoints
+import safetensors.numpy
+from support import checkpoints, clip_words, ldm_shapes
+from support.ldm_shapes import TINY_XL
 
-from jaxgen.weights import diffusers, hub
+from jaxgen.weights import diffusers, hub, tokenizer
 
 REPO = "someone/some-model"
 
@@ -132,6 +135,90 @@ def test_parts_without_the_variant_are_fetched_plain(online):
         hub.resolve(REPO, "bf16")
 
 
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """An empty cache without a Hub; returns a function that puts a folder into the cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def cache(repo, inside=""):
+        folder, commit = tmp_path / "cache" / f"models--{repo.replace('/', '--')}", "0" * 40
+        (folder / "blobs").mkdir(parents=True)
+        tokenizer.write(folder / "blobs", tokenizer.build(*clip_words.small_vocabulary()))
+        snapshot = folder / "snapshots" / commit / inside
+        snapshot.mkdir(parents=True)
+        for path in (folder / "blobs").iterdir():  # as the Hub's cache has them
+            (snapshot / path.name).symlink_to(path)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(commit)
+
+    return cache
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A single-file checkpoint, which has no tokenizer."""
+    arrays = {name: np.zeros(s, np.float32) for name, s in ldm_shapes.shapes(TINY_XL).items()}
+    safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("repo", "inside"),
+    [
+        ("openai/clip-vit-large-patch14", ""),
+        ("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", ""),
+        ("stabilityai/stable-diffusion-2", "tokenizer"),
+    ],
+)
+def test_a_single_file_takes_the_public_tokenizer_from_the_cache(offline, file, repo, inside):
+    offline(repo, inside)
+    tokens = hub.open_checkpoint(file).tokenizers
+    assert tokens["tokenizer"].pad_id == tokens["tokenizer"].eos_id
+    assert tokens["tokenizer_2"].pad_id == tokens["tokenizer_2"].vocab["!"]
+
+
+def test_a_single_file_fetches_the_public_tokenizer(online, file, monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    asked = online("vocab.json", "merges.txt", "config.json", "model.safetensors")
+    (tmp_path / "words").mkdir()
+    tokenizer.write(tmp_path / "words", tokenizer.build(*clip_words.small_vocabulary()))
+    fetch = huggingface_hub.snapshot_download
+    repos = []
+
+    def download(repo, allow_patterns):
+        repos.append(repo)
+        fetch(repo, allow_patterns)
+        return str(tmp_path / "words")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hub.open_checkpoint(file).tokenizers.keys() == {"tokenizer", "tokenizer_2"}
+    assert repos == ["openai/clip-vit-large-patch14"]
+    assert set(asked) == {"vocab.json", "merges.txt"}
+
+
+def test_without_hub_and_cache_the_error_says_what_to_fetch_and_what_to_pass(offline, file):
+    with pytest.raises(ValueError, match="carries no tokenizer") as error:
+        hub.open_checkpoint(file)
+    for words in ("openai/clip-vit-large-patch14", "tokenizer=", "--tokenizer"):
+        assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_fetched_for_a_file_that_is_no_checkpoint(monkeypatch, tmp_path):
+    safetensors.numpy.save_file({"lora_x": np.zeros(3)}, tmp_path / "lora.safetensors")
+    monkeypatch.setattr(hub, "public_tokenizer", lambda: pytest.fail("a tokenizer is looked for"))
+    with pytest.raises(ValueError, match="it is a LoRA"):
+        hub.open_checkpoint(tmp_path / "lora.safetensors")
+
+
+def test_a_folder_says_its_tokenizer_and_prediction_type_itself(tmp_path):
+    diffusers.write(tmp_path / "model", checkpoints.checkpoint())
+    for options in ({"tokenizer": tmp_path}, {"prediction_type": "v_prediction"}):
+        with pytest.raises(ValueError, match="are for single files, and .* is a folder"):
+            hub.open_checkpoint(tmp_path / "model", **options)
+
+
 def test_offline_and_not_cached_is_one_error_within_seconds(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -181,6 +268,15 @@ def test_shapes_is_the_model_that_comes_with_jaxgen(monkeypatch, tmp_path):
 
     (tmp_path / "shapes").mkdir()  # what lies here goes first
     assert hub.resolve("shapes") == Path("shapes")
+
+
+@pytest.mark.parametrize(
+    ("resolve", "expected"),
+    [(hub.resolve_vae, "an autoencoder, or a Hub id"), (hub.resolve_tokenizer, "with vocab.json")],
+)
+def test_parts_that_are_nothing_are_told_what_they_may_be(resolve, expected):
+    with pytest.raises(ValueError, match=f"no such file or folder: 'nothing'.* {expected}"):
+        resolve("nothing")
 
 
 def test_names_that_are_nothing_are_told_of_the_model_that_comes_with_jaxgen():

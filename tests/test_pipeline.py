@@ -26,7 +26,7 @@ from jaxgen.stable_diffusion import generate
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
-from jaxgen.weights import diffusers
+from jaxgen.weights import diffusers, tensors
 
 DATA = np.load(pathlib.Path(__file__).parent / "data" / "pipeline.npz")
 STORED = json.loads(bytes(DATA["cases"]))
@@ -118,6 +118,9 @@ SETTINGS = [
     {"num_steps": 9},
     {"sampler": "ddim", "eta": 0.7},
     *({"sampler": name} for name in config.SAMPLERS),
+    {"sampler": "DPM++ 2M Karras"},
+    {"sampler": "euler_a", "spacing": "trailing"},
+    {"sampler": "unipc", "spacing": "linspace", "levels": "exponential"},
 ]
 
 
@@ -330,7 +333,7 @@ def test_a_result_that_is_not_finite_says_which_type_to_use(pipe):
     poisoned["unet"] = jax.tree.map(lambda x: x * np.float32(np.nan), poisoned["unet"])
     for output in ("latent", "image"):
         with pytest.raises(ValueError, match="image 0, 1 is not finite in float32"):
-            variant(pipe, params=poisoned)(["a"] * 2, num_steps=1, output=output)
+            variant(pipe, params=poisoned)(["a"] * 2, num_steps=2, output=output)
 
 
 def test_the_buffer_of_the_noise_is_given_away(pipe):
@@ -347,6 +350,30 @@ def test_a_folder_is_a_pipeline(pipe, tmp_path):
     assert (loaded.networks, loaded.scheduler) == (pipe.networks, pipe.scheduler)
     found = variant(loaded, programs=pipe.programs)("a cat", "a dog", **LATENT)
     np.testing.assert_array_equal(found, pipe("a cat", "a dog", **LATENT))
+
+
+def test_the_autoencoder_of_another_model_is_taken(tmp_path):
+    diffusers.write(tmp_path / "model", checkpoints.checkpoint("sd1"))
+    other = checkpoints.checkpoint("sd1").components["vae"]
+    arrays = {n: tensors.from_array(t.read() * 2) for n, t in other.tensors.items()}
+    components = checkpoints.checkpoint("sd1").components | {"vae": other._replace(tensors=arrays)}
+    diffusers.write(tmp_path / "vae", checkpoints.checkpoint("sd1")._replace(components=components))
+    plain, changed = (
+        StableDiffusion.from_pretrained(tmp_path / "model", vae=vae).params
+        for vae in (None, tmp_path / "vae")
+    )
+    for name in plain:
+        factor = 2 if name == "vae" else 1
+        for a, b in zip(*(jax.tree.leaves(p[name]) for p in (plain, changed)), strict=True):
+            np.testing.assert_array_equal(a * factor, b)
+
+
+def test_a_distilled_model_with_the_usual_settings_is_warned_about(tmp_path):
+    diffusers.write(tmp_path / "sd-turbo", checkpoints.checkpoint("sd1"))
+    loaded = StableDiffusion.from_pretrained(tmp_path / "sd-turbo")
+    with pytest.warns(UserWarning, match=r"a distilled model \(Turbo\), made for 1 to 4 steps"):
+        loaded.inputs(Request("a cat"))
+    loaded.inputs(Request("a cat", num_steps=1, guidance_scale=1, spacing="trailing"))
 
 
 def test_a_folder_that_is_no_pipeline_is_an_error(tmp_path):

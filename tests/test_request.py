@@ -116,6 +116,24 @@ def test_samplers_are_names_configured_ones_or_tables():
         assert np.abs(found.t - named.t).max() > 1
 
 
+@pytest.mark.parametrize("name", ["DPM++ 2M Karras", "dpmpp_2m_karras", "dpmpp_2m"])
+def test_names_spacing_and_levels_start_from_the_checkpoints_own_schedule(name):
+    """The v-prediction model stays one."""
+    options = {"spacing": "trailing", "levels": "karras"}
+    scheduler = checkpoints.SCHEDULERS["sd2"]
+    request = Request("a cat", num_steps=6, sampler=name, **options)
+    found = arguments.batch(request, NETWORKS, scheduler).table
+    model = schedule.noise_schedule(prediction_type="v_prediction")
+    expected = maps.table("dpmpp_2m", model, 6, **options)
+    for mine, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, right)
+
+
+def test_spacing_alone_changes_the_checkpoints_own_sampler():
+    assert batch(num_steps=4).table.t[0] == 751
+    assert batch(num_steps=4, spacing="trailing").table.t[0] == 999
+
+
 BAD = [
     ({"prompt": []}, "prompt is an empty list"),
     ({"prompt": None}, "give a prompt"),
@@ -130,6 +148,12 @@ BAD = [
     ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5; it must be between 0 and 1"),
     ({"sampler": "eulr"}, "unknown sampler 'eulr'; known are .*euler_ancestral"),
     ({"sampler": 3}, "sampler is a int; give one of ddim"),
+    ({"spacing": "even"}, "spacing is 'even'; known are leading"),
+    ({"levels": "kerras"}, "levels is 'kerras'; known are karras"),
+    ({"sampler": "lcm", "spacing": "trailing"}, "lcm .* has no spacing; leave it out, or use one"),
+    ({"sampler": "euler_karras", "levels": "beta"}, "asks for levels 'karras', but levels is 'bet"),
+    ({"sampler": len, "levels": "beta"}, "levels is an option of samplers by name"),
+    ({"sampler": len, "eta": 0.5}, "eta is an option of samplers by name"),
     ({"seed": -1}, "seed is -1; it must be a whole number from 0 to"),
     ({"seed": 2**32 - 1, "prompt": ["a", "b"]}, "seed is 4294967296; it must be"),
     ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
@@ -170,6 +194,8 @@ WRONG_TYPES = [
     ({"sampler": len}, "sampler <built-in function len> cannot be called as sampler"),
     ({"sampler": lambda num_steps, start_step=0: num_steps}, "returns a int; it must return a T"),
     ({"sampler": ["euler"]}, "sampler is a list"),
+    ({"spacing": 3}, "spacing is 3; it must be a string such as 'trailing'"),
+    ({"levels": OBJECTS}, "levels is array.*; it must be a string such as 'karras'"),
     ({"seed": [1.5]}, "seed is 1.5; it must be a whole number"),
     ({"seed": "x", "prompt": ["a", "b"]}, "seed is 'x'; it must be a whole number"),
     ({"seed": None}, "seed is None"),

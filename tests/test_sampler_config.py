@@ -137,11 +137,18 @@ def test_eta_reaches_ddim_and_tcd():
         assert np.abs(noisy.update[:, 0, -1]).max() > 0.1
 
 
+@pytest.mark.parametrize("class_name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+@pytest.mark.parametrize("name", [None, "euler"])
+def test_models_of_other_processes_are_not_sent_to_another_sampler(class_name, name):
+    with pytest.raises(ValueError, match=f"{class_name}.* no sampler here can run them"):
+        config.from_config({"_class_name": class_name}, name)
+
+
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="unknown sampler 'eular'; known are ddim, ddpm, pndm"):
         config.from_config(STABLE_DIFFUSION_15, "eular")
-    with pytest.raises(ValueError, match="'EDMEulerScheduler' is not implemented; known are DDIM"):
-        config.from_config({"_class_name": "EDMEulerScheduler"})
+    with pytest.raises(ValueError, match="'SASolverScheduler' is not implemented; known are DDIM"):
+        config.from_config({"_class_name": "SASolverScheduler"})
     with pytest.raises(ValueError, match="scheduler class None is not implemented"):
         config.from_config({})
     with pytest.raises(ValueError, match="a mapping of keys to values"):

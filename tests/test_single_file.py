@@ -413,11 +413,6 @@ def test_damaged_files_are_read_or_refused_but_never_crash(ldm, save, words):
     assert 0 < refused < 40  # most damage shows only when the shapes meet the network's
 
 
-def test_missing_tokenizer_says_what_to_pass(save):
-    with pytest.raises(ValueError, match="carries no tokenizer: pass tokenizer="):
-        single_file.read(save(_arrays(TINY_V1)), None)
-
-
 def test_tokenizer_may_come_from_a_whole_pipeline_folder(save, words, tmp_path):
     (tmp_path / "tokenizer").symlink_to(words)
     checkpoint = hub.open_checkpoint(save(_arrays(TINY_XL)), tokenizer=tmp_path)

@@ -111,6 +111,25 @@ def test_orientation_turns_the_photo_and_its_mask_and_16_bits_are_not_clipped(
     np.testing.assert_array_equal(np.asarray(mask) > 0, np.rot90(grey, 3) >= 128)
 
 
+def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_path):
+    turbo = tmp_path / "sd-turbo"
+    turbo.symlink_to(model)
+    output = tmp_path / "out"
+    _, stderr = execute(
+        "--model", turbo, "--output", output, "--steps", 2, "--prompt", "a cat",
+        "--sampler", "DPM++ 2M Karras", "--spacing", "trailing", "--vae", model / "vae",
+    )  # fmt: skip
+    notes = [line for line in stderr.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "a distilled model (Turbo)" in notes[0]
+    assert "guidance scale 7.5" in notes[0]
+    assert ".py" not in stderr
+    story = images.read_text(output / "00001.png")
+    assert (story["sampler"], story["spacing"]) == ("dpmpp_2m_karras", "trailing")
+    assert story["vae"] == str(model / "vae")
+    assert "Sampler: DPM++ 2M Karras," in story["parameters"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -118,6 +137,11 @@ def test_orientation_turns_the_photo_and_its_mask_and_16_bits_are_not_clipped(
         (["--model", "MODEL"], "what should the image show? Give --prompt"),
         (["--model", "nothing/here/x", "--prompt", "a"], "no such file or folder: 'nothing/here/x"),
         (["--model", "MODEL", "--prompt", "a", "--sampler", "eulr"], "unknown sampler 'eulr'"),
+        (
+            ["--model", "MODEL", "--prompt", "a", "--sampler", "lcm", "--levels", "beta"],
+            "no levels",
+        ),
+        (["--model", "MODEL", "--prompt", "a", "--vae", "none/x.bin"], "no such file or folder"),
         (["--model", "MODEL", "--prompt", "a", "--width", "31"], "width is 31; it must be a pos"),
         (["--model", "MODEL", "--prompt", "a", "--mask", "m.png"], "give both"),
         (["--model", "MODEL", "--prompt", "a", "--image", "m.png"], "No such file"),

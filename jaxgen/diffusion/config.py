@@ -23,6 +23,8 @@ from jaxgen.diffusion.scheduler_classes import (
 )
 from jaxgen.diffusion.table import Table
 
+# beginnings of the names of scheduler classes whose models no other class can run either
+OTHER_PROCESSES = ("EDM", "FlowMatch")
 OWN_LEVELS = "schedule"  # says that the levels are those of the schedule, whatever the config says
 
 __all__ = ["SAMPLERS", "Sampler", "from_config", "unknown_keys"]
@@ -116,6 +118,11 @@ def _stated(scheduler_config: Any) -> dict[str, Any]:
 
 def _target(own: Any, name: str | None) -> tuple[str, Mapping[str, Any], str | None]:
     """(class, what the name fixes in it, the levels that the name asks for)."""
+    if isinstance(own, str) and own.startswith(OTHER_PROCESSES):
+        raise ValueError(
+            f"the scheduler {fields.shown(own)} is for models of EDM or flow matching, whose noise "
+            "levels are not those of Stable Diffusion; no sampler here can run them"
+        )
     if name is not None:
         sampler, levels = names.sampler(name)
         return *SAMPLERS[sampler], levels

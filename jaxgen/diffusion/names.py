@@ -44,3 +44,10 @@ def sampler(name: Any) -> tuple[str, str | None]:
         f"_{', _'.join(sigmas.LEVELS)} after it, and the spellings of web interfaces "
         '("DPM++ 2M Karras", "Euler a")'
     )
+
+
+def one(name: str, levels: str | None = None) -> str:
+    """The one plain name of a sampler and its levels: "dpmpp_2m_karras"."""
+    plain, named = sampler(name)
+    levels = named or levels
+    return f"{plain}_{levels}" if levels in sigmas.LEVELS else plain

@@ -59,7 +59,7 @@ def text(settings: Mapping[str, Any]) -> str:
 
 def _sampler(name: str) -> str:
     """Names the sampler as that program does, with its noise levels behind it, if any."""
-    for levels in ("karras", "exponential"):
+    for levels in ("karras", "exponential", "beta"):
         if name.endswith("_" + levels):
             return f"{_sampler(name.removesuffix('_' + levels))} {levels.capitalize()}"
     return _SAMPLERS.get(name, name)

@@ -4,18 +4,15 @@
 All of it is NumPy on the host, so that a bad request fails before any long work.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.diffusion import config, schedule
-from jaxgen.diffusion.table import Table
-from jaxgen.stable_diffusion import image_arguments, text_encoding
+from jaxgen.stable_diffusion import image_arguments, sampler_arguments, text_encoding
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import BatchRequest, Request
 from jaxgen.stable_diffusion.text_encoding import Text
@@ -34,7 +31,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     image_arguments.check_pair(image, mask, networks.inpaints)
     latents = _latents(request.latents, networks)
     size = _size(request, networks, image, latents)
-    table = _table(request, networks, scheduler, image is not None)
+    table = sampler_arguments.table(request, networks, scheduler, image is not None)
     b = _batch_size(request, image, mask, latents)
     scale = _numbers("guidance_scale", request.guidance_scale, b, -math.inf, math.inf)
     # UNets that were distilled to take their guidance scale as an input need no negative text
@@ -110,46 +107,6 @@ def _check_embeds(name: str, text: Text | None, networks: Networks) -> None:
         raise ValueError(f"{name}: this model {advice}; pass what `embed` returns")
     if text.pooled is not None and np.shape(text.pooled)[:-1] != shape[:1]:
         raise ValueError(f"{name} has pooled of shape {np.shape(text.pooled)}; expected [B, P]")
-
-
-def _table(
-    request: Request, networks: Networks, scheduler: Mapping[str, Any], has_image: bool
-) -> Table:
-    """Builds the sampler's table from a name or a configured sampler; a Table stays."""
-    sampler, num_steps = request.sampler, request.num_steps
-    if isinstance(sampler, Table):
-        return sampler
-    if not _is_whole(num_steps) or num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps!r:.80}; it must be a whole number, at least 1")
-    if sampler is None or isinstance(sampler, str):
-        pipeline = "StableDiffusionPipeline"  # whose corrections of old configs apply
-        if networks.is_xl:
-            pipeline = "StableDiffusionXLPipeline"
-        elif request.mask is not None:
-            pipeline = "StableDiffusionInpaintPipeline"
-        sampler = config.from_config(scheduler, sampler, request.eta, pipeline=pipeline)
-    elif not isinstance(sampler, Callable):
-        raise ValueError(
-            f"sampler is a {type(sampler).__name__}; give one of {', '.join(config.SAMPLERS)}, a "
-            "function (num_steps, start_step) -> Table, or a Table"
-        )
-    skipped = schedule.start_step(num_steps, request.strength) if has_image else 0
-    if skipped >= num_steps and request.strength > 0:
-        raise ValueError(
-            f"strength {request.strength} of {num_steps} steps is no whole step, so the image "
-            f"would not change; use at least {1 / num_steps:.3g}, or 0 to get the image back"
-        )
-    try:
-        inspect.signature(sampler).bind(int(num_steps), start_step=skipped)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"sampler {sampler!r:.80} cannot be called as sampler(num_steps, start_step=0); give a "
-            "function that can and returns a Table"
-        ) from None
-    table = sampler(int(num_steps), start_step=skipped)
-    if not isinstance(table, Table):
-        raise ValueError(f"the sampler returns a {type(table).__name__}; it must return a Table")
-    return table
 
 
 def _latents(value: Any, networks: Networks) -> np.ndarray | None:

@@ -9,6 +9,7 @@ computation itself is `generate.generate`, a pure function.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen.stable_diffusion import arguments, decoding, loading, placement, programs
+from jaxgen.stable_diffusion import arguments, decoding, few_steps, loading, placement, programs
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.request import BatchRequest, Request
@@ -55,6 +56,7 @@ class StableDiffusion:
         self.dtype, self.mesh = loading.check_dtype(dtype), placement.check(mesh)
         self.networks = loading.networks(checkpoint, self.dtype)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
+        self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
         self.params = loading.load(checkpoint, self.networks, self.mesh)
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
@@ -90,6 +92,7 @@ class StableDiffusion:
         variant: str | None = None,
         tokenizer: str | Path | None = None,
         prediction_type: str | None = None,
+        vae: str | Path | None = None,
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
     ) -> "StableDiffusion":
@@ -97,11 +100,12 @@ class StableDiffusion:
 
         dtype: float32, bfloat16 or float16, of parameters and arithmetic. mesh: with an axis "data"
         the images of a batch are divided over its devices, with an axis "model" the parameters.
-        variant ("fp16", ...): which weight files to take. tokenizer and prediction_type: for single
-        files, see `hub.open_checkpoint`.
+        variant ("fp16", ...): which weight files to take. vae: an autoencoder to take instead of
+        the checkpoint's own, a folder, a file or a Hub id. tokenizer and prediction_type: for
+        single files, see `hub.open_checkpoint`.
         """
         loading.check_dtype(dtype)
-        checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type)
+        checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
         return cls(checkpoint, dtype, mesh, loop, vae_tile)
 
     def __call__(
@@ -121,6 +125,8 @@ class StableDiffusion:
         output: Literal["image", "latent"] = "image",
         *,
         guidance_rescale: float | Sequence[float] = 0.0,
+        spacing: str | None = None,
+        levels: str | None = None,
         eta: float | None = None,
         clip_skip: int = 0,
         weighting: bool = True,
@@ -136,8 +142,11 @@ class StableDiffusion:
         B is the length of whatever is given per image: prompt, negative_prompt, guidance_scale,
         guidance_rescale, seed, image, mask, latents; single values serve all. From one seed, image
         j takes seed + j. height and width in pixels default to the image's or the model's own.
-        sampler: a name, a function (num_steps, start_step) -> Table, or a Table; None is the
-        checkpoint's own. eta: fresh noise of ddim (0 by default) and tcd (0.3).
+        sampler: a name ("dpmpp_2m_karras", "DPM++ 2M Karras", "euler_a"), a function (num_steps,
+        start_step) -> Table, or a Table; None is the checkpoint's own. Of samplers by name, and
+        from the checkpoint's own schedule: spacing ("leading", "linspace", "trailing") and levels
+        ("karras", "exponential", "beta", or "schedule" for those of training), and eta, the fresh
+        noise of ddim (0 by default) and tcd (0.3).
         guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
         work that guidance costs is left out. guidance_rescale: 0 to 1.
         image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
@@ -165,6 +174,9 @@ class StableDiffusion:
     def inputs(self, request: Request) -> Inputs:
         """Turns a request into arrays on the devices: what `generate.generate` takes."""
         batch = arguments.batch(request, self.networks, self.scheduler)
+        hint = few_steps.hint(self.distilled, self.scheduler, request, batch)
+        if hint is not None:
+            warnings.warn(hint, stacklevel=3)
         b, (height, width), vae = len(batch.seeds), batch.size, self.networks.vae
         self._check_divides(b)
         text = self.embedder.context_of(batch)

@@ -29,6 +29,8 @@ class Request:
     latents: Any = None
     output: str = "image"
     guidance_rescale: float | Sequence[float] = 0.0
+    spacing: str | None = None
+    levels: str | None = None
     eta: float | None = None
     clip_skip: int = 0
     weighting: bool = True

@@ -35,13 +35,15 @@ class Component(NamedTuple):
 class Checkpoint(NamedTuple):
     """A whole pipeline. `index` holds model_index.json without the components, so the pipeline's
     `_class_name` and options such as force_zeros_for_empty_prompt; `scheduler` is its config.
-    `notes` says in plain sentences what was passed over or chosen while the files were read."""
+    `notes` says in plain sentences what was passed over or chosen while the files were read; `name`
+    is what it was opened by."""
 
     index: dict[str, Any]
     components: dict[str, Component]
     tokenizers: dict[str, Tokenizer]
     scheduler: dict[str, Any]
     notes: tuple[str, ...] = ()
+    name: str = ""
 
 
 def fields(component: Component) -> dict[str, Any]:

@@ -23,7 +23,28 @@ from jaxgen.weights.diffusers import Checkpoint
 # A model that comes with jaxgen; latent_autoencoder.py and latent_diffusion.py trained it.
 EMBEDDED = "shapes"
 MODELS = Path(__file__).parent.parent / "models"
+MODEL = (
+    "a diffusers folder, a .safetensors file, a Hub id such as stable-diffusion-v1-5/"
+    f"stable-diffusion-v1-5, or {EMBEDDED!r}, the small model that comes with jaxgen"
+)
+VAE = (
+    "the folder or .safetensors file of an autoencoder, or a Hub id such as "
+    "stabilityai/sd-vae-ft-mse"
+)
+TOKENIZER = (
+    "a folder with vocab.json and merges.txt, or a Hub id such as openai/clip-vit-large-patch14"
+)
 SECONDS = 5.0  # to wait for the first answer of the Hub
+# Where PyTorch diffusers finds the tokenizers of single files. All have CLIP's one vocabulary (what
+# they differ in, the padding, follows from the kind of model), so that one is as good as another.
+PUBLIC_TOKENIZERS = (
+    "openai/clip-vit-large-patch14",
+    "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-xl-base-1.0",
+)
 
 
 def open_checkpoint(
@@ -38,19 +59,25 @@ def open_checkpoint(
     vae: an autoencoder to take instead of the checkpoint's own: the folder of one or of a pipeline,
     a single file, or a Hub id. What was passed over is said in one warning.
     For single files only: tokenizer, a folder with vocab.json and merges.txt (or with subfolders
-    tokenizer and tokenizer_2) as a path or a Hub id, and prediction_type as in `single_file.read`.
+    tokenizer and tokenizer_2) as a path or a Hub id, by default the public one of CLIP from the
+    Hub or its cache; and prediction_type as in `single_file.read`.
     """
     path = resolve(path_or_id, variant)
     own_vae = None if vae is None else autoencoder.read(resolve_vae(vae, variant), variant)
     if path.is_dir():
+        if tokenizer is not None or prediction_type is not None:
+            raise ValueError(
+                f"tokenizer and prediction_type are for single files, and {path_or_id} is a folder "
+                "whose own files say both; leave them out"
+            )
         checkpoint = diffusers.read(path, variant, own_vae)
     else:
-        folder = resolve_tokenizer(tokenizer)
+        folder = public_tokenizer if tokenizer is None else resolve_tokenizer(tokenizer)
         checkpoint = single_file.read(path, folder, prediction_type, own_vae)
     if checkpoint.notes:
         text = f"{path_or_id}: {'; '.join(checkpoint.notes)}"
         warnings.warn(files.printable(text, 2000), stacklevel=2)
-    return checkpoint
+    return checkpoint._replace(name=str(path_or_id))
 
 
 def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
@@ -59,7 +86,7 @@ def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
     Only what `diffusers.read` opens is fetched. HF_HUB_OFFLINE and HF_HOME are honoured. Raises
     ValueError when there is no such path, or when the id can neither be reached nor is cached.
     """
-    path = _existing(path_or_id)
+    path = _existing(path_or_id, MODEL)
     if path is not None:
         weight_files.check_ending(path)
         return path
@@ -72,7 +99,7 @@ def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
 
 def resolve_vae(path_or_id: str | Path, variant: str | None = None) -> Path:
     """The local folder or file of an autoencoder, from a path or a Hub id."""
-    path = _existing(path_or_id)
+    path = _existing(path_or_id, VAE)
     if path is not None:
         return path
 
@@ -82,12 +109,32 @@ def resolve_vae(path_or_id: str | Path, variant: str | None = None) -> Path:
     return _fetch(str(path_or_id), wanted)
 
 
-def resolve_tokenizer(path_or_id: str | Path | None) -> Path | None:
-    """The local folder of a tokenizer, from a path or a Hub id; None stays None."""
-    if path_or_id is None:
-        return None
-    path = _existing(path_or_id)
+def resolve_tokenizer(path_or_id: str | Path) -> Path:
+    """The local folder of a tokenizer, from a path or a Hub id."""
+    path = _existing(path_or_id, TOKENIZER)
     return path if path is not None else _fetch(str(path_or_id), _tokenizer_files)
+
+
+def public_tokenizer() -> Path:
+    """The folder of CLIP's tokenizer: what any earlier use left in the cache, or fetched."""
+    for repo in PUBLIC_TOKENIZERS:
+        for folder in ("", "tokenizer/"):
+            paths = [
+                huggingface_hub.try_to_load_from_cache(repo, f"{folder}{name}")
+                for name in ("vocab.json", "merges.txt")
+            ]
+            if all(isinstance(path, str) for path in paths):
+                return Path(str(paths[0])).parent
+    repo = PUBLIC_TOKENIZERS[0]
+    try:
+        return _fetch(repo, _tokenizer_files)
+    except ValueError as error:
+        raise ValueError(
+            "a single-file checkpoint carries no tokenizer, and CLIP's public one cannot be had. "
+            f"Fetch it once online (hf download {repo} vocab.json merges.txt), or pass tokenizer= "
+            "(--tokenizer) a folder with both files, such as the subfolder tokenizer of any Stable "
+            f"Diffusion in diffusers' layout. What was tried: {error}"
+        ) from None
 
 
 def _tokenizer_files(names: list[str]) -> list[str]:
@@ -96,7 +143,7 @@ def _tokenizer_files(names: list[str]) -> list[str]:
     return [name for name in names if re.fullmatch(f"{pattern}|{merges}", name)]
 
 
-def _existing(path_or_id: str | Path) -> Path | None:
+def _existing(path_or_id: str | Path, expected: str) -> Path | None:
     """The path if there is one, None for what may be a Hub id, else ValueError."""
     path, text = Path(path_or_id).expanduser(), str(path_or_id)
     if text and path.exists():
@@ -105,11 +152,7 @@ def _existing(path_or_id: str | Path) -> Path | None:
         return MODELS / EMBEDDED
     is_id = isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     if not is_id or text.endswith((".safetensors", *weight_files.UNSAFE)):
-        raise ValueError(
-            f"no such file or folder: {text!r}. Expected a diffusers folder, a .safetensors file, "
-            "a Hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or "
-            f"{EMBEDDED!r}, the small model that comes with jaxgen"
-        )
+        raise ValueError(f"no such file or folder: {text!r:.400}. Expected {expected}")
     return None
 
 

@@ -5,6 +5,7 @@ The file has weights only. The UNet says which model it is, the shapes give the 
 neither tells (heads, scheduler, scaling factor) follows from the model. The tokenizer is not in it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxgen import files
@@ -20,24 +21,20 @@ from jaxgen.weights import (
 from jaxgen.weights.diffusers import Checkpoint, Component
 from jaxgen.weights.tokenizer import Tokenizer
 
-NEEDS_TOKENIZER = (
-    "a single-file checkpoint carries no tokenizer: pass tokenizer= the folder with vocab.json and "
-    "merges.txt of any Stable Diffusion (the subfolder tokenizer of a diffusers folder), or a Hub "
-    "id such as openai/clip-vit-large-patch14"
-)
-
 
 def read(
     path: str | Path,
-    tokenizer_folder: str | Path | None,
+    tokenizer_folder: str | Path | Callable[[], Path],
     prediction_type: str | None = None,
     vae: Component | None = None,
 ) -> Checkpoint:
     """The pipeline in a single file, in diffusers' names and configs, with no weight read yet.
 
-    tokenizer_folder: see NEEDS_TOKENIZER. prediction_type: "epsilon" or "v_prediction"; None takes
-    diffusers' guess for SD 2.x (v_prediction unless global_step is 875000 or the model inpaints),
-    epsilon for the rest. vae: an autoencoder to take instead of the file's own, which may lack.
+    tokenizer_folder: vocab.json and merges.txt, there or in subfolders tokenizer and tokenizer_2;
+    or a function that gives the folder, called once the file has proved a checkpoint.
+    prediction_type: "epsilon" or "v_prediction"; None takes diffusers' guess for SD 2.x
+    (v_prediction unless global_step is 875000 or the model inpaints), epsilon for the rest. vae: an
+    autoencoder to take instead of the file's own, which may lack.
     """
     path = Path(path)
     with files.one_error(path):
@@ -46,13 +43,14 @@ def read(
 
 
 def _read(
-    path: Path, folder: str | Path | None, prediction_type: str | None, vae: Component | None
+    path: Path,
+    folder: str | Path | Callable[[], Path],
+    prediction_type: str | None,
+    vae: Component | None,
 ) -> Checkpoint:
     stored = tensors.open_file(path)
     kind = ldm_kinds.kind_of(stored, str(path), has_vae=vae is not None)
     parts, strays = ldm_names.rename(stored, kind)
-    if folder is None:
-        raise ValueError(NEEDS_TOKENIZER)
     inpainting = ldm_kinds.is_inpainting(stored)
     components = {
         name: Component(class_name, ldm_configs.infer(class_name, parts[name], kind), parts[name])
@@ -66,7 +64,8 @@ def _read(
     if kind == "v2":
         size = 96 if scheduler["prediction_type"] == "v_prediction" else 64
         components["unet"].config["sample_size"] = size
-    tokens = _tokenizers(Path(folder), kind)
+    folder = Path(folder() if callable(folder) else folder)
+    tokens = _tokenizers(folder, kind)
     index = ldm_configs.index(kind, inpainting)
     notes = tuple(ldm_kinds.stray_notes(strays))
     return Checkpoint(index, components, tokens, scheduler, notes)

@@ -68,7 +68,11 @@ def theirs(case, output="latent"):
     kind, task = case["kind"], case.get("task", "text")
     parts, scheduler_config = components(kind)
     cls = CLASSES["xl" if kind == "xl" else "sd", task]
-    changes = case.get("scheduler", {})
+    changes = {**case.get("scheduler", {})}
+    if "spacing" in case:
+        changes["timestep_spacing"] = case["spacing"]
+    if "levels" in case:
+        changes[f"use_{case['levels']}_sigmas"] = True
     given = {**scheduler_config, **changes}
     # diffusers drops values that it believes to be defaults
     defaulted = set(given.get("_use_default_values", ())) - changes.keys()

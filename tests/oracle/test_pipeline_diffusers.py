@@ -76,6 +76,16 @@ def test_text_to_image_with_every_sampler_spacing_and_prediction(sampler):
     assert accepted >= 6  # the k-diffusion family and PNDM refuse to predict the sample
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "unipc"])
+def test_spacing_and_levels_start_from_the_checkpoints_own_schedule(sampler):
+    cases = [
+        BASE | {"kind": kind, "sampler": sampler, "num_steps": 8, "spacing": spacing} | levels
+        for kind, spacing in itertools.product(("sd1", "sd2"), SPACINGS)
+        for levels in ({}, {"levels": "karras"}, {"levels": "exponential"}, {"levels": "beta"})
+    ]
+    assert compare(*cases) == len(cases)
+
+
 @pytest.mark.parametrize("sampler", STOCHASTIC)
 def test_stochastic_samplers_with_the_same_noise(sampler):
     # diffusers' pipelines pass eta = 0 unless told otherwise; its TCD scheduler alone means 0.3

@@ -38,6 +38,10 @@ STORED = [
     BASE | XL | {"negative_prompt": NEGATIVES, "num_steps": 6, "clip_skip": 1, "crop": [3, 9],
                  "original_size": [1023, 767], "target_size": [40, 48]},
     BASE | XL | IMAGE | {"num_steps": 8},
+    BASE | {"kind": "sd2", "sampler": "dpmpp_2m", "spacing": "trailing", "levels": "karras",
+            "num_steps": 6},
+    # as SD-Turbo is run
+    BASE | {"sampler": "euler", "spacing": "trailing", "num_steps": 1, "guidance_scale": 1.0},
 ]  # fmt: skip
 
 
@@ -51,8 +55,8 @@ def ours(case, output="latent"):
     """What `make_pipeline_values.theirs` computes, in jaxgen."""
     pipe = _with_scheduler(case["kind"], json.dumps(case.get("scheduler", {})))
     names = ("prompt", "negative_prompt", "num_steps", "guidance_scale", "guidance_rescale",
-             "sampler", "seed", "strength", "clip_skip", "eta", "crop", "original_size",
-             "target_size")  # fmt: skip
+             "sampler", "seed", "strength", "clip_skip", "eta", "spacing", "levels", "crop",
+             "original_size", "target_size")  # fmt: skip
     request = Request(
         **{name: case[name] for name in names if name in case},
         image=image(case) if case.get("task") else None,

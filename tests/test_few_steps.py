@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""Hints for distilled models, by names and parts, and for runs that cannot become pictures."""
+
+import numpy as np
+import pytest
+from support import checkpoints
+
+from jaxgen.diffusion import config
+from jaxgen.stable_diffusion import arguments, few_steps, loading
+from jaxgen.stable_diffusion.request import Request
+
+CHECKPOINT = checkpoints.checkpoint("sd1")._replace(components={
+    name: component._replace(tensors={})
+    for name, component in checkpoints.checkpoint("sd1").components.items()
+})  # fmt: skip
+NETWORKS = loading.networks(CHECKPOINT)
+GOOD = {"num_steps": 4, "guidance_scale": 1.0, "sampler": "euler", "spacing": "trailing"}
+
+
+def hint(kind, scheduler=CHECKPOINT.scheduler, **options):
+    request = Request(**({"prompt": "a cat"} | options))
+    batch = arguments.batch(request, NETWORKS, scheduler)
+    return few_steps.hint(kind, scheduler, request, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("stabilityai/sdxl-turbo", "turbo"),
+        ("models/sd_xl_turbo_1.0_fp16.safetensors", "turbo"),
+        ("sd_turbo.safetensors", "turbo"),
+        ("SDXLTurbo", "turbo"),
+        ("dreamshaperXL_v21TurboDPMSDE.safetensors", "turbo"),
+        ("juggernautXL_v9Rdphoto2Lightning.safetensors", "lightning"),
+        ("sdxl_lightning_4step.safetensors", "lightning"),
+        ("SimianLuo/LCM_Dreamshaper_v7", "lcm"),
+        ("realisticVisionV60B1_v51HyperVAE.safetensors", "hyper"),
+        ("Hyper-SDXL-8steps", "hyper"),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", None),
+        ("hyperrealism.safetensors", None),
+        ("turbo/sd15.safetensors", None),
+        ("", None),
+    ],
+)
+def test_names_say_that_a_model_is_distilled(name, kind):
+    assert few_steps.kind_of(CHECKPOINT._replace(name=name)) == kind
+    index = CHECKPOINT.index | {"_name_or_path": name}
+    assert few_steps.kind_of(CHECKPOINT._replace(index=index)) == kind
+
+
+def test_schedulers_and_guided_unets_say_that_a_model_is_distilled():
+    for class_name, kind in (("LCMScheduler", "lcm"), ("TCDScheduler", "tcd")):
+        scheduler = CHECKPOINT.scheduler | {"_class_name": class_name}
+        assert few_steps.kind_of(CHECKPOINT._replace(scheduler=scheduler)) == kind
+    unet = CHECKPOINT.components["unet"]
+    unet = unet._replace(config=unet.config | {"time_cond_proj_dim": 256})
+    guided = CHECKPOINT._replace(components=CHECKPOINT.components | {"unet": unet})
+    assert few_steps.kind_of(guided) == "lcm"
+
+
+@pytest.mark.parametrize("kind", few_steps.ADVICE)
+def test_a_distilled_model_with_the_usual_settings_is_hinted_at_in_one_line(kind):
+    text = hint(kind)
+    assert "50 steps and guidance scale 7.5" in text
+    assert few_steps.ADVICE[kind] in text
+    assert text.isprintable()
+    assert hint(kind, **GOOD) is None
+    assert "made for" in hint(kind, **GOOD | {"spacing": "leading"})  # begins at 0.75
+    assert "guidance scale 7.5" in hint(kind, **GOOD | {"guidance_scale": [1.0, 7.5]})
+    assert hint(None) is None
+
+
+def test_sd_turbo_taken_for_a_v_model_is_told_so():
+    v_model = CHECKPOINT.scheduler | {"prediction_type": "v_prediction"}
+    assert "prediction_type 'v_prediction', where SD-Turbo" in hint("turbo", v_model, **GOOD)
+    assert hint("lightning", v_model, **GOOD) is None
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ddim", "heun", "dpm2", "lms"])
+def test_one_step_that_begins_at_the_end_is_hinted_at_with_any_model(sampler):
+    options = {"sampler": sampler, "num_steps": 1}
+    assert "this run has a first step at 0%" in hint(None, **options)
+    assert hint(None, **options, spacing="trailing") is None
+    picture = np.zeros((checkpoints.SIZE, checkpoints.SIZE, 3), np.uint8)
+    for strength in (1.0, 0.0):
+        assert hint(None, image=picture, strength=strength, **options) is None
+
+
+def test_samplers_that_the_caller_configured_are_his_own():
+    own = config.from_config(CHECKPOINT.scheduler, "euler")
+    assert hint("turbo", sampler=own) is None
+    assert hint("turbo", sampler=own(50)) is None
