@@ -1,2 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The measurement of speed: candidates that take turns, costs of programs, limits of the device."""
+"""Speed is measured here: candidates that take turns, costs of programs, limits of the device.
+
+Users import
+
+    turns, products, cost, ceilings, environment
+"""

@@ -1,2 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a network computes: Flax linen modules, without keys, losses or files."""
+"""Networks are computed here: Flax linen modules, without keys, losses or files.
+
+Users import
+
+    autoencoder, gan, classifier           the small ones, dense and convolutional
+    clip, unet, autoencoder_kl             Stable Diffusion's; module names are diffusers'
+    functional                             init and apply of a module as plain functions
+"""

@@ -1,2 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""This room reads published models into parameter trees and writes them: files, names, configs."""
+"""Published models are read into parameter trees here, and written: files, names, configs.
+
+Users import
+
+    hub.open_checkpoint                    a folder, a single file or a Hub id -> Checkpoint
+    diffusers                              Checkpoint, read, write: diffusers' folders
+    layout.load, layout.to_tensors         tensors <-> parameters of a linen module
+    tokenizer                              read, build, train, write
+"""
