@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -38,13 +38,22 @@ def train(
         _train(name, config, build, open_split, stopping)
 
 
-def _train(
-    name: str,
-    config: Any,
-    build: Build,
-    open_split: OpenSplit,
-    stopping: outputs.StopRequests,
-) -> None:
+class _Job(NamedTuple):
+    """A run that is worked out and checked; nothing of it is made yet."""
+
+    config: Any
+    source: sets.Source
+    examples: Examples
+    mesh: Mesh
+    system: System
+    num_steps: int
+    chunk: int  # steps of a dispatch
+    resident: bool  # whether the data lies on the devices
+    feed: Callable[[int], loop.Batches]
+
+
+def _checked(config: Any, build: Build, open_split: OpenSplit) -> _Job:
+    """Finds everything that can be wrong with the input, before anything is made or replaced."""
     options: RunOptions = config.run
     source = open_split(options, "train")
     examples = plan.read_examples(options, source, open_split(options, "test"))
@@ -55,34 +64,43 @@ def _train(
     # kept with the run, as the two give the data in different orders: a continuation on a device
     # of another size must not choose anew
     options = replace(options, data_on="device" if resident else "host")
-    config = replace(config, run=options)
     chunk = plan.steps_per_dispatch(options, system, resident)
     plan.check_batch(options, system, mesh, examples)
     outputs.check_extras(options)
-    # everything that can be wrong with the input is found before anything is made or replaced
     feed = _feed(system, options, mesh, source, resident)
+    config = replace(config, run=options)
+    return _Job(config, source, examples, mesh, system, num_steps, chunk, resident, feed)
+
+
+def _train(
+    name: str, config: Any, build: Build, open_split: OpenSplit, stopping: outputs.StopRequests
+) -> None:
+    job = _checked(config, build, open_split)
+    options, num_steps = job.config.run, job.num_steps
     folder = _folder(name, options)
     with _alone_in(folder):
-        _describe(folder, name, config, system, plan.fingerprint(source))
-        outputs.announce(folder, name, options, examples, mesh, chunk)
+        _describe(folder, name, job)
+        outputs.announce(folder, name, options, job.examples, job.mesh, job.chunk)
         with contextlib.closing(checkpoint.open_manager(folder / "checkpoints")) as manager:
-            state, start = _start(system, options, mesh, manager)
+            state, start = _start(job.system, options, job.mesh, manager)
             if start > num_steps:
                 raise ValueError(f"{folder} has its {start} steps already; raise --steps to go on")
-            speed = log.throughput(start, num_steps, chunk, system.images_per_step)
-            stretch = outputs.Stretch(folder, config, system, examples, start, num_steps, speed)
+            speed = log.throughput(start, num_steps, job.chunk, job.system.images_per_step)
+            stretch = outputs.Stretch(
+                folder, job.config, job.system, job.examples, start, num_steps, speed
+            )
             if start == num_steps:
                 outputs.complete(stretch, state)
                 return
             if options.resume:
                 outputs.keep_metrics(folder, name, start)
-                _write_config(folder, name, config)
-            key = parallel.put(experiment.train_keys(options), mesh)
-            steps = _compiled(system, options, mesh, resident)
+                _write_config(folder, name, job.config)
+            key = parallel.put(experiment.train_keys(options), job.mesh)
+            steps = _compiled(job.system, options, job.mesh, job.resident)
             with outputs.callbacks(stretch, manager, stopping) as callbacks:
                 _, done = loop.train(
-                    steps, state, feed(start), key, callbacks,
-                    start=start, stop=num_steps, chunk=chunk,
+                    steps, state, job.feed(start), key, callbacks,
+                    start=start, stop=num_steps, chunk=job.chunk,
                     save_every=options.checkpoint_every, draw_every=options.draw_every,
                 )  # fmt: skip
             outputs.finish(stretch, done)
@@ -96,14 +114,15 @@ def _alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
     return run_folder.in_use(folder) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
-def _describe(folder: Path, name: str, config: Any, system: System, data: dict[str, Any]) -> None:
+def _describe(folder: Path, name: str, job: _Job) -> None:
     """Writes what a new run is made of; a continuation must be made of the same."""
+    resume = job.config.run.resume
     if jax.process_index() == 0:
-        run_folder.keep_data(folder, data, config.run.resume)
-    if not config.run.resume:
+        run_folder.keep_data(folder, plan.fingerprint(job.source), resume)
+    if not resume:
         if jax.process_index() == 0:
-            system.keep(folder)
-        _write_config(folder, name, config)
+            job.system.keep(folder)
+        _write_config(folder, name, job.config)
 
 
 def restore(
