@@ -80,7 +80,14 @@ def set_up(distributed: bool = False) -> None:
     compilation_cache()
     if distributed:
         _join_hosts()
-    tune.tune_cpu()
+    try:
+        tune.tune_cpu()  # asks JAX for its devices
+    except (AssertionError, RuntimeError) as error:
+        if not (platforms := os.environ.get("JAX_PLATFORMS")):
+            raise
+        raise ValueError(
+            f"JAX has no device of JAX_PLATFORMS={platforms}; unset it, or install what it needs"
+        ) from error
 
 
 def compilation_cache() -> None:

@@ -194,3 +194,33 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(capsys, monkeypatch):
     assert stopped.value.code == 2
     expected = "error: AssertionError: no GPU (JAXGEN_TRACEBACK=1 shows where)\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_run_killed_before_its_configuration_leaves_a_folder_that_is_free(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / run_folder.LOCK).write_text("process 1 on elsewhere since long ago\n")
+    run_folder.check_free(tmp_path, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    "change", [{"mse": None}, {"loss": "x"}, {"loss": [1, True]}, {"other": 1}]
+)
+def test_rows_of_another_form_are_passed_over(run, change):
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.warns(UserWarning, match="1 lines are damaged"):
+        steps = [row["step"] for row in log.read_rows(path)]
+    assert steps == [json.loads(line)["step"] for line in (lines[0], *lines[2:])]
+
+
+def test_a_platform_without_a_device_is_named(monkeypatch):
+    def no_device():
+        raise AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(script.tune, "tune_cpu", no_device)
+    monkeypatch.setattr(script, "compilation_cache", lambda: None)
+    with pytest.raises(ValueError, match="no device of JAX_PLATFORMS=cuda"):
+        script.set_up()

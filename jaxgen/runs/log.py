@@ -45,6 +45,8 @@ def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Lines and rows. Only of the last line is nothing said: a kill may have cut it off."""
     lines = files.read_bytes(path, _MOST_BYTES).removesuffix(b"\n").split(b"\n")
     rows = [_row(line) for line in lines]
+    names = next((row.keys() for row in rows if row is not None), None)
+    rows = [row if row is not None and row.keys() == names else None for row in rows]
     damaged = [i for i, row in enumerate(rows[:-1], start=1) if row is None]
     if damaged:
         warnings.warn(
@@ -60,7 +62,13 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     is_row = isinstance(row, dict) and type(row.get("step")) is int and "loss" in row
-    return row if is_row else None
+    return row if is_row and all(_is_metric(value) for value in row.values()) else None
+
+
+def _is_metric(value: Any) -> bool:
+    """Whether a value is a number, or one for each of several models."""
+    values = value if isinstance(value, list) else [value]
+    return all(type(each) in (int, float) for each in values)
 
 
 @contextmanager

@@ -117,12 +117,12 @@ def _alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
 def _describe(folder: Path, name: str, job: _Job) -> None:
     """Writes what a new run is made of; a continuation must be made of the same."""
     resume = job.config.run.resume
-    if jax.process_index() == 0:
-        run_folder.keep_data(folder, plan.fingerprint(job.source), resume)
     if not resume:
         if jax.process_index() == 0:
             job.system.keep(folder)
-        _write_config(folder, name, job.config)
+        _write_config(folder, name, job.config)  # from here on the folder is a run's
+    if jax.process_index() == 0:
+        run_folder.keep_data(folder, plan.fingerprint(job.source), resume)
 
 
 def restore(

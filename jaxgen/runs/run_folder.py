@@ -37,7 +37,7 @@ def free(path: Path) -> Path:
 
 def check_free(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError if something is at `path` that may not be replaced."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and _is_untouched(path)):
         return
     if not path.is_dir():
         raise FileExistsError(f"{path} is not a folder; use another --run-dir")
@@ -74,6 +74,8 @@ def in_use(path: Path) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # a file system without locks
+        if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+            raise BlockingIOError(f"{path} was left by another process just now; try again")
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {platform.node()} since {since}\n")
@@ -89,6 +91,11 @@ def check_unused(path: Path) -> None:
     if (path / LOCK).is_file():
         with in_use(path):
             pass
+
+
+def _is_untouched(path: Path) -> bool:
+    """Whether nothing is there but what a run leaves that was killed before its configuration."""
+    return {each.name for each in path.iterdir()} <= {LOCK, "tokenizer"}
 
 
 def is_run(path: Path) -> bool:
