@@ -133,8 +133,7 @@ def complete(stretch: Stretch, state: Any) -> None:
     """Makes what a run that was killed after its last step did not come to: pictures, curves."""
     if jax.process_index() == 0:
         stop = stretch.stop
-        if not any((stretch.folder / "pictures").glob(f"*-{stop:07d}.png")):
-            _draw(stretch, stop, state)
+        _draw(stretch, stop, state)
         log.keep(stretch.folder / "metrics.jsonl", lambda done: done <= stop)
         if not (stretch.folder / "summary.json").is_file():
             _summarise(stretch, stop)
