@@ -224,3 +224,12 @@ def test_a_platform_without_a_device_is_named(monkeypatch):
     monkeypatch.setattr(script, "compilation_cache", lambda: None)
     with pytest.raises(ValueError, match="no device of JAX_PLATFORMS=cuda"):
         script.set_up()
+
+
+def test_a_damaged_picture_of_an_earlier_step_is_left_out_and_said(run):
+    path = run / "pictures" / "reconstructions-0000004.png"
+    path.write_bytes(path.read_bytes()[:200])
+    (run / "curves.png").unlink()
+    with pytest.warns(UserWarning, match="picture left out: .*reconstructions-0000004"):
+        resume(run)
+    assert (run / "curves.png").is_file()

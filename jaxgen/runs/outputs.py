@@ -3,6 +3,7 @@
 
 import contextlib
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from PIL import Image
 
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.pictures import images
 from jaxgen.runs import checkpoint, experiment, log, run_folder
 from jaxgen.runs.command_line import RunOptions
@@ -192,17 +194,18 @@ def _close_pictures(folder: Path) -> None:
     metrics = folder / "metrics.jsonl"
     if metrics.exists():  # somebody may have taken it away
         images.save_curves(folder / "curves.png", log.read_rows(metrics), folder.name)
-    series: dict[str, list[Path]] = {}
+    series: dict[str, dict[int, Image.Image]] = {}  # by name and step
     for path in sorted((folder / "pictures").glob("*-*.png")):
-        series.setdefault(path.stem.rsplit("-", 1)[0], []).append(path)
-    for name, paths in series.items():
-        images.save(folder / f"{name}.png", images.read(paths[-1]))
+        name, _, step = path.stem.rpartition("-")
+        try:
+            series.setdefault(name, {})[int(step)] = images.read(path)
+        except (ValueError, OSError) as error:
+            warnings.warn(f"picture left out: {files.first_line(error)}", stacklevel=2)
+    for name, pictures in series.items():
+        images.save(folder / f"{name}.png", list(pictures.values())[-1])
     moving = series.get("samples") or series.get("reconstructions")
     if moving:
-        frames = [
-            images.labelled(images.read(path), f"step {int(path.stem.rsplit('-', 1)[1])}")
-            for path in moving
-        ]
+        frames = [images.labelled(picture, f"step {step}") for step, picture in moving.items()]
         images.save_gif(folder / "progress.gif", frames)
 
 
