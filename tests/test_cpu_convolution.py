@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from support import systems
+from support import compilations, systems
 
 from jaxgen.cpu import convolution
 
@@ -33,10 +33,10 @@ print("ynn" in lowered.compile().as_text(), asynchronous, os.environ["XLA_FLAGS"
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def registered():
-    """For the rest of this process; nothing but the speed of later tests depends on it."""
-    convolution.register()
+    with compilations.lowered_by(convolution.register):
+        yield
 
 
 def by_definition(x, kernel, stride, padding, x_dilation, kernel_dilation, groups, batch_groups):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from support import compilations
 
 from jaxgen.cpu import sums
 
@@ -13,10 +14,10 @@ SHAPE = (16, 7, 6, 8, 4)
 AXES = [(0,), (4,), (0, 1, 2), (1, 2), (1, 2, 4), (0, 2, 4), (2, 1, 0), (0, 1, 2, 3, 4), (3, 4), ()]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def registered():
-    """For the rest of this process; nothing but the speed of later tests depends on it."""
-    sums.register()
+    with compilations.lowered_by(sums.register):
+        yield
 
 
 def numbers(shape, dtype="float32"):
