@@ -10,7 +10,7 @@ import pytest
 from support import checkpoints, compilations
 from support.adapters import KOHYA, LDM, RESNET, TEXT, UNET, draw, weight, write
 
-from jaxgen.adapters import ldm_stems, spellings
+from jaxgen.adapters import ldm_stems, spec, spellings
 from jaxgen.stable_diffusion import placement
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers, layout, ldm_names
@@ -435,3 +435,17 @@ def test_the_published_unets_have_as_many_targets_as_kohya_counts(config, count)
     for name in targets:
         for stem in (name, ldm[name]):
             assert table["lora_unet_" + stem.replace(".", "_")].name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.safetensors", ("a.safetensors", 1.0)),
+        ("a.safetensors:0.8", ("a.safetensors", 0.8)),
+        ("a:-1e-1", ("a", -0.1)),
+        ("c:/a.safetensors", ("c:/a.safetensors", 1.0)),
+        ("a:b:2", ("a:b", 2.0)),
+    ],
+)
+def test_a_command_line_gives_file_and_strength(text, expected):
+    assert spec.from_text(text) == expected

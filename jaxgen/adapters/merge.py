@@ -8,7 +8,6 @@ slices of RANK.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,15 +19,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
-from jaxgen.adapters import adapter_file, change
+from jaxgen.adapters import adapter_file, change, spec
 from jaxgen.adapters.adapter_file import Adapter
 from jaxgen.adapters.change import Change
+from jaxgen.adapters.spec import Spec
 from jaxgen.adapters.spellings import Module
 from jaxgen.types import Array, Params
 from jaxgen.weights import layout
 
 RANK = 32  # columns of a factor that one program adds
-WHERE = ("unet", "text", "text_encoder", "text_encoder_2")
 Path_ = layout.Path  # of a leaf in the tree
 # the axes of a leaf in PyTorch's order, by its name and rank
 TO_TORCH = {
@@ -38,8 +37,6 @@ TO_TORCH = {
     ("scale", 1): (0,),
     ("bias", 1): (0,),
 }
-SPEC = 'a path, (path, strength) or (path, strength, {"text": 0.5}), with finite numbers'
-Spec = str | Path | tuple  # a path, (path, strength), or (path, strength, {component: factor})
 
 
 class Weighted(NamedTuple):
@@ -57,7 +54,7 @@ def merge(base: Mapping[str, Params], specs: Sequence[Spec]) -> dict[str, Params
     """
     adaptable = {name: _leaves(params) for name, params in base.items() if name != "vae"}
     modules = {name: _module_names(leaves) for name, leaves in adaptable.items()}
-    weighted = [_open(spec, modules) for spec in specs]
+    weighted = [_open(entry, modules) for entry in specs]
     for adapter, _ in weighted:
         _check_biases(adapter, adaptable)
     merged = dict(base)
@@ -77,38 +74,14 @@ def _module_names(leaves: Mapping[Path_, Any]) -> list[str]:
     return list(dict.fromkeys(layout.tensor_name(path).rpartition(".")[0] for path in leaves))
 
 
-def _open(spec: Spec, modules: Mapping[str, Sequence[str]]) -> Weighted:
-    path, strength, factors = _parts_of(spec)
+def _open(entry: Spec, modules: Mapping[str, Sequence[str]]) -> Weighted:
+    path, strength, factors = spec.parts_of(entry)
     adapter = adapter_file.read(Path(path), modules)
     strengths = {}
     for component in modules:
         every = factors.get("text", 1.0) if component.startswith("text_encoder") else 1.0
         strengths[component] = strength * factors.get(component, every)
     return Weighted(adapter, strengths)
-
-
-def _parts_of(spec: Spec) -> tuple[str | Path, float, dict[str, float]]:
-    """Checks one entry of the list of adapters, and fills in what it leaves out."""
-    match spec:
-        case str() | Path() as path:
-            strength, factors = 1.0, {}
-        case [str() | Path() as path, strength]:
-            factors = {}
-        case [str() | Path() as path, strength, dict() as factors]:
-            pass
-        case _:
-            raise ValueError(f"an adapter is {spec!r:.200}; give {SPEC}")
-    numbers = [strength, *factors.values()]
-    if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in numbers) or not all(
-        map(math.isfinite, numbers)
-    ):
-        raise ValueError(f"the strengths of adapter {path} are {numbers!r:.200}; give {SPEC}")
-    unknown = sorted(str(key) for key in factors if key not in WHERE)
-    if unknown:
-        raise ValueError(
-            f"adapter {path} has a strength for {', '.join(unknown)}; use {', '.join(WHERE)}"
-        )
-    return path, float(strength), factors
 
 
 def _check_biases(adapter: Adapter, leaves: Mapping[str, Mapping[Path_, Array]]) -> None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen.adapters import merge
+from jaxgen.adapters import merge, spec
 from jaxgen.stable_diffusion import arguments, decoding, few_steps, loading, placement, programs
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
@@ -84,7 +84,7 @@ class StableDiffusion:
         other.embedder = self.embedder._replace(params=own)
         return other
 
-    def set_adapters(self, adapters: Sequence[merge.Spec]) -> None:
+    def set_adapters(self, adapters: Sequence[spec.Spec]) -> None:
         """Merges LoRA files into the loaded parameters, in place of those that were set before.
 
         adapters: for each a path, (path, strength), or (path, strength, {"text": 0.5}) with factors
@@ -95,7 +95,7 @@ class StableDiffusion:
         leaves the pipeline as it was, for a file that does not fit it.
         """
         if isinstance(adapters, (str, Path)) or not isinstance(adapters, Sequence):
-            raise ValueError(f"adapters is {adapters!r:.100}; give a list of {merge.SPEC}")
+            raise ValueError(f"adapters is {adapters!r:.100}; give a list of {spec.SPEC}")
         self.params = merge.merge(self.base, adapters)
         own = {name: self.params[name] for name in self.networks.encoders}
         self.embedder = self.embedder._replace(params=own)
