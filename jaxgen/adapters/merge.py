@@ -10,7 +10,6 @@ slices of RANK.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -76,7 +75,7 @@ def _module_names(leaves: Mapping[Path_, Any]) -> list[str]:
 
 def _open(entry: Spec, modules: Mapping[str, Sequence[str]]) -> Weighted:
     path, strength, factors = spec.parts_of(entry)
-    adapter = adapter_file.read(Path(path), modules)
+    adapter = adapter_file.read(path, modules)
     strengths = {}
     for component in modules:
         every = factors.get("text", 1.0) if component.startswith("text_encoder") else 1.0
