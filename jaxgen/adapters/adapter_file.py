@@ -89,8 +89,9 @@ class Adapter(NamedTuple):
 def read(path_or_id: str | Path, modules: Mapping[str, Iterable[str]]) -> Adapter:
     """Reads the header of an adapter for a model that has these modules, by component.
 
-    path_or_id: a safetensors file, a folder that holds one of WEIGHTS, or a Hub id. Raises one ValueError that
-    lists what fits nothing in the model, or names the kind of adapter that is not implemented.
+    path_or_id: a safetensors file, a folder that holds one of WEIGHTS, or a Hub id. Raises one
+    ValueError that lists what fits nothing in the model, or names a kind of adapter that is not
+    implemented.
     """
     file = _weights_in(path_or_id)
     stored = tensors.open_file(file)
