@@ -22,6 +22,7 @@ TEXT = "#7d838c"  # as far from white as from black
 BLUE, ORANGE, GREEN, RED, PURPLE = COLOURS = (
     "#3d85c6", "#e08a1e", "#2fa27b", "#d64f5c", "#9a6fc4",
 )  # fmt: skip
+TEN = (*COLOURS, "#8c6d4f", "#c2679b", "#7f8c3b", "#35a3b5", "#8a8f98")  # one for each class
 WIDTH = 7.0  # inches, of every figure
 
 plt.rcParams.update({
@@ -64,7 +65,7 @@ def show_grid(images: Any, columns: int, title: str = "", width: float = WIDTH) 
     """Shows images row by row, under a title."""
     picture = mosaic(images, columns)
     height = width * picture.shape[0] / picture.shape[1] + (0.3 if title else 0)
-    _place(axes(width=width, height=height), picture, title)
+    place(axes(width=width, height=height), picture, title)
     plt.show()
 
 
@@ -78,7 +79,7 @@ def show_rows(rows: Mapping[str, Any], width: float = WIDTH) -> None:
     longest = 0.09 * max(map(len, rows)) + 0.1  # inches of the labels
     height = (width - longest) * picture.shape[0] / picture.shape[1]
     panel = axes(width=width, height=height)
-    _place(panel, picture)
+    place(panel, picture)
     panel.set_yticks(side * (np.arange(len(rows)) + 0.5), list(rows))
     panel.tick_params(left=False)
     plt.show()
@@ -91,7 +92,7 @@ def show_side_by_side(panels: Mapping[str, Any], columns: int, width: float = WI
     for panel, picture, title in zip(
         np.atleast_1d(axes(len(panels), height, width)), grids, panels, strict=True
     ):
-        _place(panel, picture, title)
+        place(panel, picture, title)
     plt.show()
 
 
@@ -109,7 +110,8 @@ def show_gif(frames: Sequence[Any], columns: int, seconds: float = 0.2, scale: i
     display.display(display.Image(file.getvalue(), format="gif"))
 
 
-def _place(panel: Axes, picture: np.ndarray, title: str = "") -> None:
+def place(panel: Axes, picture: np.ndarray, title: str = "") -> None:
+    """Draws a picture, such as a mosaic, into axes."""
     panel.imshow(picture, interpolation="nearest", aspect="equal")
     panel.set_title(title)
     panel.grid(False)
