@@ -481,7 +481,7 @@ figures.show_rows(rows)
 # $$ g(f(\tilde x)) = E[x \mid \tilde x] = \tilde x + \sigma^2\, \nabla_{\tilde x} \log p_\sigma(\tilde x) \tag{5} $$
 #
 # (Robbins 1956; Efron 2011, JASA 106, "Tweedie's formula"; for denoising autoencoders Alain & Bengio 2014, arXiv:1211.4246, theorem 1.) The gradient of $\log p$ is the *score*,
-# and (5) is the whole reason why diffusion models can be trained by removing noise: [notebook 5](05_text_to_image_from_nothing.py).
+# and (5) is the whole reason why diffusion models can be trained by removing noise: [notebook 5](05_text_to_image_from_nothing.ipynb).
 #
 # It can be checked where everything is known. Let $x$ be -1 or 1, each half of the time. Then $E[x \mid \tilde x] = \tanh(\tilde x / \sigma^2)$ exactly. A denoiser with one hidden layer has to find this curve.
 
@@ -560,7 +560,7 @@ assert quick.ON or clean_error < 0.6 * plain_error
 #
 # $$ z \sim N(\bar z, S), \qquad \bar z = \tfrac{1}{N} \textstyle\sum_n z_n, \quad S = \tfrac{1}{N-1} \sum_n (z_n - \bar z)(z_n - \bar z)^\top \tag{6} $$
 #
-# but the codes are not normal, so the samples are blends of strokes. An autoencoder has no prior; to sample from the model itself it has to learn where codes may lie. That is the [VAE](02_vae.py).
+# but the codes are not normal, so the samples are blends of strokes. An autoencoder has no prior; to sample from the model itself it has to learn where codes may lie. That is the [VAE](02_vae.ipynb).
 # (`--action sample` of the script draws from (6), and says so.)
 
 # %%
@@ -737,6 +737,6 @@ check.scaled_loss(answer)
 #
 # ## Where next
 #
-# - [02 · The variational autoencoder](02_vae.py): codes that can be sampled.
+# - [02 · The variational autoencoder](02_vae.ipynb): codes that can be sampled.
 # - [experiments/autoencoder.py](../experiments/autoencoder.py): the script; convolutional networks, colour, your own images, several devices.
 # - On all of MNIST the script's preset (784-500-32, 20 epochs, a minute on two CPU cores, seed 0) ends at a mean squared error of 0.0089 per pixel on the scale 0 to 1, over the 10,000 test images.

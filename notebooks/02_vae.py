@@ -230,7 +230,7 @@ panel.legend()
 # %% [markdown]
 # ### Step and loop
 #
-# They are those of the [autoencoder](01_autoencoder.py); only the loss has changed.
+# They are those of the [autoencoder](01_autoencoder.ipynb); only the loss has changed.
 
 
 # %% tags=["whole"]
@@ -433,7 +433,7 @@ figures.show_grid(show(traversals), columns=12, title="one entry of the code at 
 # ### A map of digits, all of it
 #
 # With two entries the whole of $N(0, I)$ can be drawn: a square of its quantiles, so that every part of the picture is equally probable under the prior (Kingma & Welling 2014, figure 4). Compare with the map of the
-# [autoencoder](01_autoencoder.py), whose islands lay anywhere: here the KL has packed them around 0 without gaps, and that is why samples work.
+# [autoencoder](01_autoencoder.ipynb), whose islands lay anywhere: here the KL has packed them around 0 without gaps, and that is why samples work.
 
 # %%
 parts_2d, encode_2d, decode_2d = networks(SHAPE, 2, hidden=(500, 250))
@@ -760,6 +760,6 @@ check.planted_fault(answer)
 #
 # ## Where next
 #
-# - [03 · The generative adversarial network](03_gan.py): no likelihood at all, and sharp pictures.
-# - [05 · Text to image from nothing](05_text_to_image_from_nothing.py): this VAE with a tiny KL weight makes the latents in which diffusion works.
+# - [03 · The generative adversarial network](03_gan.ipynb): no likelihood at all, and sharp pictures.
+# - [05 · Text to image from nothing](05_text_to_image_from_nothing.ipynb): this VAE with a tiny KL weight makes the latents in which diffusion works.
 # - [experiments/vae.py](../experiments/vae.py): the script; conditional models, convolutions, colour with the logistic likelihood, several devices.
