@@ -4,20 +4,22 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxgen/jaxgen/blob/main/notebooks/04_stable_diffusion.ipynb)
 # [view source](04_stable_diffusion.py)
 #
-# Noise becomes a picture in small steps. A network looks at a noisy latent and at a text and says which part of the
-# latent is noise; a sampler takes some of that away; after twenty rounds a decoder turns the latent into pixels.
+# Noise becomes a picture in small steps. A network looks at a noisy latent and at a text and says
+# which part of the latent is noise; a sampler takes some of that away; after twenty rounds a
+# decoder turns the latent into pixels.
 #
 # ```
-# text -> tokenizer -> text encoder -> context [T, E] ----.
-#                                                         v
-# noise [h, w, 4] -> x_t -> UNet(x_t, t, context) -> sampler -> x_t-1 -> ... -> z -> decoder -> picture [8h, 8w, 3]
-#                     '---------------- every step ----------------'
+# text -> tokenizer -> text encoder -> context
+#                                         v
+# noise -> x_t -> UNet(x_t, t, context) -> sampler -> x_t-1 -> ... -> z -> decoder -> picture
+#          '---------------- every step ----------------'
 # ```
 #
-# Part one is the whole of it, in about a hundred lines, with nothing hidden but the layers of the three networks. Part two
-# uses the library, looks into the networks, and breaks things. The weights are those of `shapes`, a Stable Diffusion in
-# miniature that comes with jaxgen: the same classes and the same files as Stable Diffusion 1.5, a thousandth of its
-# arithmetic. [The next notebook](05_text_to_image_from_nothing.ipynb) trains it from nothing.
+# Part one is the whole of it, in about a hundred lines, with nothing hidden but the layers of the
+# three networks. Part two uses the library, looks into the networks, and breaks things. The weights
+# are those of `shapes`, a Stable Diffusion in miniature that comes with jaxgen: the same classes
+# and the same files as Stable Diffusion 1.5, a thousandth of its arithmetic. [The next
+# notebook](05_text_to_image_from_nothing.ipynb) trains it from nothing.
 
 # %% tags=["setup"]
 import importlib.util
@@ -44,9 +46,10 @@ if missing := [name for name in ("jaxgen", "mlxtend") if importlib.util.find_spe
 #
 # ### Three networks and their weights
 #
-# A checkpoint is a folder: for each network a `config.json` with its sizes and a `.safetensors` file with its arrays. In
-# JAX a network is a *function*. Its weights are not inside it but an argument, a nested dictionary of arrays, and so
-# everything below is a pure function of weights, text and a random key.
+# A checkpoint is a folder: for each network a `config.json` with its sizes and a `.safetensors`
+# file with its arrays. In JAX a network is a *function*. Its weights are not inside it but an
+# argument, a nested dictionary of arrays, and so everything below is a pure function of weights,
+# text and a random key.
 
 # %% tags=["whole"]
 import jax
@@ -64,26 +67,28 @@ unet, vae, text_encoder = networks.unet, networks.vae, networks.encoders["text_e
 params = loading.load(checkpoint, networks)  # {"unet": ..., "vae": ..., "text_encoder": ...}
 
 # %%
-import figures
 import matplotlib.pyplot as plt
+
+import figures
 import quick
 
 for name, tree in params.items():
     count = sum(leaf.size for leaf in jax.tree.leaves(tree))
-    print(
-        f"{name:12} {count:>9,} weights, such as {'/'.join(jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in jax.tree_util.tree_leaves_with_path(tree)[:1])}"
-    )
+    path, leaf = jax.tree_util.tree_leaves_with_path(tree)[0]
+    first = jax.tree_util.keystr(path, simple=True, separator="/")
+    print(f"{name:12} {count:>9,} weights, such as {first} {leaf.shape}")
 
 # %% [markdown]
 # ### A text becomes numbers
 #
-# The tokenizer cuts a text into pieces that it knows and numbers them; the list is framed by a first and a last token and
-# filled up to a fixed length, so that one compiled program serves every text. The text encoder (CLIP's: Radford et al. 2021,
-# arXiv:2103.00020) is a small transformer. It turns each token into a vector that knows the tokens before it: *red* in
-# "a red star" is not the *red* of "a red ring".
+# The tokenizer cuts a text into pieces that it knows and numbers them; the list is framed by a
+# first and a last token and filled up to a fixed length, so that one compiled program serves every
+# text. The text encoder (CLIP's: Radford et al. 2021, arXiv:2103.00020) is a small transformer. It
+# turns each token into a vector that knows the tokens before it: *red* in "a red star" is not the
+# *red* of "a red ring".
 #
-# Checked by [`test_plain_prompts_give_the_ids_of_the_tokenizer`](../tests/test_prompts.py), and against transformers in
-# [tests/oracle](../tests/oracle/test_tokenizer_transformers.py).
+# Checked by [`test_plain_prompts_give_the_ids_of_the_tokenizer`](../tests/test_prompts.py), and
+# against transformers in [tests/oracle](../tests/oracle/test_tokenizer_transformers.py).
 
 
 # %% tags=["whole"]
@@ -111,14 +116,16 @@ print("context:", context.shape)
 # %% [markdown]
 # ### How much noise there is at which time
 #
-# Training destroyed latents $z$ by mixing in noise $\varepsilon \sim N(0, I)$, a little more at each of 1,000 times $t$.
-# Because a sum of Gaussians is a Gaussian, all mixing up to time $t$ is one formula:
+# Training destroyed latents $z$ by mixing in noise $\varepsilon \sim N(0, I)$, a little more at
+# each of 1,000 times $t$. Because a sum of Gaussians is a Gaussian, all mixing up to time $t$ is
+# one formula:
 #
 # $$x_t = \sqrt{\bar\alpha_t}\, z + \sqrt{1 - \bar\alpha_t}\, \varepsilon, \qquad
 # \bar\alpha_t = \prod_{s \le t} (1 - \beta_s) \tag{1}$$
 #
-# Ho et al. 2020 (arXiv:2006.11239), eq. 4. The two factors are the cosine and the sine of an angle, so that $x_t$ keeps the
-# variance of $z$, which is 1. The $\beta$ are those of every Stable Diffusion: even in their square root. Checked by
+# Ho et al. 2020 (arXiv:2006.11239), eq. 4. The two factors are the cosine and the sine of an angle,
+# so that $x_t$ keeps the variance of $z$, which is 1. The $\beta$ are those of every Stable
+# Diffusion: even in their square root. Checked by
 # [`test_scaled_linear_betas_give_the_known_ends_of_stable_diffusion`](../tests/test_schedule.py).
 
 # %% tags=["whole"]
@@ -142,26 +149,28 @@ panel.legend()
 plt.show()
 
 # %% [markdown]
-# At $t = 999$ there is almost nothing but noise, which is why drawing may begin with pure noise. *Almost*: the factor
-# of $z$ is still 0.068, a fault of this schedule that Lin et al. 2023 (arXiv:2305.08891) describe and mend.
+# At $t = 999$ there is almost nothing but noise, which is why drawing may begin with pure noise.
+# *Almost*: the factor of $z$ is still 0.068, a fault of this schedule that Lin et al. 2023
+# (arXiv:2305.08891) describe and mend.
 #
 # ### What the UNet says, and guidance
 #
-# From a noisy latent, its time and a text the UNet predicts $v$, a mixture of the noise and of the latent under it
-# (Salimans & Ho 2022, arXiv:2202.00512, appendix D). Stable Diffusion 1.5 predicts $\varepsilon$ itself. Knowing $x_t$, each of
-# the three follows from any other:
+# From a noisy latent, its time and a text the UNet predicts $v$, a mixture of the noise and of the
+# latent under it (Salimans & Ho 2022, arXiv:2202.00512, appendix D). Stable Diffusion 1.5 predicts
+# $\varepsilon$ itself. Knowing $x_t$, each of the three follows from any other:
 #
 # $$v = \sqrt{\bar\alpha_t}\, \varepsilon - \sqrt{1 - \bar\alpha_t}\, z, \qquad
 # \hat z = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, \hat v, \qquad
 # \hat\varepsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, \hat v \tag{2}$$
 #
-# The network is asked twice, with the text and with the empty text, and the difference of the answers is exaggerated:
+# The network is asked twice, with the text and with the empty text, and the difference of the
+# answers is exaggerated:
 #
 # $$\hat v = \hat v_\text{empty} + w\, (\hat v_\text{text} - \hat v_\text{empty}) \tag{3}$$
 #
-# Classifier-free guidance, Ho & Salimans 2022 (arXiv:2207.12598), eq. 6, with $w$ one more than theirs. $w = 0$
-# ignores the text, $w = 1$ is the answer of the network as trained, and pictures are usually drawn with 3 to 8.
-# *Why that helps* is a question of part two. Checked by
+# Classifier-free guidance, Ho & Salimans 2022 (arXiv:2207.12598), eq. 6, with $w$ one more than
+# theirs. $w = 0$ ignores the text, $w = 1$ is the answer of the network as trained, and pictures
+# are usually drawn with 3 to 8. *Why that helps* is a question of part two. Checked by
 # [`test_guidance_follows_its_formula_with_a_scale_per_image`](../tests/test_sample.py).
 
 
@@ -179,15 +188,16 @@ def guided_v(params, x, t, context, empty, guidance_scale):
 # %% [markdown]
 # ### The loop
 #
-# DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 without its noise) takes the estimate of the clean latent and that of the
-# noise, and mixes them again by (1), for an earlier time $t'$:
+# DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 without its noise) takes the estimate of the
+# clean latent and that of the noise, and mixes them again by (1), for an earlier time $t'$:
 #
-# $$x_{t'} = \sqrt{\bar\alpha_{t'}}\, \hat z + \sqrt{1 - \bar\alpha_{t'}}\, \hat\varepsilon \tag{4}$$
+# $$x_{t'} = \sqrt{\bar\alpha_{t'}}\, \hat z
+# + \sqrt{1 - \bar\alpha_{t'}}\, \hat\varepsilon \tag{4}$$
 #
-# If the network were sure of $\hat z$, one step to the end would do. At high noise it cannot be: many pictures fit, and its
-# best answer is their average. So it goes a short way, and asks again. Checked by
-# [`test_a_model_that_knows_the_image_is_followed_to_it`](../tests/test_samplers.py) and by its order of convergence in
-# the same file.
+# If the network were sure of $\hat z$, one step to the end would do. At high noise it cannot be:
+# many pictures fit, and its best answer is their average. So it goes a short way, and asks again.
+# Checked by [`test_a_model_that_knows_the_image_is_followed_to_it`](../tests/test_samplers.py) and
+# by its order of convergence in the same file.
 
 
 # %% tags=["whole"]
@@ -207,9 +217,10 @@ def ddim(predict, x, num_steps):
 # %% [markdown]
 # ### The decoder
 #
-# The latent lives in the small space of an autoencoder, a picture of 8 x 8 places with four channels instead of 64 x 64
-# pixels with three: the UNet has 48 times fewer numbers to deal with. For training, latents were multiplied by a
-# factor $f$ that makes their variance 1, since (1) mixes them with noise of variance 1; the decoder wants it undone:
+# The latent lives in the small space of an autoencoder, a picture of 8 x 8 places with four
+# channels instead of 64 x 64 pixels with three: the UNet has 48 times fewer numbers to deal with.
+# For training, latents were multiplied by a factor $f$ that makes their variance 1, since (1) mixes
+# them with noise of variance 1; the decoder wants it undone:
 #
 # $$\text{picture} = \text{decoder}(z / f) \tag{5}$$
 #
@@ -264,9 +275,10 @@ figures.show_grid(decode(params, latents), columns=8)
 # %% [markdown]
 # ### The library computes the same
 #
-# `jaxgen.StableDiffusion` is the loop above with everything checked and with every sampler, size and kind of guidance.
-# From the same seeds it gives the same latents, and the same pictures to one level of 255. The tolerance is for
-# float32: the library embeds all times before the loop, and rounds $\bar\alpha$ step by step as PyTorch does.
+# `jaxgen.StableDiffusion` is the loop above with everything checked and with every sampler, size
+# and kind of guidance. From the same seeds it gives the same latents, and the same pictures to one
+# level of 255. The tolerance is for float32: the library embeds all times before the loop, and
+# rounds $\bar\alpha$ step by step as PyTorch does.
 
 # %%
 import jaxgen
@@ -274,9 +286,7 @@ import jaxgen
 pipe = jaxgen.StableDiffusion.from_pretrained("shapes")
 settings = {"num_steps": NUM_STEPS, "guidance_scale": 3.0, "seed": SEEDS}
 same = pipe(PROMPTS, sampler="ddim", output="latent", **settings)
-print(
-    f"largest difference of a latent: {np.abs(latents - same).max():.1e}, of {np.abs(same).max():.1f}"
-)
+print(f"largest difference of a latent: {np.abs(latents - same).max():.1e}")
 np.testing.assert_allclose(latents, same, atol=2e-3)
 levels = pipe.decode(same).astype(int) - np.asarray(decode(params, latents)).astype(int)
 assert np.abs(levels).max() <= 1
@@ -284,19 +294,24 @@ assert np.abs(levels).max() <= 1
 # %% [markdown]
 # ## Part two: with the library
 #
-# In three lines (`num_steps` 50 and `guidance_scale` 7.5 are the defaults, for large models):
+# In a few lines (`num_steps` 50 and `guidance_scale` 7.5 are the defaults, for large models):
 #
 # ```python
+# from PIL import Image
+#
+# import jaxgen
+#
 # pipe = jaxgen.StableDiffusion.from_pretrained("shapes")
-# images = pipe("a large red star above a small blue ring", num_steps=20, guidance_scale=3.0)   # uint8 [1, 64, 64, 3]
-# Image.fromarray(images[0]).save("star.png")
+# images = pipe("a large red star above a small blue ring", num_steps=20, guidance_scale=3.0)
+# Image.fromarray(images[0]).save("star.png")  # uint8 [1, 64, 64, 3]
 # ```
 #
 # ### Watching a picture appear
 #
-# The upper row is the latent that the sampler holds, the lower row the network's present *estimate* of the final
-# one, equation (2), each decoded. The estimate begins as an average of everything that the prompt allows, a blurred
-# blot; first the background settles, then place and colour, outlines last.
+# The upper row is the latent that the sampler holds, the lower row the network's present *estimate*
+# of the final one, equation (2), each decoded. The estimate begins as an average of everything that
+# the prompt allows, a blurred blot; first the background settles, then place and colour, outlines
+# last.
 
 # %%
 seen = []
@@ -317,14 +332,16 @@ figures.show_gif([pipe.decode(estimate) for _, estimate in seen], columns=8)
 # %% [markdown]
 # ### Which word looks where
 #
-# In each attention layer of the UNet every place of the latent asks a question $q$, every token offers a key $k$ and a
-# value; the place receives the values of the tokens whose keys fit its question:
+# In each attention layer of the UNet every place of the latent asks a question $q$, every token
+# offers a key $k$ and a value; the place receives the values of the tokens whose keys fit its
+# question:
 #
 # $$A = \operatorname{softmax}(q\, k^\top / \sqrt{d}) \tag{6}$$
 #
-# Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. A column of $A$ is a picture of where its word is used (Hertz et al. 2022,
-# arXiv:2208.01626). linen hands out what its layers compute, if asked; the weights are recomputed from it, and the cell asserts that
-# with them the layers give what they gave. Of the pipeline itself:
+# Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. A column of $A$ is a picture of where its word is
+# used (Hertz et al. 2022, arXiv:2208.01626). linen hands out what its layers compute, if asked; the
+# weights are recomputed from it, and the cell asserts that with them the layers give what they
+# gave. Of the pipeline itself:
 # [`test_attention_equals_its_definition`](../tests/test_attention.py).
 
 # %%
@@ -396,22 +413,26 @@ for row in (0, 1, 4):
 # %% [markdown]
 # ### What a score is
 #
-# Nobody can write down the density $p(x)$ of pictures, but a network can learn its *score* $\nabla_x \log p(x)$: in which
-# direction a noisy picture becomes more likely. Here is a world in which all is known, so that nothing has to be believed: points of a
-# plane, in three classes, each a Gaussian blob. Mixed with noise by (1), a blob with mean $\mu_c$ and variance $s^2$ is
-# a blob again, and the score of the mixture is a weighted mean of arrows towards the blobs:
+# Nobody can write down the density $p(x)$ of pictures, but a network can learn its *score*
+# $\nabla_x \log p(x)$: in which direction a noisy picture becomes more likely. Here is a world in
+# which all is known, so that nothing has to be believed: points of a plane, in three classes, each
+# a Gaussian blob. Mixed with noise by (1), a blob with mean $\mu_c$ and variance $s^2$ is a blob
+# again, and the score of the mixture is a weighted mean of arrows towards the blobs:
 #
-# $$\nabla_x \log p_t(x) = \sum_c r_c(x)\, \frac{\sqrt{\bar\alpha_t}\, \mu_c - x}{\bar\alpha_t s^2 + 1 - \bar\alpha_t},
+# $$\nabla_x \log p_t(x) = \sum_c r_c(x)\,
+# \frac{\sqrt{\bar\alpha_t}\, \mu_c - x}{\bar\alpha_t s^2 + 1 - \bar\alpha_t},
 # \qquad r_c(x) = p_t(c \mid x) \tag{7}$$
 #
 # The network's noise is the score, turned around and scaled:
 #
 # $$\hat\varepsilon(x, t) = -\sqrt{1 - \bar\alpha_t}\; \nabla_x \log p_t(x) \tag{8}$$
 #
-# (7) is the derivative of a mixture's logarithm; the cell compares it with automatic differentiation. (8) is eq. 3 of
-# Karras et al. 2022 (arXiv:2206.00364) in this notation: the best guess of the noise in $x$, in the mean square, is this and nothing
-# else, which is why *a network that predicts noise is a model of the density*. Following it from noise to no
-# noise is solving their eq. 1, an ordinary differential equation whose solutions have density $p_t$ at every time $t$.
+# (7) is the derivative of a mixture's logarithm; the cell compares it with automatic
+# differentiation. (8) is eq. 3 of Karras et al. 2022 (arXiv:2206.00364) in this notation: the best
+# guess of the noise in $x$, in the mean square, is this and nothing else, which is why *a network
+# that predicts noise is a model of the density*. Following it from noise to no noise is solving
+# their eq. 1, an ordinary differential equation whose solutions have density $p_t$ at every time
+# $t$.
 
 # %%
 MEANS = jnp.array([[-1.5, -0.8], [1.5, -0.8], [0.0, 1.4]])
@@ -438,7 +459,8 @@ def class_score(x, alpha, c):
 
 points = jax.random.normal(jax.random.key(0), (100, 2))
 for alpha in (0.9, 0.5, 0.1):
-    exact = jax.vmap(jax.grad(lambda x: jax.nn.logsumexp(log_densities(x, alpha))))(points)
+    logarithm = lambda x, a=alpha: jax.nn.logsumexp(log_densities(x, a))  # noqa: E731
+    exact = jax.vmap(jax.grad(logarithm))(points)
     np.testing.assert_allclose(jax.vmap(score, (0, None))(points, alpha), exact, atol=1e-5)
 
 # %%
@@ -446,7 +468,7 @@ line = np.linspace(-3, 3, 17)
 places = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
 for panel, t in zip(figures.axes(3, height=2.5), (900, 400, 50), strict=True):
     alpha = alphas_cumprod[t]
-    arrows = np.asarray(jax.vmap(score, (0, None))(places, alpha))
+    arrows = np.array(jax.vmap(score, (0, None))(places, alpha))
     arrows /= np.sqrt(np.linalg.norm(arrows, axis=-1, keepdims=True) + 1e-6)  # shorter ones grow
     panel.quiver(*places.T, *arrows.T, color=figures.BLUE, width=0.006)
     panel.scatter(*(np.sqrt(alpha) * MEANS).T, color=figures.ORANGE, zorder=3)
@@ -456,27 +478,30 @@ for panel, t in zip(figures.axes(3, height=2.5), (900, 400, 50), strict=True):
 plt.show()
 
 # %% [markdown]
-# At much noise all arrows point to the mean of everything, at little noise to the nearest blob: decisions fall
-# in between. That is the averaging of the early estimates above.
+# At much noise all arrows point to the mean of everything, at little noise to the nearest blob:
+# decisions fall in between. That is the averaging of the early estimates above.
 #
 # ### Why guidance sharpens
 #
-# By Bayes' rule $\log p(c \mid x) = \log p(x \mid c) + \log p(c) - \log p(x)$, so the difference in (3) is, up to the factor of (8), the
-# gradient of a *classifier* that nobody trained:
+# By Bayes' rule $\log p(c \mid x) = \log p(x \mid c) + \log p(c) - \log p(x)$, so the difference in
+# (3) is, up to the factor of (8), the gradient of a *classifier* that nobody trained:
 #
 # $$\nabla \log p_t(x) + w\, \big(\nabla \log p_t(x \mid c) - \nabla \log p_t(x)\big)
 # = \nabla \log p_t(x) + w\, \nabla \log p_t(c \mid x) \tag{9}$$
 #
-# (Ho & Salimans 2022, section 3.2.) With $w > 1$ a sample goes where the class is *more certain*, away from the others, and not to
-# where the class has its mass. How much that sharpens can be worked out where a class is $N(0, s^2)$ and everything
-# together $N(0, S^2)$. Then the equation that the sampler solves is linear, $dx / d\sigma = \sigma x\, [w / (s^2 + \sigma^2) - (w - 1) / (S^2 + \sigma^2)]$;
-# integrated from a large $\sigma$ down to 0 it leaves samples of standard deviation
+# (Ho & Salimans 2022, section 3.2.) With $w > 1$ a sample goes where the class is *more certain*,
+# away from the others, and not to where the class has its mass. How much that sharpens can be
+# worked out where a class is $N(0, s^2)$ and everything together $N(0, S^2)$. Then the equation
+# that the sampler solves is linear, $dx / d\sigma = \sigma x\, [w / (s^2 + \sigma^2) - (w - 1) /
+# (S^2 + \sigma^2)]$; integrated from a large $\sigma$ down to 0 it leaves samples of standard
+# deviation
 #
 # $$s\, (s / S)^{w - 1} \tag{10}$$
 #
-# (our own three lines). Each unit of $w$ divides the spread of samples by the same factor. That is much sharper than the
-# density $p(x)\, p(c \mid x)^w$ that guidance is often said to sample, whose variance here would be $1 / (w / s^2 - (w - 1) / S^2)$. Both are
-# compared below with jaxgen's own DDIM, which gets exact scores in place of a network.
+# (our own three lines). Each unit of $w$ divides the spread of samples by the same factor. That is
+# much sharper than the density $p(x)\, p(c \mid x)^w$ that guidance is often said to sample, whose
+# variance here would be $1 / (w / s^2 - (w - 1) / S^2)$. Both are compared below with jaxgen's own
+# DDIM, which gets exact scores in place of a network.
 
 # %%
 from functools import partial
@@ -540,10 +565,10 @@ panel.legend()
 plt.show()
 
 # %% [markdown]
-# So guidance trades variety for certainty. The next figure has the same for pictures: one prompt that says little, one seed a column,
-# and a guidance scale a row. $w = 0$ ignores the prompt and draws anything of the world. Pictures of
-# high $w$ obey and resemble each other; at the end colours and outlines break, because (3) has
-# pushed latents to where the UNet has never been.
+# So guidance trades variety for certainty. The next figure has the same for pictures: one prompt
+# that says little, one seed a column, and a guidance scale a row. $w = 0$ ignores the prompt and
+# draws anything of the world. Pictures of high $w$ obey and resemble each other; at the end colours
+# and outlines break, because (3) has pushed latents to where the UNet has never been.
 
 # %%
 rows = {}
@@ -553,9 +578,10 @@ for w in (0.0, 1.0, 3.0, 8.0, 25.0):
 figures.show_rows(rows)
 
 # %% [markdown]
-# What looks right can be measured in this world, since a reader without any network says what a picture shows
-# ([`jaxgen.world.reader`](../jaxgen/world/reader.py), checked by
-# [`test_every_attribute_is_read_from_rendered_pictures`](../tests/test_world_reader.py)): the share of prompts of which everything holds.
+# What looks right can be measured in this world, since a reader without any network says what a
+# picture shows ([`jaxgen.world.reader`](../jaxgen/world/reader.py), checked by
+# [`test_every_attribute_is_read_from_rendered_pictures`](../tests/test_world_reader.py)): the share
+# of prompts of which everything holds.
 
 # %%
 from jaxgen.miniature import captioned
@@ -596,9 +622,10 @@ assert quick.ON or max(shares) > shares[-1] + 0.2
 # %% [markdown]
 # ### Guidance scale x sampler
 #
-# A sampler is a way to solve that differential equation, and all of them go to nearly the same picture while guidance is moderate. Where they
-# differ is the far end: methods of higher order extrapolate, and break first. `euler_ancestral`, which adds fresh noise at every step,
-# is another picture from the start.
+# A sampler is a way to solve that differential equation, and all of them go to nearly the same
+# picture while guidance is moderate. Where they differ is the far end: methods of higher order
+# extrapolate, and break first. `euler_ancestral`, which adds fresh noise at every step, is another
+# picture from the start.
 
 # %%
 SAMPLERS = ["ddim", "dpmpp_2m", "heun", "unipc", "euler_ancestral"]
@@ -609,11 +636,13 @@ print("guidance scale:", *ladder, sep="   ")
 # %% [markdown]
 # ### Too few steps, by sampler
 #
-# The same prompt and seed with 2 to 20 evaluations of the UNet. First-order DDIM blurs when it is short of steps, because early
-# estimates are averages; DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095) and UniPC (Zhao et al. 2023, arXiv:2302.04867) remember the last
-# estimates and are done in 8; Heun pays two evaluations a step, and spends them badly when there are few. The curve is the distance
-# to the limit of many steps: its slope on these axes is the order of the method. Orders are checked on an equation with known
-# solution by [`test_order_of_convergence_on_the_gaussian_ode`](../tests/test_samplers.py).
+# The same prompt and seed with 2 to 20 evaluations of the UNet. First-order DDIM blurs when it is
+# short of steps, because early estimates are averages; DPM-Solver++ (Lu et al. 2022,
+# arXiv:2211.01095) and UniPC (Zhao et al. 2023, arXiv:2302.04867) remember the last estimates and
+# are done in 8; Heun pays two evaluations a step, and spends them badly when there are few. The
+# curve is the distance to the limit of many steps: its slope on these axes is the order of the
+# method. Orders are checked on an equation with known solution by
+# [`test_order_of_convergence_on_the_gaussian_ode`](../tests/test_samplers.py).
 
 # %%
 BUDGETS = [2, 3, 4, 6, 8, 12, 16, 20] if not quick.ON else [2, 4]
@@ -643,8 +672,9 @@ panel.legend(ncols=2)
 plt.show()
 
 # %% [markdown]
-# DDIM *is* Euler's method. Divide (4) by $\sqrt{\bar\alpha}$ and write $\sigma = \sqrt{1 - \bar\alpha} / \sqrt{\bar\alpha}$: what remains is
-# $\tilde x' = \tilde x + (\sigma' - \sigma)\, \hat\varepsilon$. Two names, two papers, one sampler
+# DDIM *is* Euler's method. Divide (4) by $\sqrt{\bar\alpha}$ and write $\sigma = \sqrt{1 -
+# \bar\alpha} / \sqrt{\bar\alpha}$: what remains is $\tilde x' = \tilde x + (\sigma' - \sigma)\,
+# \hat\varepsilon$. Two names, two papers, one sampler
 # ([`test_euler_is_ddim_in_another_scale`](../tests/test_samplers.py)):
 
 # %%
@@ -654,9 +684,10 @@ np.testing.assert_allclose(*both, atol=2e-3)
 # %% [markdown]
 # ### One compiled program for all of that
 #
-# JAX compiles a function for the shapes of its arguments. In jaxgen a sampler is a *table* of coefficients, an argument like
-# the prompt: each sampler is a linear map of the latent, a few older outputs and fresh noise. So prompt, seed, guidance, sampler and number of
-# steps are data. Everything since the first call ran in the program that the first call compiled
+# JAX compiles a function for the shapes of its arguments. In jaxgen a sampler is a *table* of
+# coefficients, an argument like the prompt: each sampler is a linear map of the latent, a few older
+# outputs and fresh noise. So prompt, seed, guidance, sampler and number of steps are data.
+# Everything since the first call ran in the program that the first call compiled
 # ([`test_no_setting_compiles_anew`](../tests/test_pipeline.py)):
 
 # %%
@@ -680,16 +711,17 @@ print(
 assert not compilations
 
 # %% [markdown]
-# Each picture also depends on its own seed and on nothing else in the batch, because each owns a key
-# ([`test_an_image_does_not_depend_on_its_batch`](../tests/test_pipeline.py)). Another batch size, on the other hand,
-# is another program.
+# Each picture also depends on its own seed and on nothing else in the batch, because each owns a
+# key ([`test_an_image_does_not_depend_on_its_batch`](../tests/test_pipeline.py)). Another batch
+# size, on the other hand, is another program.
 #
 # ### From a picture, and inside a mask
 #
-# Drawing need not begin with pure noise. Encode a given picture, noise it by (1) to some time, and start there (Meng et al. 2022,
-# arXiv:2108.01073): `strength` is the part of the steps that is run. Inside a mask, after every step the places *outside* are put back to
-# the given picture at that step's noise level (Lugmayr et al. 2022, arXiv:2201.09865, eq. 8), so that what is new grows together
-# with what stays.
+# Drawing need not begin with pure noise. Encode a given picture, noise it by (1) to some time, and
+# start there (Meng et al. 2022, arXiv:2108.01073): `strength` is the part of the steps that is run.
+# Inside a mask, after every step the places *outside* are put back to the given picture at that
+# step's noise level (Lugmayr et al. 2022, arXiv:2201.09865, eq. 8), so that what is new grows
+# together with what stays.
 
 # %%
 given, wish = watched[0], "a large yellow heart above a small blue ring on white"
@@ -711,7 +743,8 @@ assert np.abs(over[0].astype(int) - given).mean() < 12  # only the autoencoder c
 mask = np.zeros((64, 64), np.uint8)
 mask[:40] = 255  # white is made anew
 wishes = [f"a large {what} above a small blue ring on white" for what in (
-    "green square", "purple cross", "pink circle", "orange star", "cyan diamond", "red heart", "yellow ring", "green triangle",
+    "green square", "purple cross", "pink circle", "orange star",
+    "cyan diamond", "red heart", "yellow ring", "green triangle",
 )]  # fmt: skip
 inside = pipe(
     wishes,
@@ -741,8 +774,8 @@ figures.show_grid(
 # %% [markdown]
 # ### Right and wrong
 #
-# Not every picture shows what was asked. Above each is what an independent reader found at fault; the last row asks for what
-# training never said: no colour, no shape, three objects.
+# Not every picture shows what was asked. Above each is what an independent reader found at fault;
+# the last row asks for what training never said: no colour, no shape, three objects.
 
 
 # %%
@@ -798,9 +831,10 @@ except ValueError as error:
 # %% [markdown]
 # ### Roofline: how fast should it be?
 #
-# Before the run: a program can be no faster than its arithmetic at the device's best rate, and no faster than its memory traffic at the device's
-# best rate. `jaxgen.measure` counts the first from the function's own equations and asks the compiler for the second; the ceilings are
-# measured on this machine.
+# Before the run: a program can be no faster than its arithmetic at the device's best rate, and no
+# faster than its memory traffic at the device's best rate. `jaxgen.measure` counts the first from
+# the function's own equations and asks the compiler for the second; the ceilings are measured on
+# this machine.
 
 # %%
 import time
@@ -824,7 +858,7 @@ by_flops, by_bytes = (
 )
 print(f"a step of 8 pictures: {flops / 1e9:.1f} GFLOP, {traffic / 1e9:.2f} GB")
 print(
-    f"this machine: {limits.flops_per_second / 1e9:.0f} GFLOP/s, {limits.bytes_per_second / 1e9:.0f} GB/s"
+    f"limits: {limits.flops_per_second / 1e9:.0f} GFLOP/s, {limits.bytes_per_second / 1e9:.0f} GB/s"
 )
 print(
     f"20 steps, by arithmetic at most {by_flops:.1f} pictures/s, by memory at most {by_bytes:.1f}"
@@ -840,37 +874,41 @@ def pictures_per_second():
 
 measured = max(pictures_per_second() for _ in range(3))
 print(
-    f"measured {measured:.1f} pictures/s: {100 * measured / by_flops:.0f} % of the arithmetic's limit"
+    f"measured {measured:.1f} pictures/s, {100 * measured / by_flops:.0f} % of that by arithmetic"
 )
 assert measured < 1.2 * by_flops  # a count that is beaten is a wrong count
 
 # %% [markdown]
-# The rest is explained by what the count leaves out. At 8 x 8 places most layers are small: norms, softmax and activations move
-# bytes without a product and are not fused into the products; a convolution over 8 x 8 places with padding multiplies many
-# zeros that the count omits; and two cores wait for each other at the end of every layer. The autoencoder's decoder, once for
-# each picture, is not in the count either. For Stable Diffusion 1.5, whose products are a hundred times larger, the same program runs closer
-# to its limit ([benchmarks](../docs/benchmarks.md)).
+# The rest is explained by what the count leaves out. At 8 x 8 places most layers are small: norms,
+# softmax and activations move bytes without a product and are not fused into the products; a
+# convolution over 8 x 8 places with padding multiplies many zeros that the count omits; and two
+# cores wait for each other at the end of every layer. The autoencoder's decoder, once for each
+# picture, is not in the count either. For Stable Diffusion 1.5, whose products are a hundred times
+# larger, the same program runs closer to its limit ([benchmarks](../docs/benchmarks.md)).
 #
 # ## With a real checkpoint
 #
-# The same call, with a folder in diffusers' layout, one `.safetensors` file, or a Hub id. It is not run here: the weights
-# of Stable Diffusion 1.5 are 1.07 billion numbers, 2.1 GB in bfloat16 (4.3 GB in float32), and a picture of 512 x 512 needs about 1 GB more.
+# The same call, with a folder in diffusers' layout, one `.safetensors` file, or a Hub id. It is not
+# run here: the weights of Stable Diffusion 1.5 are 1.07 billion numbers, 2.1 GB in bfloat16 (4.3 GB
+# in float32), and a picture of 512 x 512 needs about 1 GB more.
 #
 # ```python
 # import jax.numpy as jnp
 #
 # import jaxgen
 #
-# pipe = jaxgen.StableDiffusion.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=jnp.bfloat16)
-# images = pipe("a lighthouse at dusk", negative_prompt="blurry", num_steps=30, sampler="dpmpp_2m", seed=7)
+# model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+# pipe = jaxgen.StableDiffusion.from_pretrained(model, dtype=jnp.bfloat16)
+# images = pipe("a lighthouse at dusk", negative_prompt="blurry", num_steps=30, sampler="dpmpp_2m")
 # ```
 #
-# What the call takes, which samplers and checkpoints there are, memory and several devices: [the reference](../docs/stable_diffusion.md).
+# What the call takes, which samplers and checkpoints there are, memory and several devices: [the
+# reference](../docs/stable_diffusion.md).
 #
 # ## Exercises
 #
-# **1.** How many latents does the UNet process for *one* picture with `sampler="heun"`, 20 steps and a guidance scale of 5? (Heun
-# evaluates twice a step, but for the last.)
+# **1.** How many latents does the UNet process for *one* picture with `sampler="heun"`, 20 steps
+# and a guidance scale of 5? (Heun evaluates twice a step, but for the last.)
 
 # %%
 from checks import stable_diffusion as checks
@@ -881,7 +919,8 @@ checks.evaluations(evaluations)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# 19 steps of two evaluations and one of one are 39; guidance asks with and without the text, which doubles that.
+# 19 steps of two evaluations and one of one are 39; guidance asks with and without the text, which
+# doubles that.
 #
 # ```python
 # checks.evaluations(2 * (2 * 20 - 1))
@@ -889,8 +928,8 @@ checks.evaluations(evaluations)
 #
 # </details>
 #
-# **2.** A class is $N(0, 0.5^2)$ in a world that is $N(0, 2^2)$. Samples are drawn with a guidance scale of 3. Predict their standard
-# deviation.
+# **2.** A class is $N(0, 0.5^2)$ in a world that is $N(0, 2^2)$. Samples are drawn with a guidance
+# scale of 3. Predict their standard deviation.
 
 # %%
 spread = None
@@ -907,9 +946,9 @@ checks.spread(spread)
 #
 # </details>
 #
-# **3.** Strong guidance raises the contrast of $\hat v$, and so of pictures. Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16, scale the guided
-# answer back to the standard deviation of the answer with the text. Write it for one image: `(empty, text, w) -> v`, arrays
-# `[h, w, C]`.
+# **3.** Strong guidance raises the contrast of $\hat v$, and so of pictures. Lin et al. 2023
+# (arXiv:2305.08891), eq. 15 and 16, scale the guided answer back to the standard deviation of the
+# answer with the text. Write it for one image: `(empty, text, w) -> v`, arrays `[h, w, C]`.
 
 # %%
 rescaled = None
@@ -928,7 +967,8 @@ checks.rescaled(rescaled)
 #
 # </details>
 #
-# **4.** Find the planted fault. Pictures of this sampler are pale and blurred, the more so the fewer steps it gets. Which line is it?
+# **4.** Find the planted fault. Pictures of this sampler are pale and blurred, the more so the
+# fewer steps it gets. Which line is it?
 #
 # ```python
 # def ddim(predict, x, num_steps):
@@ -950,7 +990,8 @@ checks.planted_fault(line)
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Line E takes the noise out of the old latent with the factors of the *new* time: D and E are exchanged.
+# Line E takes the noise out of the old latent with the factors of the *new* time: D and E are
+# exchanged.
 #
 # ```python
 # checks.planted_fault("E")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from checks import choice, number, same
 from scipy import integrate
 
+from checks import choice, number, same
 from jaxgen.diffusion import config, sample
 from jaxgen.weights import hub
 
