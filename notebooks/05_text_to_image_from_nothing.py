@@ -774,6 +774,12 @@ if len(wrong[0]):
 # object is that to the middle of the picture, where the prompt says it. Guidance 2 and 5 do as well
 # (128 prompts each: 93.0 and 91.4 % of those with two seen objects).
 #
+# ### An hour, in moving pictures
+#
+# Samples of the run that trained `shapes`, for captions of the test set, every thousand steps:
+#
+# ![Samples for captions of the test set as training goes on](../docs/images/latent_progress.gif)
+#
 # ### Directions need a foothold
 #
 # In an earlier world an only object stood in the middle, and places came up in relations alone.
