@@ -348,18 +348,18 @@ print(f"correlation of one step with the averages of the labels: {likeness:.3f}"
 assert quick.ON or likeness > 0.95
 
 # %% [markdown]
-# ### What goes wrong: no label is ever hidden
+# ### Is it true that labels must be hidden?
 #
 # Guidance compares an answer with the label to one without. A network that never saw an image
-# without its label has no answer without: what it says there is an accident of its first weights.
-# Train again with `LABEL_DROPOUT = 0`, half as long, and nothing in the loss shows the fault. It
-# shows when one guides. A nearest-neighbour classifier of scikit-learn says how many of 200 samples
-# are the digit that was asked for.
+# without its label has no such answer: what it says for the label "none" is an accident of its
+# first weights. So guidance should fail if nothing was hidden. Believing is good, measuring is
+# better: train again with `LABEL_DROPOUT = 0`, and let a nearest-neighbour classifier of
+# scikit-learn count how many of 200 samples are the digit that was asked for.
 
 # %%
 LABEL_DROPOUT = 0.0
 update.clear_cache()  # the compiled step has the old constant in it
-careless, careless_losses = train(quick.steps(NUM_STEPS // 2, 20))
+careless, _ = train(quick.steps(NUM_STEPS, 20))
 LABEL_DROPOUT = 0.1
 
 # %%
@@ -383,14 +383,22 @@ def obedience(params, w):
     return drawn[:10], np.mean(judge.predict(pixels) == asked)
 
 
-scales, rows, shares = [1.0, 2.0, 4.0, 8.0], {}, {}
+scales, rows, shares = [0.0, 1.0, 2.0, 4.0], {}, {}
 for name, weights in (("a tenth hidden", params), ("none hidden", careless)):
     for w in scales:
         drawn, share = obedience(weights, w)
         shares.setdefault(name, []).append(share)
         rows[f"{name}, w = {w:g}: {100 * share:.0f} %"] = drawn
 figures.show_rows(rows)
-assert quick.ON or shares["a tenth hidden"][2] > shares["none hidden"][2] + 0.1
+assert quick.ON or min(rise[3] - rise[1] for rise in shares.values()) > 0.1
+
+# %% [markdown]
+# It does not fail here. The row of "none" in the table of labels was never trained, so it still is
+# the small random vector it began as, and near the origin this network answers with a blend of all
+# labels: close enough to the average that guidance needs. That is luck, of a small table and a
+# forgiving network. Nothing in the loss holds the answer there, while one example in ten buys it
+# for certain, and a model of images without labels besides ($w = 0$). A fault that guidance hides
+# is worse than one that shows: what was not trained should not be asked.
 
 # %% [markdown]
 # ## Part two: a world with captions
@@ -410,6 +418,8 @@ assert quick.ON or shares["a tenth hidden"][2] > shares["none hidden"][2] + 0.1
 # the place now and then.
 
 # %%
+import textwrap
+
 from jaxgen.world import caption, reader, render, scene
 
 scenes = scene.draw_many(jax.random.key(0), 8)
@@ -430,8 +440,6 @@ def show_captioned(pictures, texts, colours=None):
                 panel.text(32, 68, text, ha="center", va="top", fontsize=6.5, color=colour)
         plt.show()
 
-
-import textwrap
 
 show_captioned(drawn, texts)
 
@@ -608,6 +616,8 @@ plt.show()
 # [`test_scaled_latents_have_unit_variance`](../tests/test_captioned.py).
 
 # %%
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
+
 encode = jax.jit(
     lambda x: vae.apply({"params": shipped["vae"]}, augment.to_unit_range(x), method="encode")
 )
@@ -624,8 +634,6 @@ def with_factor(factor):
     other = component._replace(config={**component.config, "scaling_factor": factor})
     return StableDiffusion(checkpoint._replace(components={**checkpoint.components, "vae": other}))
 
-
-from jaxgen.stable_diffusion.pipeline import StableDiffusion
 
 NUM_PROMPTS = quick.steps(32, 8)
 measured_scenes = captioned.world_scenes("prompts", NUM_PROMPTS, scene.SEEN, two_objects=0.0)
@@ -827,42 +835,27 @@ if len(wrong[0]):
 # `--batch-size` and wider networks.
 #
 # ### Roofline: how fast should training be?
+#
+# Before the run, for the digits of part one: the arithmetic of one step, counted from its own
+# equations, and the bytes that its compiled program moves, against the best rates of this machine.
 
 # %%
-import time
+import roofline
 
-from jaxgen.measure import ceilings, cost, products
+opt_state, data_key = tx.init(params), jax.random.key(12)
+arguments = (params, opt_state, 0, images, labels, jax.random.key(11), data_key)
+roof = roofline.predict(update, *arguments, images=BATCH_SIZE)
 
-tx = optimizer.adam(1e-3)
-one = steps.gradient_step(second_loss, tx)
-arguments = (
-    steps.init_state(fresh, tx),
-    jax.tree.map(lambda leaf: leaf[:32], data),
-    jax.random.key(11),
-)
-lowered = jax.jit(one).lower(*arguments)
-program = lowered.compile()
-flops, traffic = products.flops(one, *arguments), cost.cost(lowered, program).bytes_accessed
-limits = ceilings.measure(jnp.float32)
-by_flops, by_bytes = 32 * limits.flops_per_second / flops, 32 * limits.bytes_per_second / traffic
-print(f"a step of 32 pictures: {flops / 1e9:.1f} GFLOP, {traffic / 1e9:.2f} GB")
-print(f"by arithmetic at most {by_flops:.0f} pictures/s, by memory at most {by_bytes:.0f}")
-
-seconds = []
-for _ in range(4):
-    began = time.perf_counter()
-    jax.block_until_ready(program(*arguments))
-    seconds.append(time.perf_counter() - began)
-measured = 32 / min(seconds)
-print(
-    f"measured {measured:.0f} pictures/s, {100 * measured / by_flops:.0f} % of that by arithmetic"
-)
-assert measured < 1.2 * by_flops  # a count that is beaten is a wrong count
+# %%
+rate = roofline.compare(roof, lambda: update(*arguments))
+assert rate < 1.2 * BATCH_SIZE / roof.seconds[0]  # a count that is beaten is a wrong count
 
 # %% [markdown]
 # The compiler counts every byte that its fused operations touch, also where they lie in a cache, so
-# the memory's limit is too low on a CPU and about right on an accelerator. The rest: gradients of
-# small convolutions, norms and softmax do not fill the vector units as a large product does.
+# the memory's limit is too low on a CPU and about right on an accelerator. The rest: convolutions
+# over 8 x 8 places with 32 channels, norms and their gradients do not fill the vector units as the
+# large product does with which the ceiling was measured. `shapes` was trained at 80 to 100 pictures
+# a second on two cores.
 #
 # ## Exercises
 #
