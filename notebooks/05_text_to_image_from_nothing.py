@@ -502,14 +502,25 @@ from jaxgen.train import augment, optimizer
 from jaxgen.train import step as steps
 from jaxgen.weights import hub, tokenizer
 
-COUNT = quick.steps(4096, 256)
+BLOCK, COUNT = 64, quick.steps(4096, 256)
+
+
+@jax.jit
+def paint(scenes):
+    """Scenes -> pictures uint8 [N, 64, 64, 3]."""
+    return jnp.rint((jax.vmap(render.render)(scenes) + 1) * 127.5).astype(jnp.uint8)
+
+
+def blocks(arrays):
+    """A tree of arrays [N, ...] in pieces of 64, so that one program serves all."""
+    starts = range(0, COUNT, BLOCK)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i : i + BLOCK], arrays) for i in starts]
+
+
 train_scenes = captioned.world_scenes("train", COUNT, two_objects=0.0)
 captions = caption.captions(train_scenes)
-paint = jax.jit(
-    lambda part: jnp.rint((jax.vmap(render.render)(part) + 1) * 127.5).astype(jnp.uint8)
-)
-blocks = [scene.Scene(*(leaf[i : i + 256] for leaf in train_scenes)) for i in range(0, COUNT, 256)]
-pictures = np.concatenate([paint(block) for block in blocks])
+pictures = np.concatenate([paint(block) for block in blocks(train_scenes)])
+test_pictures = np.asarray(paint(captioned.world_scenes("test", BLOCK)))
 
 checkpoint = hub.open_checkpoint("shapes")
 networks = loading.networks(checkpoint)
@@ -523,6 +534,17 @@ def encode_one(params, x):
 
 def decode_one(params, z):
     return vae.apply({"params": params}, z[None], method="decode")[0]
+
+
+@jax.jit
+def encode(params, images):
+    """Pictures uint8 -> mean and log-variance of their latents."""
+    return jax.vmap(encode_one, (None, 0))(params, augment.to_unit_range(images))
+
+
+@jax.jit
+def decode(params, z):
+    return jax.vmap(decode_one, (None, 0))(params, z)
 
 
 def trained(loss, params, data, num_steps, batch_size, learning_rate, ema_decay=0.98):
@@ -539,42 +561,27 @@ def trained(loss, params, data, num_steps, batch_size, learning_rate, ema_decay=
 
 
 first_loss = augment.on_uint8(latent_losses.autoencoder_kl_loss(encode_one, decode_one, 2e-4, 1.0))
+fresh = jax.jit(lambda key: model.init(key, vae))(jax.random.key(9))
 begun, first_losses = trained(
-    first_loss,
-    model.init(jax.random.key(9), vae),
-    {"image": pictures},
-    quick.steps(100, 2),
-    4,
-    1e-3,
+    first_loss, fresh, {"image": pictures}, quick.steps(100, 2), batch_size=4, learning_rate=1e-3
 )
 
-
 # %%
-def reconstruct(params, images):
-    mean, _ = vae.apply({"params": params}, augment.to_unit_range(images), method="encode")
-    return vae.apply({"params": params}, mean, method="decode")
-
-
-test_scenes = captioned.world_scenes("test", 8)
-test_pictures = np.asarray(paint(test_scenes))
+mean, logvar = encode(shipped["vae"], test_pictures)
+reconstructions = decode(shipped["vae"], mean)
+error = np.mean((test_pictures / 127.5 - 1 - reconstructions) ** 2)
+print(f"squared error per pixel of the finished one: {error:.4f}")
+assert error < 0.01
 panel = figures.axes(height=1.9)
 panel.semilogy(first_losses, color=figures.TEXT, alpha=0.3)
 panel.semilogy(figures.smooth(first_losses, 10))
 panel.set(xlabel="step of four pictures", ylabel="loss (7)")
 plt.show()
 figures.show_rows({
-    "picture": test_pictures,
-    f"{len(first_losses)} steps": reconstruct(begun, jnp.asarray(test_pictures)),
-    "half an hour": reconstruct(shipped["vae"], jnp.asarray(test_pictures)),
+    "picture": test_pictures[:8],
+    f"{len(first_losses)} steps": decode(begun, encode(begun, test_pictures)[0])[:8],
+    "half an hour": reconstructions[:8],
 })  # fmt: skip
-error = np.mean(
-    (
-        augment.to_unit_range(jnp.asarray(test_pictures))
-        - reconstruct(shipped["vae"], jnp.asarray(test_pictures))
-    )
-    ** 2
-)
-assert error < 0.01
 
 # %% [markdown]
 # What a latent looks like, channel by channel; and the latent half way between two pictures beside
@@ -583,16 +590,14 @@ assert error < 0.01
 # such ghosts.
 
 # %%
-mean, logvar = jax.jit(lambda p, x: vae.apply({"params": p}, x, method="encode"))(
-    shipped["vae"], augment.to_unit_range(jnp.asarray(test_pictures))
-)
+between = decode(shipped["vae"], (mean + mean[3]) / 2)
 panels = figures.axes(8, height=1.2)
 panels[0].imshow(test_pictures[0])
 for c in range(4):
     panels[1 + c].imshow(mean[0, :, :, c], cmap="coolwarm", vmin=-3, vmax=3)
     panels[1 + c].set_title(f"channel {c}", fontsize=8)
 panels[5].imshow(test_pictures[3])
-panels[6].imshow(figures.as_uint8(decode_one(shipped["vae"], (mean[0] + mean[3]) / 2)[None])[0])
+panels[6].imshow(figures.as_uint8(between)[0])
 panels[7].imshow((test_pictures[0] / 2 + test_pictures[3] / 2).astype(np.uint8))
 for panel, title in zip(
     panels[[0, 5, 6, 7]], ("A", "B", "latents' mean", "pixels' mean"), strict=True
@@ -618,33 +623,22 @@ plt.show()
 # %%
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 
-encode = jax.jit(
-    lambda x: vae.apply({"params": shipped["vae"]}, augment.to_unit_range(x), method="encode")
-)
-halves = [encode(pictures[i : i + 256]) for i in range(0, COUNT, 256)]
-mean, logvar = (np.concatenate(parts) for parts in zip(*halves, strict=True))
+parts = [encode(shipped["vae"], block) for block in blocks(pictures)]
+mean, logvar = (np.concatenate(part) for part in zip(*parts, strict=True))
 variance = np.var(mean) + np.mean(np.exp(logvar))  # of z: between pictures, and the draw's own
 print(f"1 / std of these latents: {variance**-0.5:.4f}; in the checkpoint: {vae.scaling_factor}")
 assert abs(variance**-0.5 / vae.scaling_factor - 1) < 0.1
 
 
-def with_factor(factor):
-    """The pipeline of `shapes` with another scaling factor."""
-    component = checkpoint.components["vae"]
-    other = component._replace(config={**component.config, "scaling_factor": factor})
-    return StableDiffusion(checkpoint._replace(components={**checkpoint.components, "vae": other}))
-
-
 NUM_PROMPTS = quick.steps(32, 8)
 measured_scenes = captioned.world_scenes("prompts", NUM_PROMPTS, scene.SEEN, two_objects=0.0)
 prompts = caption.captions(measured_scenes)
-latents = StableDiffusion(checkpoint)(
-    prompts, num_steps=quick.steps(20, 2), guidance_scale=3.0, output="latent"
-)
-figures.show_rows({
-    f"f = {factor:g}": with_factor(factor).decode(latents[:8])
-    for factor in (vae.scaling_factor, 1.0, 0.18215)
-})  # fmt: skip
+finished = StableDiffusion(checkpoint)
+OPTIONS = {"num_steps": quick.steps(10, 2), "guidance_scale": 3.0, "seed": list(range(NUM_PROMPTS))}
+after_hours = finished(prompts, output="latent", **OPTIONS)
+padded = np.resize(after_hours, (BLOCK, 8, 8, 4))
+factors = (vae.scaling_factor, 1.0, 0.18215)
+figures.show_rows({f"f = {f:g}": decode(shipped["vae"], padded / f)[:8] for f in factors})
 
 # %% [markdown]
 # ### Stage 2: denoise latents, guided by text
@@ -689,7 +683,10 @@ data = {
     "ids": jnp.asarray(tokenizer.tokenize(tokens, captions)),
 }
 unet_key, text_key = jax.random.split(jax.random.key(10))
-fresh = {"unet": model.init(unet_key, unet), "text_encoder": model.init(text_key, text_encoder)}
+fresh = {
+    "unet": jax.jit(lambda key: model.init(key, unet))(unet_key),
+    "text_encoder": jax.jit(lambda key: model.init(key, text_encoder))(text_key),
+}
 minute, second_losses = trained(second_loss, fresh, data, quick.steps(300, 3), 32, 2e-3)
 panel = figures.axes(height=1.9)
 panel.semilogy(second_losses, color=figures.TEXT, alpha=0.3)
@@ -704,7 +701,6 @@ plt.show()
 
 # %%
 pipe = StableDiffusion(model.with_params(small, {**minute, "vae": shipped["vae"]}))
-OPTIONS = {"num_steps": quick.steps(10, 2), "guidance_scale": 3.0, "seed": list(range(NUM_PROMPTS))}
 after_a_minute = pipe(prompts, **OPTIONS)
 show_captioned(after_a_minute[:8], prompts[:8])
 
@@ -725,8 +721,7 @@ def verdicts(pictures, scenes):
     return [reader.check(scene.take(scenes, j), reader.read(p)) for j, p in enumerate(pictures)]
 
 
-finished = StableDiffusion(checkpoint)
-after_hours = finished(prompts, **OPTIONS)
+after_hours = finished.decode(after_hours)
 reports = {
     "after a minute": reader.report(verdicts(after_a_minute, measured_scenes)),
     "after two hours": reader.report(verdicts(after_hours, measured_scenes)),
