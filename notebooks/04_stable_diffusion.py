@@ -287,7 +287,7 @@ pipe = jaxgen.StableDiffusion.from_pretrained("shapes")
 settings = {"num_steps": NUM_STEPS, "guidance_scale": 3.0, "seed": SEEDS}
 same = pipe(PROMPTS, sampler="ddim", output="latent", **settings)
 print(f"largest difference of a latent: {np.abs(latents - same).max():.1e}")
-np.testing.assert_allclose(latents, same, atol=2e-3)
+np.testing.assert_allclose(latents, same, atol=1e-3)
 levels = pipe.decode(same).astype(int) - np.asarray(decode(params, latents)).astype(int)
 assert np.abs(levels).max() <= 1
 
@@ -327,7 +327,7 @@ figures.show_rows({
 })  # fmt: skip
 
 # %%
-figures.show_gif([pipe.decode(estimate) for _, estimate in seen], columns=8)
+figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[::2]], columns=4)
 
 # %% [markdown]
 # ### Which word looks where
@@ -407,7 +407,7 @@ def show_words(row, pictures):
     plt.show()
 
 
-for row in (0, 1, 4):
+for row in (0, 1):
     show_words(row, watched)
 
 # %% [markdown]
@@ -492,9 +492,9 @@ plt.show()
 # (Ho & Salimans 2022, section 3.2.) With $w > 1$ a sample goes where the class is *more certain*,
 # away from the others, and not to where the class has its mass. How much that sharpens can be
 # worked out where a class is $N(0, s^2)$ and everything together $N(0, S^2)$. Then the equation
-# that the sampler solves is linear, $dx / d\sigma = \sigma x\, [w / (s^2 + \sigma^2) - (w - 1) /
-# (S^2 + \sigma^2)]$; integrated from a large $\sigma$ down to 0 it leaves samples of standard
-# deviation
+# that the sampler solves is linear,
+# $dx / d\sigma = \sigma x\, [w / (s^2 + \sigma^2) - (w - 1) / (S^2 + \sigma^2)]$; integrated from a
+# large $\sigma$ down to 0 it leaves samples of standard deviation
 #
 # $$s\, (s / S)^{w - 1} \tag{10}$$
 #
@@ -589,7 +589,7 @@ figures.show_rows(rows)
 from jaxgen.miniature import captioned
 from jaxgen.world import caption, reader, scene
 
-COUNT = quick.steps(24, 8)
+COUNT = quick.steps(16, 8)
 scenes = captioned.world_scenes("prompts", COUNT, scene.SEEN, two_objects=1.0)
 captions = caption.captions(scenes)
 
@@ -607,16 +607,11 @@ def share_that_follows(**options):
 
 
 ladder = [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 14.0, 25.0]
-shares = [share_that_follows(num_steps=quick.steps(10, 2), guidance_scale=w) for w in ladder]
+shares = [share_that_follows(num_steps=NUM_STEPS, guidance_scale=w) for w in ladder]
 panel = figures.axes(height=2.2)
 panel.semilogx(ladder, 100 * np.array(shares), "o-")
-panel.set(
-    xlabel="guidance scale",
-    ylabel="% that follow",
-    ylim=(0, 102),
-    xticks=ladder,
-    xticklabels=ladder,
-)
+panel.set(xlabel="guidance scale", ylabel="% that follow", ylim=(0, 104))
+panel.set_xticks(ladder, [f"{w:g}" for w in ladder])
 panel.minorticks_off()
 plt.show()
 assert quick.ON or max(shares) > shares[-1] + 0.2
@@ -630,58 +625,60 @@ assert quick.ON or max(shares) > shares[-1] + 0.2
 # picture from the start.
 
 # %%
-SAMPLERS = ["ddim", "dpmpp_2m", "heun", "unipc", "euler_ancestral"]
+SAMPLERS = ["ddim", "dpmpp_2m", "unipc", "euler_ancestral"]
 options = {"num_steps": NUM_STEPS, "guidance_scale": ladder, "seed": [3] * 8}
-figures.show_rows({s: pipe([PROMPTS[0]] * 8, sampler=s, **options) for s in SAMPLERS})
-print("guidance scale:", *ladder, sep="   ")
+figures.show_rows(
+    {s: pipe([PROMPTS[0]] * 8, sampler=s, **options) for s in SAMPLERS},
+    columns=[f"w={w:g}" for w in ladder],
+)
 
 # %% [markdown]
 # ### Too few steps, by sampler
 #
-# The same prompt and seed with 2 to 20 evaluations of the UNet. First-order DDIM blurs when it is
-# short of steps, because early estimates are averages; DPM-Solver++ (Lu et al. 2022,
-# arXiv:2211.01095) and UniPC (Zhao et al. 2023, arXiv:2302.04867) remember the last estimates and
-# are done in 8; Heun pays two evaluations a step, and spends them badly when there are few. The
-# curve is the distance to the limit of many steps: its slope on these axes is the order of the
-# method. Orders are checked on an equation with known solution by
+# The same prompt and seed with 2 to 20 evaluations of the UNet. DDIM is of first order: it follows
+# the present estimate in a straight line, and early estimates are averages. DPM-Solver++ (Lu et al.
+# 2022, arXiv:2211.01095) and UniPC (Zhao et al. 2023, arXiv:2302.04867) remember earlier estimates
+# and bend the line. Heun pays two evaluations a step, which is badly spent where there are few. The
+# curve is the distance to the limit of many steps; its slope on these axes is the order of the
+# method, once steps are small. Orders are checked on an equation with known solution by
 # [`test_order_of_convergence_on_the_gaussian_ode`](../tests/test_samplers.py).
+#
+# `spacing="trailing"` starts every run at the last time. The checkpoint's own "leading" starts at
+# 951 with twenty steps and at 501 with two, and then what is pure noise to us is too much noise to
+# the network (Lin et al. 2023, arXiv:2305.08891, table 2): a fault of the grid, not of a method.
 
 # %%
 BUDGETS = [2, 3, 4, 6, 8, 12, 16, 20] if not quick.ON else [2, 4]
-options = {"guidance_scale": 3.0, "seed": SEEDS, "output": "latent"}
+options = {"guidance_scale": 3.0, "seed": SEEDS, "output": "latent", "spacing": "trailing"}
 limit = pipe(PROMPTS, num_steps=quick.steps(100, 8), sampler="dpmpp_2m", **options)
 rows, curves = {}, {}
 for sampler in ["ddim", "heun", "dpmpp_2m", "unipc"]:
     steps = [max(1, (n + 1) // 2) if sampler == "heun" else n for n in BUDGETS]
     finals = [pipe(PROMPTS, num_steps=n, sampler=sampler, **options) for n in steps]
-    rows[sampler] = decode(params, np.stack([final[0] for final in finals]))
+    rows[sampler] = pipe.decode(np.stack([final[0] for final in finals]))
     curves[sampler] = [np.sqrt(np.mean((final - limit) ** 2)) for final in finals]
-figures.show_rows(rows)
-print("evaluations:", *BUDGETS, sep="   ")
+figures.show_rows(rows, columns=[f"{n}" for n in BUDGETS])
 
 # %%
 panel = figures.axes(height=2.4)
 for sampler, errors in curves.items():
     panel.loglog(BUDGETS, errors, "o-", label=sampler)
-panel.set(
-    xlabel="evaluations of the UNet",
-    ylabel="distance to the limit",
-    xticks=BUDGETS,
-    xticklabels=BUDGETS,
-)
+panel.set(xlabel="evaluations of the UNet", ylabel="distance to the limit")
+panel.set_xticks(BUDGETS, BUDGETS)
 panel.minorticks_off()
 panel.legend(ncols=2)
 plt.show()
+assert quick.ON or curves["dpmpp_2m"][-1] < curves["ddim"][-1]
 
 # %% [markdown]
-# DDIM *is* Euler's method. Divide (4) by $\sqrt{\bar\alpha}$ and write $\sigma = \sqrt{1 -
-# \bar\alpha} / \sqrt{\bar\alpha}$: what remains is $\tilde x' = \tilde x + (\sigma' - \sigma)\,
-# \hat\varepsilon$. Two names, two papers, one sampler
+# DDIM *is* Euler's method. Divide (4) by $\sqrt{\bar\alpha}$ and write
+# $\sigma = \sqrt{1 - \bar\alpha} / \sqrt{\bar\alpha}$: what remains is
+# $\tilde x' = \tilde x + (\sigma' - \sigma)\, \hat\varepsilon$. Two names, two papers, one sampler
 # ([`test_euler_is_ddim_in_another_scale`](../tests/test_samplers.py)):
 
 # %%
 both = [pipe(PROMPTS, num_steps=NUM_STEPS, sampler=name, **options) for name in ("ddim", "euler")]
-np.testing.assert_allclose(*both, atol=2e-3)
+np.testing.assert_allclose(*both, atol=1e-3)
 
 # %% [markdown]
 # ### One compiled program for all of that
@@ -726,39 +723,26 @@ assert not compilations
 # together with what stays.
 
 # %%
-given, wish = watched[0], "a large yellow heart above a small blue ring on white"
-strengths = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+given, wish = watched[5], "a large purple heart right of a small green circle on white"
+strengths = (0.0, 0.2, 0.3, 0.35, 0.4, 0.5, 0.7, 1.0)
+options = {"num_steps": NUM_STEPS, "guidance_scale": 3.0}
 over = [
-    pipe(
-        [wish] * 8, image=given, strength=s, seed=[5] * 8, num_steps=NUM_STEPS, guidance_scale=4.0
-    )[0]
-    for s in strengths
+    pipe([wish] * 8, image=given, strength=strength, seed=[5] * 8, **options)[0]
+    for strength in strengths
 ]
-figures.show_grid(
-    [given, *over],
-    columns=9,
-    title="given, then strength " + ", ".join(f"{s:g}" for s in strengths),
-)
+names = ["given", *(f"{strength:g}" for strength in strengths)]
+figures.show_rows({"strength": [given, *over]}, columns=names)
 assert np.abs(over[0].astype(int) - given).mean() < 12  # only the autoencoder came between
 
 # %%
 mask = np.zeros((64, 64), np.uint8)
-mask[:40] = 255  # white is made anew
-wishes = [f"a large {what} above a small blue ring on white" for what in (
-    "green square", "purple cross", "pink circle", "orange star",
-    "cyan diamond", "red heart", "yellow ring", "green triangle",
-)]  # fmt: skip
-inside = pipe(
-    wishes,
-    image=given,
-    mask=mask,
-    strength=1.0,
-    seed=SEEDS,
-    num_steps=NUM_STEPS,
-    guidance_scale=3.0,
-)
-figures.show_grid([given, *inside], columns=9, title="given, then its upper part made anew")
-assert np.abs(inside[:, 48:].astype(int) - watched[0][48:]).mean() < 12
+mask[:, 40:] = 255  # white is made anew
+others = ["green square", "purple cross", "pink circle", "orange star"]
+others += ["cyan diamond", "red heart", "yellow ring", "blue triangle"]
+wishes = [f"a large {other} right of a small green circle on white" for other in others]
+inside = pipe(wishes, image=given, mask=mask, strength=1.0, seed=SEEDS, **options)
+figures.show_rows({"inpainted": [given, *inside]}, columns=["given", *others])
+assert np.abs(inside[:, :, :32].astype(int) - given[:, :32]).mean() < 12
 
 # %% [markdown]
 # ### Between two texts
@@ -776,8 +760,9 @@ figures.show_grid(
 # %% [markdown]
 # ### Right and wrong
 #
-# Not every picture shows what was asked. Above each is what an independent reader found at fault;
-# the last row asks for what training never said: no colour, no shape, three objects.
+# Not every picture shows what was asked, least of all with six steps and a guidance scale of 1.5.
+# Above each is what an independent reader found at fault; the last row asks for what training never
+# said: no colour, no shape, three objects.
 
 
 # %%
@@ -785,47 +770,34 @@ import textwrap
 
 
 def faults(i, picture):
+    """What the picture of caption i gets wrong."""
     check = reader.check(scene.take(scenes, i), reader.read(picture))
-    return ", ".join(name for name, holds in check.items() if not holds and name != "all")
+    return " ".join(name for name, holds in check.items() if not holds and name != "all")
 
 
 def show_captioned(pictures, texts, titles):
+    """Eight pictures, each between a title and its caption."""
     for panel, picture, text, title in zip(
-        figures.axes(len(pictures), height=1.9), pictures, texts, titles, strict=True
+        figures.axes(8, height=1.9), pictures, texts, titles, strict=True
     ):
-        panel.imshow(picture)
-        panel.set_axis_off()
-        panel.set_title(title or "right", color=figures.RED if title else figures.GREEN, fontsize=8)
-        panel.text(32, 70, "\n".join(textwrap.wrap(text, 17)), ha="center", va="top", fontsize=7)
+        figures.place(panel, picture)
+        colour = {"": figures.TEXT, "right": figures.GREEN}.get(title, figures.RED)
+        panel.set_title("\n".join(textwrap.wrap(title, 12)[:2]), color=colour, fontsize=7)
+        panel.set_xlabel("\n".join(textwrap.wrap(text, 17)), fontsize=6)
     plt.show()
 
 
-for start in (0, 8):
-    if start < COUNT:
-        drawn = pipe(
-            captions[start : start + 8],
-            num_steps=6,
-            guidance_scale=1.5,
-            seed=list(range(start, start + 8)),
-        )
-        show_captioned(
-            drawn, captions[start : start + 8], [faults(start + j, p) for j, p in enumerate(drawn)]
-        )
+for start in range(0, COUNT, 8):
+    texts, seeds = captions[start : start + 8], list(range(start, start + 8))
+    drawn = pipe(texts, num_steps=6, guidance_scale=1.5, seed=seeds)
+    titles = [faults(start + j, picture) or "right" for j, picture in enumerate(drawn)]
+    show_captioned(drawn, texts, titles)
 
 # %%
-odd = [
-    "a star",
-    "red",
-    "a red star and a blue ring",
-    "a red star a blue ring a green heart",
-    "a large small red star",
-    "a yellow circle on yellow",
-    "star star star",
-    "",
-]
-show_captioned(
-    pipe(odd, num_steps=NUM_STEPS, guidance_scale=3.0, seed=SEEDS), odd, ["unheard of"] * 8
-)
+odd = ["a star", "red", "a red star and a blue ring", "a red star a blue ring a green heart"]
+odd += ["a large small red star", "a yellow circle on yellow", "star star star", ""]
+strange = pipe(odd, num_steps=NUM_STEPS, guidance_scale=3.0, seed=SEEDS)
+show_captioned(strange, odd, [""] * 8)
 try:
     pipe("a red dragon")
 except ValueError as error:

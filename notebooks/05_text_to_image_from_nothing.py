@@ -345,7 +345,7 @@ averages = np.stack([images[labels == c].mean(axis=0) for c in range(10)]) * (2 
 figures.show_rows({"average": averages, **rows})
 likeness = np.corrcoef(averages.ravel(), np.ravel(rows["1 step"]))[0, 1]
 print(f"correlation of one step with the averages of the labels: {likeness:.3f}")
-assert quick.ON or likeness > 0.95
+assert quick.ON or likeness > 0.9
 
 # %% [markdown]
 # ### Is it true that labels must be hidden?
@@ -426,18 +426,17 @@ scenes = scene.draw_many(jax.random.key(0), 8)
 texts, drawn = caption.captions(scenes), jax.vmap(render.render)(scenes)
 
 
-def show_captioned(pictures, texts, colours=None):
+def show_captioned(pictures, texts, colour=figures.TEXT):
     """Pictures in rows of eight, above their captions."""
     pictures = figures.as_uint8(pictures)
     for first in range(0, len(pictures), 8):
-        panels = figures.axes(8, height=1.75)
-        for j, panel in enumerate(panels):
+        for panel, j in zip(figures.axes(8, height=1.8), range(first, first + 8), strict=True):
             panel.set_axis_off()
-            if first + j < len(pictures):
-                panel.imshow(pictures[first + j])
-                colour = figures.TEXT if colours is None else colours[first + j]
-                text = "\n".join(textwrap.wrap(texts[first + j], 16))
-                panel.text(32, 68, text, ha="center", va="top", fontsize=6.5, color=colour)
+            if j < len(pictures):
+                panel.set_axis_on()
+                figures.place(panel, pictures[j])
+                text = "\n".join(textwrap.wrap(texts[j], 17))
+                panel.set_xlabel(text, fontsize=6, color=colour)
         plt.show()
 
 
@@ -757,9 +756,8 @@ assert quick.ON or all(row["all"]["share"] > 0.7 for row in following.table(grou
 
 # %%
 right, wrong = (following.examples(groups, is_right, 8) for is_right in (True, False))
-show_captioned(right[0][:8], right[1][:8], [figures.GREEN] * 8)
-if len(wrong[0]):
-    show_captioned(wrong[0][:8], wrong[1][:8], [figures.RED] * 8)
+show_captioned(right[0][:8], right[1][:8], figures.GREEN)
+show_captioned(wrong[0][:8], wrong[1][:8], figures.RED)
 
 # %% [markdown]
 # Above right ones, below wrong ones with the attributes that failed: mostly a second object where

@@ -64,23 +64,30 @@ def show_grid(images: Any, columns: int, title: str = "", width: float = WIDTH) 
     """Shows images row by row, under a title."""
     picture = mosaic(images, columns)
     height = width * picture.shape[0] / picture.shape[1] + (0.3 if title else 0)
-    _place(axes(width=width, height=height), picture, title)
+    place(axes(width=width, height=height), picture, title)
     plt.show()
 
 
-def show_rows(rows: Mapping[str, Any], width: float = WIDTH) -> None:
-    """Shows one labelled row of images for each entry, all of the same length."""
-    columns = max(len(images) for images in rows.values())
+def show_rows(rows: Mapping[str, Any], width: float = WIDTH, columns: Sequence[str] = ()) -> None:
+    """Shows one labelled row of images for each entry, all of the same length.
+
+    columns: what stands above each column.
+    """
+    count = max(len(images) for images in rows.values())
     picture = np.concatenate([
-        np.pad(mosaic(images, columns), ((0, 1), (0, 0), (0, 0))) for images in rows.values()
+        np.pad(mosaic(images, count), ((0, 1), (0, 0), (0, 0))) for images in rows.values()
     ])  # fmt: skip
     side = picture.shape[0] / len(rows)
     longest = 0.09 * max(map(len, rows)) + 0.1  # inches of the labels
     height = (width - longest) * picture.shape[0] / picture.shape[1]
     panel = axes(width=width, height=height)
-    _place(panel, picture)
+    place(panel, picture)
     panel.set_yticks(side * (np.arange(len(rows)) + 0.5), list(rows))
-    panel.tick_params(left=False)
+    if columns:
+        panel.xaxis.tick_top()
+        centres = picture.shape[1] / count * (np.arange(count) + 0.5)
+        panel.set_xticks(centres, ["\n".join(name.split()) for name in columns], fontsize=7)
+    panel.tick_params(left=False, top=False)
     plt.show()
 
 
@@ -91,7 +98,7 @@ def show_side_by_side(panels: Mapping[str, Any], columns: int, width: float = WI
     for panel, picture, title in zip(
         np.atleast_1d(axes(len(panels), height, width)), grids, panels, strict=True
     ):
-        _place(panel, picture, title)
+        place(panel, picture, title)
     plt.show()
 
 
@@ -109,7 +116,8 @@ def show_gif(frames: Sequence[Any], columns: int, seconds: float = 0.2, scale: i
     display.display(display.Image(file.getvalue(), format="gif"))
 
 
-def _place(panel: Axes, picture: np.ndarray, title: str = "") -> None:
+def place(panel: Axes, picture: np.ndarray, title: str = "") -> None:
+    """Draws a picture, such as a mosaic, into axes."""
     panel.imshow(picture, interpolation="nearest", aspect="equal")
     panel.set_title(title)
     panel.grid(False)
