@@ -69,11 +69,14 @@ def show_grid(images: Any, columns: int, title: str = "", width: float = WIDTH) 
     plt.show()
 
 
-def show_rows(rows: Mapping[str, Any], width: float = WIDTH) -> None:
-    """Shows one labelled row of images for each entry, all of the same length."""
-    columns = max(len(images) for images in rows.values())
+def show_rows(rows: Mapping[str, Any], width: float = WIDTH, columns: Sequence[str] = ()) -> None:
+    """Shows one labelled row of images for each entry, all of the same length.
+
+    columns: what stands above each column.
+    """
+    count = max(len(images) for images in rows.values())
     picture = np.concatenate([
-        np.pad(mosaic(images, columns), ((0, 1), (0, 0), (0, 0))) for images in rows.values()
+        np.pad(mosaic(images, count), ((0, 1), (0, 0), (0, 0))) for images in rows.values()
     ])  # fmt: skip
     side = picture.shape[0] / len(rows)
     longest = 0.09 * max(map(len, rows)) + 0.1  # inches of the labels
@@ -81,7 +84,11 @@ def show_rows(rows: Mapping[str, Any], width: float = WIDTH) -> None:
     panel = axes(width=width, height=height)
     place(panel, picture)
     panel.set_yticks(side * (np.arange(len(rows)) + 0.5), list(rows))
-    panel.tick_params(left=False)
+    if columns:
+        panel.xaxis.tick_top()
+        centres = picture.shape[1] / count * (np.arange(count) + 0.5)
+        panel.set_xticks(centres, ["\n".join(name.split()) for name in columns], fontsize=7)
+    panel.tick_params(left=False, top=False)
     plt.show()
 
 

@@ -138,7 +138,7 @@ def test_minimal_diffusion_has_the_data_and_the_losses_of_the_library(unet):
     np.testing.assert_array_equal(dataset[0], train.images)
     np.testing.assert_array_equal(dataset[1], train.labels)
     train_key, data_key = jax.random.split(jax.random.key(2))
-    rate = optimizer.schedule(2e-3, diffusion.NUM_STEPS, "cosine")
+    rate = optimizer.schedule(3e-3, diffusion.NUM_STEPS, "cosine")
     tx = optimizer.adam(rate)
     one = jax.jit(step.scan_steps(step.gradient_step(library_loss(), tx)))
     images = {"image": jnp.asarray(train.images), "label": jnp.asarray(train.labels)}
