@@ -414,6 +414,7 @@ panel.set(
     xlim=(-4.5, 4.5), xlabel="$x$", title="The best discriminator is a ratio of densities (6)"
 )
 panel.legend()
+figures.plt.show()
 
 # %% [markdown]
 # Read from it what $G$ can learn: where the green curve rises, moving its samples that way pays.
@@ -486,12 +487,10 @@ left.axvspan(-8, -3, alpha=0.12, color=figures.TEXT, linewidth=0)
 left.set(
     title="How loud (8) speaks", xlabel="logit $f$ of a generated image", ylabel="minus the slope"
 )
-left.legend()
-right.set(
-    title="Gradient that a fresh $G$ gets",
-    xlabel="steps that $D$ alone has learnt",
-    ylabel="length",
-)
+right.set(title="Gradient that a fresh $G$ gets")
+right.set(xlabel="steps that $D$ alone has learnt", ylabel="length")
+right.legend(loc="center right")
+figures.plt.show()
 
 # %% [markdown]
 # ## 4. Mode collapse
@@ -558,6 +557,7 @@ for panel, path, title in zip(
     panel.plot(0, 0, "+", color=figures.TEXT, markersize=10)
     panel.set(title=title, xlabel="$\\theta$, the generator", aspect="equal", xlim=(-1.2, 1.2))
     panel.set(ylabel="$\\psi$, the discriminator", ylim=(-1.2, 1.2))
+figures.plt.show()
 
 # %% [markdown]
 # Now eight clusters of points on a ring, the test that Metz et al. 2017
@@ -686,6 +686,7 @@ for i, label in enumerate(counts):
     panels[i, 0].set_ylabel(label)
 for part, panel in enumerate(panels[0]):
     panel.set_title(f"step {(part + 1) * ring_steps}", fontweight="normal", fontsize=9)
+figures.plt.show()
 
 # %% [markdown]
 # Blue is where the real points lie, orange what the generator makes, for one seed with loss (2).
@@ -768,13 +769,19 @@ for (label, found), shift, colour in zip(
         markersize=4,
     )
 right.set(
-    title="Clusters found", yticks=height, yticklabels=OBJECTIVES, xlim=(0, 8.3), xlabel="of 8"
+    title="Clusters found",
+    yticks=height,
+    yticklabels=OBJECTIVES,
+    xlim=(0, 8.3),
+    xticks=[0, 4, 8],
+    xlabel="of 8",
 )
 right.tick_params(axis="y", labelsize=7)
 right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(-0.05, -0.22), ncols=2)
 right.invert_yaxis()
 for label, found in counts.items():
     print(f"{label:11}", {objective: found[i].tolist() for i, objective in enumerate(OBJECTIVES)})
+figures.plt.show()
 
 # %% [markdown]
 # Orange points are the four seeds. The choice of the objective matters less here than whether
@@ -863,7 +870,7 @@ for i in range(num_chunks):
     state, metrics = run(state, (data, rows[i * chunk : (i + 1) * chunk]), train_key)
     history.append(jax.device_get(metrics))  # waits for the chunk
     seconds.append(time.perf_counter() - began)
-    if i + 1 in (1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 24):
+    if i + 1 in (1, 2, 3, 5, 8, 12, 18, 24):
         frames.append(np.asarray(draw(state.ema, shown)))
 history = {name: np.concatenate([part[name] for part in history]) for name in metrics}
 measured = BATCH_SIZE * chunk / np.median(seconds)  # the first chunk compiles
@@ -894,6 +901,7 @@ right.plot(figures.smooth(history["d_real"]), label="of real images")
 right.plot(figures.smooth(history["d_fake"]), label="of generated images")
 right.set(title="Probability of “real”, by $D$", xlabel="step", ylim=(0, 1))
 right.legend()
+figures.plt.show()
 
 # %% [markdown]
 # ### The moving average
@@ -1028,7 +1036,7 @@ _, standing = generator.apply(
 
 
 def in_shards(size):
-    """The first 16 images when the batch of 64 is normalised in shards of this size."""
+    """The first ten images when the batch of 64 is normalised in shards of this size."""
     return jax.vmap(partial(g_of, state.ema))(z.reshape(-1, size, LATENT_DIM)).reshape(-1, 8, 8, 1)[
         :16
     ]
@@ -1039,8 +1047,8 @@ def in_shards(size):
 
 # %%
 figures.show_rows({
-    "fixed statistics": generator.apply({"params": state.ema} | standing, z[:16]),
-    **{f"in {64 // size} shard{'s' * (size < 64)} of {size}": in_shards(size) for size in (64, 8, 4, 2)},
+    "fixed statistics": generator.apply({"params": state.ema} | standing, z[:10]),
+    **{f"in {64 // size} shard{'s' * (size < 64)} of {size}": in_shards(size) for size in (64, 4, 2)},
 })  # fmt: skip
 
 # %% [markdown]
