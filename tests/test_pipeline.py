@@ -337,9 +337,12 @@ def test_a_result_that_is_not_finite_says_which_type_to_use(pipe):
 
 
 def test_the_buffer_of_the_noise_is_given_away(pipe):
-    inputs = pipe.inputs(Request("a cat", num_steps=2))
-    variant(pipe, loop="device").latents(inputs)
+    inputs, on_device = pipe.inputs(Request("a cat", num_steps=2)), variant(pipe, loop="device")
+    on_device.latents(inputs)
     assert inputs.noise.is_deleted()
+    for again in (on_device, pipe):
+        with pytest.raises(ValueError, match="were run, and their noise given away; make new ones"):
+            again.latents(inputs)
 
 
 def test_a_folder_is_a_pipeline(pipe, tmp_path):

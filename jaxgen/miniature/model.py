@@ -170,6 +170,8 @@ def _text_encoder(sizes: Sizes, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "architectures": ["CLIPTextModel"],
         "bos_token_id": tokenizer.bos_id,
+        # the weights are stored in half precision, in which transformers would compute otherwise
+        "dtype": "float32",
         "eos_token_id": tokenizer.eos_id,
         "hidden_act": "quick_gelu",
         "hidden_size": sizes.text_width,

@@ -32,6 +32,14 @@ pipe = jaxgen.StableDiffusion.from_pretrained("this folder")
 prompt = {prompt}
 images = pipe(prompt, num_steps={steps}, guidance_scale={guidance:g})
 ```
+
+```python
+import diffusers
+
+pipe = diffusers.StableDiffusionPipeline.from_pretrained("this folder")
+prompt = {prompt}
+image = pipe(prompt, num_inference_steps={steps}, guidance_scale={guidance:g}).images[0]
+```
 """
 
 

@@ -38,7 +38,7 @@ def may_change(default: T) -> T:
 class MainOptions:
     """Ten options that most runs need."""
 
-    data: str = "digits"  # digits, a TFDS name (mnist, ...), or a folder or .npz file
+    data: str = "digits"  # digits, mnist5k, a TFDS name (mnist, ...), a folder or .npz file
     image_size: int | None = None  # pixels; resize the shorter side to this and crop the middle
     steps: int = may_change(2000)  # optimiser steps (a GAN's: generator steps)
     epochs: float | None = may_change(None)  # passes over the data; replaces --steps

@@ -21,7 +21,8 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def pipes():
-    theirs = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER).to(torch.float32)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)  # as the model card has it
+    assert theirs.text_encoder.dtype == torch.float32
     theirs.set_progress_bar_config(disable=True)
     return StableDiffusion.from_pretrained(hub.EMBEDDED), theirs
 
