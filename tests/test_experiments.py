@@ -4,6 +4,7 @@
 As processes where bits, signals, hosts or exit codes are meant; else in this process.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -21,6 +22,7 @@ from support.scripts import (
     command,
     environment,
     execute,
+    loaded,
     newest_state,
     refusal,
     rows,
@@ -398,8 +400,14 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
 
 
 @SLOW
-def test_the_demo_leaves_one_picture_of_all_three_systems(tmp_path):
-    out, _ = execute("demo", "--quick", "--run-dir", tmp_path / "demo")
+def test_the_demo_leaves_one_picture_of_all_three_systems(tmp_path, monkeypatch):
+    with loaded("demo") as demo:
+        for system in (demo.autoencoder, demo.vae, demo.gan):
+            preset = system.PRESETS["digits"]
+            short = dataclasses.replace(preset.run, steps=100, num_devices=1)
+            monkeypatch.setitem(system.PRESETS, "digits", dataclasses.replace(preset, run=short))
+        monkeypatch.setattr(demo, "NUM_STEPS", 2)
+        out = call("demo", "--quick", "--run-dir", tmp_path / "demo")
 
     assert str(tmp_path / "demo" / "overview.png") in out
     assert width_of(tmp_path / "demo" / "overview.png") > 1000
