@@ -398,6 +398,7 @@ def test_importing_jaxgen_imports_no_jax():
         jaxgen.Stable  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.optimized  # last, because it makes the others' programs compile anew
 def test_the_loop_on_the_device_is_the_loop_from_python(pipe):
     settings = {"sampler": "euler_ancestral", "seed": 2, **LATENT}
