@@ -34,10 +34,10 @@ gc.set_threshold(100_000, 50, 100)  # a tenth of the time was spent walking thro
 
 # These take longest and go to the workers first, so that none is left over at the end.
 LONG = (
-    "test_latent_diffusion", "test_experiments", "test_fuzz", "test_pipeline",
+    "test_latent_diffusion", "test_experiments", "test_notebooks", "test_pipeline",
     "test_pipeline_devices", "test_step", "test_cpu_convolution", "test_unet", "test_benchmark",
     "test_text_to_image", "test_parallel", "test_shapes", "test_minimal", "test_generate",
-    "test_losses", "test_evaluation",
+    "test_fuzz", "test_controlnet", "test_losses", "test_run_faults", "test_evaluation",
 )  # fmt: skip
 
 jax.config.update("jax_debug_key_reuse", True)
