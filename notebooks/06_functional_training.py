@@ -11,7 +11,7 @@
 # 1. a whole training run, in 60 lines;
 # 2. keys: what one is, and what happens when it is used twice;
 # 3. `vmap` over examples: losses are written for one image;
-# 4. `vmap` over models: many seeds for little more than the price of one;
+# 4. `vmap` over models: many seeds in one program;
 # 5. `scan`: many steps in one call;
 # 6. `jit`, `pmap` and `shard_map`: eight devices, the same run;
 # 7. a gradient that is averaged twice, which Adam hides;
