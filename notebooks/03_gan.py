@@ -1022,9 +1022,8 @@ _, standing = generator.apply(
 
 def in_shards(size):
     """The first ten images when the batch of 64 is normalised in shards of this size."""
-    return jax.vmap(partial(g_of, state.ema))(z.reshape(-1, size, LATENT_DIM)).reshape(-1, 8, 8, 1)[
-        :16
-    ]
+    images = jax.vmap(partial(g_of, state.ema))(z.reshape(-1, size, LATENT_DIM))
+    return images.reshape(-1, 8, 8, 1)[:10]
 
 
 # %% [markdown]
