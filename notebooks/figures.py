@@ -22,6 +22,7 @@ TEXT = "#7d838c"  # as far from white as from black
 BLUE, ORANGE, GREEN, RED, PURPLE = COLOURS = (
     "#3d85c6", "#e08a1e", "#2fa27b", "#d64f5c", "#9a6fc4",
 )  # fmt: skip
+TEN = (*COLOURS, "#8c6d4f", "#c2679b", "#7f8c3b", "#35a3b5", "#8a8f98")  # one for each class
 WIDTH = 7.0  # inches, of every figure
 
 plt.rcParams.update({

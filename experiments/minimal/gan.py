@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from PIL import Image  # only to write the picture
+from PIL import Image  # only to draw
 from sklearn import datasets
 
 LATENT_DIM, BATCH_SIZE = 64, 64
@@ -119,19 +119,18 @@ def update(d, g, average, step, images, train_key, data_key):
     return d, g, average, (d_value, g_value)
 
 
-def save(path, images):
-    """Writes images in [-1, 1], [10 R, 64], as one picture of R rows, each image enlarged."""
+def picture(images):
+    """One picture of images in [-1, 1], [10 R, 64]: R rows of ten, each image enlarged."""
     tiles = np.clip((np.asarray(images) + 1) * 127.5, 0, 255).astype(np.uint8)
     tiles = tiles.reshape(-1, 10, 8, 8).repeat(7, axis=2).repeat(7, axis=3)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=255)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(tiles.swapaxes(1, 2).reshape(-1, 580)).save(path)
+    return Image.fromarray(tiles.swapaxes(1, 2).reshape(-1, 580))
 
 
-def main(num_steps):
-    """Trains, writes the picture, and returns both losses, (1) and (2), of every step."""
+def train(num_steps):
+    """Both trained players and the average of G; the losses (1) and (2) of every step."""
     images = load_digits()
-    init_key, train_key, data_key, draw_key = jax.random.split(jax.random.key(0), 4)
+    init_key, train_key, data_key, _ = jax.random.split(jax.random.key(0), 4)
     g_key, d_key = jax.random.split(init_key)
     g_params = average = Generator().init(g_key, jnp.zeros(LATENT_DIM))
     d_params = Discriminator().init(d_key, jnp.zeros(64))
@@ -141,10 +140,11 @@ def main(num_steps):
         losses.append([float(value) for value in values])
         if (step + 1) % 600 == 0:
             print(f"step {step + 1}: losses of D and G {np.mean(losses[-600:], axis=0).round(3)}")
-    samples = generate(average, jax.random.normal(draw_key, (80, LATENT_DIM)))
-    save(Path("runs/minimal/gan.png"), samples)
-    return losses
+    return (d, g, average), losses
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4000)
+    (_, _, average), _ = train(int(sys.argv[1]) if len(sys.argv) > 1 else 4000)
+    samples = generate(average, jax.random.normal(jax.random.key(1), (80, LATENT_DIM)))
+    Path("runs/minimal").mkdir(parents=True, exist_ok=True)
+    picture(samples).save("runs/minimal/gan.png")
