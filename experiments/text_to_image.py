@@ -6,6 +6,7 @@ python experiments/text_to_image.py --model FOLDER --prompt "a lighthouse at dus
 python experiments/text_to_image.py --model FOLDER --prompt "a cat" "a dog" --batch-size 4
 python experiments/text_to_image.py --model FOLDER --prompt "in oil" --image a.png --strength 0.6
 python experiments/text_to_image.py --model FOLDER --prompt "a boat" --image a.png --mask white.png
+python experiments/text_to_image.py --model FOLDER --prompt "a cat" --lora style.safetensors:0.8
 
 The model is a folder in diffusers' layout, a single .safetensors file, or a Hub id; without one it
 is "shapes", which comes with jaxgen and draws coloured shapes in 64 x 64 pixels. Every picture is a
@@ -31,6 +32,7 @@ from rich.console import Console
 
 import jaxgen
 from jaxgen import script
+from jaxgen.adapters import spec
 from jaxgen.cpu import tune
 from jaxgen.data import pixels
 from jaxgen.diffusion import names
@@ -76,6 +78,7 @@ class Weights:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     variant: str | None = None  # of the weight files, as fp16
     vae: str | None = None  # take this autoencoder: a folder, a file, or a Hub id
+    lora: tuple[str, ...] = ()  # merge these files, each as FILE or FILE:STRENGTH
     # for single files: a folder or Hub id with a CLIP tokenizer; the public one by default
     tokenizer: str | None = None
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # for single files
@@ -195,7 +198,9 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
         config.model, weights.variant, weights.tokenizer, weights.prediction_type, weights.vae
     )
     arguments.batch(request, loading.networks(checkpoint), checkpoint.scheduler)
-    return StableDiffusion(checkpoint, jnp.dtype(dtype), mesh)
+    pipe = StableDiffusion(checkpoint, jnp.dtype(dtype), mesh)
+    pipe.set_adapters([spec.from_text(text) for text in weights.lora])
+    return pipe
 
 
 @contextmanager
@@ -259,6 +264,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "mask": from_image.mask,
         "model": config.model,
         "vae": config.weights.vae,
+        "lora": ", ".join(config.weights.lora) or None,
         "dtype": pipe.dtype.name,
         "software": f"jaxgen {jaxgen.__version__}",
     }

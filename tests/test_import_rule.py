@@ -16,7 +16,7 @@ LAYERS = (
         "jaxgen.nn", "jaxgen.train", "jaxgen.diffusion", "jaxgen.world", "jaxgen.measure",
         "jaxgen.cpu", "jaxgen.data", "jaxgen.weights", "jaxgen.pictures",
     ),
-    ("jaxgen.script",),
+    ("jaxgen.script", "jaxgen.adapters"),
     ("jaxgen.runs", "jaxgen.stable_diffusion", "jaxgen.evaluate"),
     ("jaxgen.miniature",),
     ("experiments",),

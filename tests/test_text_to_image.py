@@ -142,6 +142,10 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
             "no levels",
         ),
         (["--model", "MODEL", "--prompt", "a", "--vae", "none/x.bin"], "no such file or folder"),
+        (
+            ["--model", "MODEL", "--prompt", "a", "--lora", "no.safetensors:0.5"],
+            "no adapter no.safe",
+        ),
         (["--model", "MODEL", "--prompt", "a", "--width", "31"], "width is 31; it must be a pos"),
         (["--model", "MODEL", "--prompt", "a", "--mask", "m.png"], "give both"),
         (["--model", "MODEL", "--prompt", "a", "--image", "m.png"], "No such file"),
@@ -178,7 +182,7 @@ def test_help_explains_every_option():
         assert words in stdout
     lines = [line.strip() for line in stdout.splitlines()]
     examples = [line for line in lines if line.startswith("python experiments/text_to_image.py")]
-    assert len(examples) == 5
+    assert len(examples) == 6
     titles = [line.split("options")[0].strip(" ╭─") for line in lines if line.startswith("╭")]
     assert titles == ["", "from-image", "sampling", "weights", "devices"]
     first = stdout[: stdout.index("from-image options")]

@@ -4,8 +4,8 @@
 pipe = jaxgen.StableDiffusion.from_pretrained("folder, file or Hub id", dtype=jnp.bfloat16)
 images = pipe("a lighthouse at dusk", num_steps=30, sampler="dpmpp_2m", seed=7)
 
-The class holds networks, parameters and compiled programs, and no state that a call changes. The
-computation itself is `generate.generate`, a pure function.
+The class holds networks, parameters and compiled programs, and no state that a call changes;
+`set_adapters` alone changes it. The computation itself is `generate.generate`, a pure function.
 """
 
 import copy
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxgen.adapters import merge, spec
 from jaxgen.stable_diffusion import arguments, decoding, few_steps, loading, placement, programs
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
@@ -57,7 +58,8 @@ class StableDiffusion:
         self.networks = loading.networks(checkpoint, self.dtype)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
-        self.params = loading.load(checkpoint, self.networks, self.mesh)
+        self.base = loading.load(checkpoint, self.networks, self.mesh)
+        self.params = self.base  # with the adapters that are set merged in
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
         self.programs = programs.build(self.networks, self.mesh)
@@ -77,10 +79,26 @@ class StableDiffusion:
         They lie where and have the types that this pipeline's have.
         """
         other = copy.copy(self)
-        other.params = params
+        other.base = other.params = params
         own = {name: params[name] for name in self.networks.encoders}
         other.embedder = self.embedder._replace(params=own)
         return other
+
+    def set_adapters(self, adapters: Sequence[spec.Spec]) -> None:
+        """Merges LoRA files into the loaded parameters, in place of those that were set before.
+
+        adapters: for each a path, (path, strength), or (path, strength, {"text": 0.5}) with factors
+        for "unet", "text" (all text encoders) or one of them by name; [] restores the checkpoint's
+        own parameters. Every set is merged anew from these, so strengths never add up and rounding
+        never grows. Nothing of the pipeline is compiled anew. Files: safetensors of kohya's
+        scripts, LyCORIS, diffusers and PEFT, or folders of the last two. Raises ValueError, and
+        leaves the pipeline as it was, for a file that does not fit it.
+        """
+        if isinstance(adapters, (str, Path)) or not isinstance(adapters, Sequence):
+            raise ValueError(f"adapters is {adapters!r:.100}; give a list of {spec.SPEC}")
+        self.params = merge.merge(self.base, adapters)
+        own = {name: self.params[name] for name in self.networks.encoders}
+        self.embedder = self.embedder._replace(params=own)
 
     @classmethod
     def from_pretrained(
@@ -178,7 +196,7 @@ class StableDiffusion:
         if hint is not None:
             warnings.warn(hint, stacklevel=3)
         b, (height, width), vae = len(batch.seeds), batch.size, self.networks.vae
-        self._check_divides(b)
+        placement.check_divides(self.mesh, b)
         text = self.embedder.context_of(batch)
         shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
         noise = batch.latents
@@ -276,13 +294,6 @@ class StableDiffusion:
         ]
         shape, seeds = (h, w, vae.latent_channels), placement.place(self.mesh, seeds)
         return self.programs.draw(moments, seeds, shape, purpose, cut)
-
-    def _check_divides(self, b: int) -> None:
-        groups = placement.num_groups(self.mesh)
-        if b % groups:
-            raise ValueError(
-                f"batch of {b} cannot be divided over {groups} devices; use a multiple"
-            )
 
     def _check_finite(self, finite: np.ndarray) -> None:
         if finite.all():

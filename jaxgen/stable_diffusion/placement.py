@@ -47,6 +47,14 @@ def num_groups(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape.get(DATA, 1)
 
 
+def check_divides(mesh: Mesh | None, batch: int) -> None:
+    """Raises ValueError unless every group of devices gets the same number of images."""
+    if batch % num_groups(mesh):
+        raise ValueError(
+            f"batch of {batch} cannot be divided over {num_groups(mesh)} devices; use a multiple"
+        )
+
+
 def of_parameters(
     mesh: Mesh | None,
 ) -> Callable[[tuple[str, ...], tuple[int, ...]], NamedSharding] | None:

@@ -26,10 +26,11 @@ OTHER_CHANNELS = {
     8: "an InstructPix2Pix model",
 }
 
+LORA = "it is a LoRA; load its checkpoint, then give it to set_adapters, or with --lora"
 # How files begin that are often taken for checkpoints.
 STRANGERS = {
-    "lora_": "it is a LoRA, an addition to a checkpoint",
-    "unet.": "it is a LoRA, an addition to a checkpoint",
+    "lora_": LORA,
+    "unet.": LORA,
     "control_model.": "it is a ControlNet",
     "down_blocks.": "it is one component in diffusers' layout; give the pipeline's folder",
     "encoder.": "it is an autoencoder alone; give it with vae= and a checkpoint first",

@@ -93,6 +93,13 @@ def open_file(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its tensors, {} if none."""
+    _, header = _checked_header(path)
+    texts = header.get("__metadata__") or {}
+    return {key: text for key, text in texts.items() if isinstance(text, str)}
+
+
 def open_files(paths: Iterable[Path]) -> dict[str, Tensor]:
     """The tensors of several files; a name in two of them is an error."""
     tensors: dict[str, Tensor] = {}

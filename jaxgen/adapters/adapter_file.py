@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: MIT
+"""An adapter's file -> its tensors by module of the model and by what they are there.
+
+Read are safetensors files of kohya's scripts, LyCORIS, diffusers (old and new) and PEFT, with the
+ranks' scales from the tensors, from the file's metadata, or from PEFT's adapter_config.json.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxgen import files
+from jaxgen.adapters import spellings
+from jaxgen.adapters.spellings import Module
+from jaxgen.weights import tensors
+from jaxgen.weights.tensors import Tensor
+
+# the end of a tensor's name -> what the tensor is; "down" and "up" are PEFT's A and B
+ROLES = {
+    "lora_down.weight": "down",
+    "lora.down.weight": "down",
+    "lora_linear_layer.down.weight": "down",
+    "down.weight": "down",
+    "lora_A.weight": "down",
+    "lora_A.default.weight": "down",
+    "lora_up.weight": "up",
+    "lora.up.weight": "up",
+    "lora_linear_layer.up.weight": "up",
+    "up.weight": "up",
+    "lora_B.weight": "up",
+    "lora_B.default.weight": "up",
+    "lora_mid.weight": "mid",
+    "alpha": "alpha",
+    "dora_scale": "magnitude",
+    "lora_magnitude_vector": "magnitude_out",
+    "lora_magnitude_vector.weight": "magnitude_out",
+    "lora_magnitude_vector.default.weight": "magnitude_out",
+    "hada_w1_a": "hada_w1_a",
+    "hada_w1_b": "hada_w1_b",
+    "hada_w2_a": "hada_w2_a",
+    "hada_w2_b": "hada_w2_b",
+    "hada_t1": "hada_t1",
+    "hada_t2": "hada_t2",
+    "lokr_w1": "lokr_w1",
+    "lokr_w1_a": "lokr_w1_a",
+    "lokr_w1_b": "lokr_w1_b",
+    "lokr_w2": "lokr_w2",
+    "lokr_w2_a": "lokr_w2_a",
+    "lokr_w2_b": "lokr_w2_b",
+    "lokr_t2": "lokr_t2",
+    "diff": "weight_difference",
+    "w_norm": "weight_difference",
+    "diff_b": "bias_difference",
+    "b_norm": "bias_difference",
+}
+# What jaxgen does not implement, by the ends of its names.
+OTHERS = {
+    "on_input": "IA3",
+    "oft_blocks": "OFT",
+    "oft_diag": "OFT",
+    "a1.weight": "GLoRA",
+    "lora_B.bias": "a LoRA with biases",
+    "lora_embedding_A": "a LoRA of embeddings",
+}
+WEIGHTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+CONFIG = "adapter_config.json"
+METADATA = "lora_adapter_metadata"  # diffusers' entry of a file's metadata
+BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+LISTED = 6
+Parts = dict[str, Tensor]  # the tensors of one module by role
+
+
+class Adapter(NamedTuple):
+    """An adapter's tensors, not read yet: by module and role, with PEFT's scales where it has."""
+
+    name: str  # of the file, for messages
+    parts: dict[Module, Parts]
+    scales: dict[Module, float | None]  # by the file's configuration, where it says any
+    base: str  # the base model as the file's metadata name it, or ""
+
+
+def read(path: Path, modules: Mapping[str, Iterable[str]]) -> Adapter:
+    """Reads the header of an adapter for a model that has these modules, by component.
+
+    path: a safetensors file, or a folder that holds one of WEIGHTS. Raises one ValueError that
+    lists what fits nothing in the model, or names the kind of adapter that is not implemented.
+    """
+    file = _weights_in(path)
+    stored = tensors.open_file(file)
+    if not stored:
+        raise ValueError(f"{file} holds no tensors; expected the tensors of a LoRA")
+    metadata = tensors.metadata(file)
+    table = spellings.stems(modules)
+    parts: dict[Module, Parts] = {}
+    unknown = []
+    for name, tensor in stored.items():
+        module, role = _place(name, table)
+        if module is None or role is None:
+            unknown.append(name)
+        elif role in parts.setdefault(module, {}):
+            raise ValueError(f"{file} has two tensors for {module}, one is {files.printable(name)}")
+        else:
+            parts[module][role] = tensor
+    if unknown:
+        raise ValueError(_strangers(file, unknown, len(stored), _base(metadata, stored)))
+    config = _config(file, metadata)
+    scales = {module: _scale(module, own, config) for module, own in parts.items()}
+    return Adapter(str(file), parts, scales, _base(metadata, stored))
+
+
+def _weights_in(path: Path) -> Path:
+    """Finds the file of tensors, in a folder under one of its usual names."""
+    path = path.expanduser()
+    if not path.is_dir():
+        if path.suffix in (".pt", ".bin", ".ckpt", ".pth"):
+            raise ValueError(
+                f"{path} is a pickle, which can run code when it is read; jaxgen reads adapters as "
+                "safetensors only. Where you trust it, convert it with PyTorch: "
+                'safetensors.torch.save_file(torch.load(OLD, weights_only=True), "NEW.safetensors")'
+            )
+        if not path.exists():
+            raise ValueError(f"there is no adapter {path}; give a .safetensors file or a folder")
+        return path
+    present = [path / name for name in WEIGHTS if (path / name).is_file()]
+    others = sorted(file for file in path.glob("*.safetensors") if file.is_file())
+    if present or len(others) == 1:
+        return (present or others)[0]
+    raise ValueError(
+        f"the folder {path} has neither {' nor '.join(WEIGHTS)}, and {len(others)} other "
+        "safetensors files; give the file itself"
+    )
+
+
+def _place(name: str, table: Mapping[str, Module]) -> tuple[Module | None, str | None]:
+    """Splits a tensor's name into a stem and its role, in the one way that gives a known stem."""
+    cuts = [i for i, character in enumerate(name) if character == "."]
+    for cut in cuts:
+        module, role = table.get(name[:cut]), ROLES.get(name[cut + 1 :])
+        if module is not None and role is not None:
+            return module, role
+    return None, None
+
+
+def _strangers(file: Path, unknown: list[str], total: int, base: str) -> str:
+    """Says what the tensors are that fit nothing."""
+    kinds = {kind for end, kind in OTHERS.items() if any(n.endswith(end) for n in unknown)}
+    listed = ", ".join(files.printable(name, 120) for name in unknown[:LISTED])
+    more = f" and {len(unknown) - LISTED} more" if len(unknown) > LISTED else ""
+    text = (
+        f"{file}: {len(unknown)} of its {total} tensors fit nothing in this model: {listed}{more}"
+    )
+    if kinds:
+        return f"{text}. It is {' and '.join(sorted(kinds))}, which jaxgen does not implement"
+    if not any(name.endswith(tuple(ROLES)) for name in unknown):
+        return f"{text}. Expected a LoRA; is it a whole checkpoint or another kind of file?"
+    made_for = f"The file says that it was made for {base}" if base else "The file names no base"
+    return f"{text}. {made_for}; load a pipeline of the model that it was trained on"
+
+
+def _base(metadata: Mapping[str, str], stored: Mapping[str, Tensor]) -> str:
+    """Says which model a file was made for, by its metadata or by the text it attends to; or ""."""
+    for key in ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name"):
+        if metadata.get(key):
+            return files.printable(metadata[key], 80)
+    widths = {
+        tensor.shape[1]
+        for name, tensor in stored.items()
+        if re.search(r"attn2.*to_[kv]", name)
+        and ROLES.get(name[name.find(".lora") + 1 :]) == "down"
+        and len(tensor.shape) > 1
+    }
+    return BASES.get(widths.pop(), "") if len(widths) == 1 else ""
+
+
+def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Reads PEFT's configuration, from the file's metadata or from beside the file; {} if none.
+
+    diffusers puts the component before each key ("unet.lora_alpha"); PEFT itself does not.
+    """
+    if METADATA in metadata:
+        return files.parse_object(metadata[METADATA].encode(), f"{METADATA} of {file}")
+    beside = file.parent / CONFIG
+    own = beside.is_file() and file.name in WEIGHTS
+    return files.read_object(beside) if own else {}
+
+
+def _scale(module: Module, parts: Parts, config: Mapping[str, Any]) -> float | None:
+    """Returns alpha / r of a module; rank-stabilised LoRA (arXiv:2312.03732) has alpha / sqrt(r).
+
+    PEFT's patterns give single modules an alpha of their own.
+    """
+    prefix = f"{module.component}." if f"{module.component}.r" in config else ""
+    if "down" not in parts or f"{prefix}r" not in config:
+        return None  # the configuration says nothing of it
+    patterns = config.get(f"{prefix}alpha_pattern") or {}
+    own = [
+        value
+        for key, value in (patterns.items() if isinstance(patterns, dict) else [])
+        if module.name == key or module.name.endswith(f".{key}")
+    ]
+    alpha = own[0] if own else config.get(f"{prefix}lora_alpha", 8)
+    rank = parts["down"].shape[0]
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+        raise ValueError(f"lora_alpha of {module} is {json.dumps(alpha)[:80]}; expected a number")
+    return alpha / (math.sqrt(rank) if config.get(f"{prefix}use_rslora") else rank)
