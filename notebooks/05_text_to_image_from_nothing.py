@@ -734,9 +734,10 @@ panel.legend(ncols=2, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# In a minute it has learned what covers most pixels: the background always, one object most of the
-# time, its colour now and then. Shapes and places come with patience. Loss alone would not tell:
-# from here on it falls by hundredths while the share of right shapes grows from a few to all.
+# In a minute it has learned what covers most pixels, the background, and that a picture shows
+# something: one object about half of the time, of the right colour a little more often than chance.
+# Shapes and places come with patience. Loss alone would not tell: from here on it falls by
+# hundredths, while the share of right shapes grows from nothing to all.
 #
 # ### Pairs that training never showed
 #
