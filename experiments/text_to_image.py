@@ -13,14 +13,13 @@ is "shapes", which comes with jaxgen and draws coloured shapes in 64 x 64 pixels
 PNG file that carries its prompt and settings; its number follows the largest in the output folder.
 """
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +31,7 @@ from rich.console import Console
 
 import jaxgen
 from jaxgen import script
-from jaxgen.adapters import spec
+from jaxgen.adapters import controlnet_file, spec
 from jaxgen.cpu import tune
 from jaxgen.data import pixels
 from jaxgen.diffusion import names
@@ -44,14 +43,19 @@ from jaxgen.stable_diffusion.request import Request
 from jaxgen.types import Array
 from jaxgen.weights import hub
 
+OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # told in the PNG file
+
 
 @dataclass(frozen=True)
 class FromImage:
-    """The image begins with a picture instead of noise."""
+    """The image begins with a picture instead of noise, or follows one."""
 
     image: Path | None = None  # begin with this picture
     strength: float = 0.8  # how much of --image is made anew: 0 nothing, 1 all
     mask: Path | None = None  # white where --image is made anew
+    controlnet: tuple[str, ...] = ()  # ControlNets: folders, files or Hub ids
+    control_image: tuple[Path, ...] = ()  # the picture of edges, depth, ... for each of them
+    control_scale: float = 1.0  # how strongly they act
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ def request_of(config: Config) -> Request:
         negative_prompt=config.negative, num_steps=steps, guidance_scale=guidance, seed=config.seed,
         height=config.height, width=config.width, image=image, mask=mask,
         strength=config.from_image.strength, **asdict(config.sampling),
+        control_image=control_images(config, image), control_scale=config.from_image.control_scale,
     )  # fmt: skip
 
 
@@ -188,6 +193,18 @@ def read_pictures(config: Config) -> tuple[Image.Image | None, Image.Image | Non
     return image, mask and ImageOps.fit(mask, size, Image.Resampling.NEAREST)
 
 
+def control_images(config: Config, image: Image.Image | None) -> Any:
+    """Reads the pictures that ControlNets follow, in the size of the image to be made."""
+    paths = config.from_image.control_image
+    if not paths:
+        return None
+    read = [pixels.image_file(path) for path in paths]
+    size = image.size if image else (config.width or read[0].width // 8 * 8,
+                                     config.height or read[0].height // 8 * 8)  # fmt: skip
+    fitted = [ImageOps.fit(one, size, Image.Resampling.LANCZOS) for one in read]
+    return fitted[0] if len(fitted) == 1 else fitted
+
+
 def load_model(config: Config, request: Request) -> StableDiffusion:
     """Loads the pipeline; the request is checked before any weight is read."""
     weights, dtype = config.weights, config.weights.dtype
@@ -197,8 +214,10 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     checkpoint = hub.open_checkpoint(
         config.model, weights.variant, weights.tokenizer, weights.prediction_type, weights.vae
     )
-    arguments.batch(request, loading.networks(checkpoint), checkpoint.scheduler)
-    pipe = StableDiffusion(checkpoint, jnp.dtype(dtype), mesh)
+    nets = [controlnet_file.open_controlnet(path) for path in config.from_image.controlnet]
+    networks = loading.networks(checkpoint, controlnets=nets)
+    arguments.batch(request, networks, checkpoint.scheduler)
+    pipe = StableDiffusion(checkpoint, jnp.dtype(dtype), mesh, controlnets=nets)
     pipe.set_adapters([spec.from_text(text) for text in weights.lora])
     return pipe
 
@@ -243,7 +262,7 @@ def bar(signal: Callable[[], int]) -> Iterator[OnStep]:
 
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
     """Writes each picture with its prompt and settings, and a grid of several; yields the paths."""
-    first = next_number(config.output)
+    first = images.next_number(config.output)
     steps, guidance = steps_and_guidance(config)
     sampling, from_image = config.sampling, config.from_image
     settings = {
@@ -251,17 +270,16 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "steps": steps,
         "sampler": (sampling.sampler and names.one(sampling.sampler, sampling.levels))
         or pipe.scheduler.get("_class_name"),
-        "spacing": sampling.spacing,
-        "levels": sampling.levels,
-        "eta": sampling.eta,
+        **{name: getattr(sampling, name) for name in OPTIONS},
         "guidance_scale": guidance,
-        "guidance_rescale": sampling.guidance_rescale,
-        "clip_skip": sampling.clip_skip,
         "width": pictures.shape[2],
         "height": pictures.shape[1],
         "image": from_image.image,
-        "strength": None if from_image.image is None else from_image.strength,
+        "strength": from_image.strength if from_image.image else None,
         "mask": from_image.mask,
+        "controlnet": ", ".join(from_image.controlnet) or None,
+        "control_image": ", ".join(map(str, from_image.control_image)) or None,
+        "control_scale": from_image.control_scale if from_image.controlnet else None,
         "model": config.model,
         "vae": config.weights.vae,
         "lora": ", ".join(config.weights.lora) or None,
@@ -284,12 +302,6 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         text = {"prompt": "\n".join(config.prompt), "seed": config.seed, **settings}
         images.save(path, images.grid(pictures, columns), text)
         yield path
-
-
-def next_number(folder: Path) -> int:
-    """Adds one to the largest number that a picture in the folder has."""
-    names = [re.match(r"(\d{5,})(-grid)?\.png$", path.name) for path in folder.glob("*.png")]
-    return max((int(name[1]) for name in names if name), default=0) + 1
 
 
 if __name__ == "__main__":

@@ -286,6 +286,7 @@ def fit(loss, params, images, num_steps, train_key, data_key, tx=None, batch_siz
     run = parallel.parallelize(train_step.scan_steps(one), mesh, "jit", parallel.SCANNED)
     dataset = parallel.put({"image": images}, mesh)
     batches = order.resident_batches(dataset, batch_size, data_key, mesh)
+    params = jax.tree.map(jnp.copy, params)  # each dispatch uses up the state that it gets
     state, values = parallel.put(train_step.init_state(params, tx), mesh), []
     for first in range(0, num_steps, 50):
         state, metrics = run(state, batches(first, min(50, num_steps - first)), train_key)
@@ -347,8 +348,7 @@ figures.show_grid(test_set.images[:40], columns=20)
 # $$ \min_{f,\,g\ \text{affine}} \frac{1}{N} \sum_{n} \lVert x_n - g(f(x_n)) \rVert^2 = \sum_{i > D} \lambda_i \tag{3} $$
 #
 # where $\lambda_1 \ge \lambda_2 \ge \dots$ are the eigenvalues of the covariance of the data: Baldi & Hornik 1989 (Neural Networks 2), section 2, by Eckart &
-# Young 1936. So gradient descent on a linear autoencoder has to arrive at the error of PCA, which scikit-learn computes without any
-# descent. If it went below, there would be a fault in our loss.
+# Young 1936. So a linear autoencoder whose weights are the components that scikit-learn finds has to show scikit-learn's error and a slope of zero, and descent from anywhere else stays above. If it went below, there would be a fault in our loss.
 
 # %%
 from sklearn.decomposition import PCA
@@ -365,20 +365,36 @@ def pca_error(x, latent_dim):
     return np.mean((centred - centred @ components.T @ components) ** 2)
 
 
-num_steps = quick.steps(1500, 20)
+x_train = augment.to_unit_range(jnp.asarray(train_set.images))
 parts, encode, decode, linear_loss = library_loss(SHAPE, 8, hidden=())  # no layer, no ReLU
-linear = library_init(parts, jax.random.key(1), SHAPE, 8)
-cosine = optimizer.adam(optimizer.schedule(1e-2, num_steps, "cosine"))
-linear, linear_history = fit(
-    linear_loss, linear, train_set.images, num_steps, *jax.random.split(jax.random.key(2)), cosine
+
+
+@jax.jit
+def linear_mean_loss(params):
+    """The loss (1) of a linear autoencoder, averaged over all training images."""
+    unused = jax.random.key(0)  # there is no noise to draw
+    return jnp.mean(jax.vmap(lambda x: linear_loss(params, {"image": x}, unused)[0])(x_train))
+
+
+components, middle = jnp.float32(pca.components_[:8]), jnp.float32(pca.mean_)
+principal = {
+    "encoder": {"head": {"kernel": components.T, "bias": -components @ middle}},
+    "decoder": {"head": {"kernel": components, "bias": middle}},
+}
+fresh = library_init(parts, jax.random.key(1), SHAPE, 8)
+keys = jax.random.split(jax.random.key(2))
+descended, _ = fit(linear_loss, fresh, train_set.images, quick.steps(1500, 20), *keys)
+lowest, reached = linear_mean_loss(principal), linear_mean_loss(descended)
+slopes = [optax.tree.norm(jax.grad(linear_mean_loss)(params)) for params in (principal, fresh)]
+print(
+    f"8 numbers: by PCA {pca_error(flat, 8):.4f}, the components as weights {lowest:.4f}", end=", "
 )
-x_hat = decode(
-    linear["decoder"], encode(linear["encoder"], augment.to_unit_range(train_set.images))
+print(
+    f"descent from a fresh start {reached:.4f}; slope there {slopes[0]:.1e}, at first {slopes[1]:.1e}"
 )
-linear_error = np.mean((flat - np.asarray(x_hat).reshape(flat.shape)) ** 2)
-print(f"8 numbers, linear autoencoder {linear_error:.4f}, PCA {pca_error(flat, 8):.4f}")
-assert linear_error > 0.9999 * pca_error(flat, 8)  # no linear map goes below
-assert quick.ON or linear_error < 1.01 * pca_error(flat, 8)  # and descent arrives there
+np.testing.assert_allclose(lowest, pca_error(flat, 8), rtol=1e-4)
+assert slopes[0] < 1e-3 * slopes[1]  # descent has nothing to gain at the components
+assert reached > lowest  # and no linear map goes below them
 
 # %% [markdown]
 # Now with a hidden layer. What the ReLUs win over the best linear map is what they know about digits: that not every mixture of strokes is one.
@@ -422,27 +438,30 @@ panel.plot(list(errors), list(errors.values()), "o-", color=figures.BLUE, label=
 panel.set(xlabel="numbers in the code", ylabel="squared error per pixel", ylim=(0, None))
 panel.set_title("500 held-out digits")
 panel.legend()
+figures.plt.show()
 
 # %% [markdown]
 # ### A map of digits
 #
-# Two numbers can be drawn. Left: where the encoder puts the test digits, one colour a class; nobody told it the classes. Right: what the decoder makes of a square
-# grid of codes, the *latent manifold*. Between the islands it draws what it was never asked for.
+# Two numbers can be drawn. First what the decoder makes of a square grid of codes, the *latent manifold*; then where the encoder puts the held-out digits on the same square, one
+# colour a class. Nobody told it the classes. Where no codes lie the decoder draws what it was never asked for.
 
 # %%
 encode, decode, trained, codes, _ = models[2]
 low, high = np.quantile(np.asarray(codes), (0.02, 0.98), axis=0)
-side = 18
+side = 20
 across, up = np.meshgrid(np.linspace(low[0], high[0], side), np.linspace(high[1], low[1], side))
 grid = decode(trained["decoder"], np.stack([across.ravel(), up.ravel()], axis=-1))
 
-left, right = figures.axes(2, height=3.6)
+figures.place(figures.axes(height=5.7, width=5.5), figures.mosaic(grid, side, gap=0))
+figures.plt.show()
+panel = figures.axes(height=4.2, width=5.5)
 for label in range(10):
     of_label = np.asarray(codes)[test_set.labels == label]
-    left.scatter(*of_label.T, s=14, color=figures.TEN[label], label=label)
-left.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), title="codes of test digits")
-left.legend(ncols=5, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.35))
-figures.place(right, figures.mosaic(grid, side, gap=0), "decoded grid of codes")
+    panel.scatter(*of_label.T, s=14, color=figures.TEN[label], label=label)
+panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), title="codes of the held-out digits")
+panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+figures.plt.show()
 
 # %% [markdown]
 # ### Between two digits
@@ -529,18 +548,19 @@ right.plot(x_tilde, (exact - x_tilde) / SIGMA**2, "--", label="exact")
 right.set(title="the score: towards -1 and 1", xlabel="noisy number")
 left.legend()
 right.legend()
+figures.plt.show()
 
 # %% [markdown]
-# The same with digits. Each has noise of standard deviation 0.7 on it, pixels span -1 to 1. The plain autoencoder of above was never asked for clean images and shows what it does with noise.
+# The same with digits. Each has noise of standard deviation 1 on it, pixels span -1 to 1. The plain autoencoder of above was never asked for clean images, and takes the noise for strokes.
 # (Test: [`test_denoising_corrupts_the_input_and_asks_for_the_clean_image`](../tests/test_losses.py).)
 
 # %%
-parts, encode_noisy, decode_noisy, noisy_loss = library_loss(SHAPE, 32, (500, 250), noise=0.7)
+parts, encode_noisy, decode_noisy, noisy_loss = library_loss(SHAPE, 32, (500, 250), noise=1.0)
 fresh = library_init(parts, jax.random.key(6), SHAPE, 32)
 keys = jax.random.split(jax.random.key(7))
 denoising, _ = fit(noisy_loss, fresh, train_set.images, quick.steps(1200, 20), *keys)
 
-noisy = x_test + 0.7 * jax.random.normal(jax.random.key(8), x_test.shape)
+noisy = x_test + 1.0 * jax.random.normal(jax.random.key(8), x_test.shape)
 plain = decode(trained["decoder"], encode(trained["encoder"], noisy))
 clean = decode_noisy(denoising["decoder"], encode_noisy(denoising["encoder"], noisy))
 figures.show_rows({
@@ -548,8 +568,8 @@ figures.show_rows({
     "denoising": clean[:12], "truth": x_test[:12],
 })  # fmt: skip
 plain_error, clean_error = (float(jnp.mean((x_test - y) ** 2)) for y in (plain, clean))
-print(f"error of the noisy images 0.490, plain {plain_error:.3f}, denoising {clean_error:.3f}")
-assert quick.ON or clean_error < 0.6 * plain_error
+print(f"error of the noisy images 1.000, plain {plain_error:.3f}, denoising {clean_error:.3f}")
+assert quick.ON or clean_error < 0.8 * plain_error
 
 # %% [markdown]
 # ## What goes wrong

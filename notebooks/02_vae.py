@@ -220,12 +220,13 @@ for estimates in (by_path, by_score):
     assert abs(jnp.mean(estimates) + 6) < 5 * jnp.std(estimates) / 20_000**0.5
 
 panel = figures.axes(height=2.2)
-bins = np.linspace(-60, 40, 101)
+bins = np.linspace(-60, 10, 101)
 panel.hist(by_score, bins, label=f"score function, spread {jnp.std(by_score):.1f}", alpha=0.8)
 panel.hist(by_path, bins, label=f"through the draw, spread {jnp.std(by_path):.1f}", alpha=0.8)
 panel.set(title="20,000 estimates of one gradient, each from one draw", yscale="log")
 panel.axvline(-6, color=figures.TEXT)
 panel.legend()
+figures.plt.show()
 
 # %% [markdown]
 # ### Step and loop
@@ -330,6 +331,7 @@ def fit(loss, params, images, num_steps, train_key, data_key, learning_rate=1e-3
     run = parallel.parallelize(train_step.scan_steps(one), mesh, "jit", parallel.SCANNED)
     dataset = parallel.put({"image": images}, mesh)
     batches = order.resident_batches(dataset, 128, data_key, mesh)
+    params = jax.tree.map(jnp.copy, params)  # each dispatch uses up the state that it gets
     state, rows = parallel.put(train_step.init_state(params, tx), mesh), []
     for first in range(0, num_steps, 50):
         state, metrics = run(state, batches(first, min(50, num_steps - first)), train_key)
@@ -391,6 +393,7 @@ left.set(title="nats per image", xlabel="step", ylim=(50, 250))
 left.legend()
 right.plot(figures.smooth(metrics["kl_nats"]), color=figures.GREEN)
 right.set(title="KL: what the code tells, in nats", xlabel="step", ylim=(0, None))
+figures.plt.show()
 
 # %%
 x_test = losses.binarize(jax.random.key(4), augment.to_unit_range(jnp.asarray(test_set.images)))
@@ -442,19 +445,21 @@ flat, _ = fit(
     loss_2d, library_init(parts_2d, jax.random.key(6), SHAPE, 2), train_set.images,
     quick.steps(2000, 20), *jax.random.split(jax.random.key(7)),
 )  # fmt: skip
-side = 18
+side = 20
 quantiles = stats.norm.ppf((np.arange(side) + 0.5) / side)
 across, up = np.meshgrid(quantiles, quantiles[::-1])
 plane = jnp.stack([across.ravel(), up.ravel()], axis=-1)
 manifold = losses.bernoulli_mean(jax.jit(decode_2d)(flat["decoder"], plane))
 codes = np.asarray(jnp.split(encode_2d(flat["encoder"], x_test), 2, axis=-1)[0])
 
-left, right = figures.axes(2, height=3.6)
+figures.place(figures.axes(height=5.7, width=5.5), figures.mosaic(manifold, side, gap=0))
+figures.plt.show()
+panel = figures.axes(height=4.2, width=5.5)
 for label in range(10):
-    left.scatter(*codes[test_set.labels == label].T, s=14, color=figures.TEN[label], label=label)
-left.set(xlim=(-3, 3), ylim=(-3, 3), title="means of test digits")
-left.legend(ncols=5, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.35))
-figures.place(right, figures.mosaic(manifold, side, gap=0), "the decoded prior")
+    panel.scatter(*codes[test_set.labels == label].T, s=14, color=figures.TEN[label], label=label)
+panel.set(xlim=(-3, 3), ylim=(-3, 3), title="means of the held-out digits")
+panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+figures.plt.show()
 
 # %% [markdown]
 # ### How good is the bound?
@@ -564,6 +569,7 @@ panel.plot(*np.transpose(list(points.values())), "o-")
 for beta, point in points.items():
     panel.annotate(f"beta {beta:g}", point, xytext=(6, 4), textcoords="offset points")
 panel.set(xlabel="KL: what the code tells (nats)", ylabel="reconstruction (nats)")
+figures.plt.show()
 
 # %% [markdown]
 # This is the trade that $\beta$ makes, rate against distortion (Alemi et al. 2018, arXiv:1711.00464, figure 1): each point is the best of its weight, and the sum of the two, the -ELBO, is lowest at $\beta = 1$.
@@ -622,6 +628,7 @@ for name, (params_cured, m) in cures.items():
 panel.set(title="KL over training", xlabel="step", ylabel="nats")
 panel.legend()
 assert quick.ON or num_active(cures["beta 4, free bits 0.5"][0]) > num_active(models[4.0][0])
+figures.plt.show()
 
 # %% [markdown]
 # Look at the first steps: without a cure the KL drops before it rises. Look at the end too: warm-up ends with the same loss as no warm-up, so what $\beta = 4$ does not want to pay for is given up again. Warm-up cures a bad *start*; free bits change what is *asked for*.
@@ -643,6 +650,7 @@ left.scatter(uniform, eps, s=4)
 left.set(title="one key, used twice", xlabel="draw that binarizes", ylabel="eps")
 right.scatter(*independent, s=4, color=figures.GREEN)
 right.set(title="a key, split", xlabel="draw that binarizes")
+figures.plt.show()
 
 # %% [markdown]
 # JAX can be asked to look for it. All tests of this project run with the check on.

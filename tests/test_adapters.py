@@ -389,7 +389,7 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(pipe, name, tmp
         ([("a.safetensors", 1.0, {"vae": 1.0})], "text_encoder_2"),
         ([("a.safetensors", 1.0, {}, 1)], "give a path"),
         ([3], "give a path"),
-        (["missing.safetensors"], "there is no adapter"),
+        (["missing.safetensors"], "no such file or folder.*Expected a LoRA"),
         (["old.pt"], "pickle"),
     ],
     ids=str,

@@ -144,7 +144,7 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
         (["--model", "MODEL", "--prompt", "a", "--vae", "none/x.bin"], "no such file or folder"),
         (
             ["--model", "MODEL", "--prompt", "a", "--lora", "no.safetensors:0.5"],
-            "no adapter no.safe",
+            "Expected a LoRA",
         ),
         (["--model", "MODEL", "--prompt", "a", "--width", "31"], "width is 31; it must be a pos"),
         (["--model", "MODEL", "--prompt", "a", "--mask", "m.png"], "give both"),

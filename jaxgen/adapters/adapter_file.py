@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jaxgen import files
 from jaxgen.adapters import spellings
 from jaxgen.adapters.spellings import Module
-from jaxgen.weights import tensors
+from jaxgen.weights import hub, tensors
 from jaxgen.weights.tensors import Tensor
 
 # the end of a tensor's name -> what the tensor is; "down" and "up" are PEFT's A and B
@@ -69,6 +69,10 @@ WEIGHTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # diffusers' entry of a file's metadata
 BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+ADAPTER = (
+    "a LoRA: a .safetensors file, a folder that holds one, or a Hub id such as "
+    "latent-consistency/lcm-lora-sdv1-5"
+)
 LISTED = 6
 Parts = dict[str, Tensor]  # the tensors of one module by role
 
@@ -82,13 +86,14 @@ class Adapter(NamedTuple):
     base: str  # the base model as the file's metadata name it, or ""
 
 
-def read(path: Path, modules: Mapping[str, Iterable[str]]) -> Adapter:
+def read(path_or_id: str | Path, modules: Mapping[str, Iterable[str]]) -> Adapter:
     """Reads the header of an adapter for a model that has these modules, by component.
 
-    path: a safetensors file, or a folder that holds one of WEIGHTS. Raises one ValueError that
-    lists what fits nothing in the model, or names the kind of adapter that is not implemented.
+    path_or_id: a safetensors file, a folder that holds one of WEIGHTS, or a Hub id. Raises one
+    ValueError that lists what fits nothing in the model, or names a kind of adapter that is not
+    implemented.
     """
-    file = _weights_in(path)
+    file = _weights_in(path_or_id)
     stored = tensors.open_file(file)
     if not stored:
         raise ValueError(f"{file} holds no tensors; expected the tensors of a LoRA")
@@ -111,27 +116,30 @@ def read(path: Path, modules: Mapping[str, Iterable[str]]) -> Adapter:
     return Adapter(str(file), parts, scales, _base(metadata, stored))
 
 
-def _weights_in(path: Path) -> Path:
-    """Finds the file of tensors, in a folder under one of its usual names."""
-    path = path.expanduser()
+def _weights_in(path_or_id: str | Path) -> Path:
+    """Finds the file of tensors: itself, in a folder under its usual name, or from the Hub."""
+    if Path(path_or_id).suffix in (".pt", ".bin", ".ckpt", ".pth"):
+        raise ValueError(
+            f"{path_or_id} is a pickle, which can run code when it is read; jaxgen reads adapters "
+            "as safetensors only. Where you trust it, convert it with PyTorch: "
+            'safetensors.torch.save_file(torch.load(OLD, weights_only=True), "NEW.safetensors")'
+        )
+    path = hub.resolve_part(path_or_id, ADAPTER, lambda names: _wanted(names, str(path_or_id)))
     if not path.is_dir():
-        if path.suffix in (".pt", ".bin", ".ckpt", ".pth"):
-            raise ValueError(
-                f"{path} is a pickle, which can run code when it is read; jaxgen reads adapters as "
-                "safetensors only. Where you trust it, convert it with PyTorch: "
-                'safetensors.torch.save_file(torch.load(OLD, weights_only=True), "NEW.safetensors")'
-            )
-        if not path.exists():
-            raise ValueError(f"there is no adapter {path}; give a .safetensors file or a folder")
         return path
-    present = [path / name for name in WEIGHTS if (path / name).is_file()]
-    others = sorted(file for file in path.glob("*.safetensors") if file.is_file())
-    if present or len(others) == 1:
-        return (present or others)[0]
-    raise ValueError(
-        f"the folder {path} has neither {' nor '.join(WEIGHTS)}, and {len(others)} other "
-        "safetensors files; give the file itself"
-    )
+    return path / _wanted([file.name for file in path.iterdir()], str(path))[0]
+
+
+def _wanted(names: list[str], where: str) -> list[str]:
+    """Chooses the weights among the files of a folder, and PEFT's configuration if there is one."""
+    present = [name for name in WEIGHTS if name in names]
+    others = sorted(name for name in names if name.endswith(".safetensors"))
+    if not present and len(others) != 1:
+        raise ValueError(
+            f"{where} has neither {' nor '.join(WEIGHTS)}, and {len(others)} other safetensors "
+            "files; give the path of the file itself"
+        )
+    return [(present or others)[0], *(name for name in names if name == CONFIG)]
 
 
 def _place(name: str, table: Mapping[str, Module]) -> tuple[Module | None, str | None]:

@@ -10,7 +10,6 @@ slices of RANK.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from jaxgen.adapters.spellings import Module
 from jaxgen.types import Array, Params
 from jaxgen.weights import layout
 
+ADAPTABLE = ("unet", "text_encoder", "text_encoder_2")
 RANK = 32  # columns of a factor that one program adds
 Path_ = layout.Path  # of a leaf in the tree
 # the axes of a leaf in PyTorch's order, by its name and rank
@@ -52,7 +52,7 @@ def merge(base: Mapping[str, Params], specs: Sequence[Spec]) -> dict[str, Params
     specs: what `StableDiffusion.set_adapters` takes. Raises one ValueError that names the file;
     `base` is never changed.
     """
-    adaptable = {name: _leaves(params) for name, params in base.items() if name != "vae"}
+    adaptable = {name: _leaves(params) for name, params in base.items() if name in ADAPTABLE}
     modules = {name: _module_names(leaves) for name, leaves in adaptable.items()}
     weighted = [_open(entry, modules) for entry in specs]
     for adapter, _ in weighted:
@@ -76,7 +76,7 @@ def _module_names(leaves: Mapping[Path_, Any]) -> list[str]:
 
 def _open(entry: Spec, modules: Mapping[str, Sequence[str]]) -> Weighted:
     path, strength, factors = spec.parts_of(entry)
-    adapter = adapter_file.read(Path(path), modules)
+    adapter = adapter_file.read(path, modules)
     strengths = {}
     for component in modules:
         every = factors.get("text", 1.0) if component.startswith("text_encoder") else 1.0

@@ -5,6 +5,7 @@ A file appears whole or not at all.
 """
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,9 @@ def _read(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
         raise ValueError(
             f"{shown} cannot be read as a PNG picture ({files.printable(error)})"
         ) from error
+
+
+def next_number(folder: Path) -> int:
+    """Adds one to the largest number that a picture in the folder has."""
+    names = [re.match(r"(\d{5,})(-grid)?\.png$", path.name) for path in folder.glob("*.png")]
+    return max((int(name[1]) for name in names if name), default=0) + 1

@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.stable_diffusion import image_arguments, sampler_arguments, text_encoding
+from jaxgen.stable_diffusion import (
+    control_arguments,
+    image_arguments,
+    sampler_arguments,
+    text_encoding,
+)
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import BatchRequest, Request
 from jaxgen.stable_diffusion.text_encoding import Text
@@ -30,9 +35,11 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
     image_arguments.check_pair(image, mask, networks.inpaints)
     latents = _latents(request.latents, networks)
-    size = _size(request, networks, image, latents)
+    hints = control_arguments.images(request, len(networks.controlnets))
+    size = _size(request, networks, image, latents, hints[0] if hints else None)
     table = sampler_arguments.table(request, networks, scheduler, image is not None)
-    b = _batch_size(request, image, mask, latents)
+    controls = control_arguments.requests(request, networks.controlnets, hints, table)
+    b = _batch_size(request, image, mask, latents, *hints)
     scale = _numbers("guidance_scale", request.guidance_scale, b, -math.inf, math.inf)
     # UNets that were distilled to take their guidance scale as an input need no negative text
     guided = bool((scale > 1).any()) and networks.unet.time_cond_proj_dim is None
@@ -54,6 +61,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
         mask=_repeated(mask, b),
         latents=_repeated(latents, b),
         from_image=image is not None and (mask is None or request.strength < 1),
+        controls=[own._replace(image=_repeated(own.image, b)) for own in controls],
     )
 
 
@@ -126,7 +134,11 @@ def _latents(value: Any, networks: Networks) -> np.ndarray | None:
 
 
 def _size(
-    request: Request, networks: Networks, image: np.ndarray | None, latents: np.ndarray | None
+    request: Request,
+    networks: Networks,
+    image: np.ndarray | None,
+    latents: np.ndarray | None,
+    hint: np.ndarray | None,
 ) -> tuple[int, int]:
     """Chooses height and width in pixels: the caller's, his image's, or the model's own."""
     f, own = networks.vae.factor, networks.default_size
@@ -134,6 +146,8 @@ def _size(
         own = image.shape[1:3]
     elif latents is not None:
         own = (latents.shape[1] * f, latents.shape[2] * f)
+    elif hint is not None:
+        own = hint.shape[1:3]
     if own is None and (request.height is None or request.width is None):
         raise ValueError("this model states no size of its own; give height and width in pixels")
     height, width = (
@@ -152,6 +166,11 @@ def _size(
             f"the image has {image.shape[1]} x {image.shape[2]} pixels (height x width), but "
             f"height and width are {height} x {width}; resize it, or leave height and width out"
         )
+    if hint is not None and (height, width) != hint.shape[1:3]:
+        raise ValueError(
+            f"the control image has {hint.shape[1]} x {hint.shape[2]} pixels (height x width), but "
+            f"the picture will have {height} x {width}; resize it"
+        )
     if latents is not None and latents.shape[1:3] != (height // f, width // f):
         raise ValueError(
             f"latents have shape {latents.shape}; expected [B, {height // f}, {width // f}, "
@@ -169,7 +188,8 @@ def _batch_size(request: Request, *arrays: np.ndarray | None) -> int:
         text = getattr(request, name)
         if text is not None:
             lengths[name] = len(text.context)
-    for name, array in zip(("image", "mask", "latents"), arrays, strict=True):
+    named = ("image", "mask", "latents", *("control_image",) * (len(arrays) - 3))
+    for name, array in zip(named, arrays, strict=True):
         if array is not None:
             lengths[name] = len(array)
     empty = [name for name, length in lengths.items() if length == 0]

@@ -188,3 +188,15 @@ def _ramp(length: int, overlap: int) -> np.ndarray:
     """Weights that are 1 in the middle and fall linearly towards both ends, never to 0."""
     i = np.arange(length) + 0.5
     return np.minimum(1.0, np.minimum(i, length - i) / max(overlap, 1))
+
+
+def check_finite(finite: np.ndarray, dtype: Any) -> None:
+    """Raises ValueError that says which pictures [B] are not finite, and what to do about it."""
+    if finite.all():
+        return
+    wider = "bfloat16 or float32" if dtype == jnp.float16 else "float32"
+    advice = f"load the model with dtype {wider}"
+    if dtype == jnp.float32:
+        advice = "check the checkpoint's weights, the sampler and the guidance scale"
+    bad = ", ".join(str(j) for j in np.flatnonzero(~finite))
+    raise ValueError(f"image {bad} is not finite in {dtype.name}; {advice}")

@@ -16,10 +16,14 @@ import jax.numpy as jnp
 from jaxgen.diffusion import sample
 from jaxgen.diffusion.table import Table
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.unet import UNet2DConditionModel
-from jaxgen.stable_diffusion import decoding
+from jaxgen.stable_diffusion import control, decoding
+from jaxgen.stable_diffusion.control import Control
 from jaxgen.types import AnyArray, Array, Key, Params
+
+Nets = tuple[ControlNetModel, ...]
 
 
 class Inputs(NamedTuple):
@@ -44,6 +48,7 @@ class Inputs(NamedTuple):
     # [rows, B, h, w, C] noise of every step that replaces what the seeds draw; the comparisons with
     # diffusers use it, whose noise no seed of JAX gives
     step_noise: AnyArray | None = None
+    controls: tuple[Control, ...] = ()  # one for each ControlNet
 
 
 class Prepared(NamedTuple):
@@ -52,6 +57,7 @@ class Prepared(NamedTuple):
     times: Array  # [N, D] embedded times of all rows of the table; [N, B, D] in distilled UNets
     added: Array | None  # [B * G, D] embedded sizes and pooled text of XL
     text: Any  # keys and values of the text for every cross-attention
+    controls: tuple[control.Ready, ...] = ()  # the same of every ControlNet
 
 
 def streams(seeds: AnyArray) -> sample.NoiseKeys:
@@ -74,21 +80,30 @@ def posterior_noise(seeds: AnyArray, shape: tuple[int, int, int], purpose: str) 
     return sample.initial_noise(keys[purpose], shape)
 
 
-def begin(unet: UNet2DConditionModel, params: Params, inputs: Inputs) -> tuple[Prepared, Array]:
+def begin(
+    unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Nets = ()
+) -> tuple[Prepared, Array]:
     """Computes what does not depend on the step, and the state that the first row receives."""
     b, groups, t, e = inputs.context.shape
     variables = {"params": params}
     times: Any = unet.apply(variables, *_times(unet, inputs), method="embed_time")
     added: Any = None
+    conditions = None
     if unet.addition_embed_type == "text_time":
         if inputs.pooled is None or inputs.time_ids is None:
             raise ValueError("this UNet takes pooled text and sizes; give pooled and time_ids")
         pooled = inputs.pooled.reshape(b * groups, -1)
         sizes = jnp.repeat(jnp.asarray(inputs.time_ids), groups, axis=0)
-        added = unet.apply(variables, pooled, sizes, method="embed_added")
+        conditions = (pooled, sizes)
+        added = unet.apply(variables, *conditions, method="embed_added")
     context = inputs.context.reshape(b * groups, t, e)
     text = unet.apply(variables, context, method="text_context")
-    return Prepared(times, added, text), sample.first_state(_first_latent(inputs))
+    row_times = jnp.asarray(inputs.table.t, jnp.float32)
+    controls = tuple(
+        control.begin(net, own, row_times, context, conditions)
+        for net, own in zip(nets, inputs.controls, strict=True)
+    )
+    return Prepared(times, added, text, controls), sample.first_state(_first_latent(inputs))
 
 
 def step(
@@ -98,19 +113,20 @@ def step(
     prepared: Prepared,
     i: Array,
     state: Array,
+    nets: Nets = (),
 ) -> tuple[Array, Array]:
     """Runs row i: the next state, whose [0] is the latent, and the estimate of the final latent."""
     return sample.step(
-        _denoise(unet, params, inputs, prepared), inputs.table, i, state, _keys(inputs),
+        _denoise(unet, params, inputs, prepared, nets), inputs.table, i, state, _keys(inputs),
         noise=inputs.step_noise, inpainting=_inpainting(inputs),
     )  # fmt: skip
 
 
-def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs) -> Array:
+def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Nets = ()) -> Array:
     """Runs all rows in one loop on the device: the final latents, float32 [B, h, w, C]."""
-    prepared, state = begin(unet, params, inputs)
+    prepared, state = begin(unet, params, inputs, nets)
     return sample.sample(
-        _denoise(unet, params, inputs, prepared), inputs.table, state[0], _keys(inputs),
+        _denoise(unet, params, inputs, prepared, nets), inputs.table, state[0], _keys(inputs),
         noise=inputs.step_noise, inpainting=_inpainting(inputs),
     )  # fmt: skip
 
@@ -159,7 +175,7 @@ def _first_latent(inputs: Inputs) -> Array:
 
 
 def _denoise(
-    unet: UNet2DConditionModel, params: Params, inputs: Inputs, prepared: Prepared
+    unet: UNet2DConditionModel, params: Params, inputs: Inputs, prepared: Prepared, nets: Nets
 ) -> sample.Denoise:
     """Returns the UNet as the loop calls it, with latents [B, h, w, C] and the number of a row."""
     b, groups = inputs.context.shape[:2]
@@ -169,9 +185,11 @@ def _denoise(
         emb = jnp.broadcast_to(emb, (b * groups, emb.shape[-1]))
         if prepared.added is not None:
             emb = emb + prepared.added
+        # ControlNets see the latent alone, also beside inpainting UNets
+        added = control.residuals(nets, inputs.controls, prepared.controls, x, i)
         if inputs.extra is not None:
             x = jnp.concatenate([x, jnp.repeat(inputs.extra, groups, axis=0)], axis=-1)
-        out: Any = unet.apply({"params": params}, x, emb, prepared.text, method="denoise")
+        out: Any = unet.apply({"params": params}, x, emb, prepared.text, added, method="denoise")
         return out
 
     if groups == 1:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Builds a checkpoint's networks, and loads their parameters onto the devices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +10,13 @@ from jax.sharding import Mesh
 
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.clip import CLIPTextModel
+from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.nn.unet_encoder import UNetEncoder
 from jaxgen.stable_diffusion import placement
 from jaxgen.types import Array, Params
 from jaxgen.weights import diffusers, layout
-from jaxgen.weights.diffusers import Checkpoint
+from jaxgen.weights.diffusers import Checkpoint, Component
 
 DTYPES = ("float32", "bfloat16", "float16")
 ENCODERS = ("text_encoder", "text_encoder_2")  # in the order of their features in the context
@@ -33,6 +35,7 @@ class Networks(NamedTuple):
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     encoders: dict[str, CLIPTextModel]  # those of ENCODERS: one, or in XL both
+    controlnets: tuple[ControlNetModel, ...] = ()
 
     @property
     def is_xl(self) -> bool:
@@ -54,7 +57,9 @@ class Networks(NamedTuple):
         return height * factor, width * factor
 
 
-def networks(checkpoint: Checkpoint, dtype: Any = jnp.float32) -> Networks:
+def networks(
+    checkpoint: Checkpoint, dtype: Any = jnp.float32, controlnets: Sequence[Component] = ()
+) -> Networks:
     """Builds the networks of a checkpoint, which compute in `dtype`; no weights are read.
 
     The autoencoder computes in float32 instead of float16, which XL's overflows.
@@ -64,26 +69,42 @@ def networks(checkpoint: Checkpoint, dtype: Any = jnp.float32) -> Networks:
         own = jnp.float32 if name == "vae" and dtype == jnp.float16 else dtype
         modules[name] = MODULES[name](**diffusers.fields(component), dtype=own)
     encoders = {name: modules[name] for name in ENCODERS if name in modules}
-    networks = Networks(modules["unet"], modules["vae"], encoders)
+    controls = tuple(
+        ControlNetModel(**diffusers.fields(component), dtype=dtype) for component in controlnets
+    )
+    networks = Networks(modules["unet"], modules["vae"], encoders, controls)
     _check_together(networks)
     return networks
 
 
-def load(checkpoint: Checkpoint, networks: Networks, mesh: Mesh | None = None) -> dict[str, Params]:
+def load(
+    checkpoint: Checkpoint,
+    networks: Networks,
+    mesh: Mesh | None = None,
+    controlnets: Sequence[Component] = (),
+) -> dict[str, Params]:
     """Loads the parameters by component, in the type that each network computes in.
 
     With a mesh they are copied to all of its devices, or divided over its axis "model".
     """
-    modules = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
+    modules: dict[str, Any] = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
+    components = dict(checkpoint.components)
+    for k, (module, component) in enumerate(zip(networks.controlnets, controlnets, strict=True)):
+        modules[controlnet_name(k)], components[controlnet_name(k)] = module, component
     shardings = placement.of_parameters(mesh)
     params = {}
     for name, module in modules.items():
-        tensors = checkpoint.components[name].tensors
+        tensors = components[name].tensors
         try:
             params[name] = layout.load(tensors, shapes(module), module.dtype, shardings)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return params
+
+
+def controlnet_name(k: int) -> str:
+    """Names the parameters of ControlNet k."""
+    return f"controlnet_{k}"
 
 
 def check_dtype(dtype: Any) -> Any:
@@ -102,12 +123,15 @@ def shapes(module: Any) -> Params:
 def example_inputs(module: Any) -> list[Array]:
     """Returns zeros of the smallest shapes that a network takes, for its `init`."""
     match module:
-        case UNet2DConditionModel():
+        case UNetEncoder():
             inputs = [
                 jnp.zeros((1, 8, 8, module.in_channels)),
                 jnp.zeros(1),
                 jnp.zeros((1, 1, module.cross_attention_dim)),
             ]
+            if isinstance(module, ControlNetModel):
+                side = 8 * 2 ** (len(module.conditioning_embedding_out_channels) - 1)
+                inputs.append(jnp.zeros((1, side, side, module.conditioning_channels)))
             if module.addition_embed_type == "text_time":
                 sizes = 6 * (module.addition_time_embed_dim or 0)
                 pooled = (module.projection_class_embeddings_input_dim or 0) - sizes
@@ -148,5 +172,32 @@ def _check_together(networks: Networks) -> None:
             f"a UNet {'with' if networks.is_xl else 'without'} pooled text and "
             f"{len(networks.encoders)} text encoders do not belong together"
         )
+    faults += [
+        fault
+        for k, net in enumerate(networks.controlnets, start=1)
+        for fault in _faults_of_control(f"ControlNet {k}", net, networks)
+    ]
     if faults:
         raise ValueError("the parts of the checkpoint do not fit: " + "; ".join(faults))
+
+
+def _faults_of_control(name: str, net: ControlNetModel, networks: Networks) -> list[str]:
+    """Says why a ControlNet does not belong to this UNet, in the order of what users mistake."""
+    unet, faults = networks.unet, []
+    if net.cross_attention_dim != unet.cross_attention_dim:
+        faults.append(
+            f"{name} attends to {net.cross_attention_dim} features of text and the UNet to "
+            f"{unet.cross_attention_dim}; take one that was trained for this model"
+        )
+    for field in ("block_out_channels", "layers_per_block"):
+        if getattr(net, field) != getattr(unet, field):
+            faults.append(
+                f"{name} has {field} {getattr(net, field)} and the UNet {getattr(unet, field)}"
+            )
+    if net.in_channels != networks.vae.latent_channels:
+        faults.append(f"{name} takes {net.in_channels} channels, not the latents'")
+    if net.addition_embed_type != unet.addition_embed_type:
+        faults.append(f"{name} and the UNet differ in addition_embed_type")
+    if 2 ** (len(net.conditioning_embedding_out_channels) - 1) != networks.vae.factor:
+        faults.append(f"{name} does not make its image {networks.vae.factor} times smaller")
+    return faults

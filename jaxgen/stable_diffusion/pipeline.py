@@ -11,6 +11,7 @@ The class holds networks, parameters and compiled programs, and no state that a 
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,15 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen.adapters import merge, spec
+from jaxgen.adapters import controlnet_file, merge, spec
 from jaxgen.stable_diffusion import arguments, decoding, few_steps, loading, placement, programs
+from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.request import BatchRequest, Request
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array, Params
 from jaxgen.weights import hub
-from jaxgen.weights.diffusers import Checkpoint
+from jaxgen.weights.diffusers import Checkpoint, Component
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 # on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
@@ -51,14 +53,15 @@ class StableDiffusion:
         mesh: Mesh | None = None,
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
+        controlnets: Sequence[Component] = (),
     ) -> None:
         if loop not in (None, "device", "host"):
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
         self.dtype, self.mesh = loading.check_dtype(dtype), placement.check(mesh)
-        self.networks = loading.networks(checkpoint, self.dtype)
+        self.networks = loading.networks(checkpoint, self.dtype, controlnets)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
-        self.base = loading.load(checkpoint, self.networks, self.mesh)
+        self.base = loading.load(checkpoint, self.networks, self.mesh, controlnets)
         self.params = self.base  # with the adapters that are set merged in
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
@@ -111,6 +114,7 @@ class StableDiffusion:
         tokenizer: str | Path | None = None,
         prediction_type: str | None = None,
         vae: str | Path | None = None,
+        controlnet: str | Path | Sequence[str | Path] = (),
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
     ) -> "StableDiffusion":
@@ -119,12 +123,15 @@ class StableDiffusion:
         dtype: float32, bfloat16 or float16, of parameters and arithmetic. mesh: with an axis "data"
         the images of a batch are divided over its devices, with an axis "model" the parameters.
         variant ("fp16", ...): which weight files to take. vae: an autoencoder to take instead of
-        the checkpoint's own, a folder, a file or a Hub id. tokenizer and prediction_type: for
+        the checkpoint's own, a folder, a file or a Hub id; controlnet: the same, one or several of
+        them, which every call then gives images to. tokenizer and prediction_type: for
         single files, see `hub.open_checkpoint`.
         """
         loading.check_dtype(dtype)
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
-        return cls(checkpoint, dtype, mesh, loop, vae_tile)
+        paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
+        nets = [controlnet_file.open_controlnet(path) for path in paths]
+        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets)
 
     def __call__(
         self,
@@ -153,6 +160,11 @@ class StableDiffusion:
         target_size: tuple[int, int] | None = None,
         prompt_embeds: Text | None = None,
         negative_prompt_embeds: Text | None = None,
+        control_image: Any = None,
+        control_scale: float | Sequence[float] = 1.0,
+        control_start: float | Sequence[float] = 0.0,
+        control_end: float | Sequence[float] = 1.0,
+        guess_mode: bool = False,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
@@ -174,6 +186,9 @@ class StableDiffusion:
         reads brackets in prompts as text (see prompts.py). original_size and target_size (height,
         width), crop (top, left): inputs of XL. prompt_embeds and negative_prompt_embeds: what
         `embed` returns.
+        control_image: as image, of the picture's size, or a list with one for each ControlNet;
+        control_scale weighs what it adds between the shares control_start and control_end of the
+        steps. guess_mode: only the positive text's half takes it, deep layers most.
         on_step(done, total, latents, estimate) is called on the host after every step.
         Raises ValueError before any long work, or when the result is not finite.
         """
@@ -186,7 +201,7 @@ class StableDiffusion:
         if output == "image":
             return self.decode(final)
         final = np.asarray(final)
-        self._check_finite(np.asarray(np.isfinite(final).all(axis=(1, 2, 3))))
+        decoding.check_finite(np.asarray(np.isfinite(final).all(axis=(1, 2, 3))), self.dtype)
         return final
 
     def inputs(self, request: Request) -> Inputs:
@@ -203,7 +218,7 @@ class StableDiffusion:
         if noise is None:
             noise = self.programs.noise(placement.place(self.mesh, batch.seeds), shape=shape)
         inputs = Inputs(
-            table=jax.tree.map(_as_float32, batch.table),
+            table=jax.tree.map(placement.as_float32, batch.table),
             noise=noise,
             clean=np.zeros((b, *shape), np.float32),
             from_image=np.asarray(batch.from_image),
@@ -213,6 +228,10 @@ class StableDiffusion:
             guidance_rescale=batch.guidance_rescale,
             pooled=text.pooled,
             time_ids=batch.time_ids,
+            controls=tuple(
+                Control(self.params[loading.controlnet_name(k)], *own)
+                for k, own in enumerate(batch.controls)
+            ),
         )
         return placement.place_inputs(self.mesh, inputs._replace(**self._from_image(batch)))
 
@@ -220,7 +239,10 @@ class StableDiffusion:
         """Returns the fields of `Inputs` that come from an image and its mask."""
         if batch.image is None:
             return {}
-        fields: dict[str, Any] = {"clean": self._encode(batch.image, batch.seeds, "image")}
+        encode = partial(
+            programs.encode, self.programs, self.networks.vae, self.params["vae"], self.mesh
+        )
+        fields: dict[str, Any] = {"clean": encode(batch.image, batch.seeds, "image")}
         if batch.mask is None:
             return fields
         f = self.networks.vae.factor
@@ -228,7 +250,7 @@ class StableDiffusion:
         fields["mask"] = batch.mask[:, ::f, ::f]
         if self.networks.inpaints:
             hidden = batch.image * (1 - batch.mask)  # 0 is grey
-            known = np.asarray(self._encode(hidden, batch.seeds, "masked_image"))
+            known = np.asarray(encode(hidden, batch.seeds, "masked_image"))
             fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)
         return fields
 
@@ -263,7 +285,7 @@ class StableDiffusion:
                 for origin in cut.origins
             ]
             pictures, finite = self.programs.assemble(pieces, cut=cut)
-        self._check_finite(np.asarray(finite))
+        decoding.check_finite(np.asarray(finite), self.dtype)
         return np.asarray(pictures)
 
     def embed(
@@ -278,31 +300,3 @@ class StableDiffusion:
         K is num_chunks, or what the longest text needs; see `prompts.chunk`.
         """
         return self.embedder.encode(texts, clip_skip, weighting, num_chunks)
-
-    def _encode(self, picture: np.ndarray, seeds: np.ndarray, purpose: str) -> Array:
-        """Draws latents [B, h, w, C] from the posterior of pictures [B, H, W, 3]."""
-        b, vae, groups = len(picture), self.networks.vae, placement.num_groups(self.mesh)
-        h, w = picture.shape[1] // vae.factor, picture.shape[2] // vae.factor
-        cut = decoding.cut_of((b, h, w), vae.factor, groups, tile=max(h, w))
-        picture = placement.place(self.mesh, np.asarray(picture, np.float32))
-        moments = [
-            self.programs.encode_chunk(self.params["vae"], picture, cut=cut, index=np.int32(i))
-            for i in range(cut.chunks)
-        ]
-        shape, seeds = (h, w, vae.latent_channels), placement.place(self.mesh, seeds)
-        return self.programs.draw(moments, seeds, shape, purpose, cut)
-
-    def _check_finite(self, finite: np.ndarray) -> None:
-        if finite.all():
-            return
-        wider = "bfloat16 or float32" if self.dtype == jnp.float16 else "float32"
-        advice = f"load the model with dtype {wider}"
-        if self.dtype == jnp.float32:
-            advice = "check the checkpoint's weights, the sampler and the guidance scale"
-        bad = ", ".join(str(j) for j in np.flatnonzero(~finite))
-        raise ValueError(f"image {bad} is not finite in {self.dtype.name}; {advice}")
-
-
-def _as_float32(column: np.ndarray) -> np.ndarray:
-    whole = np.issubdtype(column.dtype, np.integer)
-    return np.asarray(column, np.int32 if whole else np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.generate import Inputs
 
 DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
@@ -81,6 +82,12 @@ def rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*(None,) * axis, DATA) if DATA in mesh.shape else P())
 
 
+def as_float32(column: np.ndarray) -> np.ndarray:
+    """Casts a column of a table to what devices compute with: float32, or int32 for numbers."""
+    whole = np.issubdtype(column.dtype, np.integer)
+    return np.asarray(column, np.int32 if whole else np.float32)
+
+
 def place(mesh: Mesh | None, tree: Any) -> Any:
     """Moves arrays with a leading batch axis to the devices."""
     return jax.device_put(tree) if mesh is None else jax.device_put(tree, rows(mesh))
@@ -102,9 +109,22 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     if mesh is None:
         return jax.device_put(inputs)
     everywhere = NamedSharding(mesh, P())
-    shardings = {"table": everywhere, "from_image": everywhere, "step_noise": rows(mesh, axis=1)}
+    shardings: dict[str, Any] = {
+        "table": everywhere,
+        "from_image": everywhere,
+        "step_noise": rows(mesh, axis=1),
+    }
     arrays = {
         name: jax.device_put(value, shardings.get(name, rows(mesh)))
         for name, value in inputs._asdict().items()
+        if name != "controls"
     }
-    return inputs._replace(**arrays)
+    controls = tuple(  # whose parameters lie where they should
+        Control(
+            own.params,
+            jax.device_put(own.image, rows(mesh)),
+            *jax.device_put((own.scale, own.depths, own.of_negative), everywhere),
+        )
+        for own in inputs.controls
+    )
+    return inputs._replace(**arrays, controls=controls)

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.stable_diffusion import decoding, generate, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
@@ -33,12 +35,12 @@ class Programs(NamedTuple):
 
 def build(networks: Networks, mesh: Mesh | None = None) -> Programs:
     """Builds the programs of these networks; each is compiled at its first call."""
-    unet, vae = networks.unet, networks.vae
+    unet, vae, nets = networks.unet, networks.vae, networks.controlnets
     batch = None if mesh is None else placement.rows(mesh)
     state = None if mesh is None else placement.rows(mesh, axis=1)
 
     def whole_run(params: Params, inputs: Inputs, noise: Array) -> Array:
-        return generate.latents(unet, params, inputs._replace(noise=noise))
+        return generate.latents(unet, params, inputs._replace(noise=noise), nets)
 
     def draw(moments: list[Array], seeds: Array, shape: Any, purpose: str, cut: decoding.Cut):
         noise = generate.posterior_noise(seeds, shape, purpose)
@@ -52,9 +54,11 @@ def build(networks: Networks, mesh: Mesh | None = None) -> Programs:
         embed=jax.jit(partial(text_encoding.encode, networks), static_argnames="clip_skip"),
         pair=jax.jit(text_encoding.pair),
         noise=jax.jit(generate.initial_noise, static_argnames="shape", out_shardings=batch),
-        begin=jax.jit(partial(generate.begin, unet), out_shardings=(None, state)),
+        begin=jax.jit(partial(generate.begin, unet, nets=nets), out_shardings=(None, state)),
         step=jax.jit(
-            partial(generate.step, unet), donate_argnames="state", out_shardings=(state, batch)
+            partial(generate.step, unet, nets=nets),
+            donate_argnames="state",
+            out_shardings=(state, batch),
         ),
         latents=jax.jit(whole_run, donate_argnames="noise", out_shardings=batch),
         encode_chunk=jax.jit(partial(decoding.encode_chunk, vae), **static),
@@ -63,3 +67,24 @@ def build(networks: Networks, mesh: Mesh | None = None) -> Programs:
         assemble=jax.jit(assemble, **static),
         decode=jax.jit(partial(decoding.decode, vae), **static),
     )
+
+
+def encode(
+    programs: Programs,
+    vae: AutoencoderKL,
+    params: Params,
+    mesh: Mesh | None,
+    picture: np.ndarray,
+    seeds: np.ndarray,
+    purpose: str,
+) -> Array:
+    """Draws latents [B, h, w, C] from the posterior of pictures [B, H, W, 3], piece by piece."""
+    b, groups = len(picture), placement.num_groups(mesh)
+    h, w = picture.shape[1] // vae.factor, picture.shape[2] // vae.factor
+    cut = decoding.cut_of((b, h, w), vae.factor, groups, tile=max(h, w))
+    placed = placement.place(mesh, np.asarray(picture, np.float32))
+    moments = [
+        programs.encode_chunk(params, placed, cut=cut, index=np.int32(i)) for i in range(cut.chunks)
+    ]
+    shape = (h, w, vae.latent_channels)
+    return programs.draw(moments, placement.place(mesh, seeds), shape, purpose, cut)

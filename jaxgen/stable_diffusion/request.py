@@ -39,6 +39,11 @@ class Request:
     target_size: tuple[int, int] | None = None
     prompt_embeds: Text | None = None
     negative_prompt_embeds: Text | None = None
+    control_image: Any = None
+    control_scale: float | Sequence[float] = 1.0
+    control_start: float | Sequence[float] = 0.0
+    control_end: float | Sequence[float] = 1.0
+    guess_mode: bool = False
 
 
 class BatchRequest(NamedTuple):
@@ -61,3 +66,4 @@ class BatchRequest(NamedTuple):
     mask: np.ndarray | None  # float32 [B, H, W, 1], 1 where the picture is made anew
     latents: np.ndarray | None  # float32 [B, H/f, W/f, C], unit noise
     from_image: bool  # begin with the noised image, not with pure noise
+    controls: list[Any]  # a `control_arguments.ControlRequest` for each ControlNet

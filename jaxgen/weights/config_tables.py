@@ -70,7 +70,7 @@ def _levels(values: Mapping[str, Any]) -> int:
 
 
 def _have_length(values: Mapping[str, Any], keys: Iterable[str]) -> bool:
-    listed = [values[key] for key in keys if isinstance(values[key], list | tuple)]
+    listed = [values[key] for key in keys if isinstance(values.get(key), list | tuple)]
     return all(len(value) == _levels(values) for value in listed)
 
 
@@ -269,8 +269,26 @@ _CLIP_TEXT = Table(
     ),
 )
 
+_OF_UNET_ONLY = {  # what the encoder half of a UNet does without
+    "sample_size", "out_channels", "up_block_types", "reverse_transformer_layers_per_block",
+    "time_cond_proj_dim",
+}  # fmt: skip
+_CONTROLNET = Table(
+    fields={key: field for key, field in _UNET.fields.items() if key not in _OF_UNET_ONLY}
+    | {
+        "conditioning_channels": _count(3),
+        "conditioning_embedding_out_channels": _widths((16, 32, 96, 256)),
+        "controlnet_conditioning_channel_order": fields.choice("rgb", "rgb", "bgr"),
+        "global_pool_conditions": fields.flag(False),
+    },
+    options=_UNET.options,
+    rules=UNET_RULES[:3],
+    ignored=_UNET.ignored,
+)
+
 TABLES = {
     "UNet2DConditionModel": _UNET,
     "AutoencoderKL": _AUTOENCODER_KL,
+    "ControlNetModel": _CONTROLNET,
     "CLIPTextModel": _CLIP_TEXT,
 }

@@ -25,6 +25,11 @@ def autoencoder_kl_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return _read(config, "AutoencoderKL")
 
 
+def controlnet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ControlNetModel."""
+    return _read(config, "ControlNetModel")
+
+
 def clip_text_fields(config: Mapping[str, Any], projected: bool = False) -> dict[str, Any]:
     """The fields of CLIPTextModel, or `projected` of CLIPTextModelWithProjection."""
     values = _read(config, "CLIPTextModel")

@@ -53,6 +53,8 @@ def fields(component: Component) -> dict[str, Any]:
             return configs.unet_fields(component.config)
         case "AutoencoderKL":
             return configs.autoencoder_kl_fields(component.config)
+        case "ControlNetModel":
+            return configs.controlnet_fields(component.config)
         case "CLIPTextModel" | "CLIPTextModelWithProjection" as name:
             projects = name == "CLIPTextModelWithProjection"
             values = configs.clip_text_fields(component.config, projects)

@@ -99,14 +99,22 @@ def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
 
 def resolve_vae(path_or_id: str | Path, variant: str | None = None) -> Path:
     """The local folder or file of an autoencoder, from a path or a Hub id."""
-    path = _existing(path_or_id, VAE)
-    if path is not None:
-        return path
 
     def wanted(names: list[str]) -> list[str]:
         return autoencoder.wanted_files(names, variant, str(path_or_id))
 
-    return _fetch(str(path_or_id), wanted)
+    return resolve_part(path_or_id, VAE, wanted)
+
+
+def resolve_part(
+    path_or_id: str | Path, expected: str, wanted: Callable[[list[str]], list[str]]
+) -> Path:
+    """The local folder or file of a part of a model, from a path or a Hub id.
+
+    expected: what it should be, for errors; wanted chooses from the names in a repository.
+    """
+    path = _existing(path_or_id, expected)
+    return path if path is not None else _fetch(str(path_or_id), wanted)
 
 
 def resolve_tokenizer(path_or_id: str | Path) -> Path:

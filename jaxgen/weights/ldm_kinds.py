@@ -31,7 +31,7 @@ LORA = "it is a LoRA; load its checkpoint, then give it to set_adapters, or with
 STRANGERS = {
     "lora_": LORA,
     "unet.": LORA,
-    "control_model.": "it is a ControlNet",
+    "control_model.": "it is a ControlNet; load its checkpoint, and give this with controlnet=",
     "down_blocks.": "it is one component in diffusers' layout; give the pipeline's folder",
     "encoder.": "it is an autoencoder alone; give it with vae= and a checkpoint first",
     "first_stage_model.": "it has no UNet",

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""Small ControlNets for the small checkpoints, their weights a function of their names."""
+
+import re
+
+from jaxgen import files
+from jaxgen.adapters import ldm_stems
+from jaxgen.nn.controlnet import ControlNetModel
+from jaxgen.stable_diffusion import loading
+from jaxgen.weights import diffusers, weight_files
+from support import checkpoints, networks
+
+UNET_ONLY = ("sample_size", "up_block_types")
+STEM = "diffusion_pytorch_model"
+
+
+def component(kind, **changes):
+    """A ControlNet for the UNet of a kind; no weight is zero."""
+    config = {k: v for k, v in checkpoints.UNETS[kind].items() if k not in UNET_ONLY}
+    config |= {"_class_name": "ControlNetModel", "conditioning_embedding_out_channels": [4, 8]}
+    empty = diffusers.Component("ControlNetModel", config | changes, {})
+    return diffusers.with_params(empty, networks.weights_by_path(shapes(empty)))
+
+
+def shapes(component):
+    return loading.shapes(ControlNetModel(**diffusers.fields(component)))
+
+
+def write(folder, component):
+    """The folder of a ControlNet in diffusers' layout."""
+    folder.mkdir()
+    (folder / "config.json").write_text(files.dumps(component.config))
+    weight_files.write_component(folder, STEM, component.tensors, None)
+    return folder
+
+
+def ldm_names(component):
+    """{diffusers' name of a tensor: its name in the files of the paper's authors}."""
+    modules = [name.rpartition(".")[0] for name in component.tensors]
+    names = ldm_stems.of_unet(modules)
+    result = {}
+    for tensor in component.tensors:
+        module, _, leaf = tensor.rpartition(".")
+        hint = re.fullmatch(r"controlnet_cond_embedding\.blocks\.(\d+)", module)
+        zero = re.fullmatch(r"controlnet_down_blocks\.(\d+)", module)
+        if hint:
+            name = f"input_hint_block.{2 * int(hint[1]) + 2}"
+        elif zero:
+            name = f"zero_convs.{zero[1]}.0"
+        else:
+            name = {
+                "controlnet_cond_embedding.conv_in": "input_hint_block.0",
+                "controlnet_cond_embedding.conv_out": "input_hint_block.14",
+                "controlnet_mid_block": "middle_block_out.0",
+            }.get(module) or names[module]
+        result[tensor] = f"control_model.{name}.{leaf}"
+    return result
