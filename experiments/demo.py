@@ -9,6 +9,11 @@ Leaves one folder per system under runs/demo: pictures, curves, an animation, ch
 pictures of prompts come from "shapes", a small Stable Diffusion that is part of jaxgen.
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 import dataclasses
 import time
 from dataclasses import dataclass

@@ -9,6 +9,11 @@ Examples:
     python experiments/gan.py --run-dir runs/gan-digits --action evaluate
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path

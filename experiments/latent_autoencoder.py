@@ -10,6 +10,11 @@ It is the first of two stages; latent_diffusion.py is the second. The data is a 
 coloured shapes, or a folder of pictures with a metadata.jsonl as latent_diffusion.py needs it.
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple

@@ -11,6 +11,11 @@ world of coloured shapes, or a folder of pictures with a metadata.jsonl that giv
 the caption as "text". The export of a model of the world says how well it follows prompts.
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path

@@ -10,6 +10,11 @@ that were held out from it. An independent reader says which attributes each pic
 Leaves OUTPUT.json with the shares, OUTPUT-right.png and OUTPUT-wrong.png.
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -13,6 +13,11 @@ is "shapes", which comes with jaxgen and draws coloured shapes in 64 x 64 pixels
 PNG file that carries its prompt and settings; its number follows the largest in the output folder.
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 import sys
 import time
 from collections.abc import Callable, Iterator

@@ -10,6 +10,11 @@ Examples:
     python experiments/vae.py --run-dir runs/vae-digits --action sample --num-samples 100
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 import math
 from dataclasses import dataclass, field
 from functools import partial

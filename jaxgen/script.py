@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The beginning and end of every script: hosts, caches, CPU settings, signals, one-line errors."""
 
+import _thread
 import logging
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from typing import Any, TextIO
 
 import jax
 
-from jaxgen import files
+from jaxgen import at_start, files
 from jaxgen.cpu import tune
 from jaxgen.train import loop
 
@@ -31,8 +33,9 @@ class Interrupted(Exception):
 
 def main(start: Callable[[], None]) -> None:
     """Runs a script's body; an error of use becomes one line, an interruption its exit code."""
+    at_start.release_signals()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_interrupt_lost():
             warnings.showwarning = _show_note
             start()
     except Interrupted as stopped:
@@ -46,6 +49,26 @@ def main(start: Callable[[], None]) -> None:
             raise
         _report(error)
         sys.exit(2)
+
+
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Raises a KeyboardInterrupt again where Python dropped it.
+
+    It drops those that come up inside of a callback, such as JAX's at every garbage collection.
+    """
+
+    def hook(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            threading.Timer(0.02, _thread.interrupt_main).start()  # once the callback is over
+        else:
+            previous(unraisable)
+
+    previous, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 def _report(error: Exception) -> None:

@@ -2,16 +2,18 @@
 """Runs that were killed, damaged, edited or entered twice: what `--resume` makes of them."""
 
 import json
+import math
 import os
 import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import scripts
 from support.scripts import call, newest_state, refusal, rows
 
 from jaxgen import script
-from jaxgen.runs import checkpoint, log, run_folder
+from jaxgen.runs import checkpoint, command_line, log, run_folder
 from jaxgen.train import loop
 
 TINY = ["--batch-size", "32", "--log-every", "4", "--draw-every", "4", "--seed", "3"]
@@ -203,8 +205,12 @@ def test_a_run_killed_before_its_configuration_leaves_a_folder_that_is_free(tmp_
 
 
 @pytest.mark.parametrize(
-    "change", [{"mse": None}, {"loss": "x"}, {"loss": [1, True]}, {"other": 1}]
-)
+    "change",
+    [
+        {"mse": None}, {"loss": "x"}, {"loss": [1, True]}, {"other": 1}, {"loss": math.nan},
+        {"step": 1}, {"step": 900},
+    ],
+)  # fmt: skip
 def test_rows_of_another_form_are_passed_over(run, change):
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines()
@@ -233,3 +239,55 @@ def test_a_damaged_picture_of_an_earlier_step_is_left_out_and_said(run):
     with pytest.warns(UserWarning, match="picture left out: .*reconstructions-0000004"):
         resume(run)
     assert (run / "curves.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden", [64, "32"], r'hidden is \[64, "32"\], not tuple'),
+        ("network", "densest", 'network is "densest", not Literal'),
+        ("steps", "600", 'steps is "600", not'),
+        ("seed", True, "seed is true, not int"),
+        ("batch_size", 12.0, "batch_size is 12.0, not int"),
+        ("learning_rate", None, "learning_rate is null, not float"),
+        ("run_dir", 3, "run_dir is 3, not"),
+        ("resume", "no", 'resume is "no", not bool'),
+    ],
+)
+def test_a_value_of_the_wrong_type_in_the_configuration_is_named(run, field, value, message):
+    path = run / "config.json"
+    content = json.loads(path.read_text())
+    config = content["config"]
+    (config if field in config else config["run"])[field] = value
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        command_line.read(autoencoder_config(), str(run), "autoencoder")
+
+
+def autoencoder_config():
+    with scripts.loaded("autoencoder") as module:
+        return module.Config
+
+
+def test_data_facts_that_are_gone_are_said(run):
+    (run / "data.json").unlink()
+    with pytest.warns(UserWarning, match="data.json is missing"):
+        resume(run)
+    assert (run / "data.json").is_file()
+
+
+def test_checkpoints_that_are_gone_are_said_and_the_run_begins_again(run):
+    before = rows(run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.warns(UserWarning, match="no checkpoint; it begins again at step 0"):
+        resume(run)
+    assert rows(run)[: len(before)] == before
+
+
+def test_a_folder_in_use_is_left_alone_also_by_overwrite(run):
+    content = sorted(path.name for path in run.iterdir())
+    with run_folder.in_use(run):
+        flags = ["--run-dir", run, "--overwrite", "--num-devices", "1"]
+        assert "in use by process" in refusal("autoencoder", *flags)
+    assert sorted(path.name for path in run.iterdir()) == content

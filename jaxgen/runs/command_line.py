@@ -3,7 +3,11 @@
 
 import argparse
 import dataclasses
+import json
+import math
 import sys
+import types
+import typing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -191,7 +195,34 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     }
     if "run" in options:
         options["run"] = from_dict(RunOptions, options["run"])
+    hints = typing.get_type_hints(kind)
+    wrong = [
+        f"{name} is {files.printable(json.dumps(values[name]), 60)}, not {_expected(hints[name])}"
+        for name, value in options.items()
+        if name != "run" and not _is_of(value, hints[name])
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
     return kind(**options)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Tells whether a value has the type of a field: numbers, texts, choices and tuples of them."""
+    arguments = typing.get_args(hint)
+    match typing.get_origin(hint):
+        case typing.Literal:
+            return any(type(value) is type(each) and value == each for each in arguments)
+        case types.UnionType | typing.Union:
+            return any(_is_of(value, each) for each in arguments)
+        case origin if origin is tuple:
+            return isinstance(value, tuple) and all(_is_of(each, arguments[0]) for each in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is (type(None) if hint is None else hint)
+
+
+def _expected(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def changeable(config: Any) -> set[str]:

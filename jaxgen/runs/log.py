@@ -2,6 +2,7 @@
 """The logs of a run: JSON lines always, TensorBoard and W&B on request, progress on screen."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -47,6 +48,7 @@ def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     rows = [_row(line) for line in lines]
     names = next((row.keys() for row in rows if row is not None), None)
     rows = [row if row is not None and row.keys() == names else None for row in rows]
+    rows = _rising(rows)
     damaged = [i for i, row in enumerate(rows[:-1], start=1) if row is None]
     if damaged:
         warnings.warn(
@@ -54,6 +56,21 @@ def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             stacklevel=3,
         )
     return [(line, row) for line, row in zip(lines, rows, strict=True) if row is not None]
+
+
+def _rising(rows: list[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
+    """The rows whose step lies between those before and after them; None for the others."""
+    result: list[dict[str, Any] | None] = []
+    last, following = 0, [row["step"] for row in rows if row is not None]
+    for row in rows:
+        if row is not None:
+            following.pop(0)
+            if last < row["step"] and (not following or row["step"] < following[0]):
+                last = row["step"]
+            else:
+                row = None
+        result.append(row)
+    return result
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -66,9 +83,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_metric(value: Any) -> bool:
-    """Whether a value is a number, or one for each of several models."""
+    """Whether a value is a finite number, or one for each of several models."""
     values = value if isinstance(value, list) else [value]
-    return all(type(each) in (int, float) for each in values)
+    return all(type(each) in (int, float) and math.isfinite(each) for each in values)
 
 
 @contextmanager

@@ -85,6 +85,21 @@ def keep_metrics(folder: Path, name: str, start: int) -> None:
         )
 
 
+def note_lost_checkpoints(folder: Path) -> None:
+    """Warns where a run that has metrics has no checkpoint: it begins again, with the same numbers.
+
+    That is right for one that was killed before its first checkpoint.
+    """
+    metrics = folder / "metrics.jsonl"
+    rows = log.read_rows(metrics) if metrics.is_file() else []
+    if rows and jax.process_index() == 0:
+        warnings.warn(
+            f"{folder} has metrics up to step {rows[-1]['step']} and no checkpoint; it begins "
+            "again at step 0, with the same numbers",
+            stacklevel=2,
+        )
+
+
 def callbacks(
     stretch: Stretch, manager: Any, stopping: StopRequests
 ) -> AbstractContextManager[loop.Callbacks]:

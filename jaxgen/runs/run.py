@@ -79,6 +79,7 @@ def _train(
     options, num_steps = job.config.run, job.num_steps
     folder = _folder(name, options)
     with _alone_in(folder):
+        _make_room(folder, options)
         _describe(folder, name, job)
         outputs.announce(folder, name, options, job.examples, job.mesh, job.chunk)
         with contextlib.closing(checkpoint.open_manager(folder / "checkpoints")) as manager:
@@ -168,11 +169,20 @@ def _folder(name: str, options: RunOptions) -> Path:
         folder = run_folder.choose(f"{name}-{stem}")
 
     if not options.resume:
-        run_folder.check_free(folder, options.overwrite)
-        _all_here("checked")
-        if jax.process_index() == 0:
-            run_folder.clear(folder)
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder} is not a folder; use another --run-dir")
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _make_room(folder: Path, options: RunOptions) -> None:
+    """Empties the folder for a new run, if nothing is there that may not be replaced."""
+    if options.resume:
+        return
+    run_folder.check_free(folder, options.overwrite)
+    _all_here("checked")
+    if jax.process_index() == 0:
+        run_folder.clear(folder)
 
 
 def _write_config(folder: Path, name: str, config: Any) -> None:
@@ -206,6 +216,8 @@ def _start(system: System, options: RunOptions, mesh: Mesh, manager: Any) -> tup
         state, start = checkpoint.restore(manager, _template(system, options, mesh))
         checkpoint.set_aside(manager, after=start)
         return state, start
+    if options.resume:
+        outputs.note_lost_checkpoints(Path(str(manager.directory)).parent)
     init = system.init if options.num_models == 1 else jax.vmap(system.init)
     everywhere = NamedSharding(mesh, P())
     key = parallel.put(experiment.init_keys(options), mesh)

@@ -11,6 +11,7 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -51,7 +52,6 @@ def check_free(path: Path, overwrite: bool) -> None:
             f"{path} is not a run folder (it has no config.json of a run), so --overwrite will not "
             f"delete it; use another --run-dir"
         )
-    check_unused(path)
 
 
 @contextlib.contextmanager
@@ -86,13 +86,6 @@ def in_use(path: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def check_unused(path: Path) -> None:
-    """Raises BlockingIOError if another process is at work in the folder."""
-    if (path / LOCK).is_file():
-        with in_use(path):
-            pass
-
-
 def _is_untouched(path: Path) -> bool:
     """Whether nothing is there but what a run leaves that was killed before its configuration."""
     return {each.name for each in path.iterdir()} <= {LOCK, "tokenizer"}
@@ -108,10 +101,12 @@ def is_run(path: Path) -> bool:
 
 
 def clear(path: Path) -> None:
-    """Empties the folder, or makes it; `check_free` has allowed that."""
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
+    """Empties the folder but for the lock of this run; `check_free` has allowed that."""
+    for each in path.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        elif each.name != LOCK:
+            each.unlink()
 
 
 def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
@@ -161,6 +156,12 @@ def keep_data(path: Path, facts: dict[str, Any], resume: bool) -> None:
     Raises ValueError naming what differs from the data that the run began with.
     """
     file = path / "data.json"
+    if resume and not file.is_file() and any((path / "checkpoints").glob("*")):
+        warnings.warn(
+            f"{file} is missing, so nothing tells whether the data are those that the run began "
+            "with; it is written anew",
+            stacklevel=2,
+        )
     if not (resume and file.is_file()):
         write_json(file, facts)
         return

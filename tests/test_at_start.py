@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Signals before and between a script's own work: one line, the signal's exit code, none lost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WHILE_IMPORTING = """
+import os, signal, sys
+from jaxgen import at_start
+at_start.catch_signals()
+assert "jax" not in sys.modules
+os.kill(os.getpid(), signal.{name})
+import time; time.sleep(20)
+"""
+IN_A_CALLBACK = """
+import gc, os, signal, time
+from jaxgen import script
+
+def callback(phase, info):
+    if phase == "start" and callback in gc.callbacks:
+        gc.callbacks.remove(callback)
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass
+
+def start():
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(5)
+
+script.main(start)
+"""
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_a_script_imports_is_one_line(name, code):
+    ended = run(WHILE_IMPORTING.format(name=name))
+    assert ended.returncode == code
+    assert ended.stderr == "interrupted while starting; nothing was changed\n"
+
+
+def test_a_control_c_inside_a_callback_is_not_lost():
+    ended = run(IN_A_CALLBACK)
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted\n"
+
+
+def test_every_script_catches_signals_before_its_slow_imports():
+    for path in sorted((ROOT / "experiments").glob("[a-z]*.py")):
+        first, second = [n for n in ast.parse(path.read_text()).body if not is_docstring(n)][:2]
+        assert ast.unparse(first) == "from jaxgen import at_start", path
+        assert "at_start.catch_signals()" in ast.unparse(second), path
+
+
+def is_docstring(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
