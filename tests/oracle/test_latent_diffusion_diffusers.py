@@ -48,9 +48,8 @@ def folder(request, captions, tmp_path_factory):
 def theirs(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe = torch_diffusers.StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32
-        )
+        # as a user loads it: the folder itself has to say in which type to compute
+        pipe = torch_diffusers.StableDiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
