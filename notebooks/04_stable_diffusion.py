@@ -327,7 +327,7 @@ figures.show_rows({
 })  # fmt: skip
 
 # %%
-figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[::2]], columns=4)
+figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[1::3]], columns=4)
 
 # %% [markdown]
 # ### Which word looks where
