@@ -20,7 +20,7 @@ pytestmark = pytest.mark.oracle
 diffusers.utils.logging.set_verbosity_error()
 
 TOLERANCE = 1e-3
-FEW = BASE | {"num_steps": 6}  # more than any order; test_samplers_diffusers has up to 50
+FEW = BASE | {"num_steps": 8}  # more than any order; test_samplers_diffusers has up to 50
 DETERMINISTIC = (
     "ddim", "pndm", "lms", "euler", "heun", "dpm2", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "deis",
     "unipc",
@@ -71,11 +71,10 @@ def test_text_to_image_with_every_sampler_spacing_and_prediction(sampler):
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "unipc"])
 def test_spacing_and_levels_start_from_the_checkpoints_own_schedule(sampler):
-    levels = {}, {"levels": "karras"}, {"levels": "exponential"}, {"levels": "beta"}
-    settings = itertools.product(SPACINGS, levels)
     cases = [
-        FEW | {"kind": kind, "sampler": sampler, "spacing": spacing} | level
-        for kind, (spacing, level) in zip(itertools.cycle(("sd1", "sd2", "sd2")), settings)
+        BASE | {"kind": kind, "sampler": sampler, "num_steps": 4, "spacing": spacing} | levels
+        for kind, spacing in itertools.product(("sd1", "sd2"), SPACINGS)
+        for levels in ({}, {"levels": "karras"}, {"levels": "exponential"}, {"levels": "beta"})
     ]
     assert compare(*cases) == len(cases)
 
@@ -91,7 +90,7 @@ def test_stochastic_samplers_with_the_same_noise(sampler):
 def test_image_to_image(sampler):
     cases = [
         FEW | IMAGE | {"kind": kind, "sampler": sampler, "strength": strength}
-        for kind, strength in (("sd1", 0.5), ("sd1", 0.8), ("sd2", 1.0))
+        for kind, strength in (("sd1", 0.3), ("sd1", 0.8), ("sd2", 1.0))
     ]
     assert compare(*cases) == 3
 
