@@ -3,6 +3,7 @@
 
 import contextlib
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
