@@ -140,15 +140,15 @@ def build(config: Config, examples: Examples) -> System:
     )  # fmt: skip
 
 
-def losses_of(config: Config, generate: Any, judge_image: Any) -> tuple[LossFn, LossFn]:
+def losses_of(config: Config, generate: Any, discriminate: Any) -> tuple[LossFn, LossFn]:
     """The losses of discriminator and generator."""
     game = adversarial.objective(config.objective)
     penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
     transform = augment.differentiable if config.diff_augment else adversarial.identity
     d_loss = adversarial.discriminator_loss(
-        generate, judge_image, game, config.latent_dim, penalties, transform
+        generate, discriminate, game, config.latent_dim, penalties, transform
     )
-    g_loss = adversarial.generator_loss(generate, judge_image, game, config.latent_dim, transform)
+    g_loss = adversarial.generator_loss(generate, discriminate, game, config.latent_dim, transform)
     return augment.on_uint8(d_loss, augment.by_name(config.run.augment)), g_loss
 
 

@@ -326,6 +326,15 @@ def test_unknown_keys_are_passed_over_and_said_in_one_line(original, folder, nam
     assert len(caught) == 1
 
 
+def test_the_index_decides_which_class_the_scheduler_has(folder):
+    _edit(folder / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
+    _edit(folder / "scheduler" / "scheduler_config.json", _class_name="EulerDiscreteScheduler")
+    checkpoint = diffusers.read(folder)
+    assert checkpoint.scheduler["_class_name"] == "DDIMScheduler"
+    assert len(checkpoint.notes) == 1
+    assert "took the scheduler DDIMScheduler of model_index.json" in checkpoint.notes[0]
+
+
 def test_unimplemented_config_is_found_before_weights_are_read(folder):
     _edit(folder / "unet" / "config.json", act_fn="mish")
     with pytest.raises(ValueError, match=r"unet.config\.json: .*act_fn='mish'"):

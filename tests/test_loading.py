@@ -81,3 +81,14 @@ def test_large_kernels_are_divided_by_their_features():
 def test_a_network_without_the_sizes_it_is_told_of_says_so():
     with pytest.raises(ValueError, match="'text_time' needs addition_time_embed_dim and a .* None"):
         loading.shapes(UNet2DConditionModel(addition_embed_type="text_time"))
+
+
+def test_scheduler_keys_that_no_class_knows_are_said_in_one_warning():
+    checkpoint = checkpoints.checkpoint("sd1")
+    loading.warn_of_scheduler_keys(checkpoint)  # without a warning, which would be an error here
+    extras = {"predict_epsilon": True, "\x1b[2J": None}
+    checkpoint = checkpoint._replace(scheduler=checkpoint.scheduler | extras)
+    with pytest.warns(UserWarning, match="passed over 2 unknown keys") as caught:
+        loading.warn_of_scheduler_keys(checkpoint)
+    assert len(caught) == 1
+    assert str(caught[0].message).isprintable()

@@ -237,6 +237,11 @@ WRONG_TYPES = [
     ({"prompt_embeds": np.zeros((1, 77, 24))}, "prompt_embeds is a ndarray; pass what `embed`"),
     ({"prompt_embeds": Text(3)}, "prompt_embeds has context of shape"),
     ({"negative_prompt_embeds": "x"}, "negative_prompt_embeds is a str"),
+    ({"prompt_embeds": Text(np.zeros((1, 77, 24)))}, "prompt and prompt_embeds are both given"),
+    (
+        {"negative_prompt": "x", "negative_prompt_embeds": Text(np.zeros((1, 77, 24)))},
+        "negative_prompt and negative_prompt_embeds are both given",
+    ),
 ]  # fmt: skip
 
 

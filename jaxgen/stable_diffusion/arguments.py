@@ -98,6 +98,9 @@ def _check_single_values(request: Request, networks: Networks) -> None:
         raise ValueError("give a prompt (a string or a list of strings), or prompt_embeds")
     for name in ("prompt_embeds", "negative_prompt_embeds"):
         _check_embeds(name, getattr(request, name), networks)
+    for name in ("prompt", "negative_prompt"):
+        if getattr(request, name) is not None and getattr(request, f"{name}_embeds") is not None:
+            raise ValueError(f"{name} and {name}_embeds are both given; leave one of them out")
 
 
 def _check_embeds(name: str, text: Text | None, networks: Networks) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Builds a checkpoint's networks, and loads their parameters onto the devices."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxgen import files
+from jaxgen.diffusion import config
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.controlnet import ControlNetModel
@@ -27,6 +30,16 @@ MODULES: Mapping[str, Callable[..., Any]] = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModel,
 }
+
+
+def warn_of_scheduler_keys(checkpoint: Checkpoint) -> None:
+    """Says in one warning which keys of the scheduler's config no class knows."""
+    keys = config.unknown_keys(checkpoint.scheduler)
+    if keys:
+        listed = files.printable(", ".join(keys[:12]), 300) + (" ..." if len(keys) > 12 else "")
+        text = f"scheduler_config.json: passed over {len(keys)} unknown keys ({listed})"
+        name = files.printable(checkpoint.name)
+        warnings.warn(f"{name}: {text}", stacklevel=3)
 
 
 class Networks(NamedTuple):

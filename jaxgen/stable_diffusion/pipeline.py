@@ -129,6 +129,7 @@ class StableDiffusion:
         """
         loading.check_dtype(dtype)
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
+        loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         nets = [controlnet_file.open_controlnet(path) for path in paths]
         return cls(checkpoint, dtype, mesh, loop, vae_tile, nets)

@@ -111,9 +111,19 @@ def _read(folder: Path, variant: str | None, vae: Component | None) -> Checkpoin
         if model_index.has_part(index, name)
     }
     scheduler = files.read_object(folder / "scheduler" / "scheduler_config.json", infinities=True)
-    scheduler.setdefault("_class_name", index["scheduler"][1])
+    notes += _scheduler_notes(scheduler, index["scheduler"][1])
+    scheduler["_class_name"] = index["scheduler"][1]
     options = {name: value for name, value in index.items() if not isinstance(value, list)}
     return Checkpoint(options, components, tokens, scheduler, tuple(notes))
+
+
+def _scheduler_notes(scheduler: Mapping[str, Any], class_name: str) -> list[str]:
+    """A note where the scheduler's config names another class than the index, which decides."""
+    own = scheduler.get("_class_name", class_name)
+    if own == class_name:
+        return []
+    taken = f"took the scheduler {files.printable(class_name, 80)} of model_index.json"
+    return [f"{taken}, not {files.printable(own, 80)} of its own config, as diffusers does"]
 
 
 def config_notes(name: str, component: Component) -> list[str]:
