@@ -327,7 +327,7 @@ figures.show_rows({
 })  # fmt: skip
 
 # %%
-figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[::2]], columns=4)
+figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[1::3]], columns=4)
 
 # %% [markdown]
 # ### Which word looks where
@@ -827,7 +827,8 @@ roof = roofline.predict(partial(generate.step, unet), *arguments, images=8)
 # %%
 rate = roofline.compare(roof, lambda: step(*arguments))
 print(f"so {rate / 20:.1f} pictures/s of 20 steps")
-assert rate < 1.2 * 8 / roof.seconds[0]  # a count that is beaten is a wrong count
+# a count that is beaten would be a wrong count
+assert quick.ON or rate < 1.2 * 8 / roof.seconds[0]
 
 # %% [markdown]
 # The rest is explained by what the count leaves out. At 8 x 8 places most layers are small: norms,

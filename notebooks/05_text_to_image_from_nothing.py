@@ -841,7 +841,8 @@ roof = roofline.predict(update, *arguments, images=BATCH_SIZE)
 
 # %%
 rate = roofline.compare(roof, lambda: update(*arguments))
-assert rate < 1.2 * BATCH_SIZE / roof.seconds[0]  # a count that is beaten is a wrong count
+# a count that is beaten would be a wrong count
+assert quick.ON or rate < 1.2 * BATCH_SIZE / roof.seconds[0]
 
 # %% [markdown]
 # The compiler counts every byte that its fused operations touch, also where they lie in a cache, so
