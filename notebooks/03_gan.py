@@ -821,33 +821,17 @@ state = new_state(init_key, generator, discriminator, tx)
 # $$\text{seconds} \;\ge\; \max\left( \frac{\text{operations}}{\text{peak operations per second}},\; \frac{\text{bytes}}{\text{bytes per second}} \right) \tag{16}$$
 #
 # Williams et al. 2009 ([doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)),
-# section 3. Operations: `products` counts the matrix products in the program's own equations, at 2
-# m n k each. Bytes: Adam reads and writes parameters, both moments and gradients, eight floats for
-# each parameter; the average of G is two more. Peaks are measured here and now. Tests:
+# section 3. Operations are the matrix products in the program's own equations, at 2 m n k each. Bytes
+# are those that the compiled program's operations read and write. The peaks are measured here and
+# now. Tests:
 # [`test_a_dense_training_step_is_counted_as_by_hand`](../tests/test_measure.py),
 # [`test_ceilings_are_positive_and_finite`](../tests/test_measure.py).
 
 # %%
-from jaxgen.measure import ceilings, products
+import roofline
 
 batch = {"image": jnp.asarray(train_set.images[:BATCH_SIZE])}
-operations = products.flops(one, state, batch, train_key)
-sizes = [
-    sum(leaf.size for leaf in jax.tree.leaves(player.params))
-    for player in (state.generator, state.discriminator)
-]
-limits = ceilings.measure(jnp.float32)
-by_products = operations / limits.flops_per_second
-by_memory = 4 * (8 * sum(sizes) + 2 * sizes[0]) / limits.bytes_per_second
-predicted = BATCH_SIZE / max(by_products, by_memory)
-print(f"peak of this device {limits.flops_per_second / 1e9:6.0f} G operations/s")
-print(f"its memory          {limits.bytes_per_second / 1e9:6.0f} GB/s")
-print(
-    f"a step              {operations / 1e9:6.2f} G operations, {sum(sizes) / 1e6:.2f} M parameters"
-)
-print(f"its products alone  {1000 * by_products:6.2f} ms")
-print(f"its memory alone    {1000 * by_memory:6.2f} ms")
-print(f"predicted           {predicted:6,.0f} images/s at most")
+roof = roofline.predict(one, state, batch, train_key, images=BATCH_SIZE)
 
 # %% [markdown]
 # ### Training
@@ -874,7 +858,8 @@ for i in range(num_chunks):
         frames.append(np.asarray(draw(state.ema, shown)))
 history = {name: np.concatenate([part[name] for part in history]) for name in metrics}
 measured = BATCH_SIZE * chunk / np.median(seconds)  # the first chunk compiles
-print(f"{chunk * num_chunks} steps at {measured:,.0f} images/s, {measured / predicted:.0%} of (16)")
+share = measured / roof.images_per_second
+print(f"{chunk * num_chunks} steps at {measured:,.0f} images/s, {share:.0%} of (16)")
 figures.show_gif(frames, columns=10, seconds=0.5)
 
 # %% [markdown]
@@ -1037,9 +1022,8 @@ _, standing = generator.apply(
 
 def in_shards(size):
     """The first ten images when the batch of 64 is normalised in shards of this size."""
-    return jax.vmap(partial(g_of, state.ema))(z.reshape(-1, size, LATENT_DIM)).reshape(-1, 8, 8, 1)[
-        :16
-    ]
+    images = jax.vmap(partial(g_of, state.ema))(z.reshape(-1, size, LATENT_DIM))
+    return images.reshape(-1, 8, 8, 1)[:10]
 
 
 # %% [markdown]

@@ -11,7 +11,7 @@
 # 1. a whole training run, in 60 lines;
 # 2. keys: what one is, and what happens when it is used twice;
 # 3. `vmap` over examples: losses are written for one image;
-# 4. `vmap` over models: many seeds for little more than the price of one;
+# 4. `vmap` over models: many seeds in one program;
 # 5. `scan`: many steps in one call;
 # 6. `jit`, `pmap` and `shard_map`: eight devices, the same run;
 # 7. a gradient that is averaged twice, which Adam hides;
@@ -290,6 +290,7 @@ right.set(
 )
 right.minorticks_off()
 right.legend(fontsize=8)
+figures.plt.show()
 
 # %% [markdown]
 # ## 3. `vmap` over examples
@@ -362,11 +363,14 @@ def best_seconds(run, *args):
 
 
 run_many = jax.jit(many_steps)
-counts = [1, 4, 16, 64]
-rates = []
-for count in counts:
-    states, keys = models(count)
-    rates.append(count * len(rows) / best_seconds(run_many, states, (data, rows), keys))
+counts = [1, 4] if quick.ON else [1, 4, 16, 64]
+rates = {}  # steps per second of all models together, by batch
+for size in (8,) if quick.ON else (8, BATCH_SIZE):
+    rates[size] = []
+    for count in counts:
+        states, keys = models(count)
+        seconds = best_seconds(run_many, states, (data, rows[:, :size]), keys)
+        rates[size].append(count * len(rows) / seconds)
 
 states, keys = models(16)
 together, history = run_many(states, (data, rows), keys)
@@ -382,12 +386,13 @@ for _ in range(quick.steps(20, 1)):
 curves = np.concatenate(curves)
 
 left, right = figures.axes(2)
-left.loglog(counts, rates, "o-")
-left.loglog(counts, [rates[0] * count for count in counts], "--", color=figures.TEXT, linewidth=1)
-left.set(
-    title="Steps per second, all models", xlabel="models at once", xticks=counts, xticklabels=counts
-)
+for size, values in rates.items():
+    left.loglog(counts, values, "o-", label=f"batch {size}")
+    print(f"batch {size:3}:", {n: f"{v:,.0f} steps/s" for n, v in zip(counts, values, strict=True)})
+left.set(title="Steps per second, all models", xlabel="models at once")
+left.set(xticks=counts, xticklabels=counts)
 left.minorticks_off()
+left.legend()
 right.plot(curves, color=figures.BLUE, linewidth=0.6, alpha=0.5)
 right.set(
     title="16 seeds, one run",
@@ -395,12 +400,13 @@ right.set(
     ylabel="loss, nats",
     ylim=(None, np.percentile(curves, 97)),
 )
-print({count: f"{rate:,.0f} steps/s" for count, rate in zip(counts, rates, strict=True)})
+figures.plt.show()
 
 # %% [markdown]
-# The dashed line would be models for free. Up to a handful they nearly are; then the device is
-# busy, and more models cost what they compute. Had the seeds differed as much as two methods do,
-# one run of each would have proved nothing.
+# A step with a small batch is many small operations, most of whose time is their start; models that
+# share the start cost little. A step with a large batch fills the device better by itself, so that
+# there is less to win: on a GPU, which is wider, more than on a CPU. And a paper that compares two
+# methods by one run each has compared two lines of the right panel.
 #
 # ## 5. `scan`
 #
@@ -421,7 +427,7 @@ def in_chunks(size):
     return state
 
 
-chunks = [1, 2, 7, 14]
+chunks = [1, 14] if quick.ON else [1, 2, 7, 14]
 speeds = [len(rows) / best_seconds(in_chunks, size) for size in chunks]
 bits = [jax.tree.map(np.asarray, in_chunks(size).params) for size in chunks]
 for other in bits[1:]:
@@ -574,6 +580,7 @@ for panel, (name, tx_here) in zip(
     else:
         assert apart > 0.5 or NUM_DEVICES == 1
 panels[0].legend()
+figures.plt.show()
 
 # %% [markdown]
 # ## 8. Killed, and resumed to the same bits
@@ -719,30 +726,41 @@ new, _ = donating(new, batch, train_key)  # right: the new state takes the old o
 from jaxgen.measure import ceilings, products
 
 limits = ceilings.measure(jnp.float32)
-wide = {"down": jnp.zeros((2048, 1024)), "up": jnp.zeros((1024, 2048))}
 
 
 def wide_loss(params, example, key):
-    """A linear autoencoder of 4.2 million parameters."""
+    """A linear autoencoder of a million parameters."""
     value = jnp.mean((example["image"] - (example["image"] @ params["down"]) @ params["up"]) ** 2)
     return value, {"loss": value}
 
 
+def wide_state():
+    wide = {"down": jnp.zeros((1024, 512)), "up": jnp.zeros((512, 1024))}
+    return step.init_state(wide, tx)
+
+
+def step_seconds(batch):
+    """The seconds of a step, the best of several; the state is donated, as in a real run."""
+    run, state, times = jax.jit(wide_step, donate_argnums=0), wide_state(), []
+    for _ in range(quick.steps(10, 2)):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(run(state, batch, train_key))
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
 wide_step = step.gradient_step(wide_loss, tx)
-wide_state = step.init_state(wide, tx)
-num_params = sum(leaf.size for leaf in jax.tree.leaves(wide))
-batch_sizes = [1, 8, 64, 512]
+num_params = 2 * 1024 * 512
+batch_sizes = [1, 64] if quick.ON else [1, 8, 64, 512]
 bounds, measured = [], []
 for b in batch_sizes:
-    batch = {"image": jnp.ones((b, 2048))}
-    operations = products.flops(wide_step, wide_state, batch, train_key)
-    np.testing.assert_allclose(
-        operations, 5 * 2 * b * 2048 * 1024
-    )  # by hand: two forward, three back
+    batch = {"image": jnp.ones((b, 1024))}
+    operations = products.flops(wide_step, wide_state(), batch, train_key)
+    np.testing.assert_allclose(operations, 5 * 2 * b * 1024 * 512)  # two forward, three back
     by_products = b * limits.flops_per_second / operations
     by_memory = b * limits.bytes_per_second / (4 * 8 * num_params)
     bounds.append((by_products, by_memory))
-    rate = b / best_seconds(jax.jit(wide_step), wide_state, batch, train_key)
+    rate = b / step_seconds(batch)
     measured.append(rate)
     roof = min(by_products, by_memory)
     print(f"B = {b:3}: predicted {roof:9,.0f} images/s, measured {rate:9,.0f}, {rate / roof:.0%}")
@@ -764,6 +782,7 @@ panel.set(
 )
 panel.minorticks_off()
 panel.legend()
+figures.plt.show()
 
 # %% [markdown]
 # The shape is predicted, with its bend; the height is not reached. At small batches the gradient
