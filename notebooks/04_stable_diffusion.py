@@ -268,7 +268,7 @@ PROMPTS = [
     "a little blue square on the left and a large yellow star on the right on gray",
     "a large green ring over a small red heart on cream",
 ]
-SEEDS, NUM_STEPS = list(range(8)), quick.steps(20, 4)
+SEEDS, NUM_STEPS = list(range(8)), quick.steps(20, 5)
 latents = draw(params, PROMPTS, SEEDS, NUM_STEPS, [3.0] * 8)
 figures.show_grid(decode(params, latents), columns=8)
 

@@ -264,8 +264,8 @@ def train(num_steps):
 params, losses = train(quick.steps(NUM_STEPS, 20))
 
 # %%
-noise = jax.random.normal(jax.random.key(1), (80, 8, 8, 1))
-wanted_labels = jnp.arange(80) % 10
+noise = jax.random.normal(jax.random.key(1), (quick.steps(80, 10), 8, 8, 1))
+wanted_labels = jnp.arange(len(noise)) % 10
 samples = ddim(lambda x, t: guided(params, x, t, wanted_labels), noise)
 panel = figures.axes(height=1.9)
 panel.semilogy(losses, color=figures.TEXT, alpha=0.3)
@@ -315,7 +315,7 @@ table = timestep_samplers.ddim(
 )
 denoise = sample.at_times(lambda x, t: guided(params, x, t + 1, wanted_labels), table)
 final = jax.jit(
-    lambda x: sample.sample(denoise, table, x, jax.random.split(jax.random.key(4), 80))
+    lambda x: sample.sample(denoise, table, x, jax.random.split(jax.random.key(4), len(x)))
 )(noise)
 np.testing.assert_allclose(final, samples, atol=2e-3)
 
@@ -364,20 +364,21 @@ LABEL_DROPOUT = 0.1
 from sklearn import neighbors
 
 judge = neighbors.KNeighborsClassifier().fit(images.reshape(len(images), -1), labels)
-asked, start = jnp.arange(200) % 10, jax.random.normal(jax.random.key(6), (200, 8, 8, 1))
+start = jax.random.normal(jax.random.key(6), (quick.steps(200, 10), 8, 8, 1))
+asked = jnp.arange(len(start)) % 10
 
 
 @jax.jit
 def steered(params, x, t, w):
     """(5) with any guidance scale."""
-    none = plain(params, x, t, jnp.full(200, NO_LABEL))
+    none = plain(params, x, t, jnp.full(len(x), NO_LABEL))
     return none + w * (plain(params, x, t, asked) - none)
 
 
 def obedience(params, w):
     """Samples at guidance scale w, and the share that shows the digit that was asked for."""
     drawn = ddim(lambda x, t: steered(params, x, t, w), start, 20)
-    pixels = np.clip((np.asarray(drawn) + 1) * 127.5, 0, 255).reshape(200, -1)
+    pixels = np.clip((np.asarray(drawn) + 1) * 127.5, 0, 255).reshape(len(start), -1)
     return drawn[:10], np.mean(judge.predict(pixels) == asked)
 
 
