@@ -18,7 +18,7 @@
 # Part one is the whole of it, in about a hundred lines, with nothing hidden but the layers of the
 # three networks. Part two uses the library, looks into the networks, and breaks things. The weights
 # are those of `shapes`, a Stable Diffusion in miniature that comes with jaxgen: the same classes
-# and the same files as Stable Diffusion 1.5, a thousandth of its arithmetic. [The next
+# and the same files as Stable Diffusion 1.5 at a four-thousandth of its arithmetic. [The next
 # notebook](05_text_to_image_from_nothing.ipynb) trains it from nothing.
 
 # %% tags=["setup"]
@@ -327,7 +327,7 @@ figures.show_rows({
 })  # fmt: skip
 
 # %%
-figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[::2]], columns=4)
+figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[1::3]], columns=4)
 
 # %% [markdown]
 # ### Which word looks where
@@ -674,10 +674,11 @@ assert quick.ON or curves["dpmpp_2m"][-1] < curves["ddim"][-1]
 # DDIM *is* Euler's method. Divide (4) by $\sqrt{\bar\alpha}$ and write
 # $\sigma = \sqrt{1 - \bar\alpha} / \sqrt{\bar\alpha}$: what remains is
 # $\tilde x' = \tilde x + (\sigma' - \sigma)\, \hat\varepsilon$. Two names, two papers, one sampler
-# ([`test_euler_is_ddim_in_another_scale`](../tests/test_samplers.py)):
+# ([`test_euler_is_ddim_in_another_scale`](../tests/test_samplers.py)). On the checkpoint's own grid:
 
 # %%
-both = [pipe(PROMPTS, num_steps=NUM_STEPS, sampler=name, **options) for name in ("ddim", "euler")]
+options |= {"num_steps": NUM_STEPS, "spacing": "leading"}
+both = [pipe(PROMPTS, sampler=name, **options) for name in ("ddim", "euler")]
 np.testing.assert_allclose(*both, atol=1e-3)
 
 # %% [markdown]
@@ -826,15 +827,16 @@ roof = roofline.predict(partial(generate.step, unet), *arguments, images=8)
 # %%
 rate = roofline.compare(roof, lambda: step(*arguments))
 print(f"so {rate / 20:.1f} pictures/s of 20 steps")
-assert rate < 1.2 * 8 / roof.seconds[0]  # a count that is beaten is a wrong count
+# a count that is beaten would be a wrong count
+assert quick.ON or rate < 1.2 * 8 / roof.seconds[0]
 
 # %% [markdown]
 # The rest is explained by what the count leaves out. At 8 x 8 places most layers are small: norms,
 # softmax and activations move bytes without a product and are not fused into the products; a
 # convolution over 8 x 8 places with padding multiplies many zeros that the count omits; and two
 # cores wait for each other at the end of every layer. The autoencoder's decoder, once for each
-# picture, is not in the count either. For Stable Diffusion 1.5, whose products are a hundred times
-# larger, the same program runs closer to its limit ([benchmarks](../docs/benchmarks.md)).
+# picture, is not in the count either. For Stable Diffusion 1.5, whose products are far larger, the
+# same program runs closer to its limit ([benchmarks](../docs/benchmarks.md)).
 #
 # ## With a real checkpoint
 #

@@ -51,7 +51,7 @@ from flax import linen as nn
 from PIL import Image  # only to draw
 from sklearn import datasets
 
-BATCH_SIZE, NUM_STEPS, NUM_TIMES = 64, 500, 1000
+BATCH_SIZE, NUM_STEPS, NUM_TIMES = 64, 400, 1000
 NO_LABEL, LABEL_DROPOUT, GUIDANCE = 10, 0.1, 2.0  # a tenth of the images is shown without label
 tx = optax.adam(optax.cosine_decay_schedule(3e-3, NUM_STEPS))
 phi = np.pi / 2 * np.arange(NUM_TIMES + 1) / NUM_TIMES  # at t = 0 the image, at the end noise
@@ -267,15 +267,13 @@ params, losses = train(quick.steps(NUM_STEPS, 20))
 noise = jax.random.normal(jax.random.key(1), (80, 8, 8, 1))
 wanted_labels = jnp.arange(80) % 10
 samples = ddim(lambda x, t: guided(params, x, t, wanted_labels), noise)
-curve, grid = figures.axes(2, height=2.8)
-curve.semilogy(losses, color=figures.TEXT, alpha=0.3)
-curve.semilogy(figures.smooth(losses))
-curve.set(xlabel="step", ylabel="loss (2)")
-grid.imshow(picture(samples), cmap="gray")
-grid.set_title("a column for each label")
-grid.set_axis_off()
+panel = figures.axes(height=1.9)
+panel.semilogy(losses, color=figures.TEXT, alpha=0.3)
+panel.semilogy(figures.smooth(losses))
+panel.set(xlabel="step", ylabel="loss (2)")
 plt.show()
 assert quick.ON or np.mean(losses[-50:]) < 0.35
+picture(samples)  # a column for each label
 
 # %% [markdown]
 # ### The library gives the same numbers
@@ -501,7 +499,7 @@ from jaxgen.train import augment, optimizer
 from jaxgen.train import step as steps
 from jaxgen.weights import hub, tokenizer
 
-BLOCK, COUNT = 64, quick.steps(4096, 256)
+BLOCK, COUNT = 64, quick.steps(2048, 256)
 
 
 @jax.jit
@@ -562,7 +560,7 @@ def trained(loss, params, data, num_steps, batch_size, learning_rate, ema_decay=
 first_loss = augment.on_uint8(latent_losses.autoencoder_kl_loss(encode_one, decode_one, 2e-4, 1.0))
 fresh = jax.jit(lambda key: model.init(key, vae))(jax.random.key(9))
 begun, first_losses = trained(
-    first_loss, fresh, {"image": pictures}, quick.steps(100, 2), batch_size=4, learning_rate=1e-3
+    first_loss, fresh, {"image": pictures}, quick.steps(60, 2), batch_size=4, learning_rate=1e-3
 )
 
 # %%
@@ -655,7 +653,8 @@ figures.show_rows({f"f = {f:g}": decode(shipped["vae"], padded / f)[:8] for f in
 # the very function that gave the digits' numbers above.
 #
 # To see learning happen within a minute, the task here is smaller than the world: pictures of one
-# object, a network a third as wide, ten thousand examples instead of eight hundred thousand.
+# object, a network with a third of the weights, eight thousand examples instead of eight hundred
+# thousand.
 
 # %%
 tokens = tokenizer.train(captions, max_length=24)
@@ -686,7 +685,7 @@ fresh = {
     "unet": jax.jit(lambda key: model.init(key, unet))(unet_key),
     "text_encoder": jax.jit(lambda key: model.init(key, text_encoder))(text_key),
 }
-minute, second_losses = trained(second_loss, fresh, data, quick.steps(300, 3), 32, 2e-3)
+minute, second_losses = trained(second_loss, fresh, data, quick.steps(250, 3), 32, 2e-3)
 panel = figures.axes(height=1.9)
 panel.semilogy(second_losses, color=figures.TEXT, alpha=0.3)
 panel.semilogy(figures.smooth(second_losses, 30))
@@ -735,9 +734,10 @@ panel.legend(ncols=2, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# In a minute it has learned what covers most pixels, the background, then colour; shapes come with
-# patience. Loss alone would not tell: from here on it falls by hundredths while the share of right
-# shapes grows from a few to all.
+# In a minute it has learned what covers most pixels, the background, and that a picture shows
+# something: one object about half of the time, of the right colour a little more often than chance.
+# Shapes and places come with patience. Loss alone would not tell: from here on it falls by
+# hundredths, while the share of right shapes grows from nothing to all.
 #
 # ### Pairs that training never showed
 #
@@ -841,7 +841,8 @@ roof = roofline.predict(update, *arguments, images=BATCH_SIZE)
 
 # %%
 rate = roofline.compare(roof, lambda: update(*arguments))
-assert rate < 1.2 * BATCH_SIZE / roof.seconds[0]  # a count that is beaten is a wrong count
+# a count that is beaten would be a wrong count
+assert quick.ON or rate < 1.2 * BATCH_SIZE / roof.seconds[0]
 
 # %% [markdown]
 # The compiler counts every byte that its fused operations touch, also where they lie in a cache, so

@@ -81,7 +81,8 @@ def show_rows(rows: Mapping[str, Any], width: float = WIDTH, columns: Sequence[s
     side = picture.shape[0] / len(rows)
     longest = 0.09 * max(map(len, rows)) + 0.1  # inches of the labels
     height = (width - longest) * picture.shape[0] / picture.shape[1]
-    panel = axes(width=width, height=height)
+    lines = max((len(name.split()) for name in columns), default=0)
+    panel = axes(width=width, height=height + 0.13 * lines + (0.15 if lines else 0))
     place(panel, picture)
     panel.set_yticks(side * (np.arange(len(rows)) + 0.5), list(rows))
     if columns:

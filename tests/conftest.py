@@ -7,6 +7,7 @@ time in the compiler than they ever save. Tests marked `optimized` are about the
 run. Compiled programs are kept beside pytest's own cache, for other processes and the next run.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -27,9 +28,21 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import pytest
+from support import compilations
+
+gc.set_threshold(100_000, 50, 100)  # a tenth of the time was spent walking through JAX's traces
+
+# These take longest and go to the workers first, so that none is left over at the end.
+LONG = (
+    "test_latent_diffusion", "test_experiments", "test_notebooks", "test_pipeline",
+    "test_pipeline_devices", "test_step", "test_cpu_convolution", "test_unet", "test_benchmark",
+    "test_text_to_image", "test_parallel", "test_shapes", "test_minimal", "test_generate",
+    "test_fuzz", "test_controlnet", "test_losses", "test_run_faults", "test_evaluation",
+)  # fmt: skip
 
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+compilations.use_old_emitters_when_quick()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -42,9 +55,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files of `LONG` first, in that order."""
+    ranks = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Gives a whole file to one worker, so that what its tests share is made once."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False  # by the number of tests; the order here is by time
     return LoadFileScheduling(config, log)

@@ -17,7 +17,7 @@ from support import compilations, systems
 
 from jaxgen.cpu import convolution
 
-pytestmark = pytest.mark.optimized
+OPTIMIZED = pytest.mark.optimized  # for what looks at compiled programs; sums need it not
 CANONICAL = "b01f_01io->b01f"
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -158,6 +158,7 @@ def test_results_keep_their_type(dtype):
     )
 
 
+@OPTIMIZED
 def test_gradients_inside_a_loop_are_convolutions_that_xla_runs_with_threads():
     def loss(kernel, x):
         return jnp.sum(
@@ -175,6 +176,7 @@ def test_gradients_inside_a_loop_are_convolutions_that_xla_runs_with_threads():
     assert layouts == [CANONICAL] * 3
 
 
+@OPTIMIZED
 @pytest.mark.parametrize(
     ("shape", "features", "found"),
     [
@@ -191,6 +193,7 @@ def test_few_features_are_one_product(shape, features, found):
     assert re.findall(r"stablehlo\.(dot_general|convolution)", text) == [found]
 
 
+@OPTIMIZED
 def test_one_channel_is_one_product():
     convolved = partial(
         lax.conv_general_dilated, window_strides=(2, 2), padding="SAME", dimension_numbers=NHWC
@@ -218,6 +221,7 @@ def _compiled_gradients(shape, kernel_shape, stride, padding):
     return jax.jit(slopes).lower(x, kernel, jnp.ones(seen.shape)).compile().as_text()
 
 
+@OPTIMIZED
 @pytest.mark.parametrize(("side", "convolutions"), [(1, 1), (3, 1), (4, 2)])
 def test_an_images_gradient_multiplies_with_no_zeros(side, convolutions):
     text = _compiled_gradients((4, 16, 16, 8), (side, side, 8, 16), 2, "SAME")
@@ -225,6 +229,7 @@ def test_an_images_gradient_multiplies_with_no_zeros(side, convolutions):
     assert "lhs_dilate" not in text
 
 
+@OPTIMIZED
 @pytest.mark.parametrize("padding", ["VALID", "SAME", ((2, 2), (2, 2))])
 @pytest.mark.parametrize(("channels", "features"), [(32, 8), (8, 32)])
 def test_xla_does_not_exchange_operands_by_itself(padding, channels, features):
@@ -233,6 +238,7 @@ def test_xla_does_not_exchange_operands_by_itself(padding, channels, features):
     assert "reversal" not in text
 
 
+@OPTIMIZED
 def test_the_narrower_side_of_a_kernels_gradient_is_the_image():
     def slope(x, seen):
         convolved = lambda kernel: lax.conv_general_dilated(  # noqa: E731

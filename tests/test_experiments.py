@@ -4,6 +4,7 @@
 As processes where bits, signals, hosts or exit codes are meant; else in this process.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -21,6 +22,7 @@ from support.scripts import (
     command,
     environment,
     execute,
+    loaded,
     newest_state,
     refusal,
     rows,
@@ -145,19 +147,19 @@ def test_several_models_are_trained_at_once(straight, tmp_path):
     np.testing.assert_allclose(losses[:, 0], expected, rtol=2e-4)  # model 0 has the run's seed
 
 
-# that of jit has a checkpoint on the way
-@pytest.mark.parametrize(("how", "steps"), [("jit", 60), ("pmap", 8), ("shard_map", 8)])
+@pytest.mark.parametrize("how", ["jit", "pmap", "shard_map"])
 @SLOW
-def test_two_processes_train_and_checkpoint_together(how, steps, straight, tmp_path):
+def test_two_processes_train_and_checkpoint_together(how, straight, tmp_path):
     folder = tmp_path / "hosts"
-    flags = [*TINY, "--steps", str(steps), "--checkpoint-every", "50", "--run-dir", folder]
+    flags = [*TINY, "--steps", "8", "--checkpoint-every", "4", "--run-dir", folder]
     processes = start_hosts(2, [*flags, "--distributed", "--parallel", how])
     outputs = [process.communicate(timeout=240)[0] for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    expected = [row["loss"] for row in rows(straight)[:steps]]
+    expected = [row["loss"] for row in rows(straight)[:8]]
     np.testing.assert_allclose([row["loss"] for row in rows(folder)], expected, rtol=2e-4)
-    assert f"step {steps}" in call("vae", "--run-dir", folder, "--action", "evaluate")
+    assert {p.name for p in folder.glob("checkpoints/*")} >= {"4", "8"}
+    assert "step 8" in call("vae", "--run-dir", folder, "--action", "sample")
 
 
 def start_hosts(count: int, flags: list) -> list[subprocess.Popen]:
@@ -398,8 +400,14 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
 
 
 @SLOW
-def test_the_demo_leaves_one_picture_of_all_three_systems(tmp_path):
-    out, _ = execute("demo", "--quick", "--run-dir", tmp_path / "demo")
+def test_the_demo_leaves_one_picture_of_all_three_systems(tmp_path, monkeypatch):
+    with loaded("demo") as demo:
+        for system in (demo.autoencoder, demo.vae, demo.gan):
+            preset = system.PRESETS["digits"]
+            short = dataclasses.replace(preset.run, steps=100, num_devices=1)
+            monkeypatch.setitem(system.PRESETS, "digits", dataclasses.replace(preset, run=short))
+        monkeypatch.setattr(demo, "NUM_STEPS", 2)
+        out = call("demo", "--quick", "--run-dir", tmp_path / "demo")
 
     assert str(tmp_path / "demo" / "overview.png") in out
     assert width_of(tmp_path / "demo" / "overview.png") > 1000

@@ -150,15 +150,6 @@ def test_no_setting_compiles_anew(pipe, loop):
     assert not compiled
 
 
-def test_the_loop_on_the_device_is_the_loop_from_python(pipe):
-    settings = {"sampler": "euler_ancestral", "seed": 2, **LATENT}
-    for task in ({}, {"image": picture(), "strength": 0.6, "mask": half_mask()}):
-        found = [
-            variant(pipe, loop=loop)("a cat", **settings, **task) for loop in ("host", "device")
-        ]
-        assert close(*found, 2e-6)
-
-
 def test_an_image_does_not_depend_on_its_batch(pipe):
     settings = {"sampler": "euler_ancestral", **LATENT}
     lists = {
@@ -405,3 +396,14 @@ def test_importing_jaxgen_imports_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     with pytest.raises(AttributeError, match="module 'jaxgen' has no attribute 'Stable'"):
         jaxgen.Stable  # noqa: B018
+
+
+@pytest.mark.slow
+@pytest.mark.optimized  # last, because it makes the others' programs compile anew
+def test_the_loop_on_the_device_is_the_loop_from_python(pipe):
+    settings = {"sampler": "euler_ancestral", "seed": 2, **LATENT}
+    for task in ({}, {"image": picture(), "strength": 0.6, "mask": half_mask()}):
+        found = [
+            variant(pipe, loop=loop)("a cat", **settings, **task) for loop in ("host", "device")
+        ]
+        assert close(*found, 2e-6)

@@ -83,8 +83,8 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
     white[:, 25:] = 255
     Image.fromarray(white).save(tmp_path / "mask.png")
     output = tmp_path / "out"
-    stdout, _ = execute(
-        "--model", model, "--output", output, "--steps", 4, "--prompt", "a cat",
+    stdout = scripts.call(
+        "text_to_image", "--model", model, "--output", output, "--steps", 4, "--prompt", "a cat",
         "--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--strength", 0.5,
     )  # fmt: skip
     assert "1 image of 48 x 40" in stdout

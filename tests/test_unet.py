@@ -157,4 +157,5 @@ def test_a_structure_that_is_not_implemented_is_an_error(config, words):
 def test_num_attention_heads_overrides_the_historic_name():
     historic = UNet2DConditionModel(attention_head_dim=(5, 10, 20, 20))
     named = UNet2DConditionModel(num_attention_heads=(5, 10, 20, 20), attention_head_dim=64)
-    assert historic._levels() == named._levels()
+    assert historic._levels_down() == named._levels_down()
+    assert historic._levels_up() == named._levels_up()

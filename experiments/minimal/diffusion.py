@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A diffusion model, whole: data, network, loss, gradient step, loop, sampler.
 
-    python experiments/minimal/diffusion.py [steps <= 500]   # writes runs/minimal/diffusion.png
+    python experiments/minimal/diffusion.py [steps <= 400]   # writes runs/minimal/diffusion.png
 
 An image x is turned into noise eps ~ N(0, I) by an angle phi_t that grows with the time t. A UNet
 learns v, the derivative of x_t by that angle, and a sampler turns noise into images with it:
@@ -27,7 +27,7 @@ from flax import linen as nn
 from PIL import Image  # only to draw
 from sklearn import datasets
 
-BATCH_SIZE, NUM_STEPS, NUM_TIMES = 64, 500, 1000
+BATCH_SIZE, NUM_STEPS, NUM_TIMES = 64, 400, 1000
 NO_LABEL, LABEL_DROPOUT, GUIDANCE = 10, 0.1, 2.0  # a tenth of the images is shown without label
 tx = optax.adam(optax.cosine_decay_schedule(3e-3, NUM_STEPS))
 phi = np.pi / 2 * np.arange(NUM_TIMES + 1) / NUM_TIMES  # at t = 0 the image, at the end noise

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn.convolution import SAME, Conv3x3
-from jaxgen.nn.unet_blocks import TextContext
-from jaxgen.nn.unet_encoder import UNetEncoder
+from jaxgen.nn.unet_blocks import TextContext, UNetEncoder
 from jaxgen.types import Array
 
 

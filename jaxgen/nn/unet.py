@@ -8,8 +8,7 @@ from flax import linen as nn
 
 from jaxgen.nn.convolution import Conv3x3
 from jaxgen.nn.norm import GroupNorm
-from jaxgen.nn.unet_blocks import Level, TextContext, UpBlock
-from jaxgen.nn.unet_encoder import UNetEncoder, has_attention, repeat
+from jaxgen.nn.unet_blocks import Level, TextContext, UNetEncoder, UpBlock, has_attention, repeat
 from jaxgen.types import Array
 
 UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}  # name -> has attention

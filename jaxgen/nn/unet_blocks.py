@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""The blocks of the UNet's levels: down, middle and up, each with attention or without."""
+"""The blocks of the UNet's levels, and of them the half that looks at the noisy latent.
 
+ControlNets are copies of that half, so it is a class of its own: `unet.UNet2DConditionModel` adds
+the way up, `controlnet.ControlNetModel` the image that controls.
+"""
+
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.nn.convolution import SAME
+from jaxgen.nn.convolution import SAME, Conv3x3
+from jaxgen.nn.embeddings import TimestepEmbedding, sinusoid
 from jaxgen.nn.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from jaxgen.nn.transformer import Transformer2DModel
 from jaxgen.types import Array
+
+DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name -> has attention
+MID_BLOCKS = {"UNetMidBlock2DCrossAttn": True, "UNetMidBlock2D": False}
 
 TextContext = tuple[Any, ...]  # one entry for each Transformer2DModel of a block
 
@@ -132,3 +141,144 @@ class UpBlock(nn.Module):
         for upsample in self.upsamplers:
             x = upsample(x, size)
         return x
+
+
+class UNetEncoder(nn.Module):
+    """Time, text and latent to features of every resolution; see the classes that extend it.
+
+    Fields and defaults are those of diffusers' config.json, submodules have its names.
+    """
+
+    sample_size: int | Sequence[int] | None = None  # default latent size; the network takes any
+    in_channels: int = 4  # 9 in inpainting models
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    down_block_types: Sequence[str] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
+    block_out_channels: Sequence[int] = (320, 640, 1280, 1280)
+    layers_per_block: int | Sequence[int] = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    transformer_layers_per_block: int | Sequence[int | Sequence[int]] = 1
+    attention_head_dim: int | Sequence[int] = 8  # a historic name: the number of heads
+    num_attention_heads: int | Sequence[int] | None = None  # overrides it
+    use_linear_projection: bool = False  # the layout of proj_in on disk; the same layer here
+    addition_embed_type: str | None = None  # "text_time" in XL
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    time_cond_proj_dim: int | None = None  # guidance embedding of latent consistency models
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        channels, last = self.block_out_channels, len(self.block_out_channels) - 1
+        self.conv_in = Conv3x3(channels[0], self.dtype)
+        self.time_embedding = TimestepEmbedding(
+            4 * channels[0], self.time_cond_proj_dim, self.dtype
+        )
+        if self.addition_embed_type == "text_time":
+            self.add_embedding = TimestepEmbedding(4 * channels[0], dtype=self.dtype)
+        down, mid = self._levels_down()
+        self.down_blocks = [DownBlock(level, i < last, self.dtype) for i, level in enumerate(down)]
+        if mid is not None:
+            self.mid_block = MidBlock(mid, self.dtype)
+
+    def embed_time(self, timesteps: Array, timestep_cond: Array | None = None) -> Array:
+        """The embedding of timesteps, integer or float: [N] -> [N, D]; one call does all steps.
+
+        timestep_cond: [N, time_cond_proj_dim], only for UNets that have this field.
+        """
+        return self.time_embedding(
+            self._sinusoid(timesteps, self.block_out_channels[0]), timestep_cond
+        )
+
+    def embed_added(self, text_embeds: Array, time_ids: Array) -> Array:
+        """The embedding [B, D] of XL's pooled text [B, P] and sizes [B, 6], to add to that of time.
+
+        time_ids: original height and width, crop top and left, target height and width in pixels;
+        integers or float32, since bfloat16 would round them (1023 becomes 1024).
+        """
+        if self.addition_time_embed_dim is None:
+            raise ValueError(
+                "this UNet's addition_embed_type needs addition_time_embed_dim, which is None; "
+                "it is 256 in Stable Diffusion XL"
+            )
+        sizes = self._sinusoid(time_ids, self.addition_time_embed_dim)  # float32 [B, 6, 256]
+        sizes = sizes.reshape(sizes.shape[0], -1).astype(self.dtype)
+        return self.add_embedding(jnp.concatenate([text_embeds.astype(self.dtype), sizes], -1))
+
+    def encode(
+        self,
+        sample: Array,
+        emb: Array,
+        text_context: dict[str, TextContext],
+        hint: Array | None = None,
+    ) -> tuple[Array, list[Array]]:
+        """The features of the middle [B, h, w, C], and all skips on the way down.
+
+        emb: the embedded time [B, D]; hint: features [B, H, W, C_0] to add to conv_in's.
+        """
+        x = self.conv_in(sample.astype(self.dtype))
+        if hint is not None:
+            x = x + hint.astype(self.dtype)
+        skips = [x]
+        for i, block in enumerate(self.down_blocks):
+            x, outputs = block(x, emb, text_context[f"down_blocks_{i}"])
+            skips.extend(outputs)
+        if self.mid_block_type is not None:
+            x = self.mid_block(x, emb, text_context["mid_block"])
+        return x, skips
+
+    def _sinusoid(self, values: Array, dim: int) -> Array:
+        return sinusoid(
+            values, dim, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift
+        )
+
+    def _blocks_down(self) -> dict[str, DownBlock | MidBlock]:
+        blocks: dict[str, Any] = {
+            f"down_blocks_{i}": block for i, block in enumerate(self.down_blocks)
+        }
+        return blocks if self.mid_block_type is None else blocks | {"mid_block": self.mid_block}
+
+    def _level(self, i: int, num_resnets: int, has_attention: bool, depth: Any) -> Level:
+        """The numbers of level i; depth: of its transformers, one number or one a layer."""
+        heads = repeat(
+            self.num_attention_heads or self.attention_head_dim, len(self.block_out_channels)
+        )
+        depths = repeat(depth, num_resnets) if has_attention else ()
+        groups, eps = self.norm_num_groups, self.norm_eps
+        return Level(self.block_out_channels[i], num_resnets, heads[i], depths, groups, eps)
+
+    def _levels_down(self) -> tuple[list[Level], Level | None]:
+        """The levels on the way down and in the middle, or None without one."""
+        count = len(self.block_out_channels)
+        layers = repeat(self.layers_per_block, count)
+        depths = repeat(self.transformer_layers_per_block, count)
+        kinds = repeat(self.down_block_types, count)
+        down = [
+            self._level(
+                i, layers[i], has_attention(kind, "down_block_types", DOWN_BLOCKS), depths[i]
+            )
+            for i, kind in enumerate(kinds)
+        ]
+        if self.mid_block_type is None:
+            return down, None
+        attends = has_attention(self.mid_block_type, "mid_block_type", MID_BLOCKS)
+        depth = depths[-1] if isinstance(depths[-1], int) else depths[-1][0]
+        return down, self._level(-1, 1, attends, depth)
+
+
+def has_attention(kind: str, field: str, known: dict[str, bool]) -> bool:
+    """Tells whether a kind of block attends to the text; raises ValueError for an unknown one."""
+    if kind not in known:
+        raise ValueError(f"{field} {kind!r} is not implemented; use one of {', '.join(known)}")
+    return known[kind]
+
+
+def repeat(value: Any, count: int) -> tuple[Any, ...]:
+    """The field as a tuple of `count`: it may be one number for all levels, or one for each."""
+    if isinstance(value, int):
+        return (value,) * count
+    if len(value) != count:
+        raise ValueError(f"{tuple(value)} has {len(value)} entries where {count} are expected")
+    return tuple(value)

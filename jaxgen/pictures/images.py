@@ -116,6 +116,17 @@ def side_by_side(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
     return result
 
 
+def stacked(pictures: Sequence[Image.Image], gap: int = 16) -> Image.Image:
+    """Arranges pictures below each other, left sides aligned, on white."""
+    height = sum(picture.height for picture in pictures) + gap * (len(pictures) - 1)
+    result = Image.new("RGB", (max(picture.width for picture in pictures), height), "white")
+    top = 0
+    for picture in pictures:
+        result.paste(picture, (0, top))
+        top += picture.height + gap
+    return result
+
+
 def read(path: str | Path) -> Image.Image:
     """Reads the picture in a PNG that `save` wrote. ValueError names any other file."""
     return _read(path)[0]

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from PIL import Image
 
 from jaxgen import files, script
 from jaxgen.pictures import images
-from jaxgen.runs import checkpoint, experiment, log, run_folder
+from jaxgen.runs import checkpoint, drawn, experiment, log, run_folder
 from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import loop
@@ -152,10 +151,21 @@ def complete(stretch: Stretch, state: Any) -> None:
         stop = stretch.stop
         _draw(stretch, stop, state)
         log.keep(stretch.folder / "metrics.jsonl", lambda done: done <= stop)
-        if not (stretch.folder / "summary.json").is_file():
+        if not _has_summary(stretch):
             _summarise(stretch, stop)
         _close_pictures(stretch.folder)
         print(f"{stretch.folder} has its {stop} steps and its outputs; raise --steps to go on")
+
+
+def _has_summary(stretch: Stretch) -> bool:
+    """Whether summary.json is there and says that the run has all its steps."""
+    try:
+        summary = files.read_object(stretch.folder / "summary.json")
+    except ValueError:  # missing or damaged
+        return False
+    rate = summary.get("images_per_second")
+    steps = {"steps": stretch.stop, "of": stretch.stop, "images_per_second": rate}
+    return summary == steps and isinstance(rate, float | None)
 
 
 def _ignore(done: int, what: Any) -> None:
@@ -200,8 +210,7 @@ def _draw(stretch: Stretch, done: int, state: Any) -> None:
     local = jax.tree.map(lambda x: x.addressable_data(0), state)
     one = experiment.model(local, options)
     pictures = stretch.system.draw(one, stretch.examples, experiment.sample_key(options))
-    for name, picture in pictures.items():
-        images.save(stretch.folder / "pictures" / f"{name}-{done:07d}.png", picture)
+    drawn.save(stretch.folder / "pictures", done, pictures)
 
 
 def _close_pictures(folder: Path) -> None:
@@ -209,13 +218,7 @@ def _close_pictures(folder: Path) -> None:
     metrics = folder / "metrics.jsonl"
     if metrics.exists():  # somebody may have taken it away
         images.save_curves(folder / "curves.png", log.read_rows(metrics), folder.name)
-    series: dict[str, dict[int, Image.Image]] = {}  # by name and step
-    for path in sorted((folder / "pictures").glob("*-*.png")):
-        name, _, step = path.stem.rpartition("-")
-        try:
-            series.setdefault(name, {})[int(step)] = images.read(path)
-        except (ValueError, OSError) as error:
-            warnings.warn(f"picture left out: {files.first_line(error)}", stacklevel=2)
+    series = drawn.read(folder / "pictures")
     for name, pictures in series.items():
         images.save(folder / f"{name}.png", list(pictures.values())[-1])
     moving = series.get("samples") or series.get("reconstructions")

@@ -12,7 +12,7 @@ from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.unet import UNet2DConditionModel
-from jaxgen.nn.unet_encoder import UNetEncoder
+from jaxgen.nn.unet_blocks import UNetEncoder
 from jaxgen.stable_diffusion import placement
 from jaxgen.types import Array, Params
 from jaxgen.weights import diffusers, layout

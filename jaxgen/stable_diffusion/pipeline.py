@@ -256,10 +256,7 @@ class StableDiffusion:
 
     def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
         """Runs all steps: the final latents, float32 [B, h, w, C]. It uses up inputs.noise."""
-        if isinstance(inputs.noise, jax.Array) and inputs.noise.is_deleted():
-            raise ValueError(
-                "these inputs were run, and their noise given away; make new ones by `inputs`"
-            )
+        placement.check_kept(inputs)
         params = self.params["unet"]
         if self.loop == "device" and on_step is None:
             # the noise travels alone: its buffer is given away, and the latents are put there

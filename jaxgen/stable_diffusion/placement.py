@@ -93,6 +93,14 @@ def place(mesh: Mesh | None, tree: Any) -> Any:
     return jax.device_put(tree) if mesh is None else jax.device_put(tree, rows(mesh))
 
 
+def check_kept(inputs: Inputs) -> None:
+    """Raises ValueError for inputs whose noise a run on the device has used up."""
+    if isinstance(inputs.noise, jax.Array) and inputs.noise.is_deleted():
+        raise ValueError(
+            "these inputs were run, and their noise given away; make new ones by `inputs`"
+        )
+
+
 def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     """Moves all arrays of `Inputs` to the devices that use them, so that no step moves them again.
 

@@ -48,14 +48,10 @@ def folder(request, captions, tmp_path_factory):
 def theirs(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe = torch_diffusers.StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32
-        )
+        # as a user loads it: the folder itself has to say in which type to compute
+        pipe = torch_diffusers.StableDiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield pipe
-    torch.set_num_threads(threads)
+    return pipe
 
 
 def test_diffusers_draws_the_same_from_the_same_noise(folder, theirs):

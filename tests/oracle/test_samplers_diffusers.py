@@ -26,7 +26,7 @@ BASE = oracle.STABLE_DIFFUSION
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 RESPACINGS = ("karras", "exponential", "beta")
-SIZES = (1, 2, 3, 5, 20, 50)
+SIZES = (1, 2, 3, 5, 20)  # other schedules and classes are compared over 50 steps, too
 # what diffusers raises for a combination that it lacks: by intent, or by falling over
 REFUSALS = (ValueError, NotImplementedError, UnboundLocalError, torch.linalg.LinAlgError)
 
@@ -86,14 +86,14 @@ def test_spacing_and_prediction_type(name):
     # the ancestral ones lose up to 1e-4 in diffusers' float32 where a step is very long
     tolerance = 2e-4 if name == "dpm2_ancestral" else TOLERANCE
     two_of_three = name in ("pndm", "euler_ancestral", "dpm2", "dpm2_ancestral")
-    assert count(cases, name, tolerance) == (54 if two_of_three else 81)
+    assert count(cases, name, tolerance) == (42 if two_of_three else 63)
 
 
 @pytest.mark.parametrize("name", config.SAMPLERS)
 def test_respaced_sigmas(name):
     cases = [
         ({**BASE, "timestep_spacing": spacing, f"use_{respacing}_sigmas": True}, num_steps)
-        for spacing, respacing, num_steps in itertools.product(SPACINGS, RESPACINGS, SIZES[:-1])
+        for spacing, respacing, num_steps in itertools.product(SPACINGS, RESPACINGS, SIZES)
     ]
     assert count(cases, name, 2e-4 if name == "dpm2_ancestral" else 5e-5) == 63
 
@@ -117,7 +117,7 @@ def test_zero_terminal_snr(name):
     # 5e-5: the rescaled products are rounded to float32 four times
     tolerance = 2e-4 if name == "dpm2_ancestral" else 5e-5
     one_of_two = name in ("pndm", "euler_ancestral", "dpm2", "dpm2_ancestral")
-    assert count(cases, name, tolerance) == (27 if one_of_two else 54)
+    assert count(cases, name, tolerance) == (21 if one_of_two else 42)
 
 
 @pytest.mark.parametrize("name", config.SAMPLERS)
@@ -165,16 +165,20 @@ def test_multistep_dpm_solver_options():
             "euler_at_final": euler,
             "final_sigmas_type": final,
         }
-        cases += [(given, n) for n in (1, 3, 6, 16)]
-    assert count(cases) == 816
+        # below 15 steps diffusers lowers the order at the end, if at all
+        cases += [(given, n) for n in ((1, 3, 6, 16) if lower else (1, 3, 6))]
+    assert count(cases) == 680
 
 
 def test_singlestep_dpm_solver_options():
-    grid = itertools.product(
-        ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"),
-        (1, 2, 3), ("midpoint", "heun"), (True, False), ("zero", "sigma_min"), PREDICTIONS,
-    )  # fmt: skip
+    algorithms, orders = ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"), (1, 2, 3)
+    solvers = ("midpoint", "heun"), (True, False), ("zero", "sigma_min"), PREDICTIONS[:1]
+    predictions = ("midpoint",), (True,), ("sigma_min",), PREDICTIONS[1:]
     cases = []
+    grid = itertools.chain(
+        itertools.product(algorithms, orders, *solvers),
+        itertools.product(algorithms, orders, *predictions),
+    )
     for algorithm, order, solver_type, lower, final, prediction_type in grid:
         given = {
             "_class_name": "DPMSolverSinglestepScheduler",
@@ -187,7 +191,7 @@ def test_singlestep_dpm_solver_options():
             "prediction_type": prediction_type,
         }
         cases += [(given, n) for n in (1, 2, 4, 5, 6)]
-    assert count(cases) == 1260
+    assert count(cases) == 546
 
 
 def test_deis_options():
@@ -226,8 +230,8 @@ def test_unipc_options():
         }
         if respacing:
             given[f"use_{respacing}_sigmas"] = True
-        cases += [(given, n) for n in (1, 2, 3, 6, 16)]
-    assert count(cases) > 600  # diffusers is NaN for bh1 with final sigma 0, among others
+        cases += [(given, n) for n in (1, 2, 3, 6)]
+    assert count(cases) > 430  # diffusers is NaN for bh1 with final sigma 0, among others
 
 
 def test_euler_options():

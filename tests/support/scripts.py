@@ -10,11 +10,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 from PIL import Image
 
 from jaxgen import script
 from jaxgen.cpu import tune
+from support import compilations
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -25,8 +27,15 @@ def command(name: str, *flags) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} {_quick_flags()}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def _quick_flags() -> str:
+    """What compiles quickly, unless the test is about the programs that users run."""
+    if not jax.config.read("jax_disable_most_optimizations"):
+        return ""
+    return " ".join(f"--{name}={value}" for name, value in compilations.OLD_EMITTERS.items())
 
 
 def execute(name: str, *flags, devices: int = 1, ok: bool = True) -> tuple[str, str]:

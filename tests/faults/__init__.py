@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The fault matrix: what `--resume` makes of runs that were damaged, killed or cut off."""

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""Tries every fault on a run of every system, and prints what `--resume` made of it.
+
+    python -m tests.faults                             # about ten minutes on two cores
+    python -m tests.faults --cases 5 --systems vae     # five files for each damage, one system
+
+Recovered: state, metrics and pictures are those of the undisturbed run. Detected: an error in one
+line that names the folder of the run. Noted: a record that cannot be made anew is named, and the
+rest is right. Everything else is unclear (an error without a place), silently wrong or a traceback,
+and makes the exit code 1.
+"""
+
+import argparse
+import collections
+import shutil
+import signal
+import sys
+import tempfile
+from concurrent import futures
+from functools import partial
+from pathlib import Path
+
+from tests.faults import cases, processes, verdicts
+
+STEPS = ["--batch-size", "32", "--steps", "10", "--checkpoint-every", "4", "--scan-steps", "1"]
+FLAGS = [*STEPS, "--draw-every", "4", "--log-every", "4", "--seed", "3"]
+
+
+def main():
+    """The exit code; prints each fault that ended badly, and the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument(
+        "--cases", type=int, help="files for each damage and system; all if left out"
+    )
+    parser.add_argument("--systems", nargs="+", default=["autoencoder", "vae", "gan"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="cases tried at a time")
+    options = parser.parse_args()
+    table = {}
+    with tempfile.TemporaryDirectory() as place:
+        context = processes.server()
+        for system in options.systems:
+            try_all(context, system, Path(place), options, table)
+    return show(table)
+
+
+def try_all(context, system, place, options, table):
+    """Adds the outcomes of all faults of a system to the table, by (system, kind)."""
+    whole = place / system / "run"  # the curves show the folder's name
+    whole.parent.mkdir()
+    ended = processes.execute(context, system, *FLAGS, "--run-dir", whole)
+    assert ended.returncode == 0, ended.stderr
+    faults = list(enumerate(cases.faults(whole, options.cases, options.seed)))
+    outcome_of = partial(attempt, context, system, whole)
+    with futures.ThreadPoolExecutor(options.workers) as pool:
+        for (_, fault), (outcome, said) in zip(faults, pool.map(outcome_of, faults), strict=True):
+            table.setdefault((system, fault.kind), collections.Counter())[outcome] += 1
+            is_bad = outcome in verdicts.BAD
+            if is_bad or fault.kind not in cases.DAMAGES or outcome != verdicts.RECOVERED:
+                print(f"{system}, {fault.kind}, {fault.name}: {outcome}: {said}", flush=True)
+
+
+def attempt(context, system, whole, numbered):
+    """The outcome of one fault, and what was said."""
+    i, fault = numbered
+    folder = whole.parent / str(i) / "run"
+    folder.parent.mkdir()
+    execute = partial(processes.execute, context, system)
+    try:
+        flags, end = befall(fault, whole, folder, execute)
+        if fault.kind == "disk full" and end.returncode:
+            outcome, said = verdicts.verdict(*end, folder, {})
+            if outcome != verdicts.DETECTED:
+                return outcome, f"when it was full: {said}"
+        if fault.kind == "two writers":
+            return second_writer(folder, flags, execute)
+        ended = execute(*flags, "--run-dir", folder)
+        damaged = fault.name if fault.kind in cases.DAMAGES else None
+        return verdicts.verdict(*ended, folder, verdicts.result_of(whole), damaged)
+    finally:
+        shutil.rmtree(folder.parent)
+
+
+def befall(fault, whole, folder, execute):
+    """Leaves the folder as the fault does; the flags with which a user goes on, and the end."""
+    end = None
+    if fault.kind == "killed":
+        end = execute(*FLAGS, "--run-dir", folder, die_at=cases.PHASES[fault.name])
+        assert end.returncode == -signal.SIGKILL, end.stderr
+    elif fault.kind == "disk full":
+        end = execute(*FLAGS, "--run-dir", folder, most_bytes=int(fault.name))
+    else:
+        shutil.copytree(whole, folder)
+        if fault.kind == "clock":
+            cases.jump(folder, int(fault.name))
+        elif fault.kind in cases.DAMAGES:
+            cases.damage(folder / fault.name, fault.kind, fault.seed)
+    has_begun = fault.kind not in ("killed", "disk full") or (folder / "config.json").is_file()
+    # dead before its configuration: the same command again
+    return (["--resume"] if has_begun else FLAGS), end
+
+
+def second_writer(folder, flags, execute):
+    """The outcome of going on in a folder that another process holds."""
+    from jaxgen.runs import run_folder
+
+    with run_folder.in_use(folder):
+        ended = execute(*flags, "--run-dir", folder)
+    return verdicts.verdict(*ended, folder, {})
+
+
+def show(table):
+    """Prints the table; the exit code, 1 if anything ended badly."""
+    print(f"{'system':12} {'fault':12} {'tried':>5}", *(f"{o:>14}" for o in verdicts.OUTCOMES))
+    for (system, kind), counts in table.items():
+        numbers = (f"{counts[outcome]:14}" for outcome in verdicts.OUTCOMES)
+        print(f"{system:12} {kind:12} {sum(counts.values()):5}", *numbers)
+    total = sum(table.values(), collections.Counter())
+    return int(any(total[outcome] for outcome in verdicts.BAD))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""The faults of a run: a damaged file, a death at a phase, a full disk, a clock that jumped."""
+
+import os
+import shutil
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+PHASES = {  # the function at whose call the process dies, and at which call
+    "start": ("jaxgen.runs.run._start", 1),
+    "compile": ("jaxgen.runs.run._compiled", 1),
+    "first step": ("jaxgen.runs.outputs._logged", 2),
+    "step": ("jaxgen.runs.outputs._logged", 6),
+    "save": ("jaxgen.runs.checkpoint.save", 2),
+    "draw": ("jaxgen.runs.outputs._draw", 2),
+    "last draw": ("jaxgen.runs.outputs._draw", 3),
+    "end": ("jaxgen.runs.outputs.finish", 1),
+    "curves": ("jaxgen.runs.outputs._close_pictures", 1),
+}
+DISK_SIZES = [2**n for n in range(9, 19)]  # bytes that a file may have
+DAMAGES = ("flipped", "truncated", "deleted")
+YEARS = (2001, 2037)
+
+
+class Fault(NamedTuple):
+    """One thing that befalls a run."""
+
+    kind: str
+    name: str  # of the file, the phase, the size or the year
+    seed: int = 0
+
+
+def faults(whole, count, seed=0):
+    """All faults of a finished run; of its files at most `count`, drawn anew for each damage."""
+    generator = np.random.default_rng(seed)
+    paths = sorted(str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file())
+    chosen = []
+    for kind in DAMAGES:
+        places = generator.permutation(len(paths))[:count]
+        chosen += [Fault(kind, paths[i], int(generator.integers(2**31))) for i in sorted(places)]
+    chosen += [Fault("killed", phase) for phase in PHASES]
+    chosen += [Fault("disk full", str(size)) for size in DISK_SIZES]
+    chosen += [Fault("clock", str(year)) for year in YEARS]
+    return [*chosen, Fault("two writers", "at once")]
+
+
+def damage(path, kind, seed=0):
+    """Flips one bit of the file, cuts it in half, or deletes it; an empty file is deleted."""
+    content = path.read_bytes()
+    if kind == "deleted" or not content:
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        generator = np.random.default_rng(seed)
+        place = int(generator.integers(len(content)))
+        flipped = bytes([content[place] ^ (1 << int(generator.integers(8)))])
+        path.write_bytes(content[:place] + flipped + content[place + 1 :])
+
+
+def jump(folder, year):
+    """Gives all files a time in that year, and takes the last checkpoint away."""
+    newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    moment = time.mktime((year, 1, 1, 0, 0, 0, 0, 1, -1))
+    for path in folder.rglob("*"):
+        os.utime(path, (moment, moment))
