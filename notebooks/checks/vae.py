@@ -25,7 +25,7 @@ def kl_of_posterior(answer: float | None) -> None:
             total += np.trapezoid(posterior.pdf(z) * gap, z)
         return float(total)
 
-    hint = "Equation (6), entry by entry: log sigma^2 of 0.5 is about -1.39."
+    hint = "Equation (5), entry by entry: log sigma^2 of 0.5 is about -1.39."
     checks.number(answer, truth, hint)
 
 
