@@ -4,14 +4,9 @@
 pip install -e ".[docs]" && python -m sphinx -W --keep-going -q -c docs . build/site
 """
 
-import pathlib
 import re
 
-from docutils import nodes
-
 import jaxgen
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 project = "jaxgen"
 author = "The jaxgen authors"
@@ -50,16 +45,6 @@ def as_text(app, what, name, obj, options, lines):
     lines[:1] = [re.sub(r"([*`|_\\])", r"\\\1", line) for line in lines[:1]]
 
 
-def on_github(app, env, node, text):
-    """Leads a link to a folder of the repository, which the site does not have, to GitHub."""
-    path = (ROOT / node.get("refdoc", "")).parent / node.get("reftarget", "")
-    if node.get("reftype") != "myst" or not path.is_dir():
-        return None
-    url = f"{html_theme_options['repository_url']}/tree/main/{path.resolve().relative_to(ROOT)}"
-    return nodes.reference("", "", text, refuri=url)
-
-
 def setup(app):
     """Called by sphinx."""
-    app.connect("missing-reference", on_github)
     app.connect("autodoc-process-docstring", as_text)

@@ -55,7 +55,9 @@ def sentences_of(source):
     """The strings of a module, each with `...` where a value is put in."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
-            parts = (part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+            parts = (
+                part.value if isinstance(part, ast.Constant) else "..." for part in node.values
+            )
             yield "".join(parts)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
