@@ -32,8 +32,11 @@ html_title = "jaxgen"
 html_theme_options = {
     "repository_url": "https://github.com/jaxgen/jaxgen",
     "use_repository_button": True,
-    "show_toc_level": 2,
+    "show_toc_level": 1,
+    "navbar_persistent": [],  # one search box is enough
 }
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
@@ -41,7 +44,7 @@ html_show_sourcelink = False
 def as_text(app, what, name, obj, options, lines):
     """Shows a docstring as the plain text that it is: its columns and equations are laid out."""
     if len(lines) > 2:
-        lines[1:] = ["", "::", "", *(f"   {line}" for line in lines[2:]), ""]
+        lines[1:] = ["", ".. code-block:: text", "", *(f"   {line}" for line in lines[2:]), ""]
     lines[:1] = [re.sub(r"([*`|_\\])", r"\\\1", line) for line in lines[:1]]
 
 

@@ -59,7 +59,10 @@ def systems() -> Image.Image:
             ),
         }
     pictures["Stable Diffusion: prompts drawn"] = images.grid(drawn(demo.PROMPTS[:4]), columns=2)
-    panels = [images.labelled(square(picture), text) for text, picture in pictures.items()]
+    panels = [
+        images.labelled(square(picture, 20 if "plane" in text else 6), text)
+        for text, picture in pictures.items()
+    ]
     return images.side_by_side(panels)
 
 
@@ -83,9 +86,9 @@ def shapes() -> Image.Image:
     return images.captioned(drawn(demo.PROMPTS), demo.PROMPTS, columns=3)
 
 
-def square(picture: Image.Image) -> Image.Image:
-    """The upper left square of a picture, `SIDE` pixels wide."""
-    side = min(picture.size)
+def square(picture: Image.Image, cells: int = 6) -> Image.Image:
+    """The first rows and columns of a grid, `SIDE` pixels wide; a smaller picture is whole."""
+    side = min(*picture.size, cells * (images.TILE + images.GAP) + images.GAP)
     cut = picture.convert("RGB").crop((0, 0, side, side))
     return cut.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
