@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Makes the pictures of README and docs, from seeds; some minutes on two CPU cores.
 
+Needs the extra `notebooks`, for its digits.
+
 Examples:
     python docs/images/make.py                # all of them
     python docs/images/make.py shapes         # one

@@ -42,8 +42,8 @@ def may_change(default: T) -> T:
 class MainOptions:
     """Ten options that most runs need."""
 
-    # digits, mnist5k, a TFDS name (mnist, ...), a folder or .npz file; of the latent_ scripts: world,
-    # or a folder of pictures with captions
+    # digits, mnist5k, a TFDS name (mnist, ...), a folder or .npz file; latent_ scripts: world, or a
+    # folder of pictures with captions
     data: str = "digits"
     image_size: int | None = None  # pixels; resize the shorter side to this and crop the middle
     steps: int = may_change(2000)  # optimiser steps (a GAN's: generator steps)
