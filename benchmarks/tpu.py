@@ -63,7 +63,7 @@ def topology(name: str) -> tuple[Chip, list[Any]]:
     if kind not in CHIPS:
         raise ValueError(f"unknown topology {name!r}; use one of {', '.join(CHIPS)}, as v5e:2x4")
     if importlib.util.find_spec("libtpu") is None:
-        raise ImportError('the TPU compiler is not installed; pip install "jaxgen[tpu]"')
+        raise ImportError('the TPU compiler is not installed; pip install -e ".[tpu]"')
     from jax.experimental import topologies
 
     try:

@@ -4,7 +4,7 @@
 Examples:
     python experiments/vae.py                                    # handwritten digits, a minute
     python experiments/vae.py --preset mnist --network conv      # MNIST through TFDS
-    python experiments/vae.py --data path/to/images --image-size 32
+    python experiments/vae.py --data path/to/images --image-size 32 --likelihood logistic
     python experiments/vae.py --run-dir runs/vae-digits --resume --steps 8000
     python experiments/vae.py --run-dir runs/vae-digits --action evaluate
     python experiments/vae.py --run-dir runs/vae-digits --action sample --num-samples 100
@@ -16,6 +16,7 @@ if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,12 @@ def build(config: Config, examples: Examples) -> System:
     """The System of the VAE: its first state, its step, its pictures."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
     plan.check_range(config, 0, "beta", "kl_warmup_steps")
+    if binary(config) and examples.image_shape[-1] == 3:
+        warnings.warn(
+            "pixels of colour images are drawn as 0 or 1, which leaves static; for photographs use "
+            "--likelihood gaussian or logistic, or --no-binarize",
+            stacklevel=2,
+        )
     encoder, decoder = networks(config, examples)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
 

@@ -402,7 +402,7 @@ assert quick.ON or min(rise[3] - rise[1] for rise in shares.values()) > 0.1
 # %% [markdown]
 # ## Part two: a world with captions
 #
-# Real captioned pictures come with licences and gigabytes. [`jaxgen.world`](../jaxgen/world) draws
+# Real captioned pictures come with licences and gigabytes. [`jaxgen.world`](../jaxgen/world/scene.py) draws
 # its own, from a key. `draw` and `render` are pure functions, so `vmap` draws thousands of pictures
 # a second on any device. A shape is a signed distance $d$ from its outline, in pixels, and a pixel
 # is covered by

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""The documents: their links lead somewhere, and their commands name programs that exist."""
+"""The documents: their links lead somewhere, their code runs, their errors are the code's."""
 
+import ast
 import pathlib
 import re
+import sys
 
 import pytest
+from support import documents
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
-COMMAND = re.compile(r"^python (experiments/\S+\.py|-m benchmarks\S*)", re.MULTILINE)
+CODE = [
+    "README.md", "docs/start.md", "docs/run_on.md", "docs/your_own.md", "docs/stable_diffusion.md",
+    "docs/adapters.md", "docs/controlnet.md", "docs/design.md", "CONTRIBUTING.md",
+]  # fmt: skip
 
 
 def anchors(page):
@@ -29,9 +35,49 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), f"{page.name} links to {path}#{anchor}"
 
 
-def test_commands_name_programs_that_exist():
-    programs = {name for page in PAGES for name in COMMAND.findall(page.read_text())}
-    assert "experiments/vae.py" in programs
-    for name in programs:
-        path = name.removeprefix("-m ").replace(".", "/") if name.startswith("-m") else name
-        assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), name
+def test_all_pages_with_code_are_run():
+    coded = {str(page.relative_to(ROOT)) for page in PAGES if documents.blocks(page)}
+    assert coded == set(CODE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CODE)
+def test_code_of_a_page_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    documents.stand_ins(tmp_path)
+    page = ROOT / name
+    runnable = [text for _, text, reason in documents.blocks(page) if not reason]
+    assert documents.run_page(page) == len(runnable)
+
+
+def sentences_of(source):
+    """The strings of a module, each with `...` where a value is put in."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = (
+                part.value if isinstance(part, ast.Constant) else "..." for part in node.values
+            )
+            yield "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_errors_of_troubleshooting_are_those_of_the_code():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    known = "\n".join(
+        sentence
+        for path in sorted((ROOT / "jaxgen").rglob("*.py"))
+        for sentence in sentences_of(path.read_text())
+    )
+    assert len(quoted) > 15
+    assert [error for error in quoted if error not in known] == []
+
+
+def test_pictures_are_made_by_one_script_and_shown(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "images"))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import make
+
+    assert make.faults() == []

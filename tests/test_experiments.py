@@ -262,7 +262,7 @@ def test_a_missing_extra_is_found_before_an_old_run_is_replaced(straight, monkey
 
     line = refusal("vae", "--run-dir", straight, "--overwrite", "--tensorboard")
 
-    assert 'TensorBoard logs need: pip install "jaxgen[log]"' in line
+    assert 'TensorBoard logs need: pip install -e ".[log]"' in line
     assert newest_state(straight)
 
 

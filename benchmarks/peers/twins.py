@@ -67,7 +67,7 @@ def missing(name: str, diffusion: bool = False) -> str | None:
         packages |= {"diffusers": "diffusers", "transformers": "transformers"}
     for package, title in packages.items():
         if importlib.util.find_spec(package) is None:
-            return f'{title} is not installed; pip install "jaxgen[oracle]"'
+            return f'{title} is not installed; pip install -e ".[oracle]"'
     return _no_flax() if name == FLAX else _no_torch(name)
 
 

@@ -106,6 +106,6 @@ def import_grain() -> Any:
         import grain.experimental
     except ImportError as error:
         raise ImportError(
-            'streaming needs grain: pip install "jaxgen[data]", or keep the set on the device'
+            'streaming needs grain: pip install -e ".[data]", or keep the set on the device'
         ) from error
     return grain

@@ -115,7 +115,7 @@ def import_tfds(name: str):
     except ImportError as error:
         known = ("digits", "mnist5k", *tfds_prepare.NAMES)
         raise ImportError(
-            f'{name!r} is looked up in TensorFlow Datasets: pip install "jaxgen[data]" '
+            f'{name!r} is looked up in TensorFlow Datasets: pip install -e ".[data]" '
             f"(TensorFlow is not needed).{_suggest(name, known)} Without it: digits, mnist5k, or "
             f"the path of an .npz, of a folder of IDX files, or of a folder of pictures"
         ) from error

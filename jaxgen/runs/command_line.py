@@ -42,7 +42,9 @@ def may_change(default: T) -> T:
 class MainOptions:
     """Ten options that most runs need."""
 
-    data: str = "digits"  # digits, mnist5k, a TFDS name (mnist, ...), a folder or .npz file
+    # digits, mnist5k, a TFDS name (mnist, ...), a folder or .npz file; latent_ scripts: world, or a
+    # folder of pictures with captions
+    data: str = "digits"
     image_size: int | None = None  # pixels; resize the shorter side to this and crop the middle
     steps: int = may_change(2000)  # optimiser steps (a GAN's: generator steps)
     epochs: float | None = may_change(None)  # passes over the data; replaces --steps

@@ -115,7 +115,7 @@ def import_tensorboard() -> Any:
     try:
         import tensorboardX
     except ImportError as error:
-        raise ImportError('TensorBoard logs need: pip install "jaxgen[log]"') from error
+        raise ImportError('TensorBoard logs need: pip install -e ".[log]"') from error
     return tensorboardX
 
 
@@ -124,7 +124,7 @@ def import_wandb() -> Any:
     try:
         import wandb as client
     except ImportError as error:
-        raise ImportError('W&B logs need: pip install "jaxgen[log]"') from error
+        raise ImportError('W&B logs need: pip install -e ".[log]"') from error
     return client
 
 

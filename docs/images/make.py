@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Makes the pictures of README and docs, from seeds; some minutes on two CPU cores.
+
+Needs the extra `notebooks`, for its digits.
+
+Examples:
+    python docs/images/make.py                # all of them
+    python docs/images/make.py shapes         # one
+    python docs/images/make.py --check        # is each picture made here, and shown somewhere?
+"""
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
+
+import autoencoder  # noqa: E402
+import demo  # noqa: E402
+import gan  # noqa: E402
+import vae  # noqa: E402
+
+from jaxgen import script  # noqa: E402
+from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS  # noqa: E402
+from jaxgen.pictures import images  # noqa: E402
+from jaxgen.runs import run  # noqa: E402
+from jaxgen.stable_diffusion.pipeline import StableDiffusion  # noqa: E402
+
+SIDE = 300  # pixels of a panel
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which pictures, and what to do about them."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()  # all, if none is named
+    check: bool = False  # make nothing; name pictures that nothing shows, or that are missing
+
+
+def systems() -> Image.Image:
+    """One panel of each system: three trained on 5,000 digits of MNIST, and prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = {
+            "Autoencoder: rows of inputs, reconstructions": trained(
+                "autoencoder", autoencoder, autoencoder.Config(), "reconstructions", Path(folder)
+            ),
+            "VAE: the plane of a 2-D latent": trained(
+                "vae", vae, vae.Config(latent_dim=2), "manifold", Path(folder)
+            ),
+            "GAN: digits that nobody wrote": trained(
+                "gan", gan, gan.PRESETS["digits"], "samples", Path(folder)
+            ),
+        }
+    pictures["Stable Diffusion: prompts drawn"] = images.grid(drawn(demo.PROMPTS[:4]), columns=2)
+    panels = [
+        images.labelled(square(picture, 20 if "plane" in text else 6), text)
+        for text, picture in pictures.items()
+    ]
+    return images.side_by_side(panels)
+
+
+def trained(name: str, system, config, picture: str, folder: Path) -> Image.Image:
+    """The named picture of a run of some 3,000 steps."""
+    options = replace(
+        config.run, data="mnist5k", steps=3000, draw_every=0, seed=SEED, run_dir=str(folder / name)
+    )
+    run.train(name, replace(config, run=options), system.build)
+    return images.read(folder / name / f"{picture}.png")
+
+
+def drawn(prompts):
+    """Pictures of prompts by the embedded model, uint8 [N, 64, 64, 3]."""
+    pipe = StableDiffusion.from_pretrained("shapes")
+    return pipe(list(prompts), num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, seed=SEED)
+
+
+def shapes() -> Image.Image:
+    """The prompts of the demo, each below its picture."""
+    return images.captioned(drawn(demo.PROMPTS), demo.PROMPTS, columns=3)
+
+
+def square(picture: Image.Image, cells: int = 6) -> Image.Image:
+    """The first rows and columns of a grid, `SIDE` pixels wide; a smaller picture is whole."""
+    side = min(*picture.size, cells * (images.TILE + images.GAP) + images.GAP)
+    cut = picture.convert("RGB").crop((0, 0, side, side))
+    return cut.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+PICTURES: dict[str, Callable[[], Image.Image]] = {"systems": systems, "shapes": shapes}
+
+# of runs that take an hour or more: copied from their folders
+OF_LONG_RUNS = {
+    "gan_mnist_samples.png": "gan.py --preset mnist --network conv --epochs 10: samples.png",
+    "latent_progress.gif": "latent_diffusion.py, the run of jaxgen/models/shapes: progress.gif",
+}
+
+
+def faults() -> list[str]:
+    """What is wrong between the pictures of this folder, this script, and the documents."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.py")]
+    text = "\n".join(page.read_text() for page in pages)
+    shown = set(re.findall(r"images/([\w-]+\.(?:png|gif))", text))
+    files = {path.name for path in FOLDER.iterdir() if path.suffix in (".png", ".gif")}
+    made = {f"{name}.png" for name in PICTURES} | OF_LONG_RUNS.keys()
+    return [
+        *(f"{name} is missing; run docs/images/make.py" for name in sorted((shown | made) - files)),
+        *(f"{name} is shown nowhere; delete it" for name in sorted(files - shown)),
+        *(f"{name} is not made by docs/images/make.py" for name in sorted(files - made)),
+    ]
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    if config.check:
+        if wrong := faults():
+            raise ValueError("; ".join(wrong))
+        return
+    if unknown := set(config.names) - set(PICTURES):
+        raise ValueError(f"no picture {', '.join(unknown)}; known: {', '.join(PICTURES)}")
+    script.set_up()
+    for name in config.names or PICTURES:
+        images.save(FOLDER / f"{name}.png", PICTURES[name]())
+
+
+if __name__ == "__main__":
+    script.main(main)

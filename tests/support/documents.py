@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""The documents' blocks of code, run as they stand.
+
+A block that cannot run here says why, in the line before it: `<!-- not run: it needs a TPU -->`.
+A command that trains is run in short form: two steps, or two more after --resume.
+"""
+
+import pathlib
+import re
+import shlex
+
+import numpy as np
+from PIL import Image
+
+from support import scripts
+
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>python|bash)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+TRAINS = ("autoencoder", "vae", "gan", "latent_autoencoder", "latent_diffusion")
+ELSEWHERE = ("pip ", "python3 -m venv", "git ")  # .ci/run installs
+
+
+def blocks(page: pathlib.Path):
+    """(language, text, reason why it is not run or None) of each block, in order."""
+    return [(m["language"], m["text"], m["reason"]) for m in BLOCK.finditer(page.read_text())]
+
+
+def run_page(page: pathlib.Path) -> int:
+    """Runs the blocks of a page in order, in the current folder; gives how many."""
+    names, count = {"__name__": "__main__"}, 0
+    for language, text, reason in blocks(page):
+        if reason:
+            continue
+        count += 1
+        if language == "python":
+            exec(compile(text, f"{page.name}, block {count}", "exec"), names)
+        else:
+            for line in text.splitlines():
+                run_command(line)
+    return count
+
+
+def run_command(line: str) -> None:
+    """Runs one line of a shell; a command that trains, in short form."""
+    line = line.split("  #")[0].strip()
+    if not line or line.startswith(ELSEWHERE):
+        return
+    variables, _, rest = line.partition("python ")
+    words = shlex.split(rest)
+    if words[0] == "-c":
+        exec(words[1], {})
+        return
+    name = re.fullmatch(r"experiments/(\w+)\.py", words[0])
+    assert name, f"{line!r} is no script: run it here, or say in the document why not"
+    flags = short(words[1:]) if name[1] in TRAINS else words[1:]
+    if "--help" in flags:
+        scripts.execute(name[1], *flags)
+    elif devices := re.search(r"device_count=(\d+)", variables):
+        scripts.execute(name[1], *flags, devices=int(devices[1]))
+    else:
+        scripts.call(name[1], *flags)
+
+
+def short(flags: list[str]) -> list[str]:
+    """The flags of a run of two steps, or of four where it goes on."""
+    if "--action" in flags or "--help" in flags:
+        return flags
+    text = re.sub(r"--(steps|epochs) \S+ ?", "", " ".join(flags) + " ").split()
+    return [*text, "--steps", "4" if "--resume" in flags else "2"]
+
+
+def stand_ins(folder: pathlib.Path) -> None:
+    """Writes what the documents call path/to/...: a model, MNIST's files, a folder of pictures."""
+    rng = np.random.default_rng(0)
+    place = folder / "path" / "to"
+    (place / "mnist_idx").mkdir(parents=True)
+    (place / "model").symlink_to(scripts.ROOT / "jaxgen/models/shapes")
+    (folder / "this folder").symlink_to(scripts.ROOT / "jaxgen/models/shapes")
+    (folder / "experiments").symlink_to(scripts.ROOT / "experiments")
+    for split, count in (("train", 256), ("t10k", 16)):
+        images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for array, name in ((images, "images-idx3"), (labels, "labels-idx1")):
+            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (place / "mnist_idx" / f"{split}-{name}-ubyte").write_bytes(head + array.tobytes())
+    for i in range(320):
+        path = place / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
