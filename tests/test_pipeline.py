@@ -22,7 +22,7 @@ from support.networks import psnr
 
 import jaxgen
 from jaxgen.diffusion import config, schedule
-from jaxgen.stable_diffusion import generate
+from jaxgen.stable_diffusion import generate, programs
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
@@ -246,7 +246,10 @@ def test_weights_scale_hidden_states_and_keep_their_mean(pipe):
 def test_strength_zero_gives_the_image_back(pipe):
     image = picture(1)
     same = pipe("a cat", image=image, strength=0.0, seed=5, **LATENT)
-    clean = pipe._encode(image[None].astype(np.float32) / 127.5 - 1, np.array([5]), "image")
+    known, seeds = image[None].astype(np.float32) / 127.5 - 1, np.array([5])
+    clean = programs.encode(
+        pipe.programs, pipe.networks.vae, pipe.params["vae"], None, known, seeds, "image"
+    )
     assert close(same, clean)
     full = pipe("a cat", image=image, strength=1.0, seed=5, **LATENT)
     assert not close(full, same, 0.1)
