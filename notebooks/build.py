@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import jupytext
@@ -124,7 +125,7 @@ def build(name: str) -> str:
 
 def try_quickly(name: str) -> str:
     """Executes a notebook with short training, and the answers of its exercises; writes nothing."""
-    os.environ[QUICK] = "1"
+    os.environ |= {QUICK: "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": _quick_flags()}
     notebook, began = read_source(name), time.monotonic()
     first = len(notebook.cells)
     for number, code in enumerate(answers(notebook)):
@@ -137,6 +138,13 @@ def try_quickly(name: str) -> str:
         if not printed.startswith("right"):
             raise BuildError(f"{name}: its check calls answer {number} not right: {printed!r}")
     return f"{name}: {time.monotonic() - began:.0f} s, {len(notebook.cells) - first} answers"
+
+
+def _quick_flags() -> str:
+    """XLA's flags for short runs, which the compiler takes longer for than the arithmetic."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
+    older = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11)
+    return flags + " --xla_cpu_use_fusion_emitters=false" * older  # later jaxlib lacks the flag
 
 
 def check(name: str) -> str:
