@@ -168,6 +168,7 @@ def _folder(name: str, options: RunOptions) -> Path:
         stem = options.data if options.data.isidentifier() else Path(options.data).stem
         folder = run_folder.choose(f"{name}-{stem}")
 
+    run_folder.check_name(folder)
     if not options.resume:
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is not a folder; use another --run-dir")

@@ -36,6 +36,15 @@ def free(path: Path) -> Path:
     return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
+def check_name(path: Path) -> None:
+    """Raises ValueError for a name that is not UTF-8: the library of the checkpoints takes none."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        name = files.printable(path)
+        raise ValueError(f"{name} is not a name in UTF-8; use another --run-dir") from None
+
+
 def check_free(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError if something is at `path` that may not be replaced."""
     if not path.exists() or (path.is_dir() and _is_untouched(path)):
@@ -101,8 +110,11 @@ def is_run(path: Path) -> bool:
 
 
 def clear(path: Path) -> None:
-    """Empties the folder but for the lock of this run; `check_free` has allowed that."""
-    for each in path.iterdir():
+    """Empties the folder but for the lock of this run; `check_free` has allowed that.
+
+    config.json goes last: who is killed before leaves a folder that is still known as a run's.
+    """
+    for each in sorted(path.iterdir(), key=lambda each: each.name == "config.json"):
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each)
         elif each.name != LOCK:
