@@ -291,18 +291,3 @@ def test_a_folder_in_use_is_left_alone_also_by_overwrite(run):
         flags = ["--run-dir", run, "--overwrite", "--num-devices", "1"]
         assert "in use by process" in refusal("autoencoder", *flags)
     assert sorted(path.name for path in run.iterdir()) == content
-
-
-def test_a_folder_that_is_emptied_stays_a_run_until_the_last(run, monkeypatch):
-    monkeypatch.setattr(shutil, "rmtree", lambda path: None)  # of its folders nothing goes
-    emptied, unlink = [], type(run).unlink
-    monkeypatch.setattr(type(run), "unlink", lambda path: emptied.append(path.name) or unlink(path))
-    run_folder.clear(run)
-    assert len(emptied) > 1
-    assert emptied[-1] == "config.json"
-
-
-def test_a_run_folder_whose_name_is_not_utf8_is_refused_before_training(tmp_path):
-    message = refusal("autoencoder", "--run-dir", tmp_path / "bad\udcff", "--num-devices", "1")
-    assert "is not a name in UTF-8" in message
-    assert not list(tmp_path.iterdir())
