@@ -35,7 +35,7 @@ def main(start: Callable[[], None]) -> None:
     """Runs a script's body; an error of use becomes one line, an interruption its exit code."""
     at_start.release_signals()
     try:
-        with warnings.catch_warnings(), _no_interrupt_lost():
+        with warnings.catch_warnings(), _no_interrupt_lost(), _one_report():
             warnings.showwarning = _show_note
             start()
     except Interrupted as stopped:
@@ -69,6 +69,24 @@ def _no_interrupt_lost() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = previous
+
+
+@contextmanager
+def _one_report() -> Iterator[None]:
+    """Says nothing of writes that end after the checkpoint they belong to has failed.
+
+    A full disk fails many at once; the first is raised, and each other one finds its loop closed.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if os.environ.get("JAXGEN_TRACEBACK") or str(error) != "Event loop is closed":
+            previous(kind, error, trace)
+
+    previous, sys.excepthook = sys.excepthook, hook
+    try:
+        yield
+    finally:
+        sys.excepthook = previous
 
 
 def _report(error: Exception) -> None:
