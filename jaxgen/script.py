@@ -36,7 +36,7 @@ def main(start: Callable[[], None]) -> None:
     _print_any_text()
     at_start.release_signals()
     try:
-        with warnings.catch_warnings(), _no_interrupt_lost():
+        with warnings.catch_warnings(), _no_interrupt_lost(), _one_report():
             warnings.showwarning = _show_note
             start()
     except Interrupted as stopped:
@@ -103,6 +103,24 @@ def _report_broken_pipe() -> None:
             stream.flush()
         except BrokenPipeError:
             os.dup2(nowhere, stream.fileno())
+
+
+@contextmanager
+def _one_report() -> Iterator[None]:
+    """Says nothing of writes that end after the checkpoint they belong to has failed.
+
+    A full disk fails many at once; the first is raised, and each other one finds its loop closed.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if os.environ.get("JAXGEN_TRACEBACK") or str(error) != "Event loop is closed":
+            previous(kind, error, trace)
+
+    previous, sys.excepthook = sys.excepthook, hook
+    try:
+        yield
+    finally:
+        sys.excepthook = previous
 
 
 def _report(error: Exception) -> None:

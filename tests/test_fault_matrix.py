@@ -33,6 +33,8 @@ SHORT_MATRIX = [
     ("config.json", "deleted", verdicts.DETECTED),
     ("data.json", "truncated", verdicts.DETECTED),
     ("summary.json", "truncated", verdicts.RECOVERED),
+    ("metrics.jsonl", "truncated", verdicts.NOTED),
+    ("metrics.jsonl", "deleted", verdicts.NOTED),
     ("curves.png", "deleted", verdicts.RECOVERED),
     ("progress.gif", "flipped", verdicts.RECOVERED),
     ("pictures/reconstructions-0000010.png", "flipped", verdicts.RECOVERED),

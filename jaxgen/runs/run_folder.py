@@ -71,12 +71,12 @@ def in_use(path: Path) -> Iterator[None]:
     BlockingIOError, saying who has it, if another process is at work there.
     """
     lock = path / LOCK
-    with lock.open("a+") as file:
+    with lock.open("ab+", buffering=0) as file:  # no text left to write when the disk is full
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            owner = files.printable(file.read(200).strip() or "another process")
+            owner = files.printable(_owner(file.read(200)))
             raise BlockingIOError(
                 f"{path} is in use by {owner}; wait for it or use another --run-dir. If that "
                 f"process is gone, delete {lock}"
@@ -87,12 +87,17 @@ def in_use(path: Path) -> Iterator[None]:
             raise BlockingIOError(f"{path} was left by another process just now; try again")
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {platform.node()} since {since}\n")
-        file.flush()
+        with files.named_when_full(lock):
+            file.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _owner(content: bytes) -> str:
+    """Who holds a lock, by what is written in it."""
+    return content.decode(errors="replace").strip() or "another process"
 
 
 def _is_untouched(path: Path) -> bool:
