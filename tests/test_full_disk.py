@@ -1,35 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""A disk without room ends a run in one line: the file, and how to go on once there is room."""
+"""A disk without room: the error names the file; what was written before can be read."""
 
-import contextlib
 import errno
 import os
-import resource
 import sys
 import warnings
 
 import numpy as np
 import pytest
+from faults import cases
 from PIL import Image
-from support.scripts import call, newest_state, refusal, rows
 
 from jaxgen import files, script
 from jaxgen.pictures import images
 from jaxgen.runs import drawn, log
-
-FLAGS = ["--batch-size", "32", "--log-every", "4", "--draw-every", "4", "--seed", "3", "--steps",
-         "8", "--checkpoint-every", "4", "--scan-steps", "1", "--num-devices", "1"]  # fmt: skip
-
-
-@contextlib.contextmanager
-def room_for(most_bytes):
-    """Lets no file of this process grow beyond a size; Python ignores the signal that tells so."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def noise(path):
@@ -49,7 +33,7 @@ def noise(path):
 )
 def test_a_file_for_which_there_is_no_room_is_named_and_nothing_of_it_is_left(tmp_path, write):
     path = tmp_path / "file.png"
-    with room_for(2**12), pytest.raises(files.NoRoomError) as refused:
+    with cases.room_for(2**12), pytest.raises(files.NoRoomError) as refused:
         write(path)
     assert str(refused.value).startswith(f"{path} could not be written: ")
     assert list(tmp_path.iterdir()) == []
@@ -79,7 +63,7 @@ def test_other_errors_pass_as_they_are(tmp_path):
 def test_rows_before_the_disk_was_full_can_be_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with (
-        room_for(100),
+        cases.room_for(100),
         pytest.raises(files.NoRoomError, match=r"metrics\.jsonl could not be written"),
         log.json_lines(path) as (record, _),
     ):
@@ -89,22 +73,6 @@ def test_rows_before_the_disk_was_full_can_be_read(tmp_path):
     assert path.stat().st_size == 100  # the disk is used to its end, in the middle of a row
     assert steps == list(range(1, len(steps) + 1))
     assert steps
-
-
-@pytest.mark.parametrize(("most_bytes", "place"), [(2**10, "config.json"), (2**16, "checkpoints")])
-def test_a_run_says_how_to_go_on_and_goes_on(tmp_path, capfd, most_bytes, place):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    with room_for(most_bytes):
-        message = refusal("autoencoder", *FLAGS, "--run-dir", run)
-    assert message.startswith(f"error: {run / place} could not be written: File too large")
-    assert "Traceback" not in capfd.readouterr().err
-
-    has_begun = (run / "config.json").is_file()
-    assert (f"go on with --run-dir {run} --resume" in message) == has_begun
-    call("autoencoder", *FLAGS, "--run-dir", whole)
-    call("autoencoder", *FLAGS, "--run-dir", run, *["--resume"] * has_begun)
-    assert rows(run) == rows(whole)
-    assert newest_state(run) == newest_state(whole)
 
 
 def test_writes_that_end_after_the_first_has_failed_say_nothing(capsys, monkeypatch):

@@ -285,17 +285,6 @@ def test_checkpoints_that_are_gone_are_said_and_the_run_begins_again(run):
     assert rows(run)[: len(before)] == before
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_rows_that_are_gone_before_a_checkpoint_are_said_and_the_run_goes_on(run, count):
-    path, before = run / "metrics.jsonl", rows(run)
-    shutil.rmtree(run / "checkpoints" / "10")
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
-    last = before[count - 1]["step"] if count else 0
-    with pytest.warns(UserWarning, match=f"the rows after step {last}, up to step 8, are missing"):
-        resume(run)
-    assert rows(run) == before[:count] + [row for row in before if row["step"] > 8]
-
-
 def test_a_folder_in_use_is_left_alone_also_by_overwrite(run):
     content = sorted(path.name for path in run.iterdir())
     with run_folder.in_use(run):
