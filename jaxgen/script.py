@@ -107,20 +107,22 @@ def _report_broken_pipe() -> None:
 
 @contextmanager
 def _one_report() -> Iterator[None]:
-    """Says nothing of writes that end after the checkpoint they belong to has failed.
+    """Says nothing of reads and writes that end after the one whose error is reported.
 
-    A full disk fails many at once; the first is raised, and each other one finds its loop closed.
+    A full disk or a damaged checkpoint fails many at once: the first error is raised, and the
+    callbacks of the others find the event loop of orbax closed.
     """
 
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if os.environ.get("JAXGEN_TRACEBACK") or str(error) != "Event loop is closed":
-            previous(kind, error, trace)
+    def hook(unraisable: Any) -> None:
+        is_late = str(unraisable.exc_value) == "Event loop is closed"
+        if os.environ.get("JAXGEN_TRACEBACK") or not is_late:
+            previous(unraisable)
 
-    previous, sys.excepthook = sys.excepthook, hook
+    previous, sys.unraisablehook = sys.unraisablehook, hook
     try:
         yield
     finally:
-        sys.excepthook = previous
+        sys.unraisablehook = previous
 
 
 def _report(error: Exception) -> None:

@@ -4,6 +4,7 @@
 import errno
 import os
 import sys
+import types
 import warnings
 
 import numpy as np
@@ -48,9 +49,12 @@ def test_a_file_for_which_there_is_no_room_is_named_and_nothing_of_it_is_left(tm
     ],
 )
 def test_every_library_s_error_of_a_full_disk_names_the_file(tmp_path, error, reason):
-    with pytest.raises(files.NoRoomError, match=f"file could not be written: {reason}"):
-        with files.named_when_full(tmp_path), files.named_when_full(tmp_path / "file"):
-            raise error
+    with (
+        pytest.raises(files.NoRoomError, match=f"file could not be written: {reason}"),
+        files.named_when_full(tmp_path),
+        files.named_when_full(tmp_path / "file"),
+    ):
+        raise error
 
 
 def test_other_errors_pass_as_they_are(tmp_path):
@@ -60,31 +64,33 @@ def test_other_errors_pass_as_they_are(tmp_path):
     assert refused.value is error
 
 
+def log_steps(path, count):
+    with log.json_lines(path) as (record, _):
+        for step in range(1, count + 1):
+            record(step, {"loss": 0.5})
+
+
 def test_rows_before_the_disk_was_full_can_be_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with (
-        cases.room_for(100),
-        pytest.raises(files.NoRoomError, match=r"metrics\.jsonl could not be written"),
-        log.json_lines(path) as (record, _),
-    ):
-        for step in range(1, 20):
-            record(step, {"loss": 0.5})
+    with cases.room_for(100), pytest.raises(files.NoRoomError, match=r"metrics\.jsonl could not"):
+        log_steps(path, 20)
     steps = [row["step"] for row in log.read_rows(path)]
     assert path.stat().st_size == 100  # the disk is used to its end, in the middle of a row
     assert steps == list(range(1, len(steps) + 1))
     assert steps
 
 
-def test_writes_that_end_after_the_first_has_failed_say_nothing(capsys, monkeypatch):
+def test_writes_that_end_after_the_first_has_failed_say_nothing(monkeypatch):
+    reported = []
+    monkeypatch.delenv("JAXGEN_TRACEBACK", raising=False)
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: reported.append(str(event.exc_value)))
+
     def start():
         for text in ("Event loop is closed", "another"):
-            error = RuntimeError(text)
-            sys.excepthook(RuntimeError, error, None)
+            sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
 
-    monkeypatch.delenv("JAXGEN_TRACEBACK", raising=False)
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     script.main(start)
-    assert capsys.readouterr().err.splitlines() == ["RuntimeError: another"]
+    assert reported == ["another"]
 
 
 def test_a_new_folder_of_pictures_is_not_told_that_its_checksums_are_lost(tmp_path):
