@@ -5,6 +5,7 @@ Every fault of a file from elsewhere is one ValueError.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 CONFIG_BYTES = 2**20  # configs of real checkpoints have a few KiB
 INDEX_BYTES = 2**24  # lists of tensors, vocabularies and safetensors headers
 MAX_DEPTH = 64
+_FULL = tuple(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 MESSAGE_LINES, MESSAGE_CHARACTERS = 8, 4000  # of an error about a foreign file
 
 
@@ -105,7 +107,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     `write` gets the path of a temporary neighbour and makes the file or folder there; if it fails,
     nothing is left behind. The folder around `path` is made if need be.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with named_when_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, write)
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     # two writers of one path must not share a temporary; a name has at most 255 bytes
     partial = path.with_name(f".{path.name[-50:]}.{secrets.token_hex(4)}.partial")
     try:
@@ -119,6 +126,33 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
         raise
+
+
+class NoRoomError(OSError):
+    """A file could not be written because its disk is full; the message names the file."""
+
+
+@contextlib.contextmanager
+def named_when_full(path: Path) -> Iterator[None]:
+    """The error of a full disk inside becomes a NoRoomError that names `path`.
+
+    Python and the libraries that write for it raise different errors, most of them without a path.
+    """
+    try:
+        yield
+    except NoRoomError:  # it names a file already
+        raise
+    except Exception as error:
+        if (reason := _full(error)) is None:
+            raise
+        raise NoRoomError(f"{path} could not be written: {reason}; is its disk full?") from error
+
+
+def _full(error: Exception) -> str | None:
+    """What an error says of a full disk; None if it is about something else."""
+    if str(error).startswith("encoder error"):  # Pillow's, which drops the reason of the system
+        return first_line(error)
+    return next((text for text in _FULL if text in str(error)), None)
 
 
 def first_line(error: BaseException) -> str:

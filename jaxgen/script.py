@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The beginning and end of every script: hosts, caches, CPU settings, signals, one-line errors."""
 
-import _thread
+import io
 import logging
 import os
 import signal
@@ -33,9 +33,10 @@ class Interrupted(Exception):
 
 def main(start: Callable[[], None]) -> None:
     """Runs a script's body; an error of use becomes one line, an interruption its exit code."""
+    _print_any_text()
     at_start.release_signals()
     try:
-        with warnings.catch_warnings(), _no_interrupt_lost():
+        with warnings.catch_warnings(), _no_interrupt_lost(), _one_report():
             warnings.showwarning = _show_note
             start()
     except Interrupted as stopped:
@@ -44,6 +45,9 @@ def main(start: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        _report_broken_pipe()
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if os.environ.get("JAXGEN_TRACEBACK"):
             raise
@@ -58,10 +62,60 @@ def _no_interrupt_lost() -> Iterator[None]:
     It drops those that come up inside of a callback, such as JAX's at every garbage collection.
     """
 
+    main_thread = threading.main_thread().ident or 0
+
+    def again() -> None:  # a signal of the system, as it also ends a sleep or a read
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
     def hook(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            threading.Timer(0.02, _thread.interrupt_main).start()  # once the callback is over
+            threading.Timer(0.02, again).start()  # once the callback is over
         else:
+            previous(unraisable)
+
+    previous, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
+
+
+def _print_any_text() -> None:
+    """Lets standard output escape what its encoding cannot say, as standard error does.
+
+    A name of a file is no reason for a run to stop.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _report_broken_pipe() -> None:
+    """Prints one line, if anybody reads it, and lets Python's last flush of its streams succeed."""
+    line = (
+        "error: broken pipe: whoever read the output, or a connection, is gone; a run goes on with "
+        "--resume"
+    )
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in filter(None, (sys.stderr, sys.stdout)):
+        try:
+            if stream is sys.stderr:
+                print(line, file=stream)
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+
+
+@contextmanager
+def _one_report() -> Iterator[None]:
+    """Says nothing of reads and writes that end after the one whose error is reported.
+
+    A full disk or a damaged checkpoint fails many at once: the first error is raised, and the
+    callbacks of the others find the event loop of orbax closed.
+    """
+
+    def hook(unraisable: Any) -> None:
+        is_late = str(unraisable.exc_value) == "Event loop is closed"
+        if os.environ.get("JAXGEN_TRACEBACK") or not is_late:
             previous(unraisable)
 
     previous, sys.unraisablehook = sys.unraisablehook, hook

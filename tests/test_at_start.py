@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Signals before and between a script's own work: one line, the signal's exit code, none lost."""
+"""Signals and streams of a script as a shell sees them: one line, the exit code, none lost."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,16 +31,31 @@ def callback(phase, info):
 def start():
     gc.callbacks.append(callback)
     gc.collect()
-    time.sleep(5)
+    time.sleep(20)  # which it ends, too
+    print("not ended")
 
 script.main(start)
 """
+WITHOUT_A_READER = """
+import os
+from jaxgen import script
+
+reading, writing = os.pipe()
+os.close(reading)
+os.dup2(writing, 1)
+script.main(lambda: print("a line", flush=True))
+"""
+A_NAME_BEYOND_THE_ENCODING = """
+from jaxgen import script
+script.main(lambda: print("runs/\\xfc \\udcff"))
+"""
 
 
-def run(code):
+def run(code, **environment):
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
@@ -53,6 +69,20 @@ def test_a_control_c_inside_a_callback_is_not_lost():
     ended = run(IN_A_CALLBACK)
     assert ended.returncode == 130
     assert ended.stderr == "interrupted\n"
+    assert ended.stdout == ""
+
+
+def test_output_that_nobody_reads_ends_a_script_in_one_line():
+    ended = run(WITHOUT_A_READER)
+    assert ended.returncode == 141
+    assert ended.stderr.startswith("error: broken pipe")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped():
+    ended = run(A_NAME_BEYOND_THE_ENCODING, PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "runs/\\xfc \\udcff\n"
 
 
 def test_every_script_catches_signals_before_its_slow_imports():

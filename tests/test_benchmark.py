@@ -104,7 +104,7 @@ def test_the_script_exits_with_a_bad_arguments_code():
 
 def test_a_peer_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(twins.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'PyTorch is not installed; pip install "jaxgen\[oracle'):
+    with pytest.raises(ImportError, match=r'PyTorch is not installed; pip install -e "\.\[oracle'):
         twins.choose(["pytorch"], quick=False)
     assert twins.choose(None, quick=False) == []
 

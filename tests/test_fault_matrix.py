@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 from faults import cases, verdicts
-from support.scripts import call, loaded
+from support.scripts import call, loaded, refusal, rows
 
 from jaxgen import script
 
@@ -33,6 +33,8 @@ SHORT_MATRIX = [
     ("config.json", "deleted", verdicts.DETECTED),
     ("data.json", "truncated", verdicts.DETECTED),
     ("summary.json", "truncated", verdicts.RECOVERED),
+    ("metrics.jsonl", "truncated", verdicts.NOTED),
+    ("metrics.jsonl", "deleted", verdicts.NOTED),
     ("curves.png", "deleted", verdicts.RECOVERED),
     ("progress.gif", "flipped", verdicts.RECOVERED),
     ("pictures/reconstructions-0000010.png", "flipped", verdicts.RECOVERED),
@@ -63,3 +65,27 @@ def test_a_damaged_file_is_made_anew_or_named(whole, run, capsys, name, kind, ou
     stderr = capsys.readouterr().err
     came_out, what = verdicts.verdict(code, stderr, run, verdicts.result_of(whole), name)
     assert came_out == outcome, what
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_rows_that_are_gone_before_a_checkpoint_are_said_and_the_run_goes_on(run, count):
+    path, before = run / "metrics.jsonl", rows(run)
+    shutil.rmtree(run / "checkpoints" / "10")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
+    last = before[count - 1]["step"] if count else 0
+    with pytest.warns(UserWarning, match=f"the rows after step {last}, up to step 8, are missing"):
+        call("autoencoder", "--run-dir", run, "--resume", "--num-devices", "1")
+    assert rows(run) == before[:count] + [row for row in before if row["step"] > 8]
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "place", "how"),
+    [(2**10, "config.json", "start the run again"), (2**16, "checkpoints", "go on with --run-dir")],
+)
+def test_a_run_without_room_on_disk_says_how_to_go_on(tmp_path, capfd, most_bytes, place, how):
+    folder = tmp_path / "run"
+    with cases.room_for(most_bytes):
+        message = refusal("autoencoder", *FLAGS, *STEPS, "--num-devices", "1", "--run-dir", folder)
+    assert message.startswith(f"error: {folder / place} could not be written: File too large")
+    assert f"Make room, and {how}" in message
+    assert "Traceback" not in capfd.readouterr().err

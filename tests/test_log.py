@@ -133,7 +133,7 @@ def test_tensorboard_file_holds_every_scalar(tmp_path):
 )
 def test_missing_client_names_the_extra_to_install(monkeypatch, tmp_path, module, opened):
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    with pytest.raises(ImportError, match=r'pip install "jaxgen\[log\]"'), opened(tmp_path):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[log\]"'), opened(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -238,3 +238,16 @@ def test_throughput_counts_whole_dispatches_after_the_first(monkeypatch):
     assert said[:19] == [None] * 19
     assert said[19:24] == [10 * 8 / 4] * 5
     assert said[24] == 15 * 8 / 6
+
+
+@pytest.mark.parametrize("loss", ["deleted", "moved", "replaced"])
+def test_a_log_that_is_no_longer_in_its_place_is_an_error_at_the_next_save(tmp_path, loss):
+    path, gone = tmp_path / "metrics.jsonl", "was removed, moved or replaced"
+    with contextlib.suppress(FileNotFoundError), log.json_lines(path) as (record, flush):
+        record(1, {"loss": 2.0})
+        flush()
+        path.unlink() if loss == "deleted" else path.rename(tmp_path / "elsewhere.jsonl")
+        if loss == "replaced":
+            path.write_text('{"step": 1, "loss": 2.0}\n')
+        with pytest.raises(FileNotFoundError, match=rf"metrics\.jsonl {gone}"):
+            flush()

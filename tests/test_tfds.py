@@ -294,7 +294,7 @@ def test_names_that_lead_nowhere_are_explained(name, words, tmp_path):
 
 def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match=r"jaxgen\[data\].*Did you mean 'digits'\?.*\.npz"):
+    with pytest.raises(ImportError, match=r"\.\[data\].*Did you mean 'digits'\?.*\.npz"):
         sets.load("digitz")
 
 

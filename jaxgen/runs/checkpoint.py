@@ -58,14 +58,19 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     faulty = _non_finite(state)
     if faulty:
         raise loop.NonFiniteError(step, faulty)
-    is_saved = manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests(state))
-        ),
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests(state))
     )
+    with files.named_when_full(Path(str(manager.directory))):  # also of the save before this one
+        is_saved = manager.save(step, args=args)
     if not is_saved:
         raise OSError(f"orbax did not save step {step} in {manager.directory}")
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Waits until every checkpoint is on disk. Raises NoRoomError where there is no room."""
+    with files.named_when_full(Path(str(manager.directory))):
+        manager.wait_until_finished()
 
 
 def set_aside(manager: ocp.CheckpointManager, after: int) -> None:

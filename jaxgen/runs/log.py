@@ -29,12 +29,17 @@ def plain(value: Any) -> Any:
     return float(str(np.float32(array)))
 
 
-def keep(path: Path, is_wanted: Callable[[int], bool]) -> None:
-    """Drops the rows whose step is not wanted, and lines that are no rows, which it warns of."""
+def keep(path: Path, is_wanted: Callable[[int], bool]) -> int:
+    """Drops the rows whose step is not wanted, and lines that are no rows, which it warns of.
+
+    Gives the step of the last row that stays; 0 if none does.
+    """
     if not path.exists():
-        return
-    lines = [line + b"\n" for line, row in _parsed(path) if is_wanted(row["step"])]
-    files.write_whole(path, lambda partial: partial.write_bytes(b"".join(lines)))
+        return 0
+    kept = [(line + b"\n", row["step"]) for line, row in _parsed(path) if is_wanted(row["step"])]
+    content = b"".join(line for line, _ in kept)
+    files.write_whole(path, lambda partial: partial.write_bytes(content))
+    return kept[-1][1] if kept else 0
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -94,20 +99,38 @@ def json_lines(path: Path) -> Iterator[tuple[Record, Callable[[], None]]]:
 
     The file holds no times, so that a resumed run's file equals an uninterrupted one's.
     """
-    with path.open("a", buffering=1) as file:  # a row is there for readers at once
+    # unbuffered: a row is there for readers at once, and none is left to write at the end, when
+    # the disk may be full
+    with path.open("ab", buffering=0) as file:
 
         def record(step: int, metrics: dict[str, Any]) -> None:
             row = {"step": step} | {name: plain(x) for name, x in metrics.items()}
-            file.write(json.dumps(row) + "\n")
+            rest = json.dumps(row).encode() + b"\n"
+            with files.named_when_full(path):
+                while rest:  # a disk that is nearly full takes a part of a row
+                    rest = rest[file.write(rest) :]
 
         def flush() -> None:
-            file.flush()
-            os.fsync(file.fileno())
+            with files.named_when_full(path):
+                os.fsync(file.fileno())
+            _check_place(path, file.fileno())
 
         try:
             yield record, flush
         finally:
             flush()
+
+
+def _check_place(path: Path, open_file: int) -> None:
+    """Raises FileNotFoundError if the open file is no longer the one at `path`.
+
+    A run whose folder is gone would train on, for hours, with nothing that a resumption could use.
+    """
+    if not (path.exists() and os.path.samestat(os.fstat(open_file), path.stat())):
+        raise FileNotFoundError(
+            f"{path} was removed, moved or replaced while the run was writing it. If the folder "
+            "lies elsewhere now, go on there with --run-dir and --resume; or start again"
+        )
 
 
 def import_tensorboard() -> Any:

@@ -78,9 +78,22 @@ def keep_metrics(folder: Path, name: str, start: int) -> None:
     """
     if jax.process_index() == 0:
         every = run_folder.read_config(folder, name)["run"]["log_every"]
-        log.keep(
-            folder / "metrics.jsonl",
+        _keep_rows(
+            folder,
             lambda done: done < start or (done == start and _logged(every, done)),
+            newest=max(start - start % every, min(start, 1)),
+        )
+
+
+def _keep_rows(folder: Path, is_wanted: Callable[[int], bool], newest: int) -> None:
+    """Drops the rows that are not wanted; warns where the last ones, up to `newest`, are lost."""
+    metrics = folder / "metrics.jsonl"
+    last = log.keep(metrics, is_wanted)
+    if last < newest:
+        warnings.warn(
+            f"{metrics}: the rows after step {last}, up to step {newest}, are missing; they cannot "
+            "be made anew",
+            stacklevel=3,
         )
 
 
@@ -150,7 +163,7 @@ def complete(stretch: Stretch, state: Any) -> None:
     if jax.process_index() == 0:
         stop = stretch.stop
         _draw(stretch, stop, state)
-        log.keep(stretch.folder / "metrics.jsonl", lambda done: done <= stop)
+        _keep_rows(stretch.folder, lambda done: done <= stop, newest=stop)
         if not _has_summary(stretch):
             _summarise(stretch, stop)
         _close_pictures(stretch.folder)

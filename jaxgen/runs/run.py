@@ -5,7 +5,7 @@ A script gives a `build` function; everything else about training happens here, 
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgen import files
 from jaxgen.data import sets, stream
 from jaxgen.data.source import read_all
 from jaxgen.runs import checkpoint, experiment, log, outputs, plan, run_folder
@@ -78,7 +79,7 @@ def _train(
     job = _checked(config, build, open_split)
     options, num_steps = job.config.run, job.num_steps
     folder = _folder(name, options)
-    with _alone_in(folder):
+    with _resumable(folder), _alone_in(folder):
         _make_room(folder, options)
         _describe(folder, name, job)
         outputs.announce(folder, name, options, job.examples, job.mesh, job.chunk)
@@ -105,9 +106,21 @@ def _train(
                     save_every=options.checkpoint_every, draw_every=options.draw_every,
                 )  # fmt: skip
             outputs.finish(stretch, done)
-            manager.wait_until_finished()
+            checkpoint.wait(manager)
     if done < num_steps:
         raise Interrupted(folder, done, num_steps, stopping.signal())
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Adds to the error of a full disk how the run goes on once there is room."""
+    try:
+        with files.named_when_full(folder):
+            yield
+    except files.NoRoomError as error:
+        is_run = run_folder.is_run(folder)
+        how = f"go on with --run-dir {folder} --resume" if is_run else "start the run again"
+        raise files.NoRoomError(f"{error} Make room, and {how}") from error
 
 
 def _alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
@@ -168,6 +181,7 @@ def _folder(name: str, options: RunOptions) -> Path:
         stem = options.data if options.data.isidentifier() else Path(options.data).stem
         folder = run_folder.choose(f"{name}-{stem}")
 
+    run_folder.check_name(folder)
     if not options.resume:
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is not a folder; use another --run-dir")

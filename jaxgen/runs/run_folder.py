@@ -36,6 +36,15 @@ def free(path: Path) -> Path:
     return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
+def check_name(path: Path) -> None:
+    """Raises ValueError for a name that is not UTF-8: the library of the checkpoints takes none."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        name = files.printable(path)
+        raise ValueError(f"{name} is not a name in UTF-8; use another --run-dir") from None
+
+
 def check_free(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError if something is at `path` that may not be replaced."""
     if not path.exists() or (path.is_dir() and _is_untouched(path)):
@@ -62,12 +71,12 @@ def in_use(path: Path) -> Iterator[None]:
     BlockingIOError, saying who has it, if another process is at work there.
     """
     lock = path / LOCK
-    with lock.open("a+") as file:
+    with lock.open("ab+", buffering=0) as file:  # no text left to write when the disk is full
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            owner = files.printable(file.read(200).strip() or "another process")
+            owner = files.printable(_owner(file.read(200)))
             raise BlockingIOError(
                 f"{path} is in use by {owner}; wait for it or use another --run-dir. If that "
                 f"process is gone, delete {lock}"
@@ -78,12 +87,17 @@ def in_use(path: Path) -> Iterator[None]:
             raise BlockingIOError(f"{path} was left by another process just now; try again")
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {platform.node()} since {since}\n")
-        file.flush()
+        with files.named_when_full(lock):
+            file.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _owner(content: bytes) -> str:
+    """Who holds a lock, by what is written in it."""
+    return content.decode(errors="replace").strip() or "another process"
 
 
 def _is_untouched(path: Path) -> bool:
@@ -101,8 +115,11 @@ def is_run(path: Path) -> bool:
 
 
 def clear(path: Path) -> None:
-    """Empties the folder but for the lock of this run; `check_free` has allowed that."""
-    for each in path.iterdir():
+    """Empties the folder but for the lock of this run; `check_free` has allowed that.
+
+    config.json goes last: who is killed before leaves a folder that is still known as a run's.
+    """
+    for each in sorted(path.iterdir(), key=lambda each: each.name == "config.json"):
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each)
         elif each.name != LOCK:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The faults of a run: a damaged file, a death at a phase, a full disk, a clock that jumped."""
 
+import contextlib
 import os
+import resource
 import shutil
 import time
 from typing import NamedTuple
@@ -67,3 +69,14 @@ def jump(folder, year):
     moment = time.mktime((year, 1, 1, 0, 0, 0, 0, 1, -1))
     for path in folder.rglob("*"):
         os.utime(path, (moment, moment))
+
+
+@contextlib.contextmanager
+def room_for(most_bytes):
+    """Lets no file of this process grow beyond a size; Python ignores the signal that tells so."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
