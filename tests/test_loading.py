@@ -92,3 +92,13 @@ def test_scheduler_keys_that_no_class_knows_are_said_in_one_warning():
         loading.warn_of_scheduler_keys(checkpoint)
     assert len(caught) == 1
     assert str(caught[0].message).isprintable()
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused():
+    checkpoint = checkpoints.checkpoint("sd1")
+    encoder = checkpoint.components["text_encoder"]
+    size = encoder.config["vocab_size"] - 1
+    smaller = encoder._replace(config=encoder.config | {"vocab_size": size, "eos_token_id": 5})
+    components = checkpoint.components | {"text_encoder": smaller}
+    with pytest.raises(ValueError, match=f"tokenizer gives ids up to {size}, and text_encoder has"):
+        loading.networks(checkpoint._replace(components=components))

@@ -22,6 +22,7 @@ from jaxgen.weights import diffusers, layout
 from jaxgen.weights.diffusers import Checkpoint, Component
 
 DTYPES = ("float32", "bfloat16", "float16")
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 ENCODERS = ("text_encoder", "text_encoder_2")  # in the order of their features in the context
 
 MODULES: Mapping[str, Callable[..., Any]] = {
@@ -87,6 +88,7 @@ def networks(
     )
     networks = Networks(modules["unet"], modules["vae"], encoders, controls)
     _check_together(networks)
+    _check_vocabularies(networks, checkpoint)
     return networks
 
 
@@ -192,6 +194,18 @@ def _check_together(networks: Networks) -> None:
     ]
     if faults:
         raise ValueError("the parts of the checkpoint do not fit: " + "; ".join(faults))
+
+
+def _check_vocabularies(networks: Networks, checkpoint: Checkpoint) -> None:
+    """Raises ValueError where a tokenizer can give an id that its text encoder has no row for."""
+    for name, encoder in networks.encoders.items():
+        tokens = checkpoint.tokenizers.get(TOKENIZERS[name])
+        largest = max(tokens.vocab.values(), default=0) if tokens else 0
+        if largest >= encoder.vocab_size:
+            raise ValueError(
+                f"{TOKENIZERS[name]} gives ids up to {largest}, and {name} has "
+                f"{encoder.vocab_size} tokens; take the tokenizer that belongs to this model"
+            )
 
 
 def _faults_of_control(name: str, net: ControlNetModel, networks: Networks) -> list[str]:

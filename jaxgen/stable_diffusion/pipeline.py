@@ -31,7 +31,6 @@ from jaxgen.types import Array, Params
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint, Component
 
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 # on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
 # row, and the model's present estimate of the final ones
 OnStep = Callable[[int, int, Array, Array], None]
@@ -70,7 +69,7 @@ class StableDiffusion:
         self.embedder = Embedder(
             self.networks,
             {name: self.params[name] for name in encoders},
-            {name: checkpoint.tokenizers[TOKENIZERS[name]] for name in encoders},
+            {name: checkpoint.tokenizers[loading.TOKENIZERS[name]] for name in encoders},
             self.programs,
             self.mesh,
             bool(checkpoint.index.get("force_zeros_for_empty_prompt", self.networks.is_xl)),
