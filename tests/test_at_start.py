@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WHILE_IMPORTING = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 from jaxgen import at_start
 at_start.catch_signals()
 assert "jax" not in sys.modules
@@ -20,6 +21,7 @@ import time; time.sleep(20)
 """
 IN_A_CALLBACK = """
 import gc, os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 from jaxgen import script
 
 def callback(phase, info):

@@ -93,7 +93,8 @@ def _named(where: Path):
 
 def _make_single_file(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    shapes = ldm_shapes.shapes(ldm_shapes.TINY_V1)
+    whole = len(checkpoints.VOCAB)  # the tokenizer's, each of whose ids needs a row
+    shapes = ldm_shapes.shapes(ldm_shapes.TINY_V1._replace(clip=(whole, 16, 2)))
     arrays = {name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
     safetensors.numpy.save_file(arrays, folder / "model.safetensors")
     _make_tokenizer(folder)
