@@ -190,6 +190,7 @@ def _add_with_norms(
     axis = leaf.ndim - (1 if by_output else 2)
     others = tuple(i for i in range(leaf.ndim) if i != axis)
     norms = jnp.sqrt(jnp.sum(changed**2, axis=others, keepdims=True))
+    norms = jnp.where(norms == 0, 1, norms)  # a weight of zeros stays one
     sizes = [-1 if i == axis else 1 for i in range(leaf.ndim)]
     adapted = changed * magnitude.reshape(sizes) / norms
     return total + strength * (adapted - leaf.astype(jnp.float32))
