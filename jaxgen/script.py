@@ -170,15 +170,22 @@ def set_up(distributed: bool = False) -> None:
 def compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a second start is warm.
 
-    They lie in XDG_CACHE_HOME/jaxgen/xla, those that took half a second or more; JAX's own
-    variables JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS go before.
+    They lie in XDG_CACHE_HOME/jaxgen/xla, small ones too, so that a second start compiles nothing;
+    JAX's own variables JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS go
+    before.
     """
+    folder = cache_folder()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def cache_folder() -> Path | None:
+    """Returns XDG_CACHE_HOME/jaxgen, for what can be made anew; None where no home is known."""
     # "~" where neither HOME nor a password entry says where that is: then nothing is kept
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not home.startswith("~"):
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jaxgen" / "xla"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return None if home.startswith("~") else Path(home) / "jaxgen"
 
 
 def _join_hosts() -> None:
@@ -227,9 +234,15 @@ class Seconds:
 def stopwatch() -> Iterator[Seconds]:
     """Counts seconds, and apart from them those that JAX reports for compiling."""
     time_spent = Seconds()
+    counted: list[float] = []  # starts and ends: one program is traced while another one is
 
     def count(event: str, duration_secs: float, **kwargs: Any) -> None:
         if event.startswith("/jax/core/compile/"):
+            end = time.perf_counter()
+            begin = end - duration_secs
+            while counted and counted[-2] >= begin:
+                time_spent.compiling -= counted.pop() - counted.pop()
+            counted.extend((begin, end))
             time_spent.compiling += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(count)
