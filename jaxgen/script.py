@@ -234,18 +234,18 @@ class Seconds:
 def stopwatch() -> Iterator[Seconds]:
     """Counts seconds, and apart from them those that JAX reports for compiling."""
     time_spent = Seconds()
-    counted: list[float] = []  # starts and ends: one program is traced while another one is
+    spans: list[tuple[float, float]] = []  # one program may be compiled while another one is
 
     def count(event: str, duration_secs: float, **kwargs: Any) -> None:
         if event.startswith("/jax/core/compile/"):
             end = time.perf_counter()
-            begin = end - duration_secs
-            while counted and counted[-2] >= begin:
-                time_spent.compiling -= counted.pop() - counted.pop()
-            counted.extend((begin, end))
-            time_spent.compiling += duration_secs
+            spans.append((end - duration_secs, end))
 
     jax.monitoring.register_event_duration_secs_listener(count)
     start = time.perf_counter()
     yield time_spent
-    time_spent.seconds = time.perf_counter() - start - time_spent.compiling
+    seconds, covered = time.perf_counter() - start, start
+    for begin, end in sorted(spans):
+        time_spent.compiling += max(0.0, end - max(begin, covered))
+        covered = max(covered, end)
+    time_spent.seconds = seconds - time_spent.compiling

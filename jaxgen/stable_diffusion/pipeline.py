@@ -9,6 +9,7 @@ The class holds networks, parameters and compiled programs, and no state that a 
 """
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -79,6 +80,7 @@ class StableDiffusion:
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
         self.programs = programs.build(self.networks, self.mesh, self.store)
+        self._decoders: dict[tuple[int, ...], threading.Thread] = {}  # by latents' shape; compiling
         encoders = self.networks.encoders
         self.embedder = Embedder(
             self.networks,
@@ -241,8 +243,10 @@ class StableDiffusion:
             warnings.warn(hint, stacklevel=3)
         b, (height, width), vae = len(batch.seeds), batch.size, self.networks.vae
         placement.check_divides(self.mesh, b)
-        text = self.embedder.context_of(batch)
         shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
+        if request.output == "image":
+            self._compile_decoder((b, *shape))
+        text = self.embedder.context_of(batch)
         noise = batch.latents
         if noise is None:
             noise = self.programs.noise(placement.place(self.mesh, batch.seeds), shape=shape)
@@ -301,11 +305,21 @@ class StableDiffusion:
             jax.block_until_ready(estimate)
         return state[0]
 
+    def _compile_decoder(self, shape: tuple[int, ...]) -> None:
+        """Compiles the decoder while the text encoder and the UNet are; `decode` waits for it."""
+        cut = decoding.cut_of(shape, self.networks.vae.factor, tile=self.vae_tile)
+        if self.mesh is None and shape not in self._decoders and len(cut.origins) == 1:
+            compile_it = partial(programs.compile_decoder, self.programs, self.params["vae"])
+            self._decoders[shape] = threading.Thread(target=compile_it, args=(shape, cut))
+            self._decoders[shape].start()
+
     def decode(self, latents: Array) -> np.ndarray:
         """Decodes latents, as `output="latent"` or `on_step` gives them: uint8 [B, H, W, 3]."""
         latents, params = placement.place(self.mesh, latents), self.params["vae"]
         groups, factor = placement.num_groups(self.mesh), self.networks.vae.factor
         cut = decoding.cut_of(latents.shape, factor, groups, self.vae_tile)
+        if latents.shape in self._decoders:
+            self._decoders[latents.shape].join()
         if self.loop == "device" or len(cut.origins) == 1:
             pictures, finite = self.programs.decode(params, latents, cut=cut)
         else:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Lists the programs of a pipeline that are compiled."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ class Programs(NamedTuple):
     draw: Callable[..., Any]  # (moments, seeds, shape, purpose, cut) -> latents
     decode_piece: Callable[..., Any]  # (params, latents, cut, origin) -> one piece of the pictures
     assemble: Callable[..., Any]  # (pieces, cut) -> pictures uint8, which are finite
-    decode: Callable[..., Any]  # (params, latents, cut) -> the same: all pieces in one dispatch
+    decode: Any  # (params, latents, cut) -> the same: all pieces in one dispatch
 
 
 def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = None) -> Programs:
@@ -83,6 +84,15 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
         assemble=jit("assemble", assemble, **static),
         decode=jit("decode", partial(decoding.decode, vae), **static),
     )
+
+
+def compile_decoder(
+    programs: Programs, params: Params, shape: tuple[int, ...], cut: decoding.Cut
+) -> None:
+    """Compiles `decode` for latents of a shape: its call finds that, or raises what failed."""
+    latents = jax.ShapeDtypeStruct(shape, jnp.float32)
+    with contextlib.suppress(Exception):
+        programs.decode.lower(params, latents, cut=cut).compile()
 
 
 def encode(
