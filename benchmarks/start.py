@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ import rich.console
 import rich.table
 import tyro
 
-from benchmarks import sd_models, sd_programs
+from benchmarks import page, sd_models, sd_programs
 from jaxgen.cpu import tune
-from jaxgen.measure import environment, turns
+from jaxgen.measure import environment
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers, hub, tokenizer
@@ -80,9 +79,13 @@ def main() -> None:
             shutil.rmtree(Path(path) / "programs")  # each candidate brings its own, or none
         path = str(hub.resolve(path))
         rows = measure(config, path, folder)
-    show(rows)
+    headings, cells = page.start_table(rows)
+    table = rich.table.Table(*headings)
+    for row in cells:
+        table.add_row(*row)
+    rich.console.Console().print(table)
     if config.output:
-        result = {"environment": environment.record(), "model": config.model, "rows": rows}
+        result = {"environment": environment.record(), "rows": rows}
         config.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -99,8 +102,11 @@ def random_checkpoint(name: str, dtype: str) -> Checkpoint:
     return Checkpoint(index, components, tokenizers, sd_programs.SCHEDULER)
 
 
-def measure(config: Config, path: str, folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Seconds by candidate and part, one for each turn; the first start of each is not counted."""
+def measure(config: Config, path: str, folder: Path) -> list[dict[str, Any]]:
+    """A row for each candidate, with the seconds of its parts in every turn.
+
+    The first start of each is not counted: it makes what is kept.
+    """
     rows: dict[str, dict[str, list[float]]] = {name: {} for name in (NOTHING, CODE, PROGRAMS)}
     for turn in range(config.turns + 1):
         for name, row in rows.items():
@@ -112,7 +118,9 @@ def measure(config: Config, path: str, folder: Path) -> dict[str, dict[str, list
                 for part, value in seconds.items():
                     row.setdefault(part, []).append(value)
             print(f"turn {turn}, {name}: {seconds['start_to_picture']:.2f} s", file=sys.stderr)
-    return rows
+    names = ("model", "dtype", "steps", "resolution")
+    about = {"kind": "start", **{name: getattr(config, name) for name in names}}
+    return [{**about, "kept": name, "seconds": row} for name, row in rows.items()]
 
 
 def start(config: Config, path: str, cache: Path, programs: Path | None) -> dict[str, float]:
@@ -129,16 +137,6 @@ def start(config: Config, path: str, cache: Path, programs: Path | None) -> dict
         raise ValueError(f"a start failed: {done.stderr[-2000:]}")
     seconds = json.loads(done.stdout.splitlines()[-1])
     return {"start_to_picture": seconds.pop("end") - begin, **seconds}
-
-
-def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints medians and quartiles."""
-    table = rich.table.Table("seconds", *rows)
-    for part in rows[PROGRAMS]:
-        spreads = [turns.spread(row[part]) for row in rows.values()]
-        cells = (f"{s.median:.2f} ({s.low:.2f} - {s.high:.2f})" for s in spreads)
-        table.add_row(part.replace("_", " "), *cells)
-    rich.console.Console().print(table)
 
 
 if __name__ == "__main__":

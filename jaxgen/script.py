@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The beginning and end of every script: hosts, caches, CPU settings, signals, one-line errors."""
 
+import inspect
 import io
 import logging
 import os
@@ -109,12 +110,13 @@ def _report_broken_pipe() -> None:
 def _one_report() -> Iterator[None]:
     """Says nothing of reads and writes that end after the one whose error is reported.
 
-    A full disk or a damaged checkpoint fails many at once: the first error is raised, and the
-    callbacks of the others find the event loop of orbax closed.
+    A full disk or a damaged checkpoint fails many at once: the first error is raised, the callbacks
+    of the others find the event loop of orbax closed, and its coroutines are thrown away.
     """
 
     def hook(unraisable: Any) -> None:
         is_late = str(unraisable.exc_value) == "Event loop is closed"
+        is_late |= inspect.iscoroutine(unraisable.object)
         if os.environ.get("JAXGEN_TRACEBACK") or not is_late:
             previous(unraisable)
 
