@@ -58,8 +58,9 @@ def open_split(
 
     names, notes = sorted(captions), []
     if is_whole:
-        held_out = source.holdout(np.zeros(len(names), np.int32), split)
-        notes = [source.describe_holdout(split, len(held_out), len(names))]
+        one_class = np.zeros(len(names), np.int32)
+        held_out = source.holdout(one_class, split)
+        notes = [source.describe_holdout(one_class, split)]
         names = [names[i] for i in held_out.tolist()]
     elif place != folder:
         notes = [f"from the folder {files.printable(place.name, 60)}"]

@@ -167,8 +167,10 @@ def folder(options: RunOptions) -> Path:
 
 
 def load_split(options: RunOptions, split: str) -> sets.Dataset:
-    """The whole split, "train" or "test", in host memory."""
-    return read_all(plan.open_split(options, split))
+    """The whole split, "train" or "test", in host memory; says what was read."""
+    source = plan.open_split(options, split)
+    print(f"data: {source.description}", flush=True)
+    return read_all(source)
 
 
 def _folder(name: str, options: RunOptions) -> Path:
