@@ -22,11 +22,12 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import lax
 
-from jaxgen.nn.convolution import SAME
+from jaxgen.nn.convolution import SAME, Conv3x3
 from jaxgen.types import Array, Key, Params
 from jaxgen.weights import layout
 
 COLLECTION = "low_rank"
+LAYERS = (nn.Dense, nn.Conv, Conv3x3)  # that can have a path
 Path = layout.Path
 
 
@@ -38,7 +39,7 @@ def added(scale: Array | float) -> contextlib.AbstractContextManager:
 
     def add(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer, out = context.module, call(*args, **kwargs)
-        if context.method_name != "__call__" or not layer.has_variable(COLLECTION, "down"):
+        if not isinstance(layer, LAYERS) or not layer.has_variable(COLLECTION, "down"):
             return out
         down, up = (layer.get_variable(COLLECTION, name) for name in ("down", "up"))
         x, down, up = (a.astype(out.dtype) for a in (args[0], down, up))

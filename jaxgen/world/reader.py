@@ -67,8 +67,11 @@ class SeenScene(NamedTuple):
     objects: tuple[SeenObject, ...]
 
 
-def read(picture: np.ndarray) -> SeenScene:
-    """The background and the objects of one picture, uint8 [SIZE, SIZE, 3]."""
+def read(picture: np.ndarray, colors: np.ndarray = render.COLORS) -> SeenScene:
+    """The background and the objects of one picture, uint8 [SIZE, SIZE, 3].
+
+    colors: sRGB of the objects' colours that have a name, uint8 [N, 3].
+    """
     if picture.shape != (SIZE, SIZE, 3) or picture.dtype != np.uint8:
         raise ValueError(
             f"a picture of shape {picture.shape} and type {picture.dtype} cannot be read; "
@@ -80,7 +83,7 @@ def read(picture: np.ndarray) -> SeenScene:
     masks = _objects(np.linalg.norm(pixels - ground, axis=-1))
     return SeenScene(
         _nearest(ground, render.BACKGROUNDS),
-        tuple(_identify(pixels, ground, mask, region) for mask, region in masks),
+        tuple(_identify(pixels, ground, mask, region, colors) for mask, region in masks),
     )
 
 
@@ -196,7 +199,11 @@ def _split(contrast: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _identify(
-    pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray, region: np.ndarray
+    pixels: np.ndarray,
+    ground: np.ndarray,
+    mask: np.ndarray,
+    region: np.ndarray,
+    colors: np.ndarray,
 ) -> SeenObject:
     """The object whose pixels are `mask`, with a soft edge inside `region`."""
     contrast = np.linalg.norm(pixels - ground, axis=-1)
@@ -215,7 +222,7 @@ def _identify(
     x, y = centroid + templates.canonical().center[shape] * unit
     return SeenObject(
         shape if likeness >= LIKENESS else UNKNOWN,
-        _nearest(color, render.COLORS),
+        _nearest(color, colors),
         int(radius > MIDDLE),
         (float(x), float(y)),
         radius,

@@ -26,8 +26,11 @@ BACKGROUNDS = np.asarray(
 )
 
 
-def render(scene: Scene) -> Array:
-    """The picture of one scene: float32 [SIZE, SIZE, 3] in [-1, 1]. `vmap` it for many."""
+def render(scene: Scene, colors: np.ndarray = COLORS) -> Array:
+    """The picture of one scene: float32 [SIZE, SIZE, 3] in [-1, 1]. `vmap` it for many.
+
+    colors: sRGB of the objects by `scene.color`, uint8 [N, 3].
+    """
     middle = jnp.arange(SIZE) + 0.5
     x, y = jnp.meshgrid(middle, middle)  # [SIZE, SIZE], y down
     picture = jnp.asarray(BACKGROUNDS, jnp.float32)[scene.background]
@@ -37,7 +40,7 @@ def render(scene: Scene) -> Array:
             x - scene.center[i, 0], y - scene.center[i, 1], scene.radius[i]
         )[scene.shape[i]]
         cover = jnp.clip(0.5 - distance, 0, 1) * (i < scene.count)
-        color = jnp.asarray(COLORS, jnp.float32)[scene.color[i]]
+        color = jnp.asarray(colors, jnp.float32)[scene.color[i]]
         picture = picture + cover[..., None] * (color[None, None] - picture)
     return picture * (2 / 255) - 1
 
