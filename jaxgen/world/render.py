@@ -26,11 +26,8 @@ BACKGROUNDS = np.asarray(
 )
 
 
-def render(scene: Scene, colors: np.ndarray = COLORS) -> Array:
-    """The picture of one scene: float32 [SIZE, SIZE, 3] in [-1, 1]. `vmap` it for many.
-
-    colors: sRGB of the objects by `scene.color`, uint8 [N, 3].
-    """
+def render(scene: Scene) -> Array:
+    """The picture of one scene: float32 [SIZE, SIZE, 3] in [-1, 1]. `vmap` it for many."""
     middle = jnp.arange(SIZE) + 0.5
     x, y = jnp.meshgrid(middle, middle)  # [SIZE, SIZE], y down
     picture = jnp.asarray(BACKGROUNDS, jnp.float32)[scene.background]
@@ -40,13 +37,13 @@ def render(scene: Scene, colors: np.ndarray = COLORS) -> Array:
             x - scene.center[i, 0], y - scene.center[i, 1], scene.radius[i]
         )[scene.shape[i]]
         cover = jnp.clip(0.5 - distance, 0, 1) * (i < scene.count)
-        color = jnp.asarray(colors, jnp.float32)[scene.color[i]]
+        color = jnp.asarray(COLORS, jnp.float32)[scene.color[i]]
         picture = picture + cover[..., None] * (color[None, None] - picture)
     return picture * (2 / 255) - 1
 
 
 def signed_distances(x: Array, y: Array, radius: Array) -> Array:
-    """The distances to the outline of every shape, in the order of SHAPES: [len(SHAPES), ...].
+    """The distances to the outline of every shape, SHAPES and then NEW_SHAPES: [shapes, ...].
 
     x to the right and y down from the centre, in pixels; `radius` reaches to the tips. Near corners
     some are bounds of the distance and not the distance.
@@ -62,6 +59,9 @@ def signed_distances(x: Array, y: Array, radius: Array) -> Array:
             jnp.abs(across - 0.72 * radius) - 0.24 * radius,
             jnp.minimum(_box(x, y, radius, 0.32 * radius), _box(x, y, 0.32 * radius, radius)),
             _rhombus(x, y, 0.68 * radius, radius),
+            jnp.maximum(
+                _box(x, y, 0.8 * radius, 0.8 * radius), -_box(x, y, 0.4 * radius, 0.4 * radius)
+            ),
         ]
     )
 
