@@ -18,10 +18,7 @@ from jaxgen import at_start
 if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,21 +28,18 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from PIL import Image, ImageOps
-from rich import progress
-from rich.console import Console
 
 import jaxgen
 from jaxgen import script
-from jaxgen.adapters import controlnet_file, spec
+from jaxgen.adapters import controlnet_file, embedding_file, spec
 from jaxgen.cpu import tune
 from jaxgen.data import pixels
 from jaxgen.diffusion import names
 from jaxgen.miniature import model
 from jaxgen.pictures import images, parameters
 from jaxgen.stable_diffusion import arguments, loading, placement
-from jaxgen.stable_diffusion.pipeline import OnStep, StableDiffusion
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
-from jaxgen.types import Array
 from jaxgen.weights import hub
 
 OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # told in the PNG file
@@ -88,6 +82,8 @@ class Weights:
     variant: str | None = None  # of the weight files, as fp16
     vae: str | None = None  # take this autoencoder: a folder, a file, or a Hub id
     lora: tuple[str, ...] = ()  # merge these files, each as FILE or FILE:STRENGTH
+    # words of textual inversion files, each as FILE or FILE:WORD
+    embedding: tuple[str, ...] = ()
     # for single files: a folder or Hub id with a CLIP tokenizer; the public one by default
     tokenizer: str | None = None
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # for single files
@@ -134,7 +130,11 @@ def main() -> None:
     device = f"{pipe.mesh.size if pipe.mesh else 1} x {jax.devices()[0].device_kind}"
     print(f"load {loading_time.seconds:.1f} s: {pipe.dtype.name} on {device}", flush=True)
 
-    with script.stop_requests() as signal, script.stopwatch() as time_spent, bar(signal) as on_step:
+    with (
+        script.stop_requests() as signal,
+        script.stopwatch() as time_spent,
+        script.steps_bar(signal) as on_step,
+    ):
         latents = pipe.latents(pipe.inputs(request), on_step)
         pictures = pipe.decode(latents)
     count, height, width, _ = pictures.shape
@@ -224,45 +224,8 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     arguments.batch(request, networks, checkpoint.scheduler)
     pipe = StableDiffusion(checkpoint, jnp.dtype(dtype), mesh, controlnets=nets)
     pipe.set_adapters([spec.from_text(text) for text in weights.lora])
+    pipe.set_embeddings([embedding_file.from_text(text) for text in weights.embedding])
     return pipe
-
-
-@contextmanager
-def bar(signal: Callable[[], int]) -> Iterator[OnStep]:
-    """Shows steps and steps per second, as a bar on a terminal, elsewhere as lines every 10 s.
-
-    Time counts from the end of the first step, which carries the compilation. The process exits
-    after a step if there was a signal.
-    """
-    columns = (
-        progress.TextColumn("steps"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[rate]}"),
-        progress.TimeRemainingColumn(),
-    )
-    ends: list[float] = []  # of the steps
-    last_line = 0.0
-    terminal = sys.stderr.isatty()
-    with progress.Progress(*columns, console=Console(stderr=True), disable=not terminal) as display:
-        task = display.add_task("", rate="")
-
-        def on_step(done: int, total: int, latents: Array, estimate: Array) -> None:
-            nonlocal last_line
-            jax.block_until_ready(estimate)
-            ends.append(time.monotonic())
-            rate = ""
-            if len(ends) > 1:
-                rate = f"{(len(ends) - 1) / (ends[-1] - ends[0]):.2f} it/s"
-            display.update(task, completed=done, total=total, rate=rate)
-            if not terminal and (done == total or ends[-1] - last_line > 10):
-                last_line = ends[-1]
-                print(f"step {done} of {total} {rate}".rstrip(), file=sys.stderr, flush=True)
-            if signal():
-                print(f"stopped at step {done} of {total}", file=sys.stderr)
-                sys.exit(128 + signal())  # as a shell reports it
-
-        yield on_step
 
 
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
@@ -288,6 +251,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "model": config.model,
         "vae": config.weights.vae,
         "lora": ", ".join(config.weights.lora) or None,
+        "embedding": ", ".join(config.weights.embedding) or None,
         "dtype": pipe.dtype.name,
         "software": f"jaxgen {jaxgen.__version__}",
     }

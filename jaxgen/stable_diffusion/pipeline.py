@@ -4,14 +4,14 @@
 pipe = jaxgen.StableDiffusion.from_pretrained("folder, file or Hub id", dtype=jnp.bfloat16)
 images = pipe("a lighthouse at dusk", num_steps=30, sampler="dpmpp_2m", seed=7)
 
-The class holds networks, parameters and compiled programs, and no state that a call changes;
-`set_adapters` alone changes it. The computation itself is `generate.generate`, a pure function.
+The class holds networks, parameters and compiled programs, and no state that a call changes; only
+`set_adapters` and `set_embeddings` change it. The computation itself is `generate.generate`, a pure
+function.
 """
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,20 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen.adapters import controlnet_file, merge, spec
+from jaxgen.adapters import controlnet_file, embedding_file, merge, spec
 from jaxgen.stable_diffusion import arguments, decoding, few_steps, loading, placement, programs
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
-from jaxgen.stable_diffusion.request import BatchRequest, Request
+from jaxgen.stable_diffusion.programs import OnStep
+from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array, Params
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint, Component
 
-# on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
-# row, and the model's present estimate of the final ones
-OnStep = Callable[[int, int, Array, Array], None]
+EMBEDDING_ROWS = 256  # 0.8 MB of memory in Stable Diffusion 1.x
 
 
 class StableDiffusion:
@@ -42,7 +41,7 @@ class StableDiffusion:
     loop: "device" runs all steps in one dispatch, "host" dispatches step by step. None takes the
     device but on CPU, where dispatching costs nothing beside a step and Ctrl-C is heard after each.
     The pictures are the same. vae_tile: latents larger than this (in latent pixels) are decoded in
-    overlapping tiles.
+    overlapping tiles. embedding_rows: room for the vectors of `set_embeddings`.
     """
 
     def __init__(
@@ -53,6 +52,7 @@ class StableDiffusion:
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
         controlnets: Sequence[Component] = (),
+        embedding_rows: int = EMBEDDING_ROWS,
     ) -> None:
         if loop not in (None, "device", "host"):
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
@@ -73,6 +73,7 @@ class StableDiffusion:
             self.programs,
             self.mesh,
             bool(checkpoint.index.get("force_zeros_for_empty_prompt", self.networks.is_xl)),
+            loading.embedding_rows(self.networks, self.mesh, embedding_rows),
         )
 
     def with_params(self, params: dict[str, Params]) -> "StableDiffusion":
@@ -102,6 +103,21 @@ class StableDiffusion:
         own = {name: self.params[name] for name in self.networks.encoders}
         self.embedder = self.embedder._replace(params=own)
 
+    def set_embeddings(self, embeddings: Sequence[embedding_file.Spec]) -> None:
+        """Gives prompts the words of textual inversion files, in place of those that were set.
+
+        embeddings: for each a path or (path, word); [] takes all words away. A file of diffusers
+        has its word inside, another's is its own name. In a prompt a word stands for all of its
+        vectors, and means nothing but them. Nothing of the pipeline is compiled anew. Files:
+        safetensors of diffusers, AUTOMATIC1111's interface and kohya's scripts. Raises ValueError,
+        and leaves the pipeline as it was, for a file that does not fit it.
+        """
+        if isinstance(embeddings, (str, Path)) or not isinstance(embeddings, Sequence):
+            raise ValueError(
+                f"embeddings is {embeddings!r:.100}; give a list of {embedding_file.SPEC}"
+            )
+        self.embedder = self.embedder.with_embeddings(embeddings)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -116,6 +132,7 @@ class StableDiffusion:
         controlnet: str | Path | Sequence[str | Path] = (),
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
+        embedding_rows: int = EMBEDDING_ROWS,
     ) -> "StableDiffusion":
         """Loads a pipeline from a diffusers folder, a single .safetensors file, or a Hub id.
 
@@ -131,7 +148,7 @@ class StableDiffusion:
         loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         nets = [controlnet_file.open_controlnet(path) for path in paths]
-        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets)
+        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, embedding_rows)
 
     def __call__(
         self,
@@ -233,26 +250,10 @@ class StableDiffusion:
                 for k, own in enumerate(batch.controls)
             ),
         )
-        return placement.place_inputs(self.mesh, inputs._replace(**self._from_image(batch)))
-
-    def _from_image(self, batch: BatchRequest) -> dict[str, Any]:
-        """Returns the fields of `Inputs` that come from an image and its mask."""
-        if batch.image is None:
-            return {}
-        encode = partial(
-            programs.encode, self.programs, self.networks.vae, self.params["vae"], self.mesh
+        fields = programs.from_image(
+            self.programs, self.networks, self.params["vae"], self.mesh, batch
         )
-        fields: dict[str, Any] = {"clean": encode(batch.image, batch.seeds, "image")}
-        if batch.mask is None:
-            return fields
-        f = self.networks.vae.factor
-        # the nearest pixel, and no average: inpainting models were trained on such masks
-        fields["mask"] = batch.mask[:, ::f, ::f]
-        if self.networks.inpaints:
-            hidden = batch.image * (1 - batch.mask)  # 0 is grey
-            known = np.asarray(encode(hidden, batch.seeds, "masked_image"))
-            fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)
-        return fields
+        return placement.place_inputs(self.mesh, inputs._replace(**fields))
 
     def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
         """Runs all steps: the final latents, float32 [B, h, w, C]. It uses up inputs.noise."""
@@ -262,29 +263,15 @@ class StableDiffusion:
             # the noise travels alone: its buffer is given away, and the latents are put there
             rest = inputs._replace(noise=np.zeros(0, np.float32))
             return self.programs.latents(params, rest, inputs.noise)
-        prepared, state = self.programs.begin(params, inputs)
-        start, end = int(inputs.table.start_row), int(inputs.table.num_rows)
-        for i in range(start, end):
-            state, estimate = self.programs.step(params, inputs, prepared, np.int32(i), state)
-            if on_step is not None:
-                on_step(i - start + 1, end - start, state[0], estimate)
-            # on CPU, many programs in flight only compete for its cores
-            jax.block_until_ready(estimate)
-        return state[0]
+        return programs.step_by_step(self.programs, params, inputs, on_step)
 
     def decode(self, latents: Array) -> np.ndarray:
         """Decodes latents, as `output="latent"` or `on_step` gives them: uint8 [B, H, W, 3]."""
         latents, params = placement.place(self.mesh, latents), self.params["vae"]
         groups, factor = placement.num_groups(self.mesh), self.networks.vae.factor
         cut = decoding.cut_of(latents.shape, factor, groups, self.vae_tile)
-        if self.loop == "device" or len(cut.origins) == 1:
-            pictures, finite = self.programs.decode(params, latents, cut=cut)
-        else:
-            pieces = [
-                self.programs.decode_piece(params, latents, cut=cut, origin=origin)
-                for origin in cut.origins
-            ]
-            pictures, finite = self.programs.assemble(pieces, cut=cut)
+        at_once = self.loop == "device" or len(cut.origins) == 1
+        pictures, finite = programs.decode(self.programs, params, latents, cut, at_once)
         decoding.check_finite(np.asarray(finite), self.dtype)
         return np.asarray(pictures)
 
