@@ -34,7 +34,7 @@ from jaxgen import script
 from jaxgen.adapters import controlnet_file, embedding_file, spec
 from jaxgen.cpu import tune
 from jaxgen.data import pixels
-from jaxgen.diffusion import names
+from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
 from jaxgen.pictures import images, parameters
 from jaxgen.stable_diffusion import arguments, loading, placement
@@ -68,7 +68,12 @@ class Sampling:
     # of noise, placed by this formula; schedule: as in training; the model's own by default
     levels: Literal["karras", "exponential", "beta", "schedule"] | None = None
     eta: float | None = None  # fresh noise of ddim and tcd
+    # guide between these shares of the run only, as 0.2 0.8
+    guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0  # 0 to 1; against the burnt look of strong guidance
+    # 0 to 1: how much of it goes along the picture itself; 0 acts against burnt colours
+    guidance_parallel: float = 1.0
+    guidance_limit: float | None = None  # the largest norm of its change at a step
     clip_skip: int = 0  # last layers of the text encoder to leave out
     weighting: bool = True  # brackets in prompts are emphasis; --no-weighting: they are text
 
@@ -149,12 +154,12 @@ def main() -> None:
 
 def steps_and_guidance(config: Config) -> tuple[int, float]:
     """Returns number of steps and guidance scale, of the command line or as they suit the model."""
-    steps, guidance = 50, 7.5
+    steps, scale = 50, 7.5
     if config.model == hub.EMBEDDED:
-        steps, guidance = model.NUM_STEPS, model.GUIDANCE_SCALE
+        steps, scale = model.NUM_STEPS, model.GUIDANCE_SCALE
     return (
         steps if config.steps is None else config.steps,
-        guidance if config.guidance is None else config.guidance,
+        scale if config.guidance is None else config.guidance,
     )
 
 
@@ -167,12 +172,15 @@ def request_of(config: Config) -> Request:
     if config.output.exists() and not config.output.is_dir():
         raise ValueError(f"--output {config.output} is a file; give a folder")
     image, mask = read_pictures(config)
-    steps, guidance = steps_and_guidance(config)
+    steps, scale = steps_and_guidance(config)
+    interval = config.sampling.guidance_interval  # which is no field of Request
+    sampling = {k: v for k, v in asdict(config.sampling).items() if k != "guidance_interval"}
     return Request(
         prompt=[prompt for prompt in config.prompt for _ in range(config.batch_size)],
-        negative_prompt=config.negative, num_steps=steps, guidance_scale=guidance, seed=config.seed,
+        negative_prompt=config.negative, num_steps=steps, seed=config.seed,
+        guidance_scale=guidance.interval(scale, *interval) if interval else scale,
         height=config.height, width=config.width, image=image, mask=mask,
-        strength=config.from_image.strength, **asdict(config.sampling),
+        strength=config.from_image.strength, **sampling,
         control_image=control_images(config, image), control_scale=config.from_image.control_scale,
     )  # fmt: skip
 
@@ -231,15 +239,19 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
     """Writes each picture with its prompt and settings, and a grid of several; yields the paths."""
     first = images.next_number(config.output)
-    steps, guidance = steps_and_guidance(config)
+    steps, scale = steps_and_guidance(config)
     sampling, from_image = config.sampling, config.from_image
+    interval, parallel = sampling.guidance_interval, sampling.guidance_parallel
     settings = {
         "negative_prompt": config.negative,
         "steps": steps,
         "sampler": (sampling.sampler and names.one(sampling.sampler, sampling.levels))
         or pipe.scheduler.get("_class_name"),
         **{name: getattr(sampling, name) for name in OPTIONS},
-        "guidance_scale": guidance,
+        "guidance_scale": scale,
+        "guidance_interval": interval and " to ".join(map(str, interval)),
+        "guidance_parallel": None if parallel == 1 else parallel,
+        "guidance_limit": sampling.guidance_limit,
         "width": pictures.shape[2],
         "height": pictures.shape[1],
         "image": from_image.image,

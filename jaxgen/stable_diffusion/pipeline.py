@@ -155,7 +155,7 @@ class StableDiffusion:
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str | None] | None = None,
         num_steps: int = 50,
-        guidance_scale: float | Sequence[float] = 7.5,
+        guidance_scale: Any = 7.5,
         sampler: Any = None,
         seed: int | Sequence[int] = 0,
         height: int | None = None,
@@ -166,7 +166,9 @@ class StableDiffusion:
         latents: Any = None,
         output: Literal["image", "latent"] = "image",
         *,
-        guidance_rescale: float | Sequence[float] = 0.0,
+        guidance_rescale: Any = 0.0,
+        guidance_parallel: float | Sequence[float] = 1.0,
+        guidance_limit: float | Sequence[float | None] | None = None,
         spacing: str | None = None,
         levels: str | None = None,
         eta: float | None = None,
@@ -186,16 +188,19 @@ class StableDiffusion:
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
 
-        B is the length of whatever is given per image: prompt, negative_prompt, guidance_scale,
-        guidance_rescale, seed, image, mask, latents; single values serve all. From one seed, image
-        j takes seed + j. height and width in pixels default to the image's or the model's own.
+        B is the length of whatever is given per image: prompt, negative_prompt, guidance_*, seed,
+        image, mask, latents; single values serve all. From one seed, image j takes seed + j. height
+        and width in pixels default to the image's or the model's own.
         sampler: a name ("dpmpp_2m_karras", "DPM++ 2M Karras", "euler_a"), a function (num_steps,
         start_step) -> Table, or a Table; None is the checkpoint's own. Of samplers by name, and
         from the checkpoint's own schedule: spacing ("leading", "linspace", "trailing") and levels
         ("karras", "exponential", "beta", or "schedule" for those of training), and eta, the fresh
         noise of ddim (0 by default) and tcd (0.3).
         guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
-        work that guidance costs is left out. guidance_rescale: 0 to 1.
+        work that guidance costs is left out. guidance_rescale: 0 to 1. Both may also be rows, one
+        for each evaluation of the model, of one number or one for each image, or a function of the
+        table that returns them (see diffusion/guidance.py); such scales are taken as they are.
+        guidance_parallel, 0 to 1, and guidance_limit: adaptive projected guidance.
         image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
         `strength` of the steps are run, and what is white in the mask is made anew.
         latents: unit noise that replaces the seeds' own.
@@ -243,6 +248,8 @@ class StableDiffusion:
             context=text.context,
             guidance_scale=batch.guidance_scale,
             guidance_rescale=batch.guidance_rescale,
+            guidance_parallel=batch.guidance_parallel,
+            guidance_limit=batch.guidance_limit,
             pooled=text.pooled,
             time_ids=batch.time_ids,
             controls=tuple(

@@ -117,7 +117,7 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     shardings: dict[str, Any] = {
         "table": everywhere,
         "from_image": everywhere,
-        "step_noise": rows(mesh, axis=1),
+        **dict.fromkeys(("step_noise", "guidance_scale", "guidance_rescale"), rows(mesh, axis=1)),
     }
     arrays = {
         name: jax.device_put(value, shardings.get(name, rows(mesh)))
