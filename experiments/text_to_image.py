@@ -174,7 +174,9 @@ def request_of(config: Config) -> Request:
     image, mask = read_pictures(config)
     steps, scale = steps_and_guidance(config)
     interval = config.sampling.guidance_interval  # which is no field of Request
-    sampling = {k: v for k, v in asdict(config.sampling).items() if k != "guidance_interval"}
+    sampling: dict[str, Any] = {
+        k: v for k, v in asdict(config.sampling).items() if k != "guidance_interval"
+    }
     return Request(
         prompt=[prompt for prompt in config.prompt for _ in range(config.batch_size)],
         negative_prompt=config.negative, num_steps=steps, seed=config.seed,
