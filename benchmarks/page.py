@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import show
+from jaxgen.measure import turns
 
 Row = dict[str, Any]
 
@@ -46,8 +47,9 @@ def page(results: Mapping[str, Row]) -> str:
     """The whole page, from the results by file name."""
     parts = [INTRODUCTION]
     for name, result in results.items():
-        estimates = result["rows"] and result["rows"][0]["kind"] == "tpu"
-        parts.append(_estimates(name, result) if estimates else _measurement(name, result))
+        kind = result["rows"][0]["kind"] if result["rows"] else ""
+        section = SECTIONS.get(kind, _measurement)
+        parts.append(section(name, result))
     return "\n".join(parts if results else [INTRODUCTION + NOTHING])
 
 
@@ -79,6 +81,32 @@ def _estimates(name: str, result: Row) -> str:
         lines += [f"### {topology}", ""]
         lines += [*table(show.TPU_HEADINGS, [show.tpu_cells(row) for row in rows]), ""]
     return "\n".join(lines)
+
+
+def _starts(name: str, result: Row) -> str:
+    row = result["rows"][0]
+    size = f"{row['resolution']} pixels, " if row["resolution"] else ""
+    lines = [
+        f"## Starts of a process, {row['model']}: {name}", "", *_where(name, result), "",
+        f"Seconds, medians and quartiles of {len(row['seconds']['load'])} starts: {row['dtype']}, "
+        f"{size}{row['steps']} steps. A start ends with its first picture. Tracing and compiling",
+        "are parts of load and call.", "",
+        *table(*start_table(result["rows"])), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+SECTIONS = {"tpu": _estimates, "start": _starts}  # by the kind of rows
+
+
+def start_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of starts: their parts, by what was kept on disk."""
+    cells = []
+    for part in rows[0]["seconds"]:
+        spreads = [turns.spread(row["seconds"][part]) for row in rows]
+        texts = [f"{s.median:.2f} ({s.low:.2f} - {s.high:.2f})" for s in spreads]
+        cells.append([part.replace("_", " "), *texts])
+    return ["seconds", *(row["kept"] for row in rows)], cells
 
 
 def _where(name: str, result: Row) -> list[str]:

@@ -37,7 +37,7 @@ from jaxgen.data import pixels
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
 from jaxgen.pictures import images, parameters
-from jaxgen.stable_diffusion import arguments, loading, placement
+from jaxgen.stable_diffusion import arguments, loading, placement, saved
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.weights import hub
@@ -150,6 +150,7 @@ def main() -> None:
     )
     for path in save(config, pipe, pictures):
         print(path)
+    pipe.store.keep()
 
 
 def steps_and_guidance(config: Config) -> tuple[int, float]:
@@ -232,7 +233,12 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     nets = [controlnet_file.open_controlnet(path) for path in config.from_image.controlnet]
     networks = loading.networks(checkpoint, controlnets=nets)
     arguments.batch(request, networks, checkpoint.scheduler)
-    pipe = StableDiffusion(checkpoint, jnp.dtype(dtype), mesh, controlnets=nets)
+    programs = saved.programs_of(config.model)
+    if programs is None and (cache := script.cache_folder()) is not None:
+        programs = cache / "programs"
+    pipe = StableDiffusion(
+        checkpoint, jnp.dtype(dtype), mesh, controlnets=nets, programs_folder=programs
+    )
     pipe.set_adapters([spec.from_text(text) for text in weights.lora])
     pipe.set_embeddings([embedding_file.from_text(text) for text in weights.embedding])
     return pipe

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The beginning and end of every script: hosts, caches, CPU settings, signals, one-line errors."""
 
+import inspect
 import io
 import logging
 import os
@@ -110,12 +111,13 @@ def _report_broken_pipe() -> None:
 def _one_report() -> Iterator[None]:
     """Says nothing of reads and writes that end after the one whose error is reported.
 
-    A full disk or a damaged checkpoint fails many at once: the first error is raised, and the
-    callbacks of the others find the event loop of orbax closed.
+    A full disk or a damaged checkpoint fails many at once: the first error is raised, the callbacks
+    of the others find the event loop of orbax closed, and its coroutines are thrown away.
     """
 
     def hook(unraisable: Any) -> None:
         is_late = str(unraisable.exc_value) == "Event loop is closed"
+        is_late |= inspect.iscoroutine(unraisable.object)
         if os.environ.get("JAXGEN_TRACEBACK") or not is_late:
             previous(unraisable)
 
@@ -171,15 +173,22 @@ def set_up(distributed: bool = False) -> None:
 def compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a second start is warm.
 
-    They lie in XDG_CACHE_HOME/jaxgen/xla, those that took half a second or more; JAX's own
-    variables JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS go before.
+    They lie in XDG_CACHE_HOME/jaxgen/xla, small ones too, so that a second start compiles nothing;
+    JAX's own variables JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS go
+    before.
     """
+    folder = cache_folder()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def cache_folder() -> Path | None:
+    """Returns XDG_CACHE_HOME/jaxgen, for what can be made anew; None where no home is known."""
     # "~" where neither HOME nor a password entry says where that is: then nothing is kept
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not home.startswith("~"):
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "jaxgen" / "xla"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return None if home.startswith("~") else Path(home) / "jaxgen"
 
 
 def _join_hosts() -> None:
@@ -228,15 +237,21 @@ class Seconds:
 def stopwatch() -> Iterator[Seconds]:
     """Counts seconds, and apart from them those that JAX reports for compiling."""
     time_spent = Seconds()
+    spans: list[tuple[float, float]] = []  # one program may be compiled while another one is
 
     def count(event: str, duration_secs: float, **kwargs: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            time_spent.compiling += duration_secs
+            end = time.perf_counter()
+            spans.append((end - duration_secs, end))
 
     jax.monitoring.register_event_duration_secs_listener(count)
     start = time.perf_counter()
     yield time_spent
-    time_spent.seconds = time.perf_counter() - start - time_spent.compiling
+    seconds, covered = time.perf_counter() - start, start
+    for begin, end in sorted(spans):
+        time_spent.compiling += max(0.0, end - max(begin, covered))
+        covered = max(covered, end)
+    time_spent.seconds = seconds - time_spent.compiling
 
 
 @contextmanager

@@ -85,11 +85,19 @@ def test_writes_that_end_after_the_first_has_failed_say_nothing(monkeypatch):
     monkeypatch.delenv("JAXGEN_TRACEBACK", raising=False)
     monkeypatch.setattr(sys, "unraisablehook", lambda event: reported.append(str(event.exc_value)))
 
+    async def read():
+        raise ValueError("a damaged array")
+
+    coroutine = read()
+    late = [("Event loop is closed", None), ("a damaged array", coroutine), ("another", None)]
+
     def start():
-        for text in ("Event loop is closed", "another"):
-            sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+        for text, thing in late:
+            event = types.SimpleNamespace(exc_value=RuntimeError(text), object=thing)
+            sys.unraisablehook(event)
 
     script.main(start)
+    coroutine.close()
     assert reported == ["another"]
 
 

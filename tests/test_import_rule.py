@@ -14,7 +14,7 @@ LAYERS = (
     ("jaxgen.types", "jaxgen.files", "jaxgen.fields", "jaxgen.at_start"),
     (
         "jaxgen.nn", "jaxgen.train", "jaxgen.diffusion", "jaxgen.world", "jaxgen.measure",
-        "jaxgen.cpu", "jaxgen.data", "jaxgen.weights", "jaxgen.pictures",
+        "jaxgen.cpu", "jaxgen.data", "jaxgen.weights", "jaxgen.pictures", "jaxgen.warm",
     ),
     ("jaxgen.script", "jaxgen.adapters"),
     ("jaxgen.runs", "jaxgen.stable_diffusion", "jaxgen.evaluate"),

@@ -98,11 +98,14 @@ def load(
     networks: Networks,
     mesh: Mesh | None = None,
     controlnets: Sequence[Component] = (),
+    shapes_of: Callable[[Any], Params] | None = None,
 ) -> dict[str, Params]:
     """Loads the parameters by component, in the type that each network computes in.
 
     With a mesh they are copied to all of its devices, or divided over its axis "model".
+    shapes_of: what to take instead of `shapes`, which traces each network.
     """
+    shapes_of = shapes_of or shapes
     modules: dict[str, Any] = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
     components = dict(checkpoint.components)
     for k, (module, component) in enumerate(zip(networks.controlnets, controlnets, strict=True)):
@@ -112,7 +115,7 @@ def load(
     for name, module in modules.items():
         tensors = components[name].tensors
         try:
-            params[name] = layout.load(tensors, shapes(module), module.dtype, shardings)
+            params[name] = layout.load(tensors, shapes_of(module), module.dtype, shardings)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return params

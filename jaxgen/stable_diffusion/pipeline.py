@@ -10,8 +10,10 @@ function.
 """
 
 import copy
+import threading
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen.adapters import controlnet_file, embedding_file, merge, spec
-from jaxgen.stable_diffusion import arguments, decoding, few_steps, loading, placement, programs
+from jaxgen.stable_diffusion import (
+    arguments,
+    decoding,
+    few_steps,
+    loading,
+    placement,
+    programs,
+    saved,
+)
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
@@ -29,6 +39,7 @@ from jaxgen.stable_diffusion.programs import OnStep
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array, Params
+from jaxgen.warm import stored_programs
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint, Component
 
@@ -41,7 +52,8 @@ class StableDiffusion:
     loop: "device" runs all steps in one dispatch, "host" dispatches step by step. None takes the
     device but on CPU, where dispatching costs nothing beside a step and Ctrl-C is heard after each.
     The pictures are the same. vae_tile: latents larger than this (in latent pixels) are decoded in
-    overlapping tiles. embedding_rows: room for the vectors of `set_embeddings`.
+    overlapping tiles. programs_folder: keeps programs, traced, for the next start; see `save`.
+    embedding_rows: room for the vectors of `set_embeddings`.
     """
 
     def __init__(
@@ -52,19 +64,25 @@ class StableDiffusion:
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
         controlnets: Sequence[Component] = (),
+        programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
     ) -> None:
         if loop not in (None, "device", "host"):
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
         self.dtype, self.mesh = loading.check_dtype(dtype), placement.check(mesh)
         self.networks = loading.networks(checkpoint, self.dtype, controlnets)
+        self.checkpoint = saved.without_weights(checkpoint)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
-        self.base = loading.load(checkpoint, self.networks, self.mesh, controlnets)
+        folder = None if programs_folder is None else Path(programs_folder)
+        self.store = stored_programs.Store(folder, repr(self.networks))
+        shapes_of = partial(saved.shapes, self.store)
+        self.base = loading.load(checkpoint, self.networks, self.mesh, controlnets, shapes_of)
         self.params = self.base  # with the adapters that are set merged in
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
-        self.programs = programs.build(self.networks, self.mesh)
+        self.programs = programs.build(self.networks, self.mesh, self.store)
+        self._decoders: dict[tuple[int, ...], threading.Thread] = {}  # by latents' shape; compiling
         encoders = self.networks.encoders
         self.embedder = Embedder(
             self.networks,
@@ -132,6 +150,7 @@ class StableDiffusion:
         controlnet: str | Path | Sequence[str | Path] = (),
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
+        programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
     ) -> "StableDiffusion":
         """Loads a pipeline from a diffusers folder, a single .safetensors file, or a Hub id.
@@ -141,14 +160,26 @@ class StableDiffusion:
         variant ("fp16", ...): which weight files to take. vae: an autoencoder to take instead of
         the checkpoint's own, a folder, a file or a Hub id; controlnet: the same, one or several of
         them, which every call then gives images to. tokenizer and prediction_type: for
-        single files, see `hub.open_checkpoint`.
+        single files, see `hub.open_checkpoint`. programs_folder: keeps programs, traced, for the
+        next start; by default that of a folder that `save` made.
         """
         loading.check_dtype(dtype)
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
         loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         nets = [controlnet_file.open_controlnet(path) for path in paths]
-        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, embedding_rows)
+        folder = programs_folder or saved.programs_of(path_or_id)
+        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows)
+
+    def save(self, folder: str | Path) -> None:
+        """Saves a folder that starts faster than the checkpoint: `from_pretrained(folder, dtype)`.
+
+        It has diffusers' layout, with weights in linen's layout and this pipeline's types, adapters
+        merged in, for jaxgen alone; and the programs of the calls so far, traced, which serve the
+        same version of jaxgen and JAX on the same kind of device. Its later calls add theirs. A
+        folder that exists is an error.
+        """
+        saved.save(Path(folder), self.checkpoint, self.params, self.store)
 
     def __call__(
         self,
@@ -221,7 +252,9 @@ class StableDiffusion:
             raise ValueError(f"on_step is a {type(on_step).__name__}; give a function, see above")
         final = self.latents(self.inputs(request), on_step)
         if output == "image":
-            return self.decode(final)
+            pictures = self.decode(final)
+            self.store.keep()
+            return pictures
         final = np.asarray(final)
         decoding.check_finite(np.asarray(np.isfinite(final).all(axis=(1, 2, 3))), self.dtype)
         return final
@@ -234,8 +267,10 @@ class StableDiffusion:
             warnings.warn(hint, stacklevel=3)
         b, (height, width), vae = len(batch.seeds), batch.size, self.networks.vae
         placement.check_divides(self.mesh, b)
-        text = self.embedder.context_of(batch)
         shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
+        if request.output == "image":
+            self._compile_decoder((b, *shape))
+        text = self.embedder.context_of(batch)
         noise = batch.latents
         if noise is None:
             noise = self.programs.noise(placement.place(self.mesh, batch.seeds), shape=shape)
@@ -272,11 +307,21 @@ class StableDiffusion:
             return self.programs.latents(params, rest, inputs.noise)
         return programs.step_by_step(self.programs, params, inputs, on_step)
 
+    def _compile_decoder(self, shape: tuple[int, ...]) -> None:
+        """Compiles the decoder while the text encoder and the UNet are; `decode` waits for it."""
+        cut = decoding.cut_of(shape, self.networks.vae.factor, tile=self.vae_tile)
+        if self.mesh is None and shape not in self._decoders and len(cut.origins) == 1:
+            compile_it = partial(programs.compile_decoder, self.programs, self.params["vae"])
+            self._decoders[shape] = threading.Thread(target=compile_it, args=(shape, cut))
+            self._decoders[shape].start()
+
     def decode(self, latents: Array) -> np.ndarray:
         """Decodes latents, as `output="latent"` or `on_step` gives them: uint8 [B, H, W, 3]."""
         latents, params = placement.place(self.mesh, latents), self.params["vae"]
         groups, factor = placement.num_groups(self.mesh), self.networks.vae.factor
         cut = decoding.cut_of(latents.shape, factor, groups, self.vae_tile)
+        if latents.shape in self._decoders:
+            self._decoders[latents.shape].join()
         at_once = self.loop == "device" or len(cut.origins) == 1
         pictures, finite = programs.decode(self.programs, params, latents, cut, at_once)
         decoding.check_finite(np.asarray(finite), self.dtype)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Lists the programs of a pipeline that are compiled."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,14 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jax.sharding import Mesh
 
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
-from jaxgen.stable_diffusion import decoding, generate, placement, text_encoding
+from jaxgen.stable_diffusion import control, decoding, generate, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import BatchRequest
 from jaxgen.types import Array, Params
+from jaxgen.warm.stored_programs import Store
+
+# what stored programs return, by names of their own
+for kind in (text_encoding.Text, generate.Prepared, control.Ready):
+    export.register_namedtuple_serialization(kind, serialized_name=f"jaxgen.{kind.__name__}")
 
 # on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
 # row, and the model's present estimate of the final ones
@@ -35,11 +42,20 @@ class Programs(NamedTuple):
     draw: Callable[..., Any]  # (moments, seeds, shape, purpose, cut) -> latents
     decode_piece: Callable[..., Any]  # (params, latents, cut, origin) -> one piece of the pictures
     assemble: Callable[..., Any]  # (pieces, cut) -> pictures uint8, which are finite
-    decode: Callable[..., Any]  # (params, latents, cut) -> the same: all pieces in one dispatch
+    decode: Any  # (params, latents, cut) -> the same: all pieces in one dispatch
 
 
-def build(networks: Networks, mesh: Mesh | None = None) -> Programs:
-    """Builds the programs of these networks; each is compiled at its first call."""
+def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = None) -> Programs:
+    """Builds the programs of these networks; each is compiled at its first call.
+
+    store: where those of one device are kept, traced, for the next start.
+    """
+
+    def jit(name: str, function: Callable[..., Any], **options: Any) -> Any:
+        if store is None or mesh is not None:
+            return jax.jit(function, **options)
+        return store.jit(name, function, **options)
+
     unet, vae, nets = networks.unet, networks.vae, networks.controlnets
     batch = None if mesh is None else placement.rows(mesh)
     state = None if mesh is None else placement.rows(mesh, axis=1)
@@ -56,21 +72,22 @@ def build(networks: Networks, mesh: Mesh | None = None) -> Programs:
 
     static = {"static_argnames": "cut"}
     return Programs(
-        embed=jax.jit(partial(text_encoding.encode, networks), static_argnames="clip_skip"),
-        pair=jax.jit(text_encoding.pair),
-        noise=jax.jit(generate.initial_noise, static_argnames="shape", out_shardings=batch),
-        begin=jax.jit(partial(generate.begin, unet, nets=nets), out_shardings=(None, state)),
-        step=jax.jit(
+        embed=jit("embed", partial(text_encoding.encode, networks), static_argnames="clip_skip"),
+        pair=jit("pair", text_encoding.pair),
+        noise=jit("noise", generate.initial_noise, static_argnames="shape", out_shardings=batch),
+        begin=jit("begin", partial(generate.begin, unet, nets=nets), out_shardings=(None, state)),
+        step=jit(
+            "step",
             partial(generate.step, unet, nets=nets),
             donate_argnames="state",
             out_shardings=(state, batch),
         ),
-        latents=jax.jit(whole_run, donate_argnames="noise", out_shardings=batch),
-        encode_chunk=jax.jit(partial(decoding.encode_chunk, vae), **static),
-        draw=jax.jit(draw, static_argnames=("shape", "purpose", "cut"), out_shardings=batch),
-        decode_piece=jax.jit(partial(decoding.decode_piece, vae), **static),
-        assemble=jax.jit(assemble, **static),
-        decode=jax.jit(partial(decoding.decode, vae), **static),
+        latents=jit("latents", whole_run, donate_argnames="noise", out_shardings=batch),
+        encode_chunk=jit("encode_chunk", partial(decoding.encode_chunk, vae), **static),
+        draw=jit("draw", draw, static_argnames=("shape", "purpose", "cut"), out_shardings=batch),
+        decode_piece=jit("decode_piece", partial(decoding.decode_piece, vae), **static),
+        assemble=jit("assemble", assemble, **static),
+        decode=jit("decode", partial(decoding.decode, vae), **static),
     )
 
 
@@ -119,6 +136,15 @@ def from_image(
         known = np.asarray(draw(hidden, batch.seeds, "masked_image"))
         fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)
     return fields
+
+
+def compile_decoder(
+    programs: Programs, params: Params, shape: tuple[int, ...], cut: decoding.Cut
+) -> None:
+    """Compiles `decode` for latents of a shape: its call finds that, or raises what failed."""
+    latents = jax.ShapeDtypeStruct(shape, jnp.float32)
+    with contextlib.suppress(Exception):
+        programs.decode.lower(params, latents, cut=cut).compile()
 
 
 def encode(

@@ -68,6 +68,11 @@ def with_params(component: Component, params: Params) -> Component:
     return component._replace(tensors=stored)
 
 
+def with_linen_params(component: Component, params: Params) -> Component:
+    """The same in linen's layout: quicker to read, and for jaxgen alone."""
+    return component._replace(tensors=layout.to_linen_tensors(params))
+
+
 def read(
     folder: str | Path, variant: str | None = None, vae: Component | None = None
 ) -> Checkpoint:
@@ -207,7 +212,8 @@ def read_component(folder: Path, name: str, class_name: str, variant: str | None
     """One network of a pipeline from its own folder, its config checked."""
     config = files.read_object(folder / "config.json")
     stored = weight_files.open_component(folder, NETWORKS[name][1], variant)
-    component = Component(class_name, config, with_text_model(stored, class_name))
+    stored = with_text_model(layout.from_linen_tensors(stored), class_name)
+    component = Component(class_name, config, stored)
     try:
         fields(component)  # an option that is not implemented should be known before any work
     except ValueError as error:

@@ -6,6 +6,7 @@ kept after it, so moving a model to its devices holds one tensor at a time in ho
 """
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+ALIGNED = 64  # bytes
 NAME_CHARACTERS, MAX_AXES, MAX_SIZE = 1000, 8, 2**31  # of one tensor
 # How other files begin that are found under the name of a safetensors file.
 BEGINNINGS = {
@@ -66,14 +68,30 @@ def rows(tensor: Tensor, start: int, stop: int) -> Tensor:
     return Tensor(shape, tensor.dtype, lambda: tensor.read()[start:stop])
 
 
-def transposed(tensor: Tensor) -> Tensor:
-    """[A, B] -> [B, A]."""
-    return Tensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
+def transposed(tensor: Tensor, order: tuple[int, ...] | None = (1, 0)) -> Tensor:
+    """The axes in another order, [A, B] -> [B, A] by default; None leaves them."""
+    if order is None:
+        return tensor
+    shape = tuple(tensor.shape[axis] for axis in order)
+    return Tensor(shape, tensor.dtype, lambda: tensor.read().transpose(order))
 
 
 def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The same values in another shape."""
     return Tensor(shape, tensor.dtype, lambda: tensor.read().reshape(shape))
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array at a multiple of 64 bytes, which JAX takes over on CPU instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNED, np.uint8)
+    start = -memory.ctypes.data % ALIGNED
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def is_aligned(array: np.ndarray) -> bool:
+    """Whether an array lies in one piece as `aligned_empty` makes it."""
+    return array.flags.c_contiguous and array.ctypes.data % ALIGNED == 0
 
 
 def open_file(path: Path) -> dict[str, Tensor]:
@@ -215,10 +233,13 @@ def _reader(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) ->
     # A plain read, not a memory map: mapped pages would count as this process's memory for as
     # long as the map lives, and with them the whole file.
     def read() -> np.ndarray:
-        count = int(np.prod(shape, dtype=np.int64))
-        values = np.fromfile(path, dtype, count, offset=offset)
-        if values.size != count:
+        values = aligned_empty(shape, dtype)
+        with path.open("rb") as file:
+            file.seek(offset)
+            count = file.readinto(values.reshape(-1).view(np.uint8).data)
+        if count != values.nbytes:
             raise ValueError(f"{path} ended early; it changed while it was being read")
-        return values.reshape(shape)
+        values.flags.writeable = False  # so JAX may take the memory over
+        return values
 
     return read

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""Pipelines saved for a warm start: weights as the devices take them, and traced programs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.stable_diffusion import loading
+from jaxgen.types import Params
+from jaxgen.warm.stored_programs import Store
+from jaxgen.weights import diffusers
+from jaxgen.weights.diffusers import Checkpoint
+
+PROGRAMS = "programs"  # the folder's part
+
+
+def without_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns the checkpoint's configs and tokenizers alone."""
+    components = {name: c._replace(tensors={}) for name, c in checkpoint.components.items()}
+    return checkpoint._replace(components=components)
+
+
+def save(folder: Path, checkpoint: Checkpoint, params: Mapping[str, Params], store: Store) -> None:
+    """Writes parameters by component, and the programs of a store; see `StableDiffusion.save`."""
+    components = {
+        name: diffusers.with_linen_params(component, params[name])
+        for name, component in checkpoint.components.items()
+    }
+    diffusers.write(folder, checkpoint._replace(components=components))
+    (folder / PROGRAMS).mkdir()
+    store.write(folder / PROGRAMS)
+
+
+def shapes(store: Store, module: Any) -> Params:
+    """Returns `loading.shapes` of a network, from a store if that has them."""
+
+    def traced() -> str:
+        return json.dumps(jax.tree.map(lambda leaf: list(leaf.shape), loading.shapes(module)))
+
+    stored = json.loads(store.text("shapes", repr(module), traced))
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(tuple(shape), jnp.float32),
+        stored,
+        is_leaf=lambda node: isinstance(node, list),
+    )
+
+
+def programs_of(path_or_id: str | Path) -> Path | None:
+    """Returns the folder of programs in a saved pipeline, None for other checkpoints."""
+    folder = Path(path_or_id) / PROGRAMS
+    return folder if folder.is_dir() else None

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Programs and pipelines kept for the next start: the same bits, and never trusted blindly."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from support import checkpoints
+
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
+from jaxgen.warm import stored_programs
+from jaxgen.warm.stored_programs import Store
+
+X = np.linspace(-1, 1, 6, dtype=np.float32)
+CALL = {"prompt": "a b", "num_steps": 2, "seed": 3}
+
+
+def started(folder, state="", power=3):
+    """What a process does: the value, and how often the function was traced."""
+    traced = []
+
+    def function(tree, x, power):
+        traced.append(x.shape)
+        return {"sum": tree["a"] + jnp.sin(x) ** power, "x": x}
+
+    store = Store(folder, state)
+    jitted = store.jit("function", function, static_argnames="power", donate_argnames="x")
+    value = jitted({"a": jnp.asarray(X)}, jnp.asarray(X), power=power)
+    again = jitted({"a": jnp.asarray(X)}, jnp.asarray(X), power=power)
+    jax.tree.map(np.testing.assert_array_equal, value, again)
+    store.keep()
+    return value, len(traced), store
+
+
+def test_a_second_start_traces_nothing_and_gives_the_same_bits(tmp_path):
+    first, traced, _ = started(tmp_path)
+    second, traced_again, _ = started(tmp_path)
+    assert (traced, traced_again) == (1, 0)
+    assert second.keys() == first.keys()
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    plain = jax.jit(lambda x: x + jnp.sin(x) ** 3)(jnp.asarray(X))
+    np.testing.assert_array_equal(first["sum"], plain)
+
+
+def test_other_code_state_and_static_arguments_have_programs_of_their_own(tmp_path, monkeypatch):
+    started(tmp_path)
+    assert started(tmp_path, state="another network")[1] == 1
+    value, traced, _ = started(tmp_path, power=2)
+    assert traced == 1
+    np.testing.assert_allclose(value["sum"], X + np.sin(X) ** 2, rtol=1e-6)
+    monkeypatch.setattr(stored_programs, "code", lambda: "a later version")
+    assert started(tmp_path)[1] == 1
+    monkeypatch.setenv("XLA_FLAGS", "--xla_another_flag")
+    assert started(tmp_path)[1] == 1
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def seal(content):
+    return hashlib.sha256(content).digest() + content
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: data[:-1], "it is damaged"),
+        (lambda data: b"", "it is damaged"),
+        (lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], "it is damaged"),
+        (lambda data: seal(b"no program at all"), "made anew"),
+        (lambda data: seal(data[32:] + b"xla_python_cpu_callback"), "calls functions of Python"),
+    ],
+    ids=["cut", "empty", "a bit", "sealed anew", "callback"],
+)
+def test_a_damaged_program_is_passed_over_in_one_line_and_made_anew(tmp_path, damage, said):
+    first, _, _ = started(tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    with pytest.warns(UserWarning, match=f"passed over {path}.*{said}"):
+        second, traced, _ = started(tmp_path)
+    assert traced == 1
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert started(tmp_path)[1] == 0  # it was written again
+
+
+def test_a_program_for_other_arguments_is_passed_over(tmp_path):
+    store = started(tmp_path / "one")[2]
+    (path,) = (tmp_path / "one").iterdir()
+    other = Store(tmp_path / "two", "")
+    other.jit("function", lambda x: x)(jnp.zeros(3))
+    other.keep()
+    (foreign,) = (tmp_path / "two").iterdir()
+    path.write_bytes(foreign.read_bytes())
+    with pytest.warns(UserWarning, match="it takes other arguments"):
+        assert started(tmp_path / "one")[1] == 1
+    assert store.folder == tmp_path / "one"
+
+
+def test_without_a_folder_programs_are_written_when_asked(tmp_path):
+    first, _, store = started(None)
+    store.write(tmp_path / "later")
+    second, traced, _ = started(tmp_path / "later")
+    assert traced == 0
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_texts_are_kept_and_checked(tmp_path):
+    store = Store(tmp_path, "")
+    assert store.text("shapes", "a", lambda: "[1]") == "[1]"
+    store.keep()
+    assert Store(tmp_path, "").text("shapes", "a", lambda: "not called") == "[1]"
+    assert Store(tmp_path, "").text("shapes", "b", lambda: "[2]") == "[2]"
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"[3]")
+    with pytest.warns(UserWarning, match="it is damaged"):
+        assert Store(tmp_path, "").text("shapes", "a", lambda: "[1]") == "[1]"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A pipeline, its picture, and the folder that it was saved to after drawing that."""
+    pipe = StableDiffusion(checkpoints.checkpoint("sd1"), jnp.bfloat16)
+    picture, folder = pipe(**CALL), tmp_path_factory.mktemp("warm") / "pipe"
+    pipe.save(folder)
+    return pipe, picture, folder
+
+
+def test_a_saved_pipeline_draws_the_same_bits_and_runs_no_network_in_python(saved, monkeypatch):
+    pipe, picture, folder = saved
+
+    def no_network(*args, **kwargs):
+        raise AssertionError("a network was traced")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "apply", no_network)
+        patch.setattr(nn.Module, "init", no_network)
+        warm = StableDiffusion.from_pretrained(folder, jnp.bfloat16)
+        np.testing.assert_array_equal(warm(**CALL), picture)
+    jax.tree.map(np.testing.assert_array_equal, warm.params, pipe.params)
+    before = set((folder / "programs").iterdir())
+    wider = warm(**CALL, guidance_scale=1.0)  # another program, which the folder gets
+    assert wider.shape == picture.shape
+    assert set((folder / "programs").iterdir()) > before
+
+
+def test_a_saved_pipeline_may_be_loaded_in_another_type(saved):
+    pipe, _, folder = saved
+    other = StableDiffusion.from_pretrained(folder)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(other.params)} == {"float32"}
+    as_before = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), other.params)
+    jax.tree.map(np.testing.assert_array_equal, as_before, pipe.params)
+
+
+def test_saving_never_touches_a_folder_that_exists(saved):
+    pipe, _, folder = saved
+    with pytest.raises(ValueError, match="exists; choose a new folder"):
+        pipe.save(folder)
