@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from support import checkpoints, scripts
+from support import adapters, checkpoints, scripts
 
 import jaxgen
 from jaxgen.pictures import images
@@ -115,9 +115,11 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
     turbo = tmp_path / "sd-turbo"
     turbo.symlink_to(model)
     output = tmp_path / "out"
+    word = adapters.write(tmp_path / "tabby.safetensors", {"emb_params": np.ones((2, 24))})
     _, stderr = execute(
-        "--model", turbo, "--output", output, "--steps", 2, "--prompt", "a cat",
+        "--model", turbo, "--output", output, "--steps", 2, "--prompt", "a tabby",
         "--sampler", "DPM++ 2M Karras", "--spacing", "trailing", "--vae", model / "vae",
+        "--embedding", word,
     )  # fmt: skip
     notes = [line for line in stderr.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
@@ -127,6 +129,7 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
     story = images.read_text(output / "00001.png")
     assert (story["sampler"], story["spacing"]) == ("dpmpp_2m_karras", "trailing")
     assert story["vae"] == str(model / "vae")
+    assert story["embedding"] == str(word)
     assert "Sampler: DPM++ 2M Karras," in story["parameters"]
 
 
@@ -145,6 +148,10 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
         (
             ["--model", "MODEL", "--prompt", "a", "--lora", "no.safetensors:0.5"],
             "Expected a LoRA",
+        ),
+        (
+            ["--model", "MODEL", "--prompt", "a", "--embedding", "no.safetensors:<x>"],
+            "Expected a textual inversion",
         ),
         (["--model", "MODEL", "--prompt", "a", "--width", "31"], "width is 31; it must be a pos"),
         (["--model", "MODEL", "--prompt", "a", "--mask", "m.png"], "give both"),

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.stable_diffusion import (
@@ -22,6 +21,10 @@ from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import BatchRequest, Request
 from jaxgen.stable_diffusion.text_encoding import Text
 
+LISTS = (
+    "prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "guidance_parallel",
+    "guidance_limit", "seed",
+)  # fmt: skip
 OUTPUTS = ("image", "latent")
 MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
 
@@ -34,15 +37,16 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     _check_single_values(request, networks)
     image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
     image_arguments.check_pair(image, mask, networks.inpaints)
-    latents = _latents(request.latents, networks)
+    latents = image_arguments.latents(request.latents, networks.vae)
     hints = control_arguments.images(request, len(networks.controlnets))
     size = _size(request, networks, image, latents, hints[0] if hints else None)
     table = sampler_arguments.table(request, networks, scheduler, image is not None)
     controls = control_arguments.requests(request, networks.controlnets, hints, table)
-    b = _batch_size(request, image, mask, latents, *hints)
-    scale = _numbers("guidance_scale", request.guidance_scale, b, -math.inf, math.inf)
+    columns = sampler_arguments.guidance_rows(request, table)
+    b = _batch_size(request, columns, image, mask, latents, *hints)
+    guidance = _guidance(request, columns, len(table.t), b)
     # UNets that were distilled to take their guidance scale as an input need no negative text
-    guided = bool((scale > 1).any()) and networks.unet.time_cond_proj_dim is None
+    needs_pair = bool((guidance["guidance_scale"] != 1).any())
     return BatchRequest(
         prompts=None if request.prompt is None else _texts("prompt", request.prompt, b),
         negatives=_texts("negative_prompt", request.negative_prompt, b),
@@ -50,9 +54,8 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
         negative_prompt_embeds=_repeated(request.negative_prompt_embeds, b),
         clip_skip=request.clip_skip,
         weighting=request.weighting,
-        guided=guided,
-        guidance_scale=np.maximum(scale, 1),  # diffusers: not guided at 1 and below
-        guidance_rescale=_numbers("guidance_rescale", request.guidance_rescale, b, 0, 1),
+        guided=needs_pair and networks.unet.time_cond_proj_dim is None,
+        **guidance,
         seeds=_seeds(request.seed, b),
         size=size,
         time_ids=_time_ids(request, networks, size, b),
@@ -120,22 +123,6 @@ def _check_embeds(name: str, text: Text | None, networks: Networks) -> None:
         raise ValueError(f"{name} has pooled of shape {np.shape(text.pooled)}; expected [B, P]")
 
 
-def _latents(value: Any, networks: Networks) -> np.ndarray | None:
-    """Checks the noise that the caller brings, float32 [N, h, w, C]."""
-    if value is None:
-        return None
-    latents = image_arguments.as_array("latents", value)
-    f, channels = networks.vae.factor, networks.vae.latent_channels
-    numeric = jnp.issubdtype(latents.dtype, jnp.floating) or latents.dtype.kind in "iu"
-    if not numeric or not np.isfinite(latents.astype(np.float32)).all():
-        raise ValueError(f"latents of type {latents.dtype} hold values that are no finite numbers")
-    if latents.ndim != 4 or latents.shape[-1] != channels or 0 in latents.shape:
-        raise ValueError(
-            f"latents have shape {latents.shape}; expected [B, H/{f}, W/{f}, {channels}]"
-        )
-    return latents.astype(np.float32)
-
-
 def _size(
     request: Request,
     networks: Networks,
@@ -182,11 +169,18 @@ def _size(
     return int(height), int(width)
 
 
-def _batch_size(request: Request, *arrays: np.ndarray | None) -> int:
-    """Counts the images: the common length of all lists; single values serve all images."""
-    names = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "seed")
-    values = {name: getattr(request, name) for name in names}
-    lengths = {name: len(value) for name, value in values.items() if _is_list(value)}
+def _batch_size(
+    request: Request, columns: Mapping[str, np.ndarray], *arrays: np.ndarray | None
+) -> int:
+    """Counts the images: the common length of all lists; single values serve all images.
+
+    columns: what is given for each row of the table, [N, 1] or [N, B].
+    """
+    lengths = {name: rows.shape[1] for name, rows in columns.items()}
+    for name in LISTS:
+        value = getattr(request, name)
+        if name not in lengths and _is_list(value):
+            lengths[name] = len(value)
     for name in ("prompt_embeds", "negative_prompt_embeds"):
         text = getattr(request, name)
         if text is not None:
@@ -240,6 +234,32 @@ def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarr
         expected = "finite" if math.isinf(low) else f"between {low} and {high}"
         raise ValueError(f"{name} is {value!r:.80}; it must be {expected}")
     return np.asarray(numbers, np.float32)
+
+
+def _guidance(
+    request: Request, columns: Mapping[str, np.ndarray], rows: int, b: int
+) -> dict[str, np.ndarray]:
+    """Brings guidance to float32 [N, B] for N rows, its projection to [B]; columns as above."""
+    scale, rescale = columns.get("guidance_scale"), columns.get("guidance_rescale")
+    if scale is None:
+        numbers = _numbers("guidance_scale", request.guidance_scale, b, -math.inf, math.inf)
+        scale = np.maximum(numbers, 1)  # diffusers: not guided at 1 and below
+    if rescale is None:
+        rescale = _numbers("guidance_rescale", request.guidance_rescale, b, 0, 1)
+    return {
+        "guidance_scale": np.broadcast_to(scale, (rows, b)),
+        "guidance_rescale": np.broadcast_to(rescale, (rows, b)),
+        "guidance_parallel": _numbers("guidance_parallel", request.guidance_parallel, b, 0, 1),
+        "guidance_limit": _limits(request.guidance_limit, b),
+    }
+
+
+def _limits(value: Any, b: int) -> np.ndarray:
+    """Gives each image the largest norm of its guidance, float32 [B]; None is infinite."""
+    limits = [math.inf if limit is None else limit for limit in _each(value, b)]
+    if not all(limit == math.inf or (_is_number(limit) and limit > 0) for limit in limits):
+        raise ValueError(f"guidance_limit is {value!r:.80}; it must be positive, or None for none")
+    return np.asarray(limits, np.float32)
 
 
 def _seeds(value: Any, b: int) -> np.ndarray:

@@ -39,8 +39,8 @@ class Inputs(NamedTuple):
     from_image: AnyArray  # bool []: begin with the noised `clean`, not with pure noise
     seeds: AnyArray  # uint32 [B], for the noise inside stochastic samplers
     context: AnyArray  # [B, G, T, E] encoded texts
-    guidance_scale: AnyArray  # [B]
-    guidance_rescale: AnyArray  # [B]
+    guidance_scale: AnyArray  # [N, B] for the N rows of the table; or [B], for all rows
+    guidance_rescale: AnyArray  # the same
     pooled: AnyArray | None = None  # [B, G, P] XL: pooled texts
     time_ids: AnyArray | None = None  # [B, 6] XL: sizes in pixels
     mask: AnyArray | None = None  # [B, h, w, 1] inpainting by blending: 1 where made anew
@@ -49,6 +49,8 @@ class Inputs(NamedTuple):
     # diffusers use it, whose noise no seed of JAX gives
     step_noise: AnyArray | None = None
     controls: tuple[Control, ...] = ()  # one for each ControlNet
+    guidance_parallel: AnyArray | None = None  # [B], see `sample.Projection`
+    guidance_limit: AnyArray | None = None  # [B]
 
 
 class Prepared(NamedTuple):
@@ -157,15 +159,13 @@ def _times(unet: UNet2DConditionModel, inputs: Inputs) -> tuple[Array, Array | N
     times = jnp.asarray(inputs.table.t, jnp.float32)
     if unet.time_cond_proj_dim is None:
         return times, None
-    scales = 1000 * (jnp.asarray(inputs.guidance_scale, jnp.float32) - 1)
+    scales = 1000 * (jnp.asarray(inputs.guidance_scale, jnp.float32) - 1)  # [B] or [N, B]
+    shape = (*times.shape, scales.shape[-1])
     embedded = sinusoid(
-        scales, unet.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
-    )  # [B, E]
-    shape = (*times.shape, *scales.shape)
-    return (
-        jnp.broadcast_to(times[:, None], shape),
-        jnp.broadcast_to(embedded[None], (*shape, embedded.shape[-1])),
-    )
+        jnp.broadcast_to(scales, shape), unet.time_cond_proj_dim, flip_sin_to_cos=False,
+        freq_shift=1,
+    )  # fmt: skip
+    return jnp.broadcast_to(times[:, None], shape), embedded
 
 
 def _first_latent(inputs: Inputs) -> Array:
@@ -194,7 +194,11 @@ def _denoise(
 
     if groups == 1:
         return denoise
-    return sample.guide(denoise, inputs.guidance_scale, inputs.guidance_rescale)
+    projection = None
+    if inputs.guidance_parallel is not None and inputs.guidance_limit is not None:
+        parts = (inputs.guidance_parallel, inputs.guidance_limit)
+        projection = sample.projection(inputs.table, *parts)
+    return sample.guide(denoise, inputs.guidance_scale, inputs.guidance_rescale, projection)
 
 
 def _keys(inputs: Inputs) -> Key | None:

@@ -3,9 +3,11 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.data import pixels
+from jaxgen.nn.autoencoder_kl import AutoencoderKL
 
 
 def image(value: Any) -> np.ndarray | None:
@@ -39,3 +41,19 @@ def check_pair(image: np.ndarray | None, mask: np.ndarray | None, inpaints: bool
             f"the mask has {mask.shape[1]} x {mask.shape[2]} pixels (height x width) and the image "
             f"{image.shape[1]} x {image.shape[2]}; they must be of one size"
         )
+
+
+def latents(value: Any, vae: AutoencoderKL) -> np.ndarray | None:
+    """Checks the noise that the caller brings, float32 [N, h, w, C]."""
+    if value is None:
+        return None
+    array = as_array("latents", value)
+    f, channels = vae.factor, vae.latent_channels
+    numeric = jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "iu"
+    if not numeric or not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError(f"latents of type {array.dtype} hold values that are no finite numbers")
+    if array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
+        raise ValueError(
+            f"latents have shape {array.shape}; expected [B, H/{f}, W/{f}, {channels}]"
+        )
+    return array.astype(np.float32)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen import files
@@ -118,6 +119,17 @@ def load(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return params
+
+
+def embedding_rows(networks: Networks, mesh: Mesh | None, count: Any) -> dict[str, Array]:
+    """Makes rows for the vectors of new words, by encoder: zeros [count, D] on the devices."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ValueError(f"embedding_rows is {count!r:.80}; it must be a whole number, 0 or more")
+    rows = {
+        name: np.zeros((count, encoder.hidden_size), np.float32)
+        for name, encoder in networks.encoders.items()
+    }
+    return placement.place_everywhere(mesh, rows)
 
 
 def controlnet_name(k: int) -> str:

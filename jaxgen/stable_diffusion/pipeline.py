@@ -4,14 +4,15 @@
 pipe = jaxgen.StableDiffusion.from_pretrained("folder, file or Hub id", dtype=jnp.bfloat16)
 images = pipe("a lighthouse at dusk", num_steps=30, sampler="dpmpp_2m", seed=7)
 
-The class holds networks, parameters and compiled programs, and no state that a call changes;
-`set_adapters` alone changes it. The computation itself is `generate.generate`, a pure function.
+The class holds networks, parameters and compiled programs, and no state that a call changes; only
+`set_adapters` and `set_embeddings` change it. The computation itself is `generate.generate`, a pure
+function.
 """
 
 import copy
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen.adapters import controlnet_file, merge, spec
+from jaxgen.adapters import controlnet_file, embedding_file, merge, spec
 from jaxgen.stable_diffusion import (
     arguments,
     decoding,
@@ -33,16 +34,15 @@ from jaxgen.stable_diffusion import (
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
-from jaxgen.stable_diffusion.request import BatchRequest, Request
+from jaxgen.stable_diffusion.programs import OnStep
+from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array, Params
 from jaxgen.warm import saved_pipeline, stored_programs
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint, Component
 
-# on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
-# row, and the model's present estimate of the final ones
-OnStep = Callable[[int, int, Array, Array], None]
+EMBEDDING_ROWS = 256  # 0.8 MB of memory in Stable Diffusion 1.x
 
 
 class StableDiffusion:
@@ -52,6 +52,7 @@ class StableDiffusion:
     device but on CPU, where dispatching costs nothing beside a step and Ctrl-C is heard after each.
     The pictures are the same. vae_tile: latents larger than this (in latent pixels) are decoded in
     overlapping tiles. programs_folder: keeps programs, traced, for the next start; see `save`.
+    embedding_rows: room for the vectors of `set_embeddings`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class StableDiffusion:
         vae_tile: int = decoding.TILE,
         controlnets: Sequence[Component] = (),
         programs_folder: str | Path | None = None,
+        embedding_rows: int = EMBEDDING_ROWS,
     ) -> None:
         if loop not in (None, "device", "host"):
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
@@ -88,6 +90,7 @@ class StableDiffusion:
             self.programs,
             self.mesh,
             bool(checkpoint.index.get("force_zeros_for_empty_prompt", self.networks.is_xl)),
+            loading.embedding_rows(self.networks, self.mesh, embedding_rows),
         )
 
     def with_params(self, params: dict[str, Params]) -> "StableDiffusion":
@@ -117,6 +120,21 @@ class StableDiffusion:
         own = {name: self.params[name] for name in self.networks.encoders}
         self.embedder = self.embedder._replace(params=own)
 
+    def set_embeddings(self, embeddings: Sequence[embedding_file.Spec]) -> None:
+        """Gives prompts the words of textual inversion files, in place of those that were set.
+
+        embeddings: for each a path or (path, word); [] takes all words away. A file of diffusers
+        has its word inside, another's is its own name. In a prompt a word stands for all of its
+        vectors, and means nothing but them. Nothing of the pipeline is compiled anew. Files:
+        safetensors of diffusers, AUTOMATIC1111's interface and kohya's scripts. Raises ValueError,
+        and leaves the pipeline as it was, for a file that does not fit it.
+        """
+        if isinstance(embeddings, (str, Path)) or not isinstance(embeddings, Sequence):
+            raise ValueError(
+                f"embeddings is {embeddings!r:.100}; give a list of {embedding_file.SPEC}"
+            )
+        self.embedder = self.embedder.with_embeddings(embeddings)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -132,6 +150,7 @@ class StableDiffusion:
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
         programs_folder: str | Path | None = None,
+        embedding_rows: int = EMBEDDING_ROWS,
     ) -> "StableDiffusion":
         """Loads a pipeline from a diffusers folder, a single .safetensors file, or a Hub id.
 
@@ -149,7 +168,7 @@ class StableDiffusion:
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         nets = [controlnet_file.open_controlnet(path) for path in paths]
         folder = programs_folder or saved_pipeline.programs_of(path_or_id)
-        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder)
+        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows)
 
     def save(self, folder: str | Path) -> None:
         """Saves a folder that starts faster than the checkpoint: `from_pretrained(folder, dtype)`.
@@ -166,7 +185,7 @@ class StableDiffusion:
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str | None] | None = None,
         num_steps: int = 50,
-        guidance_scale: float | Sequence[float] = 7.5,
+        guidance_scale: Any = 7.5,
         sampler: Any = None,
         seed: int | Sequence[int] = 0,
         height: int | None = None,
@@ -177,7 +196,9 @@ class StableDiffusion:
         latents: Any = None,
         output: Literal["image", "latent"] = "image",
         *,
-        guidance_rescale: float | Sequence[float] = 0.0,
+        guidance_rescale: Any = 0.0,
+        guidance_parallel: float | Sequence[float] = 1.0,
+        guidance_limit: float | Sequence[float | None] | None = None,
         spacing: str | None = None,
         levels: str | None = None,
         eta: float | None = None,
@@ -197,16 +218,19 @@ class StableDiffusion:
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
 
-        B is the length of whatever is given per image: prompt, negative_prompt, guidance_scale,
-        guidance_rescale, seed, image, mask, latents; single values serve all. From one seed, image
-        j takes seed + j. height and width in pixels default to the image's or the model's own.
+        B is the length of whatever is given per image: prompt, negative_prompt, guidance_*, seed,
+        image, mask, latents; single values serve all. From one seed, image j takes seed + j. height
+        and width in pixels default to the image's or the model's own.
         sampler: a name ("dpmpp_2m_karras", "DPM++ 2M Karras", "euler_a"), a function (num_steps,
         start_step) -> Table, or a Table; None is the checkpoint's own. Of samplers by name, and
         from the checkpoint's own schedule: spacing ("leading", "linspace", "trailing") and levels
         ("karras", "exponential", "beta", or "schedule" for those of training), and eta, the fresh
         noise of ddim (0 by default) and tcd (0.3).
         guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
-        work that guidance costs is left out. guidance_rescale: 0 to 1.
+        work that guidance costs is left out. guidance_rescale: 0 to 1. Both may also be rows, one
+        for each evaluation of the model, of one number or one for each image, or a function of the
+        table that returns them (see diffusion/guidance.py); such scales are taken as they are.
+        guidance_parallel, 0 to 1, and guidance_limit: adaptive projected guidance.
         image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
         `strength` of the steps are run, and what is white in the mask is made anew.
         latents: unit noise that replaces the seeds' own.
@@ -258,6 +282,8 @@ class StableDiffusion:
             context=text.context,
             guidance_scale=batch.guidance_scale,
             guidance_rescale=batch.guidance_rescale,
+            guidance_parallel=batch.guidance_parallel,
+            guidance_limit=batch.guidance_limit,
             pooled=text.pooled,
             time_ids=batch.time_ids,
             controls=tuple(
@@ -265,26 +291,10 @@ class StableDiffusion:
                 for k, own in enumerate(batch.controls)
             ),
         )
-        return placement.place_inputs(self.mesh, inputs._replace(**self._from_image(batch)))
-
-    def _from_image(self, batch: BatchRequest) -> dict[str, Any]:
-        """Returns the fields of `Inputs` that come from an image and its mask."""
-        if batch.image is None:
-            return {}
-        encode = partial(
-            programs.encode, self.programs, self.networks.vae, self.params["vae"], self.mesh
+        fields = programs.from_image(
+            self.programs, self.networks, self.params["vae"], self.mesh, batch
         )
-        fields: dict[str, Any] = {"clean": encode(batch.image, batch.seeds, "image")}
-        if batch.mask is None:
-            return fields
-        f = self.networks.vae.factor
-        # the nearest pixel, and no average: inpainting models were trained on such masks
-        fields["mask"] = batch.mask[:, ::f, ::f]
-        if self.networks.inpaints:
-            hidden = batch.image * (1 - batch.mask)  # 0 is grey
-            known = np.asarray(encode(hidden, batch.seeds, "masked_image"))
-            fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)
-        return fields
+        return placement.place_inputs(self.mesh, inputs._replace(**fields))
 
     def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
         """Runs all steps: the final latents, float32 [B, h, w, C]. It uses up inputs.noise."""
@@ -294,15 +304,7 @@ class StableDiffusion:
             # the noise travels alone: its buffer is given away, and the latents are put there
             rest = inputs._replace(noise=np.zeros(0, np.float32))
             return self.programs.latents(params, rest, inputs.noise)
-        prepared, state = self.programs.begin(params, inputs)
-        start, end = int(inputs.table.start_row), int(inputs.table.num_rows)
-        for i in range(start, end):
-            state, estimate = self.programs.step(params, inputs, prepared, np.int32(i), state)
-            if on_step is not None:
-                on_step(i - start + 1, end - start, state[0], estimate)
-            # on CPU, many programs in flight only compete for its cores
-            jax.block_until_ready(estimate)
-        return state[0]
+        return programs.step_by_step(self.programs, params, inputs, on_step)
 
     def _compile_decoder(self, shape: tuple[int, ...]) -> None:
         """Compiles the decoder while the text encoder and the UNet are; `decode` waits for it."""
@@ -319,14 +321,8 @@ class StableDiffusion:
         cut = decoding.cut_of(latents.shape, factor, groups, self.vae_tile)
         if latents.shape in self._decoders:
             self._decoders[latents.shape].join()
-        if self.loop == "device" or len(cut.origins) == 1:
-            pictures, finite = self.programs.decode(params, latents, cut=cut)
-        else:
-            pieces = [
-                self.programs.decode_piece(params, latents, cut=cut, origin=origin)
-                for origin in cut.origins
-            ]
-            pictures, finite = self.programs.assemble(pieces, cut=cut)
+        at_once = self.loop == "device" or len(cut.origins) == 1
+        pictures, finite = programs.decode(self.programs, params, latents, cut, at_once)
         decoding.check_finite(np.asarray(finite), self.dtype)
         return np.asarray(pictures)
 

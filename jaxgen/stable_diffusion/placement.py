@@ -93,6 +93,11 @@ def place(mesh: Mesh | None, tree: Any) -> Any:
     return jax.device_put(tree) if mesh is None else jax.device_put(tree, rows(mesh))
 
 
+def place_everywhere(mesh: Mesh | None, tree: Any) -> Any:
+    """Moves arrays to the devices, whole to each of them."""
+    return jax.device_put(tree) if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
+
+
 def check_kept(inputs: Inputs) -> None:
     """Raises ValueError for inputs whose noise a run on the device has used up."""
     if isinstance(inputs.noise, jax.Array) and inputs.noise.is_deleted():
@@ -112,7 +117,7 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     shardings: dict[str, Any] = {
         "table": everywhere,
         "from_image": everywhere,
-        "step_noise": rows(mesh, axis=1),
+        **dict.fromkeys(("step_noise", "guidance_scale", "guidance_rescale"), rows(mesh, axis=1)),
     }
     arrays = {
         name: jax.device_put(value, shardings.get(name, rows(mesh)))

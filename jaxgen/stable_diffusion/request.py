@@ -18,7 +18,7 @@ class Request:
     prompt: str | Sequence[str] | None = None
     negative_prompt: str | Sequence[str | None] | None = None
     num_steps: int = 50
-    guidance_scale: float | Sequence[float] = 7.5
+    guidance_scale: Any = 7.5
     sampler: Any = None
     seed: int | Sequence[int] = 0
     height: int | None = None
@@ -28,7 +28,9 @@ class Request:
     mask: Any = None
     latents: Any = None
     output: str = "image"
-    guidance_rescale: float | Sequence[float] = 0.0
+    guidance_rescale: Any = 0.0
+    guidance_parallel: float | Sequence[float] = 1.0
+    guidance_limit: float | Sequence[float | None] | None = None
     spacing: str | None = None
     levels: str | None = None
     eta: float | None = None
@@ -56,8 +58,10 @@ class BatchRequest(NamedTuple):
     clip_skip: int
     weighting: bool
     guided: bool  # by negative texts
-    guidance_scale: np.ndarray  # float32 [B], at least 1
-    guidance_rescale: np.ndarray  # float32 [B]
+    guidance_scale: np.ndarray  # float32 [N, B], for the N rows of the table
+    guidance_rescale: np.ndarray  # float32 [N, B]
+    guidance_parallel: np.ndarray  # float32 [B]
+    guidance_limit: np.ndarray  # float32 [B], infinite for none
     seeds: np.ndarray  # uint32 [B]
     size: tuple[int, int]  # H, W
     time_ids: np.ndarray | None  # float32 [B, 6], XL only

@@ -2,6 +2,7 @@
 """Turns the sampler of a call and its options into the table of the run."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,6 +41,50 @@ def table(
             "function (num_steps, start_step) -> Table, or a Table"
         )
     return _called(sampler, num_steps, _skipped(request, has_image))
+
+
+def guidance_rows(request: Request, table: Table) -> dict[str, np.ndarray]:
+    """Reads guidance_scale and guidance_rescale where they are given for each row of the table.
+
+    They are then a function of the table, or rows with a number for all images or for each one; by
+    name, float32 [N, 1] or [N, B]. Raises ValueError unless there is a row for each evaluation.
+    """
+    limits = {"guidance_scale": (-math.inf, math.inf), "guidance_rescale": (0, 1)}
+    rows = {name: getattr(request, name) for name in limits}
+    return {
+        name: _rows(name, value, table, *limits[name])
+        for name, value in rows.items()
+        if callable(value) or _is_nested(value)
+    }
+
+
+def _rows(name: str, value: Any, table: Table, low: float, high: float) -> np.ndarray:
+    named = name
+    if callable(value):
+        named, value = f"what {name} returns", value(table)
+    try:
+        rows = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        rows = np.zeros((0, 0))
+    start, end = int(table.start_row), int(table.num_rows)
+    if rows.ndim != 2 or rows.shape[1] == 0 or len(rows) != end - start:
+        raise ValueError(
+            f"{named} is {value!r:.60} of shape {rows.shape}; expected [{end - start}, images], a "
+            "row for each evaluation of the model in this run, with one number for all images or "
+            "one for each"
+        )
+    if not np.isfinite(rows).all() or (rows < low).any() or (rows > high).any():
+        expected = "be finite" if math.isinf(low) else f"lie between {low} and {high}"
+        raise ValueError(f"{named} is {value!r:.60}; all its numbers must {expected}")
+    result = np.ones((len(table.t), rows.shape[1]), np.float32)  # also where nothing is run
+    result[start:end] = rows
+    return result
+
+
+def _is_nested(value: Any) -> bool:
+    if isinstance(value, list | tuple) and value:
+        return isinstance(value[0], list | tuple) or getattr(value[0], "ndim", 0) > 0
+    return getattr(value, "ndim", 0) > 1
 
 
 def _check_options(request: Request, by_name: bool) -> None:

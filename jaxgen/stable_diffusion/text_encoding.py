@@ -28,10 +28,12 @@ def encode(
     networks: Networks,
     params: Mapping[str, Params],
     chunks: Mapping[str, Chunks],
+    new_words: Mapping[str, Array] | None = None,
     clip_skip: int = 0,
 ) -> Text:
-    """Encodes B texts with all text encoders; params and chunks are given by encoder.
+    """Encodes B texts with all text encoders; params, chunks and new words are given by encoder.
 
+    new_words: [R, D], embeddings of ids beyond the encoder's own.
     clip_skip: how many of the last layers to leave out, counted as in diffusers (0 is none).
     """
     contexts, pooled, is_xl = [], None, networks.is_xl
@@ -39,7 +41,11 @@ def encode(
         b, k, t = chunks[name].ids.shape
         ids = jnp.asarray(chunks[name].ids).reshape(b * k, t)
         encoding: Any = encoder.apply(
-            {"params": params[name]}, ids, skip_layers=clip_skip + is_xl, final_norm=not is_xl
+            {"params": params[name]},
+            ids,
+            skip_layers=clip_skip + is_xl,
+            final_norm=not is_xl,
+            new_words=(new_words or {}).get(name),
         )
         contexts.append(emphasize(encoding.context.reshape(b, k * t, -1), chunks[name].weights))
         if name == POOLED:
