@@ -18,7 +18,7 @@ from support import checkpoints, networks, scripts, systems
 
 from jaxgen.adapters import adapter_file, lora_file, low_rank
 from jaxgen.miniature import tuning
-from jaxgen.nn import convolution, resnet
+from jaxgen.nn import linear, resnet
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.train import parallel, step
@@ -63,9 +63,9 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = convolution.Conv3x3(6, name="conv1")(x)
-        x = resnet.Downsample2D(convolution.SAME, name="down")(nn.silu(x))
-        return nn.Dense(5, name="proj")(x.reshape(x.shape[0], -1, x.shape[-1]))
+        x = linear.Conv3x3(6, name="conv1")(x)
+        x = resnet.Downsample2D(linear.SAME, name="down")(nn.silu(x))
+        return linear.Dense(5, name="proj")(x.reshape(x.shape[0], -1, x.shape[-1]))
 
 
 def test_a_path_and_its_gradient_equal_those_of_merged_weights():

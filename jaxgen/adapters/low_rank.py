@@ -22,12 +22,12 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import lax
 
-from jaxgen.nn.convolution import SAME, Conv3x3
+from jaxgen.nn.linear import SAME, Conv, Conv3x3, Dense
 from jaxgen.types import Array, Key, Params
 from jaxgen.weights import layout
 
 COLLECTION = "low_rank"
-LAYERS = (nn.Dense, nn.Conv, Conv3x3)  # that can have a path
+LAYERS = (Dense, Conv, Conv3x3)  # that can have a path
 Path = layout.Path
 
 
@@ -104,8 +104,8 @@ def init(key: Key, kernels: dict[Path, tuple[int, ...]], rank: int) -> Params:
 
 def _convolve(layer: nn.Module, x: Array, down: Array) -> Array:
     """The convolution by A, with the strides and the padding of its layer."""
-    strided = isinstance(layer, nn.Conv)
-    strides: Any = layer.strides if strided else (1, 1)
+    strided = isinstance(layer, Conv)
+    strides = (layer.strides, layer.strides) if strided else (1, 1)
     padding: Any = layer.padding if strided else SAME
     return lax.conv_general_dilated(
         x, down, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
