@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.nn.convolution import SAME, Conv3x3
 from jaxgen.nn.embeddings import TimestepEmbedding, sinusoid
+from jaxgen.nn.linear import SAME, Conv3x3
 from jaxgen.nn.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from jaxgen.nn.transformer import Transformer2DModel
 from jaxgen.types import Array
