@@ -41,7 +41,7 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The computations of a program by name: their instructions by name, the result's being last."""
+    """The computations of a program by name: instructions by name, the result last."""
 
     entry: str
     computations: dict[str, dict[str, Instruction]]
