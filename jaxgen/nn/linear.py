@@ -19,14 +19,33 @@ SAME = ((1, 1), (1, 1))  # torch's padding=1, spelled out: flax's "SAME" differs
 
 
 def add(x: Array, shift: Array) -> Array:
-    """x + shift in the dtype of x, summed in float32; shift is broadcast over axes of x.
+    """x + shift in the dtype of x; the gradient of `shift` is summed in float32.
 
-    x: [..., C], shift: [C] or of as many axes as x. So the gradient of `shift`, which is summed
-    over these axes, is summed in float32 too.
+    x: [..., C], shift: [C], or [..., C] of as many axes, to be broadcast over axes of x.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
     shift = shift.reshape((1,) * (x.ndim - shift.ndim) + shift.shape)
-    return (x.astype(wide) + shift.astype(wide)).astype(x.dtype)
+    if x.dtype.itemsize >= 4:
+        return x + shift.astype(x.dtype)
+    return _half_add(x, shift)
+
+
+@jax.custom_vjp
+def _half_add(x: Array, shift: Array) -> Array:
+    # not added in float32, which has the right gradient too: cuDNN would not fuse it any more
+    return x + shift.astype(x.dtype)
+
+
+def _half_add_forward(x: Array, shift: Array) -> tuple[Array, Array]:
+    return _half_add(x, shift), shift
+
+
+def _half_add_backward(shift: Array, slope: Array) -> tuple[Array, Array]:
+    axes = [axis for axis, size in enumerate(shift.shape) if size != slope.shape[axis]]
+    total = jnp.sum(slope.astype(jnp.float32), axis=axes, keepdims=True)
+    return slope, total.astype(shift.dtype)
+
+
+_half_add.defvjp(_half_add_forward, _half_add_backward)
 
 
 class Dense(nn.Module):
