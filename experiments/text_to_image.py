@@ -85,6 +85,7 @@ class Weights:
 
     # of parameters and arithmetic; auto is float32 on CPU, elsewhere bfloat16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantize: Literal["int8", "fp8"] | None = None  # keep kernels in 8 bits: half of bfloat16
     variant: str | None = None  # of the weight files, as fp16
     vae: str | None = None  # take this autoencoder: a folder, a file, or a Hub id
     lora: tuple[str, ...] = ()  # merge these files, each as FILE or FILE:STRENGTH
@@ -238,7 +239,12 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     if programs is None and (cache := script.cache_folder()) is not None:
         programs = cache / "programs"
     pipe = StableDiffusion(
-        checkpoint, jnp.dtype(dtype), mesh, controlnets=nets, programs_folder=programs
+        checkpoint,
+        jnp.dtype(dtype),
+        mesh,
+        controlnets=nets,
+        programs_folder=programs,
+        quantize=weights.quantize,
     )
     pipe.set_adapters([spec.from_text(text) for text in weights.lora])
     pipe.set_embeddings([embedding_file.from_text(text) for text in weights.embedding])
@@ -274,6 +280,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "lora": ", ".join(config.weights.lora) or None,
         "embedding": ", ".join(config.weights.embedding) or None,
         "dtype": pipe.dtype.name,
+        "quantize": pipe.quantize,
         "software": f"jaxgen {jaxgen.__version__}",
     }
     settings = {name: value for name, value in settings.items() if value is not None}

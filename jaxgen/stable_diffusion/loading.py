@@ -3,6 +3,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxgen import files
 from jaxgen.diffusion import config
+from jaxgen.nn import quantized
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.controlnet import ControlNetModel
@@ -24,6 +26,7 @@ from jaxgen.weights.diffusers import Checkpoint, Component
 
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+QUANTIZED_FROM = 2**14  # entries; the first and the last layer of a UNet have fewer
 ENCODERS = ("text_encoder", "text_encoder_2")  # in the order of their features in the context
 
 MODULES: Mapping[str, Callable[..., Any]] = {
@@ -99,11 +102,13 @@ def load(
     mesh: Mesh | None = None,
     controlnets: Sequence[Component] = (),
     shapes_of: Callable[[Any], Params] | None = None,
+    quantize: str | None = None,
 ) -> dict[str, Params]:
     """Loads the parameters by component, in the type that each network computes in.
 
     With a mesh they are copied to all of its devices, or divided over its axis "model".
-    shapes_of: what to take instead of `shapes`, which traces each network.
+    shapes_of: what to take instead of `shapes`, which traces each network. quantize: the kind of 8
+    bits in which kernels are kept, but the autoencoder's; see `nn.quantized`.
     """
     shapes_of = shapes_of or shapes
     modules: dict[str, Any] = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
@@ -115,10 +120,20 @@ def load(
     for name, module in modules.items():
         tensors = components[name].tensors
         try:
-            params[name] = layout.load(tensors, shapes_of(module), module.dtype, shardings)
+            convert = None if quantize is None or name == "vae" else partial(_in_8_bits, quantize)
+            shapes_of_leaves, dtype = shapes_of(module), module.dtype
+            params[name] = layout.load(tensors, shapes_of_leaves, dtype, shardings, convert)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return params
+
+
+def _in_8_bits(kind: str, path: layout.Path, values: np.ndarray) -> dict[layout.Path, np.ndarray]:
+    """Quantises a leaf, if it is a kernel that is large enough to gain by it."""
+    if path[-1] != "kernel" or values.size < QUANTIZED_FROM:
+        return {path: values}
+    stored, scale = quantized.quantize(values, kind)
+    return {path: stored, (*path[:-1], quantized.SCALE): scale}
 
 
 def embedding_rows(networks: Networks, mesh: Mesh | None, count: Any) -> dict[str, Array]:

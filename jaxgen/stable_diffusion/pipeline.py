@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen.adapters import controlnet_file, embedding_file, merge, spec
+from jaxgen.nn import quantized
 from jaxgen.stable_diffusion import (
     arguments,
     decoding,
@@ -65,6 +66,7 @@ class StableDiffusion:
         controlnets: Sequence[Component] = (),
         programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
+        quantize: Literal["int8", "fp8"] | None = None,
     ) -> None:
         if loop not in (None, "device", "host"):
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
@@ -76,7 +78,10 @@ class StableDiffusion:
         folder = None if programs_folder is None else Path(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
-        self.base = loading.load(checkpoint, self.networks, self.mesh, controlnets, shapes_of)
+        self.quantize = quantized.check(quantize)
+        self.base = loading.load(
+            checkpoint, self.networks, self.mesh, controlnets, shapes_of, self.quantize
+        )
         self.params = self.base  # with the adapters that are set merged in
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
@@ -116,6 +121,8 @@ class StableDiffusion:
         """
         if isinstance(adapters, (str, Path)) or not isinstance(adapters, Sequence):
             raise ValueError(f"adapters is {adapters!r:.100}; give a list of {spec.SPEC}")
+        if self.quantize and len(adapters):
+            raise ValueError("adapters change full kernels; load the pipeline without quantize")
         self.params = merge.merge(self.base, adapters)
         own = {name: self.params[name] for name in self.networks.encoders}
         self.embedder = self.embedder._replace(params=own)
@@ -151,6 +158,7 @@ class StableDiffusion:
         vae_tile: int = decoding.TILE,
         programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
+        quantize: Literal["int8", "fp8"] | None = None,
     ) -> "StableDiffusion":
         """Loads a pipeline from a diffusers folder, a single .safetensors file, or a Hub id.
 
@@ -160,15 +168,17 @@ class StableDiffusion:
         the checkpoint's own, a folder, a file or a Hub id; controlnet: the same, one or several of
         them, which every call then gives images to. tokenizer and prediction_type: for
         single files, see `hub.open_checkpoint`. programs_folder: keeps programs, traced, for the
-        next start; by default that of a folder that `save` made.
+        next start; by default that of a folder that `save` made. quantize: keeps the kernels of
+        UNet, ControlNets and text encoders in 8 bits; arithmetic stays in dtype.
         """
         loading.check_dtype(dtype)
+        quantized.check(quantize)
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
         loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         nets = [controlnet_file.open_controlnet(path) for path in paths]
         folder = programs_folder or saved_pipeline.programs_of(path_or_id)
-        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows)
+        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows, quantize)
 
     def save(self, folder: str | Path) -> None:
         """Saves a folder that starts faster than the checkpoint: `from_pretrained(folder, dtype)`.
@@ -178,6 +188,8 @@ class StableDiffusion:
         same version of jaxgen and JAX on the same kind of device. Its later calls add theirs. A
         folder that exists is an error.
         """
+        if self.quantize:
+            raise ValueError("kernels in 8 bits are not saved; save the pipeline without quantize")
         saved_pipeline.save(Path(folder), self.checkpoint, self.params, self.store)
 
     def __call__(
