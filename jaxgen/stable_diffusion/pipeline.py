@@ -123,7 +123,7 @@ class StableDiffusion:
             raise ValueError(f"adapters is {adapters!r:.100}; give a list of {spec.SPEC}")
         if self.quantize and len(adapters):
             raise ValueError("adapters change full kernels; load the pipeline without quantize")
-        self.params = merge.merge(self.base, adapters)
+        self.params = merge.merge(self.base, adapters) if len(adapters) else self.base
         own = {name: self.params[name] for name in self.networks.encoders}
         self.embedder = self.embedder._replace(params=own)
 
