@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import tyro
 
 from benchmarks import sd_models, training
-from benchmarks.compiling import gpu, programs, regression
+from benchmarks.compiling import gpu, options, programs, regression
 from jaxgen import script
 from jaxgen.measure import environment
 
@@ -45,6 +45,7 @@ class Config:
     axes: tuple[str, ...] = ("data", "model")  # Stable Diffusion: divide images, or parameters
     images: int = 1  # Stable Diffusion: images on one device (data), or on all (model)
     num_steps: int = 20  # Stable Diffusion: sampling steps; always bfloat16
+    prepared: tuple[str, ...] = ()  # options of XLA that no GPU has confirmed: options.py
     output: str = "runs/gpu.json"  # results go to this file
     check: tuple[str, ...] = ()  # results to compare with: fail where a program became worse
 
@@ -52,6 +53,8 @@ class Config:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     _check(config)
+    if config.prepared:
+        options.use(config.prepared)
     before = [row for name in config.check for row in regression.read(Path(name))]
     for target in config.targets:
         gpu.devices(target, 1)

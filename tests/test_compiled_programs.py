@@ -168,6 +168,8 @@ def test_the_page_has_equal_programs_in_one_row_and_says_that_nothing_ran():
         (["--models", "sd4"], "unknown model 'sd4'"),
         (["--device-counts", "0"], "--device-counts is 0; use 1 or more"),
         (["--targets"], "no target is named"),
+        (["--prepared", "speed"], "unknown prepared option 'speed'; use graphs"),
+        (["--prepared", "graphs", "scans"], "two of graphs, scans set xla_gpu_enable_command"),
         (["--check", "pyproject.toml"], "pyproject.toml is no result of compile_for_gpu"),
         (["--check", "nowhere.json"], "cannot read nowhere.json"),
     ],
