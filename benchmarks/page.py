@@ -45,12 +45,16 @@ NOTHING = "\nNo result has been committed yet.\n"
 
 def page(results: Mapping[str, Row]) -> str:
     """The whole page, from the results by file name."""
-    parts = [INTRODUCTION]
+    return f"{INTRODUCTION}\n{sections(results)}" if results else INTRODUCTION + NOTHING
+
+
+def sections(results: Mapping[str, Row]) -> str:
+    """The section of each result, by the kind of its rows."""
+    parts = []
     for name, result in results.items():
         kind = result["rows"][0]["kind"] if result["rows"] else ""
-        section = SECTIONS.get(kind, _measurement)
-        parts.append(section(name, result))
-    return "\n".join(parts if results else [INTRODUCTION + NOTHING])
+        parts.append(SECTIONS.get(kind, _measurement)(name, result))
+    return "\n".join(parts)
 
 
 def _measurement(name: str, result: Row) -> str:
