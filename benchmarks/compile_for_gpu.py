@@ -3,7 +3,7 @@
 
     python -m benchmarks.compile_for_gpu                                  # extra: cuda13
     python -m benchmarks.compile_for_gpu --targets h100 --models sd15
-    python -m benchmarks.compile_for_gpu --models vae --check benchmarks/results/gpu.json
+    python -m benchmarks.compile_for_gpu --models vae --check benchmarks/results/gpu_*.json
 
 All figures are the compiler's: nothing runs, and nothing is tuned on a device. The exit status is 1
 if a program does not compile or needs more memory than the GPU has, and with --check, if a program
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import tyro
 
 from benchmarks import sd_models, training
-from benchmarks.compiling import gpu, programs, regression
+from benchmarks.compiling import gpu, options, programs, regression
 from jaxgen import script
 from jaxgen.measure import environment
 
@@ -45,14 +45,17 @@ class Config:
     axes: tuple[str, ...] = ("data", "model")  # Stable Diffusion: divide images, or parameters
     images: int = 1  # Stable Diffusion: images on one device (data), or on all (model)
     num_steps: int = 20  # Stable Diffusion: sampling steps; always bfloat16
+    prepared: tuple[str, ...] = ()  # options of XLA that no GPU has confirmed: options.py
     output: str = "runs/gpu.json"  # results go to this file
-    check: str = ""  # results to compare with: fail where a program became worse
+    check: tuple[str, ...] = ()  # results to compare with: fail where a program became worse
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     _check(config)
-    before = regression.read(Path(config.check)) if config.check else None
+    if config.prepared:
+        options.use(config.prepared)
+    before = [row for name in config.check for row in regression.read(Path(name))]
     for target in config.targets:
         gpu.devices(target, 1)
     print("The compiler's figures; nothing here runs on a GPU.")
@@ -61,7 +64,7 @@ def main() -> None:
         results.append(row)
         _write(config, results)
         print(f"{_place(row)} {row['program']}: {_summary(row)}", flush=True)
-    worse = regression.worse(before, results) if before is not None else []
+    worse = regression.worse(before, results) if config.check else []
     for line in worse:
         print(f"worse: {line}")
     failed = [row for row in results if row["error"]]

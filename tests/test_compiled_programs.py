@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compile_for_gpu
+from benchmarks import compile_for_gpu, page
 from benchmarks.compiling import regression
 from jaxgen.measure import hlo, thunks
 
@@ -144,6 +144,23 @@ def test_what_became_worse_is_named(change, message):
     assert message is None or message in sentences[0]
 
 
+def test_the_page_has_equal_programs_in_one_row_and_says_that_nothing_ran():
+    row = ROW | {
+        "program": "vae dense, step jit", "graphs": 3, "argument_bytes": 7_000_000,
+        "collectives": {"all-reduce": 2}, "collective_bytes": 5_000_000, "wide_products": 4,
+    }  # fmt: skip
+    broken = {"program": "b", "error": "too big", "target": "a100", "num_devices": 8, "kind": "gpu"}
+    where = {"versions": {}, "flags": {}, "commit": "c", "command": "c", "date": "d", "cores": 2}
+    where |= {"load_average": 0, "driver": "none", "python": "3"}
+    rows = [row, row | {"program": "vae dense, step pmap"}, broken]
+    text = page.page({"gpu.json": {"environment": where, "rows": rows}})
+    assert "Nothing here ran on a GPU" in text
+    assert "### 8 A100" in text
+    assert "| b | FAILED: too big |" in text
+    figures = "100 | 20 | 3 | 0.001 MB | 7 MB | 0 MB | 0.0005 MB | 2 all-reduce (5 MB) | 32 | 0 | 4"
+    assert f"| vae dense, step jit, pmap | {figures} |" in text
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -151,6 +168,8 @@ def test_what_became_worse_is_named(change, message):
         (["--models", "sd4"], "unknown model 'sd4'"),
         (["--device-counts", "0"], "--device-counts is 0; use 1 or more"),
         (["--targets"], "no target is named"),
+        (["--prepared", "speed"], "unknown prepared option 'speed'; use graphs"),
+        (["--prepared", "graphs", "scans"], "two of graphs, scans set xla_gpu_enable_command"),
         (["--check", "pyproject.toml"], "pyproject.toml is no result of compile_for_gpu"),
         (["--check", "nowhere.json"], "cannot read nowhere.json"),
     ],
