@@ -1,30 +1,36 @@
 # SPDX-License-Identifier: MIT
 """States what one step of LoRA training costs a published model: arithmetic and memory.
 
-    python -m benchmarks.lora_step --models sd15 --output runs/lora_step.json
+    python -m benchmarks.lora_step --models sd15 --batch-sizes 1 4          # extra: tpu
 
-The step is compiled and not run, for the device that JAX finds. With and without gradient
-checkpointing (`experiments/lora.py --remat`). The base has the type of the arithmetic, factors and
-Adam are float32.
+The step is compiled for a TPU that need not be there, and not run, with and without gradient
+checkpointing (`experiments/lora.py --remat`). Factors and Adam are float32.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no TPU is needed to compile for one
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no cloud that knows the machine
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling needs no TPU for itself
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from benchmarks import sd_models
+from benchmarks import sd_models, tpu
 from jaxgen import script
 from jaxgen.adapters import low_rank
 from jaxgen.diffusion import schedule
-from jaxgen.measure import cost, environment, products
+from jaxgen.measure import environment, products
 from jaxgen.miniature import tuning
 from jaxgen.stable_diffusion import loading
 from jaxgen.train import step
@@ -39,7 +45,8 @@ class Config:
 
     models: tuple[str, ...] = ("sd15",)  # of benchmarks/sd_models.py
     rank: int = 8  # of the factors
-    batch_size: int = 1  # pictures of a step
+    batch_sizes: tuple[int, ...] = (1, 4)  # pictures of a step
+    topology: str = "v5e:2x4"  # of whose chips one is compiled for
     dtype: str = "bfloat16"  # of the base and of the arithmetic
     output: str = "runs/lora_step.json"  # results go to this file
 
@@ -58,21 +65,22 @@ def main() -> None:
 
 
 def _rows(config: Config, name: str) -> Iterator[dict[str, Any]]:
-    """The costs of a step with and without gradient checkpointing."""
-    for remat in (False, True):
-        one, inputs = train_step(name, config.rank, config.batch_size, config.dtype, remat)
-        lowered = jax.jit(one, donate_argnums=0).lower(*inputs)
-        counted = cost.cost(lowered, lowered.compile())
-        yield {
-            "model": name,
-            "remat": remat,
-            "batch_size": config.batch_size,
-            "trained_parameters": sum(x.size for x in jax.tree.leaves(inputs[0].params)),
-            "product_flops": products.flops(one, *inputs),
-            "argument_bytes": counted.argument_bytes,
-            "temporary_bytes": counted.temporary_bytes,
-            "peak_bytes": counted.peak_bytes,
-        }
+    """The costs of steps with and without gradient checkpointing."""
+    chip, devices = tpu.topology(config.topology)
+    alone = NamedSharding(Mesh(devices[:1], ("data",)), P())
+    for batch_size in config.batch_sizes:
+        for remat in (False, True):
+            with tpu.as_on_tpu():
+                one, shapes = train_step(name, config.rank, batch_size, config.dtype, remat)
+                count = products.flops(one, *shapes)
+            inputs = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone), shapes
+            )
+            title = f"{name}, LoRA step{', checkpointing' if remat else ''}, batch {batch_size}"
+            program = tpu.Program(title, jax.jit(one, donate_argnums=0), inputs, {}, batch_size)
+            trained = sum(x.size for x in jax.tree.leaves(shapes[0].params))
+            row = tpu.estimate(program, chip, 1)
+            yield row | {"remat": remat, "trained_parameters": trained, "product_flops": count}
 
 
 def train_step(name: str, rank: int, batch_size: int, dtype: str, remat: bool) -> tuple[Any, Any]:

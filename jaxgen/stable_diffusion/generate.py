@@ -17,7 +17,7 @@ from jaxgen.adapters import low_rank
 from jaxgen.adapters.beside import Beside
 from jaxgen.diffusion import sample
 from jaxgen.diffusion.table import Table
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.unet import UNet2DConditionModel
@@ -138,7 +138,7 @@ def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Ne
 
 def generate(
     unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     params: Params,
     inputs: Inputs,
     cut: decoding.Cut | None = None,

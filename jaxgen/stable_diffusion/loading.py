@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxgen import files
 from jaxgen.diffusion import config
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder, AutoencoderTiny
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.unet import UNet2DConditionModel
@@ -34,6 +35,11 @@ MODULES: Mapping[str, Callable[..., Any]] = {
 }
 
 
+def module_of(name: str, component: Component) -> Callable[..., Any]:
+    """Returns the class of a component; there are two of autoencoders."""
+    return AutoencoderTiny if component.class_name == "AutoencoderTiny" else MODULES[name]
+
+
 def warn_of_scheduler_keys(checkpoint: Checkpoint) -> None:
     """Says in one warning which keys of the scheduler's config no class knows."""
     keys = config.unknown_keys(checkpoint.scheduler)
@@ -48,7 +54,7 @@ class Networks(NamedTuple):
     """The modules of a pipeline, and what follows from their configurations."""
 
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: Autoencoder
     encoders: dict[str, CLIPTextModel]  # those of ENCODERS: one, or in XL both
     controlnets: tuple[ControlNetModel, ...] = ()
 
@@ -82,7 +88,7 @@ def networks(
     modules = {}
     for name, component in checkpoint.components.items():
         own = jnp.float32 if name == "vae" and dtype == jnp.float16 else dtype
-        modules[name] = MODULES[name](**diffusers.fields(component), dtype=own)
+        modules[name] = module_of(name, component)(**diffusers.fields(component), dtype=own)
     encoders = {name: modules[name] for name in ENCODERS if name in modules}
     controls = tuple(
         ControlNetModel(**diffusers.fields(component), dtype=dtype) for component in controlnets
@@ -173,7 +179,7 @@ def example_inputs(module: Any) -> list[Array]:
                         f"{module.projection_class_embeddings_input_dim}"
                     )
                 inputs += [jnp.zeros((1, pooled)), jnp.zeros((1, 6))]
-        case AutoencoderKL():
+        case AutoencoderKL() | AutoencoderTiny():
             inputs = [jnp.zeros((1, module.factor, module.factor, module.in_channels))]
         case _:
             inputs = [jnp.zeros((1, 1), jnp.int32)]
