@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
-from jaxgen.nn.convolution import SAME
+from jaxgen.nn.linear import SAME, Conv
 from jaxgen.types import Array
 
 CLAMP = 3.0  # latents go through CLAMP tanh(z / CLAMP)
@@ -134,8 +134,5 @@ class BlockTiny(nn.Module):
         return nn.relu(_conv(self.width, "conv_4", self.dtype)(h) + x)
 
 
-def _conv(features: int, name: str, dtype: Any, stride: int = 1, use_bias: bool = True) -> nn.Conv:
-    return nn.Conv(
-        features, (3, 3), strides=(stride, stride), padding=SAME, use_bias=use_bias, dtype=dtype,
-        name=name,
-    )  # fmt: skip
+def _conv(features: int, name: str, dtype: Any, stride: int = 1, use_bias: bool = True) -> Conv:
+    return Conv(features, (3, 3), stride, SAME, dtype, use_bias, name=name)

@@ -55,17 +55,18 @@ class Conv(nn.Module):
     strides: int = 1
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-
         lead = x.shape[:-3]
         x = x.reshape(math.prod(lead), *x.shape[-3:]).astype(self.dtype)
         strides = (self.strides, self.strides)
-        y = add(_convolution(x, kernel, strides, self.padding), bias)
+        y = _convolution(x, kernel, strides, self.padding)
+        if self.use_bias:
+            y = add(y, self.param("bias", nn.initializers.zeros, (self.features,)))
         return y.reshape(*lead, *y.shape[1:])
 
 
