@@ -11,7 +11,7 @@ from support import checkpoints, networks
 from support.networks import TINY, make_tiny, relative_error, vae_inputs, weights_by_path
 
 from jaxgen import files
-from jaxgen.stable_diffusion import programs
+from jaxgen.stable_diffusion import loading, programs
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import autoencoder, diffusers, layout, tensors
 
@@ -113,6 +113,11 @@ def test_a_pipeline_decodes_and_encodes_with_it(tmp_path):
     encode, decode = functions(HALVING)
     expected = np.round(np.clip(np.asarray(decode(latents)) / 2 + 0.5, 0, 1) * 255)
     assert np.abs(pipe.decode(latents) - expected).max() <= 1
+    component = autoencoder.read(vae)
+    assert np.abs(loading.previewer(component, pipe.networks)(latents) - expected).max() <= 1
+    config = {key: list(value) for key, value in TINY.items()}
+    with pytest.raises(ValueError, match="makes latents 4 times smaller with 4 channels"):
+        loading.previewer(component._replace(config=config), pipe.networks)
     picture, seeds = np.float32(np.random.default_rng(1).normal(size=(1, 8, 8, 3))), np.uint32([0])
     vae, params = pipe.networks.vae, pipe.params["vae"]
     known = programs.encode(pipe.programs, vae, params, None, picture, seeds, "image")

@@ -3,6 +3,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.unet import UNet2DConditionModel
 from jaxgen.nn.unet_blocks import UNetEncoder
-from jaxgen.stable_diffusion import placement
+from jaxgen.stable_diffusion import decoding, placement
 from jaxgen.types import Array, Params
 from jaxgen.weights import diffusers, layout
 from jaxgen.weights.diffusers import Checkpoint, Component
@@ -136,6 +137,27 @@ def embedding_rows(networks: Networks, mesh: Mesh | None, count: Any) -> dict[st
         for name, encoder in networks.encoders.items()
     }
     return placement.place_everywhere(mesh, rows)
+
+
+def previewer(
+    component: Component, networks: Networks, dtype: Any = jnp.float32
+) -> Callable[[Array], np.ndarray]:
+    """Returns a function that decodes estimates with another autoencoder than the pipeline's own.
+
+    component: a tiny one, whose latents are the sampler's. The function takes latents [B, h, w, C]
+    and gives pictures, uint8 [B, H, W, 3]; it compiles at its first call.
+    """
+    module = module_of("vae", component)(**diffusers.fields(component), dtype=dtype)
+    own, vae = (module.factor, module.latent_channels), networks.vae
+    if own != (vae.factor, vae.latent_channels):
+        raise ValueError(
+            f"the preview's autoencoder makes latents {own[0]} times smaller with {own[1]} "
+            f"channels, and the model's {vae.factor} times with {vae.latent_channels}; take one "
+            "that was made for this model"
+        )
+    params = layout.load(component.tensors, shapes(module), dtype)
+    decode = jax.jit(partial(decoding.decode, module))
+    return lambda latents: np.asarray(decode(params, latents)[0])
 
 
 def controlnet_name(k: int) -> str:
