@@ -1,32 +1,28 @@
 # SPDX-License-Identifier: MIT
 """States what one step of LoRA training costs a published model: arithmetic and memory.
 
-    python -m benchmarks.lora_step --models sd15 --batch-sizes 1 4          # extra: tpu
+    python -m benchmarks.lora_step --models sd15 sdxl
 
-The step is compiled for a TPU that need not be there, and not run, with and without gradient
-checkpointing (`experiments/lora.py --remat`). Factors and Adam are float32.
+Nothing runs and nothing is compiled: both are counted from the step's own equations, with and
+without gradient checkpointing (`experiments/lora.py --remat`). Kept are the arrays that the
+forward pass leaves for the backward pass beside the parameters themselves; a compiler may compute
+some of them once more, and needs room for what is in work. Factors and Adam are float32.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no TPU is needed to compile for one
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no cloud that knows the machine
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compiling needs no TPU for itself
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.extend import core
 
-from benchmarks import sd_models, tpu
+from benchmarks import sd_models
 from jaxgen import script
 from jaxgen.adapters import low_rank
 from jaxgen.diffusion import schedule
@@ -46,7 +42,6 @@ class Config:
     models: tuple[str, ...] = ("sd15",)  # of benchmarks/sd_models.py
     rank: int = 8  # of the factors
     batch_sizes: tuple[int, ...] = (1, 4)  # pictures of a step
-    topology: str = "v5e:2x4"  # of whose chips one is compiled for
     dtype: str = "bfloat16"  # of the base and of the arithmetic
     output: str = "runs/lora_step.json"  # results go to this file
 
@@ -66,25 +61,51 @@ def main() -> None:
 
 def _rows(config: Config, name: str) -> Iterator[dict[str, Any]]:
     """The costs of steps with and without gradient checkpointing."""
-    chip, devices = tpu.topology(config.topology)
-    alone = NamedSharding(Mesh(devices[:1], ("data",)), P())
     for batch_size in config.batch_sizes:
         for remat in (False, True):
-            with tpu.as_on_tpu():
-                one, shapes = train_step(name, config.rank, batch_size, config.dtype, remat)
-                count = products.flops(one, *shapes)
-            inputs = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone), shapes
-            )
-            title = f"{name}, LoRA step{', checkpointing' if remat else ''}, batch {batch_size}"
-            program = tpu.Program(title, jax.jit(one, donate_argnums=0), inputs, {}, batch_size)
-            trained = sum(x.size for x in jax.tree.leaves(shapes[0].params))
-            row = tpu.estimate(program, chip, 1)
-            yield row | {"remat": remat, "trained_parameters": trained, "product_flops": count}
+            loss, one, inputs = train_step(name, config.rank, batch_size, config.dtype, remat)
+            state, batch, key = inputs
+            yield {
+                "model": name,
+                "batch_size": batch_size,
+                "remat": remat,
+                "trained_parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+                "state_bytes": _bytes(jax.tree.leaves(state)),
+                "base_bytes": _bytes(jax.tree.leaves(batch[tuning.BASE])),
+                "product_flops": products.flops(one, *inputs),
+                "kept_bytes": kept_bytes(loss, state.params, batch, key),
+            }
 
 
-def train_step(name: str, rank: int, batch_size: int, dtype: str, remat: bool) -> tuple[Any, Any]:
-    """The step of a model's LoRA, and the shapes of (state, batch, key) that it takes."""
+def kept_bytes(loss: Any, params: Any, batch: Any, key: Any) -> int:
+    """The bytes that the forward pass of the mean loss keeps for its gradient, inputs left out."""
+
+    def forward(params: Any, batch: Any, key: jax.Array) -> list[Any]:
+        base = batch[tuning.BASE]
+        examples = {name: x for name, x in batch.items() if name != tuning.BASE}
+        keys = jax.random.split(key, len(examples["ids"]))
+
+        def mean(params: Any) -> jax.Array:
+            one = jax.vmap(lambda e, k: loss(params, {**e, tuning.BASE: base}, k)[0])
+            return jnp.mean(one(examples, keys))
+
+        return jax.tree.leaves(jax.vjp(mean, params)[1])
+
+    jaxpr = jax.make_jaxpr(forward)(params, batch, key).jaxpr
+    kept = {id(v): v for v in jaxpr.outvars if isinstance(v, core.Var)}
+    for given in (*jaxpr.invars, *jaxpr.constvars):
+        kept.pop(id(given), None)
+    return _bytes([v.aval for v in kept.values()])
+
+
+def _bytes(arrays: Any) -> int:
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in arrays)
+
+
+def train_step(
+    name: str, rank: int, batch_size: int, dtype: str, remat: bool
+) -> tuple[Any, Any, Any]:
+    """The loss of a model's LoRA, its step, and the shapes of (state, batch, key) for it."""
     networks = sd_models.networks(name, jnp.dtype(dtype))
     networks = networks._replace(unet=networks.unet.clone(remat=remat))
     resolution = sd_models.RESOLUTIONS[name]
@@ -113,7 +134,7 @@ def train_step(name: str, rank: int, batch_size: int, dtype: str, remat: bool) -
     }
     key = jax.eval_shape(jax.random.key, 0)
     one = step.gradient_step(loss, tx, shared=(tuning.BASE,))
-    return one, (jax.eval_shape(init, key), batch, key)
+    return loss, one, (jax.eval_shape(init, key), batch, key)
 
 
 if __name__ == "__main__":

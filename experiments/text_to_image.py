@@ -121,8 +121,8 @@ class Config:
     width: int | None = None  # pixels; the picture's or the model's own by default
     height: int | None = None  # pixels
     output: Path = Path("outputs")  # folder
-    # write OUTPUT/preview.png after every step, decoded by this autoencoder: a tiny one, which takes
-    # little time, or "own" for the model's
+    # write OUTPUT/preview.png after every step, decoded by this autoencoder: a tiny one, which is
+    # fast, or "own" for the model's
     preview: str | None = None
     from_image: tyro.conf.OmitArgPrefixes[FromImage] = field(default_factory=FromImage)
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
