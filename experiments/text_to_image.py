@@ -38,12 +38,15 @@ from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
 from jaxgen.pictures import images, parameters
 from jaxgen.stable_diffusion import arguments, loading, placement
-from jaxgen.stable_diffusion.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.pipeline import OnStep, StableDiffusion
 from jaxgen.stable_diffusion.request import Request
+from jaxgen.types import Array
 from jaxgen.warm import saved_pipeline
-from jaxgen.weights import hub
+from jaxgen.weights import autoencoder, hub
+from jaxgen.weights.diffusers import Component
 
 OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # told in the PNG file
+OWN = "own"  # a value of --preview
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,9 @@ class Config:
     width: int | None = None  # pixels; the picture's or the model's own by default
     height: int | None = None  # pixels
     output: Path = Path("outputs")  # folder
+    # write OUTPUT/preview.png after every step, decoded by this autoencoder: a tiny one, which is
+    # fast, or "own" for the model's
+    preview: str | None = None
     from_image: tyro.conf.OmitArgPrefixes[FromImage] = field(default_factory=FromImage)
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     weights: tyro.conf.OmitArgPrefixes[Weights] = field(default_factory=Weights)
@@ -131,6 +137,7 @@ def main() -> None:
     script.compilation_cache()
     tune.tune_cpu()
     request = request_of(config)
+    preview = preview_of(config)
     with script.stopwatch() as loading_time:
         pipe = load_model(config, request)
     # flush: a pipe would show it with the pictures only
@@ -142,7 +149,7 @@ def main() -> None:
         script.stopwatch() as time_spent,
         script.steps_bar(signal) as on_step,
     ):
-        latents = pipe.latents(pipe.inputs(request), on_step)
+        latents = pipe.latents(pipe.inputs(request), previewing(config, preview, pipe, on_step))
         pictures = pipe.decode(latents)
     count, height, width, _ = pictures.shape
     print(
@@ -249,6 +256,28 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     pipe.set_adapters([spec.from_text(text) for text in weights.lora])
     pipe.set_embeddings([embedding_file.from_text(text) for text in weights.embedding])
     return pipe
+
+
+def preview_of(config: Config) -> Component | None:
+    """Opens the autoencoder of the previews, if it is another than the model's own."""
+    if config.preview in (None, OWN):
+        return None
+    return autoencoder.read(hub.resolve_vae(config.preview))
+
+
+def previewing(
+    config: Config, preview: Component | None, pipe: StableDiffusion, on_step: OnStep
+) -> OnStep:
+    """Returns on_step, and before it a picture of the present estimate where one is asked for."""
+    if config.preview is None:
+        return on_step
+    decode = pipe.decode if preview is None else loading.previewer(preview, pipe.networks)
+
+    def with_preview(done: int, total: int, latents: Array, estimate: Array) -> None:
+        images.save(config.output / "preview.png", images.grid(decode(estimate)))
+        on_step(done, total, latents, estimate)
+
+    return with_preview
 
 
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:

@@ -92,17 +92,18 @@ class Conv(nn.Module):
     strides: int = 1
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel, scale = read_kernel(self, shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-
         lead = x.shape[:-3]
         x = x.reshape(math.prod(lead), *x.shape[-3:]).astype(self.dtype)
         strides = (self.strides, self.strides)
-        y = add(rescale(_convolution(x, kernel, strides, self.padding), scale), bias)
+        y = rescale(_convolution(x, kernel, strides, self.padding), scale)
+        if self.use_bias:
+            y = add(y, self.param("bias", nn.initializers.zeros, (self.features,)))
         return y.reshape(*lead, *y.shape[1:])
 
 

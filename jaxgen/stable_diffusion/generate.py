@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgen.adapters import low_rank
+from jaxgen.adapters.beside import Beside
 from jaxgen.diffusion import sample
 from jaxgen.diffusion.table import Table
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.unet import UNet2DConditionModel
@@ -51,6 +53,7 @@ class Inputs(NamedTuple):
     controls: tuple[Control, ...] = ()  # one for each ControlNet
     guidance_parallel: AnyArray | None = None  # [B], see `sample.Projection`
     guidance_limit: AnyArray | None = None  # [B]
+    adapters: Beside | None = None  # low-rank paths of the UNet, chosen by each image
 
 
 class Prepared(NamedTuple):
@@ -99,7 +102,7 @@ def begin(
         conditions = (pooled, sizes)
         added = unet.apply(variables, *conditions, method="embed_added")
     context = inputs.context.reshape(b * groups, t, e)
-    text = unet.apply(variables, context, method="text_context")
+    text = _apply(unet, params, inputs, context, method="text_context")
     row_times = jnp.asarray(inputs.table.t, jnp.float32)
     controls = tuple(
         control.begin(net, own, row_times, context, conditions)
@@ -135,7 +138,7 @@ def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Ne
 
 def generate(
     unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     params: Params,
     inputs: Inputs,
     cut: decoding.Cut | None = None,
@@ -189,8 +192,7 @@ def _denoise(
         added = control.residuals(nets, inputs.controls, prepared.controls, x, i)
         if inputs.extra is not None:
             x = jnp.concatenate([x, jnp.repeat(inputs.extra, groups, axis=0)], axis=-1)
-        out: Any = unet.apply({"params": params}, x, emb, prepared.text, added, method="denoise")
-        return out
+        return _apply(unet, params, inputs, x, emb, prepared.text, added, method="denoise")
 
     if groups == 1:
         return denoise
@@ -199,6 +201,23 @@ def _denoise(
         parts = (inputs.guidance_parallel, inputs.guidance_limit)
         projection = sample.projection(inputs.table, *parts)
     return sample.guide(denoise, inputs.guidance_scale, inputs.guidance_rescale, projection)
+
+
+def _apply(
+    unet: UNet2DConditionModel,
+    params: Params,
+    inputs: Inputs,
+    rows: AnyArray,
+    *args: Any,
+    method: str,
+) -> Any:
+    """Calls a method of the UNet on rows [B * G, ...], with the adapters of each image."""
+    if inputs.adapters is None:
+        return unet.apply({"params": params}, rows, *args, method=method)
+    factors, scale = inputs.adapters
+    variables = {"params": params, low_rank.COLLECTION: factors}
+    with low_rank.added(jnp.repeat(scale, len(rows) // len(scale), axis=0)):
+        return unet.apply(variables, rows, *args, method=method)
 
 
 def _keys(inputs: Inputs) -> Key | None:

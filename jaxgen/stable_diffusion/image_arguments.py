@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.data import pixels
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 
 
 def image(value: Any) -> np.ndarray | None:
@@ -43,7 +43,7 @@ def check_pair(image: np.ndarray | None, mask: np.ndarray | None, inpaints: bool
         )
 
 
-def latents(value: Any, vae: AutoencoderKL) -> np.ndarray | None:
+def latents(value: Any, vae: Autoencoder) -> np.ndarray | None:
     """Checks the noise that the caller brings, float32 [N, h, w, C]."""
     if value is None:
         return None

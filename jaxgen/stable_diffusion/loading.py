@@ -15,11 +15,12 @@ from jaxgen import files
 from jaxgen.diffusion import config
 from jaxgen.nn import quantized
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder, AutoencoderTiny
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.unet import UNet2DConditionModel
 from jaxgen.nn.unet_blocks import UNetEncoder
-from jaxgen.stable_diffusion import placement
+from jaxgen.stable_diffusion import decoding, placement
 from jaxgen.types import Array, Params
 from jaxgen.weights import diffusers, layout
 from jaxgen.weights.diffusers import Checkpoint, Component
@@ -37,6 +38,11 @@ MODULES: Mapping[str, Callable[..., Any]] = {
 }
 
 
+def module_of(name: str, component: Component) -> Callable[..., Any]:
+    """Returns the class of a component; there are two of autoencoders."""
+    return AutoencoderTiny if component.class_name == "AutoencoderTiny" else MODULES[name]
+
+
 def warn_of_scheduler_keys(checkpoint: Checkpoint) -> None:
     """Says in one warning which keys of the scheduler's config no class knows."""
     keys = config.unknown_keys(checkpoint.scheduler)
@@ -51,7 +57,7 @@ class Networks(NamedTuple):
     """The modules of a pipeline, and what follows from their configurations."""
 
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: Autoencoder
     encoders: dict[str, CLIPTextModel]  # those of ENCODERS: one, or in XL both
     controlnets: tuple[ControlNetModel, ...] = ()
 
@@ -85,7 +91,7 @@ def networks(
     modules = {}
     for name, component in checkpoint.components.items():
         own = jnp.float32 if name == "vae" and dtype == jnp.float16 else dtype
-        modules[name] = MODULES[name](**diffusers.fields(component), dtype=own)
+        modules[name] = module_of(name, component)(**diffusers.fields(component), dtype=own)
     encoders = {name: modules[name] for name in ENCODERS if name in modules}
     controls = tuple(
         ControlNetModel(**diffusers.fields(component), dtype=dtype) for component in controlnets
@@ -147,6 +153,27 @@ def embedding_rows(networks: Networks, mesh: Mesh | None, count: Any) -> dict[st
     return placement.place_everywhere(mesh, rows)
 
 
+def previewer(
+    component: Component, networks: Networks, dtype: Any = jnp.float32
+) -> Callable[[Array], np.ndarray]:
+    """Returns a function that decodes estimates with another autoencoder than the pipeline's own.
+
+    component: a tiny one, whose latents are the sampler's. The function takes latents [B, h, w, C]
+    and gives pictures, uint8 [B, H, W, 3]; it compiles at its first call.
+    """
+    module = module_of("vae", component)(**diffusers.fields(component), dtype=dtype)
+    own, vae = (module.factor, module.latent_channels), networks.vae
+    if own != (vae.factor, vae.latent_channels):
+        raise ValueError(
+            f"the preview's autoencoder makes latents {own[0]} times smaller with {own[1]} "
+            f"channels, and the model's {vae.factor} times with {vae.latent_channels}; take one "
+            "that was made for this model"
+        )
+    params = layout.load(component.tensors, shapes(module), dtype)
+    decode = jax.jit(partial(decoding.decode, module))
+    return lambda latents: np.asarray(decode(params, latents)[0])
+
+
 def controlnet_name(k: int) -> str:
     """Names the parameters of ControlNet k."""
     return f"controlnet_{k}"
@@ -188,7 +215,7 @@ def example_inputs(module: Any) -> list[Array]:
                         f"{module.projection_class_embeddings_input_dim}"
                     )
                 inputs += [jnp.zeros((1, pooled)), jnp.zeros((1, 6))]
-        case AutoencoderKL():
+        case AutoencoderKL() | AutoencoderTiny():
             inputs = [jnp.zeros((1, module.factor, module.factor, module.in_channels))]
         case _:
             inputs = [jnp.zeros((1, 1), jnp.int32)]

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen.adapters import controlnet_file, embedding_file, merge, spec
+from jaxgen.adapters import beside, controlnet_file, embedding_file, merge, spec
 from jaxgen.nn import quantized
 from jaxgen.stable_diffusion import (
     arguments,
@@ -83,6 +83,7 @@ class StableDiffusion:
             checkpoint, self.networks, self.mesh, controlnets, shapes_of, self.quantize
         )
         self.params = self.base  # with the adapters that are set merged in
+        self.adapters: beside.Beside | None = None  # those that each image chooses
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
         self.programs = programs.build(self.networks, self.mesh, self.store)
@@ -109,21 +110,28 @@ class StableDiffusion:
         other.embedder = self.embedder._replace(params=own)
         return other
 
-    def set_adapters(self, adapters: Sequence[spec.Spec]) -> None:
+    def set_adapters(self, adapters: Sequence[spec.Spec], per_image: Any = None) -> None:
         """Merges LoRA files into the loaded parameters, in place of those that were set before.
 
         adapters: for each a path, (path, strength), or (path, strength, {"text": 0.5}) with factors
         for "unet", "text" (all text encoders) or one of them by name; [] restores the checkpoint's
         own parameters. Every set is merged anew from these, so strengths never add up and rounding
         never grows. Nothing of the pipeline is compiled anew. Files: safetensors of kohya's
-        scripts, LyCORIS, diffusers and PEFT, or folders of the last two. Raises ValueError, and
-        leaves the pipeline as it was, for a file that does not fit it.
+        scripts, LyCORIS, diffusers and PEFT, or folders of the last two.
+        per_image: [B][K] weighs adapter k in image b of the calls to come, which make B images; the
+        adapters then stay beside the weights and must be plain LoRA of the UNet. Raises ValueError,
+        and leaves the pipeline as it was, for a file that does not fit it.
         """
         if isinstance(adapters, (str, Path)) or not isinstance(adapters, Sequence):
             raise ValueError(f"adapters is {adapters!r:.100}; give a list of {spec.SPEC}")
         if self.quantize and len(adapters):
             raise ValueError("adapters change full kernels; load the pipeline without quantize")
-        self.params = merge.merge(self.base, adapters) if len(adapters) else self.base
+        if per_image is not None:
+            beside_ = beside.stack(self.base, adapters, per_image, self.dtype)
+            self.adapters, self.params = beside_, self.base
+        else:
+            self.adapters = None
+            self.params = merge.merge(self.base, adapters) if len(adapters) else self.base
         own = {name: self.params[name] for name in self.networks.encoders}
         self.embedder = self.embedder._replace(params=own)
 
@@ -302,6 +310,7 @@ class StableDiffusion:
                 Control(self.params[loading.controlnet_name(k)], *own)
                 for k, own in enumerate(batch.controls)
             ),
+            adapters=beside.for_batch(self.adapters, b),
         )
         fields = programs.from_image(
             self.programs, self.networks, self.params["vae"], self.mesh, batch

@@ -12,7 +12,7 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh
 
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion import control, decoding, generate, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
@@ -149,7 +149,7 @@ def compile_decoder(
 
 def encode(
     programs: Programs,
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     params: Params,
     mesh: Mesh | None,
     picture: np.ndarray,
