@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from PIL import Image
 
@@ -321,10 +322,27 @@ def evaluate(config: Config) -> None:
         if losses.LIKELIHOODS[config.likelihood].is_of_bytes:
             print(f"  bits per dim     {terms['neg_elbo_nats'][0] / size / math.log(2):9.4f}")
         if config.nll_samples:
-            mean, error = likelihood.importance_nll(
-                log_weight, params, test._asdict(), weight_key, config.nll_samples
-            )
-            print(f"  nll_nats         {mean:9.3f} +- {error:.3f}  (k = {config.nll_samples})")
+            show_nll(log_weight, params, test._asdict(), weight_key, config.nll_samples)
+        print(f"  active units     {active_units(config, examples, params, test.images)}")
+
+
+def show_nll(log_weight: Any, params: Params, test: dict, key: Key, num_samples: int) -> None:
+    """Prints the bound of so many samples: its error over images, and that of its samples."""
+    estimates = likelihood.importance_estimates(log_weight, params, test, key, [num_samples])
+    nats, error, noise, gap = estimates[num_samples]
+    print(
+        f"  nll_nats         {nats:9.3f} +- {error:.3f}  (k = {num_samples}; its samples make "
+        f"+- {noise:.3f}, and about {gap:.3f} too much)"
+    )
+
+
+def active_units(config: Config, examples: Examples, params: Params, pixels: Any) -> str:
+    """The number of entries of z that 500 images move, out of all."""
+    encode = jax.jit(functional.apply(networks(config, examples)[0]))
+    x = augment.to_unit_range(jnp.asarray(pixels[:500]))
+    labels = jnp.zeros(len(x), jnp.int32)
+    mean = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)[0]
+    return f"{likelihood.active_units(np.asarray(mean)).sum()} of {config.latent_dim}"
 
 
 def log_weight_of(
