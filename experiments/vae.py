@@ -33,12 +33,12 @@ from PIL import Image
 
 from jaxgen import script
 from jaxgen.evaluate import likelihood
-from jaxgen.nn import autoencoder, functional, stochastic
+from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Examples, System
-from jaxgen.train import augment, bounds, latent_models, losses, objectives, step
+from jaxgen.train import augment, latent_models, losses, objectives, step
 from jaxgen.train.latent_models import LatentModel
 from jaxgen.types import Array, Key, LossFn, Params
 
@@ -110,8 +110,8 @@ def top_networks(config: Config) -> tuple[Any, Any]:
     """The networks between z and the layer above it: h1 -> moments of h2, and h2 -> of h1."""
     hidden = (5 * config.top_dim,) * 2
     return (
-        stochastic.GaussianLayer(config.top_dim, hidden),
-        stochastic.GaussianLayer(config.latent_dim, hidden),
+        autoencoder.GaussianLayer(config.top_dim, hidden),
+        autoencoder.GaussianLayer(config.latent_dim, hidden),
     )
 
 
@@ -158,10 +158,10 @@ def check(config: Config, examples: Examples) -> None:
     for option in ("top_dim", "pseudo_inputs"):
         if getattr(config, option):
             objectives.check_prior(name, f"--{option.replace('_', '-')}")
-    if name not in bounds.BOUNDS and config.bound_samples > 1:
+    if name not in objectives.BOUNDS and config.bound_samples > 1:
         raise ValueError(
             f"objective {name} draws z once; --bound-samples {config.bound_samples} is for "
-            f"{', '.join(bounds.BOUNDS)}"
+            f"{', '.join(objectives.BOUNDS)}"
         )
     if config.top_dim and config.pseudo_inputs:
         raise ValueError("--top-dim and --pseudo-inputs are two priors; give one of them")
@@ -304,7 +304,7 @@ def evaluate(config: Config) -> None:
         )
     state, done, examples = run.restore(config, build)
     # one function of each kind for all models, which compiles once
-    kind = "elbo" if config.objective not in bounds.BOUNDS else "k_sample"
+    kind = "elbo" if config.objective not in objectives.BOUNDS else "k_sample"
     plain = replace(config, objective=kind, bound_samples=1, beta=1.0, kl_warmup_steps=0)
     loss = augment.on_uint8(loss_of(plain, examples))
     log_weight = partial(log_weight_of, config, model_of(config, examples))
@@ -323,7 +323,7 @@ def evaluate(config: Config) -> None:
             print(f"  bits per dim     {terms['neg_elbo_nats'][0] / size / math.log(2):9.4f}")
         if config.nll_samples:
             show_nll(log_weight, params, test._asdict(), weight_key, config.nll_samples)
-        print(f"  active units     {active_units(config, examples, params, test.images)}")
+        print(f"  active units     {active_units(config, examples, params, test)}")
 
 
 def show_nll(log_weight: Any, params: Params, test: dict, key: Key, num_samples: int) -> None:
@@ -336,11 +336,11 @@ def show_nll(log_weight: Any, params: Params, test: dict, key: Key, num_samples:
     )
 
 
-def active_units(config: Config, examples: Examples, params: Params, pixels: Any) -> str:
+def active_units(config: Config, examples: Examples, params: Params, test: Any) -> str:
     """The number of entries of z that 500 images move, out of all."""
     encode = jax.jit(functional.apply(networks(config, examples)[0]))
-    x = augment.to_unit_range(jnp.asarray(pixels[:500]))
-    labels = jnp.zeros(len(x), jnp.int32)
+    x = augment.to_unit_range(jnp.asarray(test.images[:500]))
+    labels = jnp.asarray(test.labels[:500])
     mean = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)[0]
     return f"{likelihood.active_units(np.asarray(mean)).sum()} of {config.latent_dim}"
 

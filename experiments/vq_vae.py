@@ -28,8 +28,7 @@ from PIL import Image
 
 from jaxgen import script
 from jaxgen.evaluate import likelihood
-from jaxgen.nn import functional
-from jaxgen.nn import vector_quantized as networks
+from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images
 from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions, may_change
@@ -79,8 +78,8 @@ def networks_of(config: Config, examples: Examples) -> tuple[Any, Any]:
     dtype = experiment.network_dtype(config.run)
     channels = examples.image_shape[-1]
     return (
-        networks.MapEncoder(config.code_dim, config.width, config.stages, dtype),
-        networks.MapDecoder(channels, config.width, config.stages, dtype),
+        autoencoder.MapEncoder(config.code_dim, config.width, config.stages, dtype),
+        autoencoder.MapDecoder(channels, config.width, config.stages, dtype),
     )
 
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgen.nn import autoencoder, functional, gan, stochastic
-from jaxgen.nn import vector_quantized as vq_networks
+from jaxgen.nn import autoencoder, functional, gan
 from jaxgen.train import (
     adversarial,
     augment,
@@ -79,7 +78,7 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
     return init, step.gradient_step(augment.on_uint8(loss, augment.shift), tx, accumulate)
 
 
-UP, DOWN = stochastic.GaussianLayer(2, (4,)), stochastic.GaussianLayer(4, (4,))
+UP, DOWN = autoencoder.GaussianLayer(2, (4,)), autoencoder.GaussianLayer(4, (4,))
 
 
 def _objective(name: str, encode, decode):
@@ -95,7 +94,7 @@ def _objective(name: str, encode, decode):
 
 
 def _vq_vae(tx):
-    encoder, decoder = vq_networks.MapEncoder(3, 4, 1), vq_networks.MapDecoder(1, 4, 1)
+    encoder, decoder = autoencoder.MapEncoder(3, 4, 1), autoencoder.MapDecoder(1, 4, 1)
     loss = vector_quantized.vq_loss(functional.apply(encoder), functional.apply(decoder))
     tx = vector_quantized.optimizer(tx, 0.5, 0.5)  # many restarts in few steps
 
