@@ -36,8 +36,8 @@ def batch(networks=NETWORKS, **options):
 
 def test_single_values_serve_all_images():
     found = batch(prompt=["a", "b", "c"], negative_prompt="d", guidance_scale=[1, 2, 3], seed=5)
-    assert found.prompts == ["a", "b", "c"]
-    assert found.negatives == ["d"] * 3
+    assert found.phases.positives == [["a", "b", "c"]]
+    assert found.phases.negatives == [["d"] * 3]
     rows = len(found.table.t)
     np.testing.assert_array_equal(found.guidance_scale, [[1, 2, 3]] * rows)
     np.testing.assert_array_equal(found.guidance_rescale, [[0, 0, 0]] * rows)

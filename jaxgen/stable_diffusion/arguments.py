@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion import (
     control_arguments,
     image_arguments,
@@ -19,7 +20,7 @@ from jaxgen.stable_diffusion import (
 )
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import BatchRequest, Request
-from jaxgen.stable_diffusion.text_encoding import Text
+from jaxgen.stable_diffusion.texts import phases
 
 LISTS = (
     "prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "guidance_parallel",
@@ -45,16 +46,15 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     columns = sampler_arguments.guidance_rows(request, table)
     b = _batch_size(request, columns, image, mask, latents, *hints)
     guidance = _guidance(request, columns, len(table.t), b)
-    # UNets that were distilled to take their guidance scale as an input need no negative text
     needs_pair = bool((guidance["guidance_scale"] != 1).any())
+    texts = _phases(request, networks, table, needs_pair, b)
     return BatchRequest(
-        prompts=None if request.prompt is None else _texts("prompt", request.prompt, b),
-        negatives=_texts("negative_prompt", request.negative_prompt, b),
+        phases=texts,
         prompt_embeds=_repeated(request.prompt_embeds, b),
         negative_prompt_embeds=_repeated(request.negative_prompt_embeds, b),
         clip_skip=request.clip_skip,
         weighting=request.weighting,
-        guided=needs_pair and networks.unet.time_cond_proj_dim is None,
+        guided=bool(texts.negatives),
         **guidance,
         seeds=_seeds(request.seed, b),
         size=size,
@@ -100,27 +100,10 @@ def _check_single_values(request: Request, networks: Networks) -> None:
     if request.prompt is None and request.prompt_embeds is None:
         raise ValueError("give a prompt (a string or a list of strings), or prompt_embeds")
     for name in ("prompt_embeds", "negative_prompt_embeds"):
-        _check_embeds(name, getattr(request, name), networks)
+        text_encoding.check_embeds(name, getattr(request, name), networks)
     for name in ("prompt", "negative_prompt"):
         if getattr(request, name) is not None and getattr(request, f"{name}_embeds") is not None:
             raise ValueError(f"{name} and {name}_embeds are both given; leave one of them out")
-
-
-def _check_embeds(name: str, text: Text | None, networks: Networks) -> None:
-    """Raises ValueError unless encoded texts of the caller are of this model's kind."""
-    if text is None:
-        return
-    if not isinstance(text, Text):
-        raise ValueError(f"{name} is a {type(text).__name__}; pass what `embed` returns")
-    width = networks.unet.cross_attention_dim
-    shape = np.shape(text.context)
-    if len(shape) != 3 or shape[-1] != width or 0 in shape:
-        raise ValueError(f"{name} has context of shape {shape}; expected [B, T, {width}]")
-    if networks.is_xl != (text.pooled is not None):
-        advice = "needs pooled as well" if networks.is_xl else "takes no pooled"
-        raise ValueError(f"{name}: this model {advice}; pass what `embed` returns")
-    if text.pooled is not None and np.shape(text.pooled)[:-1] != shape[:1]:
-        raise ValueError(f"{name} has pooled of shape {np.shape(text.pooled)}; expected [B, P]")
 
 
 def _size(
@@ -234,6 +217,25 @@ def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarr
         expected = "finite" if math.isinf(low) else f"between {low} and {high}"
         raise ValueError(f"{name} is {value!r:.80}; it must be {expected}")
     return np.asarray(numbers, np.float32)
+
+
+def _phases(
+    request: Request, networks: Networks, table: Table, needs_pair: bool, b: int
+) -> phases.Phases:
+    """Reads the texts of all images; needs_pair where guidance needs negative ones."""
+    # UNets that were distilled to take their guidance scale as an input need none
+    distilled = networks.unet.time_cond_proj_dim is not None
+    texts = phases.phases(
+        None if request.prompt is None else _texts("prompt", request.prompt, b),
+        _texts("negative_prompt", request.negative_prompt, b),
+        needs_pair and not distilled,
+        request.weighting,
+        table,
+        sampler_arguments.num_steps(request, table),
+    )
+    if distilled and texts.weights is not None:
+        raise ValueError("AND needs guidance by negative texts, which this model does without")
+    return texts
 
 
 def _guidance(

@@ -283,6 +283,8 @@ class StableDiffusion:
             context=text.context,
             guidance_scale=batch.guidance_scale,
             guidance_rescale=batch.guidance_rescale,
+            text_index=batch.phases.index,
+            text_weights=batch.phases.weights,
             guidance_parallel=batch.guidance_parallel,
             guidance_limit=batch.guidance_limit,
             pooled=text.pooled,

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.text_encoding import Text
+from jaxgen.stable_diffusion.texts.phases import Phases
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,12 @@ class Request:
 class BatchRequest(NamedTuple):
     """Asks for B images of height H and width W; `arguments.batch` has checked it."""
 
-    prompts: list[str] | None  # None where prompt_embeds are given
-    negatives: list[str | None]
+    phases: Phases  # the texts, step by step
     prompt_embeds: Text | None
     negative_prompt_embeds: Text | None
     clip_skip: int
     weighting: bool
-    guided: bool  # by negative texts
+    guided: bool  # by negative texts; all G - 1 others are positive
     guidance_scale: np.ndarray  # float32 [N, B], for the N rows of the table
     guidance_rescale: np.ndarray  # float32 [N, B]
     guidance_parallel: np.ndarray  # float32 [B]

@@ -119,6 +119,14 @@ def _skipped(request: Request, has_image: bool) -> int:
     return skipped
 
 
+def num_steps(request: Request, table: Table) -> int:
+    """Counts the steps that are run, of which some samplers need several rows each."""
+    rows = int(table.num_rows) - int(table.start_row)
+    if isinstance(request.sampler, Table):
+        return rows
+    return min(rows, request.num_steps - _skipped(request, request.image is not None))
+
+
 def _called(sampler: Callable, num_steps: int, skipped: int) -> Table:
     try:
         inspect.signature(sampler).bind(int(num_steps), start_step=skipped)
