@@ -37,9 +37,10 @@ from jaxgen.data import pixels
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
 from jaxgen.pictures import images, parameters
-from jaxgen.stable_diffusion import arguments, loading, placement, saved
+from jaxgen.stable_diffusion import arguments, loading, placement
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
+from jaxgen.warm import saved_pipeline
 from jaxgen.weights import hub
 
 OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # told in the PNG file
@@ -233,7 +234,7 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     nets = [controlnet_file.open_controlnet(path) for path in config.from_image.controlnet]
     networks = loading.networks(checkpoint, controlnets=nets)
     arguments.batch(request, networks, checkpoint.scheduler)
-    programs = saved.programs_of(config.model)
+    programs = saved_pipeline.programs_of(config.model)
     if programs is None and (cache := script.cache_folder()) is not None:
         programs = cache / "programs"
     pipe = StableDiffusion(

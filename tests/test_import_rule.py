@@ -14,9 +14,9 @@ LAYERS = (
     ("jaxgen.types", "jaxgen.files", "jaxgen.fields", "jaxgen.at_start"),
     (
         "jaxgen.nn", "jaxgen.train", "jaxgen.diffusion", "jaxgen.world", "jaxgen.measure",
-        "jaxgen.cpu", "jaxgen.data", "jaxgen.weights", "jaxgen.pictures", "jaxgen.warm",
+        "jaxgen.cpu", "jaxgen.data", "jaxgen.weights", "jaxgen.pictures",
     ),
-    ("jaxgen.script", "jaxgen.adapters"),
+    ("jaxgen.script", "jaxgen.adapters", "jaxgen.warm"),
     ("jaxgen.runs", "jaxgen.stable_diffusion", "jaxgen.evaluate"),
     ("jaxgen.miniature",),
     ("experiments",),

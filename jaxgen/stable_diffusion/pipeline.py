@@ -30,7 +30,6 @@ from jaxgen.stable_diffusion import (
     loading,
     placement,
     programs,
-    saved,
 )
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.embedder import Embedder
@@ -39,7 +38,7 @@ from jaxgen.stable_diffusion.programs import OnStep
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array, Params
-from jaxgen.warm import stored_programs
+from jaxgen.warm import saved_pipeline, stored_programs
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint, Component
 
@@ -71,12 +70,12 @@ class StableDiffusion:
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
         self.dtype, self.mesh = loading.check_dtype(dtype), placement.check(mesh)
         self.networks = loading.networks(checkpoint, self.dtype, controlnets)
-        self.checkpoint = saved.without_weights(checkpoint)
+        self.checkpoint = saved_pipeline.without_weights(checkpoint)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
         folder = None if programs_folder is None else Path(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
-        shapes_of = partial(saved.shapes, self.store)
+        shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
         self.base = loading.load(checkpoint, self.networks, self.mesh, controlnets, shapes_of)
         self.params = self.base  # with the adapters that are set merged in
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
@@ -168,7 +167,7 @@ class StableDiffusion:
         loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         nets = [controlnet_file.open_controlnet(path) for path in paths]
-        folder = programs_folder or saved.programs_of(path_or_id)
+        folder = programs_folder or saved_pipeline.programs_of(path_or_id)
         return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows)
 
     def save(self, folder: str | Path) -> None:
@@ -179,7 +178,7 @@ class StableDiffusion:
         same version of jaxgen and JAX on the same kind of device. Its later calls add theirs. A
         folder that exists is an error.
         """
-        saved.save(Path(folder), self.checkpoint, self.params, self.store)
+        saved_pipeline.save(Path(folder), self.checkpoint, self.params, self.store)
 
     def __call__(
         self,

@@ -2,14 +2,13 @@
 """Pipelines saved for a warm start: weights as the devices take them, and traced programs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxgen.stable_diffusion import loading
 from jaxgen.types import Params
 from jaxgen.warm.stored_programs import Store
 from jaxgen.weights import diffusers
@@ -35,13 +34,13 @@ def save(folder: Path, checkpoint: Checkpoint, params: Mapping[str, Params], sto
     store.write(folder / PROGRAMS)
 
 
-def shapes(store: Store, module: Any) -> Params:
-    """Returns `loading.shapes` of a network, from a store if that has them."""
+def shapes(store: Store, trace: Callable[[Any], Params], module: Any) -> Params:
+    """Returns the shapes of a network's parameters: the store's, or what `trace` gives."""
 
-    def traced() -> str:
-        return json.dumps(jax.tree.map(lambda leaf: list(leaf.shape), loading.shapes(module)))
+    def as_text() -> str:
+        return json.dumps(jax.tree.map(lambda leaf: list(leaf.shape), trace(module)))
 
-    stored = json.loads(store.text("shapes", repr(module), traced))
+    stored = json.loads(store.text("shapes", repr(module), as_text))
     return jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(tuple(shape), jnp.float32),
         stored,
