@@ -41,13 +41,14 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     latents = image_arguments.latents(request.latents, networks.vae)
     hints = control_arguments.images(request, len(networks.controlnets))
     size = _size(request, networks, image, latents, hints[0] if hints else None)
-    table = sampler_arguments.table(request, networks, scheduler, image is not None)
+    _check_hand_over(request, latents)
+    table, num_steps = sampler_arguments.table(request, networks, scheduler, image is not None)
     controls = control_arguments.requests(request, networks.controlnets, hints, table)
     columns = sampler_arguments.guidance_rows(request, table)
     b = _batch_size(request, columns, image, mask, latents, *hints)
     guidance = _guidance(request, columns, len(table.t), b)
     needs_pair = bool((guidance["guidance_scale"] != 1).any())
-    texts = _phases(request, networks, table, needs_pair, b)
+    texts = _phases(request, networks, table, num_steps, needs_pair, b)
     return BatchRequest(
         phases=texts,
         prompt_embeds=_repeated(request.prompt_embeds, b),
@@ -104,6 +105,24 @@ def _check_single_values(request: Request, networks: Networks) -> None:
     for name in ("prompt", "negative_prompt"):
         if getattr(request, name) is not None and getattr(request, f"{name}_embeds") is not None:
             raise ValueError(f"{name} and {name}_embeds are both given; leave one of them out")
+
+
+def _check_hand_over(request: Request, latents: np.ndarray | None) -> None:
+    """Raises ValueError where one model cannot go on from another's latents, or hand over its own.
+
+    A start or an end of None is a whole run's.
+    """
+    start, end = request.denoising_start, request.denoising_end
+    for name, share in (("denoising_start", start), ("denoising_end", end)):
+        if share is not None and (not _is_number(share) or not 0 < share < 1):
+            raise ValueError(f"{name} is {share!r:.80}; it must lie between 0 and 1")
+    if start is not None and (latents is None or request.image is not None):
+        raise ValueError(
+            "denoising_start goes on from the latents that another call left with denoising_end; "
+            "give them as latents, and no image"
+        )
+    if end is not None and request.output != "latent":
+        raise ValueError("denoising_end leaves noisy latents; use output='latent'")
 
 
 def _size(
@@ -220,7 +239,7 @@ def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarr
 
 
 def _phases(
-    request: Request, networks: Networks, table: Table, needs_pair: bool, b: int
+    request: Request, networks: Networks, table: Table, num_steps: int, needs_pair: bool, b: int
 ) -> phases.Phases:
     """Reads the texts of all images; needs_pair where guidance needs negative ones."""
     # UNets that were distilled to take their guidance scale as an input need none
@@ -231,7 +250,7 @@ def _phases(
         needs_pair and not distilled,
         request.weighting,
         table,
-        sampler_arguments.num_steps(request, table),
+        num_steps,
     )
     if distilled and texts.weights is not None:
         raise ValueError("AND needs guidance by negative texts, which this model does without")

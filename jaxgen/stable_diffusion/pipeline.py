@@ -202,6 +202,8 @@ class StableDiffusion:
         spacing: str | None = None,
         levels: str | None = None,
         eta: float | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
         clip_skip: int = 0,
         weighting: bool = True,
         original_size: tuple[int, int] | None = None,
@@ -233,7 +235,8 @@ class StableDiffusion:
         guidance_parallel, 0 to 1, and guidance_limit: adaptive projected guidance.
         image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
         `strength` of the steps are run, and what is white in the mask is made anew.
-        latents: unit noise that replaces the seeds' own.
+        latents: unit noise that replaces the seeds' own. denoising_end, denoising_start: shares of
+        the training times where one call stops and another goes on, from its latents as they are.
         clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
         reads brackets in prompts as text (see prompts.py). original_size and target_size (height,
         width), crop (top, left): inputs of XL. prompt_embeds and negative_prompt_embeds: what

@@ -35,6 +35,8 @@ class Request:
     spacing: str | None = None
     levels: str | None = None
     eta: float | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     clip_skip: int = 0
     weighting: bool = True
     original_size: tuple[int, int] | None = None
