@@ -27,6 +27,8 @@ LISTS = (
     "guidance_limit", "seed",
 )  # fmt: skip
 OUTPUTS = ("image", "latent")
+# aesthetic scores that XL's refiner takes instead of a target size, as diffusers has them
+NEGATIVE_SCORE, POSITIVE_SCORE = 2.5, 6.0
 MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
 
 
@@ -59,7 +61,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
         **guidance,
         seeds=_seeds(request.seed, b),
         size=size,
-        time_ids=_time_ids(request, networks, size, b),
+        time_ids=_time_ids(request, networks, size, texts, b),
         table=table,
         image=_repeated(image, b),
         mask=_repeated(mask, b),
@@ -205,19 +207,25 @@ def _batch_size(
 
 
 def _time_ids(
-    request: Request, networks: Networks, size: tuple[int, int], b: int
+    request: Request, networks: Networks, size: tuple[int, int], texts: phases.Phases, b: int
 ) -> np.ndarray | None:
+    """Lists XL's sizes [B, 6]; a refiner's, with scores for negative and other texts, [B, S, 5]."""
     original, target = request.original_size, request.target_size
     own = [size if pair is None else pair for pair in (original, target)]
     sizes = time_ids(own[0], request.crop, own[1], b)
-    if networks.is_xl:
+    if networks.is_xl and networks.num_sizes == 6:
         return sizes
-    if original is not None or target is not None or any(request.crop):
+    if not networks.is_xl and (original is not None or target is not None or any(request.crop)):
         raise ValueError(
             "original_size, crop and target_size are inputs of Stable Diffusion XL, and this model "
             "has none of them; leave them out"
         )
-    return None
+    if not networks.is_xl:
+        return None
+    counts = [len(texts.negatives), len(texts.positives)]
+    scores = np.repeat(np.asarray([NEGATIVE_SCORE, POSITIVE_SCORE], np.float32), counts)
+    sized = np.repeat(sizes[:, None, :4], len(scores), axis=1)
+    return np.concatenate([sized, np.tile(scores[None, :, None], (b, 1, 1))], axis=2)
 
 
 def _texts(name: str, value: Any, b: int) -> list:

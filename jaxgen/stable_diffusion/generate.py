@@ -43,7 +43,7 @@ class Inputs(NamedTuple):
     guidance_scale: AnyArray  # [N, B] for the N rows of the table; or [B], for all rows
     guidance_rescale: AnyArray  # the same
     pooled: AnyArray | None = None  # [B, S, P] XL: pooled texts
-    time_ids: AnyArray | None = None  # [B, 6] XL: sizes in pixels
+    time_ids: AnyArray | None = None  # XL: sizes in pixels, [B, 6]; of its refiner [B, S, 5]
     mask: AnyArray | None = None  # [B, h, w, 1] inpainting by blending: 1 where made anew
     extra: AnyArray | None = None  # [B, h, w, C + 1] inpainting UNets: mask and masked image
     # [rows, B, h, w, C] noise of every step that replaces what the seeds draw; the comparisons with
@@ -99,7 +99,9 @@ def begin(
         if inputs.pooled is None or inputs.time_ids is None:
             raise ValueError("this UNet takes pooled text and sizes; give pooled and time_ids")
         pooled = inputs.pooled.reshape(b * size, -1)
-        sizes = jnp.repeat(jnp.asarray(inputs.time_ids), size, axis=0)
+        sizes = jnp.asarray(inputs.time_ids)
+        sizes = sizes[:, None] if sizes.ndim == 2 else sizes
+        sizes = jnp.broadcast_to(sizes, (b, size, sizes.shape[-1])).reshape(b * size, -1)
         conditions = (pooled, sizes)
         added = unet.apply(variables, *conditions, method="embed_added")
     context = inputs.context.reshape(b * size, t, e)

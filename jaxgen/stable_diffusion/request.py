@@ -66,7 +66,7 @@ class BatchRequest(NamedTuple):
     guidance_limit: np.ndarray  # float32 [B], infinite for none
     seeds: np.ndarray  # uint32 [B]
     size: tuple[int, int]  # H, W
-    time_ids: np.ndarray | None  # float32 [B, 6], XL only
+    time_ids: np.ndarray | None  # float32 [B, 6] of XL, [B, S, 5] of its refiner
     table: Table
     image: np.ndarray | None  # float32 [B, H, W, 3] in [-1, 1]
     mask: np.ndarray | None  # float32 [B, H, W, 1], 1 where the picture is made anew
