@@ -3,7 +3,11 @@
 
 import numpy as np
 import pytest
-from support import compilations, pipeline_cases
+from support import checkpoints, compilations, pipeline_cases
+
+from jaxgen.stable_diffusion import arguments, loading
+from jaxgen.stable_diffusion.request import Request
+from jaxgen.weights import diffusers
 
 CALL = {"prompt": "a cat", "num_steps": 8, "seed": 3, "output": "latent"}
 SAMPLERS = ("euler", "ddim", "heun", "euler_ancestral")
@@ -55,3 +59,17 @@ def test_the_times_decide_and_nothing_compiles(pipe):
 def test_what_cannot_be_handed_over_is_refused(pipe, wrong, message):
     with pytest.raises(ValueError, match=message):
         pipe(**CALL | wrong)
+
+
+def test_a_refiner_takes_scores_and_one_text_encoder(tmp_path):
+    folder = tmp_path / "refiner"
+    diffusers.write(folder, checkpoints.checkpoint("refiner"))
+    networks = loading.networks(diffusers.read(folder))
+    assert list(networks.encoders) == ["text_encoder_2"]
+    asked = Request("a cat", original_size=(40, 50), crop=(3, 4))
+    ids = arguments.batch(asked, networks, checkpoints.SCHEDULERS["xl"]).time_ids
+    np.testing.assert_array_equal(ids, [[[40, 50, 3, 4, 2.5], [40, 50, 3, 4, 6.0]]])
+    other = checkpoints.checkpoint("sd1")
+    components = other.components | {"unet": checkpoints.checkpoint("refiner").components["unet"]}
+    with pytest.raises(ValueError, match="with pooled text and the text encoders text_encoder do"):
+        loading.networks(other._replace(components=components))

@@ -19,7 +19,7 @@ from jaxgen.stable_diffusion import (
     text_encoding,
 )
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.request import BatchRequest, Request
+from jaxgen.stable_diffusion.request import BatchRequest, Request, is_number, is_whole
 from jaxgen.stable_diffusion.texts import phases
 
 LISTS = (
@@ -29,7 +29,6 @@ LISTS = (
 OUTPUTS = ("image", "latent")
 # aesthetic scores that XL's refiner takes instead of a target size, as diffusers has them
 NEGATIVE_SCORE, POSITIVE_SCORE = 2.5, 6.0
-MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
 
 
 def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) -> BatchRequest:
@@ -42,7 +41,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     image_arguments.check_pair(image, mask, networks.inpaints)
     latents = image_arguments.latents(request.latents, networks.vae)
     hints = control_arguments.images(request, len(networks.controlnets))
-    size = _size(request, networks, image, latents, hints[0] if hints else None)
+    size = image_arguments.size(request, networks, image, latents, hints[0] if hints else None)
     _check_hand_over(request, latents)
     table, num_steps = sampler_arguments.table(request, networks, scheduler, image is not None)
     controls = control_arguments.requests(request, networks.controlnets, hints, table)
@@ -80,7 +79,7 @@ def time_ids(
     Podell et al. 2023 (arXiv:2307.01952) section 2.2.
     """
     pairs = (original_size, crop, target_size)
-    if not all(_is_list(pair) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs):
+    if not all(_is_list(pair) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs):
         raise ValueError(
             "original_size, crop and target_size are two numbers each: (height, width), (top, "
             f"left), (height, width); got {original_size!r:.80}, {crop!r:.80}, {target_size!r:.80}"
@@ -93,9 +92,9 @@ def _check_single_values(request: Request, networks: Networks) -> None:
     """Raises ValueError for a wrong value among those that hold for all images."""
     if not isinstance(request.output, str) or request.output not in OUTPUTS:
         raise ValueError(f"output is {request.output!r:.80}; use one of {', '.join(OUTPUTS)}")
-    if not _is_number(request.strength) or not 0 <= request.strength <= 1:
+    if not is_number(request.strength) or not 0 <= request.strength <= 1:
         raise ValueError(f"strength is {request.strength!r:.80}; it must lie between 0 and 1")
-    if request.eta is not None and (not _is_number(request.eta) or request.eta < 0):
+    if request.eta is not None and (not is_number(request.eta) or request.eta < 0):
         raise ValueError(f"eta is {request.eta!r:.80}; it must be a number of at least 0")
     if not isinstance(request.weighting, bool):
         raise ValueError(f"weighting is {request.weighting!r:.80}; use True or False")
@@ -116,7 +115,7 @@ def _check_hand_over(request: Request, latents: np.ndarray | None) -> None:
     """
     start, end = request.denoising_start, request.denoising_end
     for name, share in (("denoising_start", start), ("denoising_end", end)):
-        if share is not None and (not _is_number(share) or not 0 < share < 1):
+        if share is not None and (not is_number(share) or not 0 < share < 1):
             raise ValueError(f"{name} is {share!r:.80}; it must lie between 0 and 1")
     if start is not None and (latents is None or request.image is not None):
         raise ValueError(
@@ -125,52 +124,6 @@ def _check_hand_over(request: Request, latents: np.ndarray | None) -> None:
         )
     if end is not None and request.output != "latent":
         raise ValueError("denoising_end leaves noisy latents; use output='latent'")
-
-
-def _size(
-    request: Request,
-    networks: Networks,
-    image: np.ndarray | None,
-    latents: np.ndarray | None,
-    hint: np.ndarray | None,
-) -> tuple[int, int]:
-    """Chooses height and width in pixels: the caller's, his image's, or the model's own."""
-    f, own = networks.vae.factor, networks.default_size
-    if image is not None:
-        own = image.shape[1:3]
-    elif latents is not None:
-        own = (latents.shape[1] * f, latents.shape[2] * f)
-    elif hint is not None:
-        own = hint.shape[1:3]
-    if own is None and (request.height is None or request.width is None):
-        raise ValueError("this model states no size of its own; give height and width in pixels")
-    height, width = (
-        default if value is None else value
-        for value, default in zip((request.height, request.width), own or (0, 0), strict=True)
-    )
-    for name, value in (("height", height), ("width", width)):
-        if not _is_whole(value) or value <= 0 or value % f:
-            raise ValueError(
-                f"{name} is {value!r:.80}; it must be a positive multiple of {f} pixels"
-            )
-    if height * width > MOST_PIXELS:
-        raise ValueError(f"{height} x {width} pixels are too many; at most {MOST_PIXELS}")
-    if image is not None and (height, width) != image.shape[1:3]:
-        raise ValueError(
-            f"the image has {image.shape[1]} x {image.shape[2]} pixels (height x width), but "
-            f"height and width are {height} x {width}; resize it, or leave height and width out"
-        )
-    if hint is not None and (height, width) != hint.shape[1:3]:
-        raise ValueError(
-            f"the control image has {hint.shape[1]} x {hint.shape[2]} pixels (height x width), but "
-            f"the picture will have {height} x {width}; resize it"
-        )
-    if latents is not None and latents.shape[1:3] != (height // f, width // f):
-        raise ValueError(
-            f"latents have shape {latents.shape}; expected [B, {height // f}, {width // f}, "
-            f"{latents.shape[-1]}] for {height} x {width} pixels"
-        )
-    return int(height), int(width)
 
 
 def _batch_size(
@@ -240,7 +193,7 @@ def _texts(name: str, value: Any, b: int) -> list:
 def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarray:
     """Gives each image its number, float32 [B]."""
     numbers = _each(value, b)
-    if not all(_is_number(number) and low <= number <= high for number in numbers):
+    if not all(is_number(number) and low <= number <= high for number in numbers):
         expected = "finite" if math.isinf(low) else f"between {low} and {high}"
         raise ValueError(f"{name} is {value!r:.80}; it must be {expected}")
     return np.asarray(numbers, np.float32)
@@ -286,7 +239,7 @@ def _guidance(
 def _limits(value: Any, b: int) -> np.ndarray:
     """Gives each image the largest norm of its guidance, float32 [B]; None is infinite."""
     limits = [math.inf if limit is None else limit for limit in _each(value, b)]
-    if not all(limit == math.inf or (_is_number(limit) and limit > 0) for limit in limits):
+    if not all(limit == math.inf or (is_number(limit) and limit > 0) for limit in limits):
         raise ValueError(f"guidance_limit is {value!r:.80}; it must be positive, or None for none")
     return np.asarray(limits, np.float32)
 
@@ -294,10 +247,10 @@ def _limits(value: Any, b: int) -> np.ndarray:
 def _seeds(value: Any, b: int) -> np.ndarray:
     """Gives each image its seed, uint32 [B]; a single one counts up."""
     seeds = _each(value, b)
-    if not _is_list(value) and _is_whole(seeds[0]):
+    if not _is_list(value) and is_whole(seeds[0]):
         seeds = [seeds[0] + j for j in range(b)]
     for seed in seeds:
-        if not _is_whole(seed) or not 0 <= seed < 2**32:
+        if not is_whole(seed) or not 0 <= seed < 2**32:
             raise ValueError(f"seed is {seed!r:.80}; it must be a whole number from 0 to 2**32 - 1")
     return np.asarray(seeds, np.uint32)
 
@@ -318,12 +271,3 @@ def _repeated(arrays: Any, b: int) -> Any:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
-
-
-def _is_number(value: Any) -> bool:
-    real = isinstance(value, int | float | np.integer | np.floating)
-    return real and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Holds one call of the pipeline: as the caller writes it, and in arrays."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -73,3 +74,14 @@ class BatchRequest(NamedTuple):
     latents: np.ndarray | None  # float32 [B, H/f, W/f, C], unit noise
     from_image: bool  # begin with the noised image, not with pure noise
     controls: list[Any]  # a `control_arguments.ControlRequest` for each ControlNet
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    real = isinstance(value, int | float | np.integer | np.floating)
+    return real and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxgen.diffusion import config, schedule
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.request import Request
+from jaxgen.stable_diffusion.request import Request, is_whole
 
 # of samplers by name, with an example
 OPTIONS = {"eta": 0.5, "spacing": "trailing", "levels": "karras"}
@@ -33,7 +33,7 @@ def table(
         if request.denoising_start is not None or request.denoising_end is not None:
             raise ValueError("a Table says itself where it begins and ends; cut its rows instead")
         return sampler, int(sampler.num_rows) - int(sampler.start_row)
-    if not _is_whole(num_steps) or num_steps < 1:
+    if not is_whole(num_steps) or num_steps < 1:
         raise ValueError(f"num_steps is {num_steps!r:.80}; it must be a whole number, at least 1")
     if by_name:
         options = {name: getattr(request, name) for name in OPTIONS}
@@ -172,7 +172,3 @@ def _called(sampler: Callable, num_steps: int, skipped: int) -> Table:
     if not isinstance(result, Table):
         raise ValueError(f"the sampler returns a {type(result).__name__}; it must return a Table")
     return result
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
