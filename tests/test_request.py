@@ -187,7 +187,7 @@ WRONG_TYPES = [
     ({"negative_prompt": 3}, "negative_prompt holds 3; expected"),
     ({"num_steps": "20"}, "num_steps is '20'; it must be a whole number"),
     ({"num_steps": True}, "num_steps is True"),
-    ({"num_steps": None}, "num_steps is None"),
+    ({"num_steps": "4"}, "num_steps is '4'"),
     ({"guidance_scale": "7"}, "guidance_scale is '7'; it must be finite"),
     ({"guidance_scale": [7, None]}, r"guidance_scale is \[7, None\]"),
     ({"guidance_scale": OBJECTS}, "guidance_scale is array"),

@@ -19,7 +19,13 @@ from jaxgen.stable_diffusion import (
     text_encoding,
 )
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.request import BatchRequest, Request, is_number, is_whole
+from jaxgen.stable_diffusion.request import (
+    BatchRequest,
+    Request,
+    completed,
+    is_number,
+    is_whole,
+)
 from jaxgen.stable_diffusion.texts import phases
 
 LISTS = (
@@ -36,6 +42,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
 
     scheduler: the model's scheduler_config.json. Raises one ValueError that says what is wrong.
     """
+    request = completed(request)
     _check_single_values(request, networks)
     image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
     image_arguments.check_pair(image, mask, networks.inpaints)

@@ -35,7 +35,7 @@ from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.programs import OnStep
-from jaxgen.stable_diffusion.request import Request
+from jaxgen.stable_diffusion.request import Request, completed
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array, Params
 from jaxgen.warm import saved_pipeline, stored_programs
@@ -73,6 +73,7 @@ class StableDiffusion:
         self.checkpoint = saved_pipeline.without_weights(checkpoint)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
+        self.defaults = few_steps.defaults(checkpoint)  # number of steps, guidance scale
         folder = None if programs_folder is None else Path(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
@@ -184,8 +185,8 @@ class StableDiffusion:
         self,
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str | None] | None = None,
-        num_steps: int = 50,
-        guidance_scale: Any = 7.5,
+        num_steps: int | None = None,
+        guidance_scale: Any = None,
         sampler: Any = None,
         seed: int | Sequence[int] = 0,
         height: int | None = None,
@@ -228,6 +229,7 @@ class StableDiffusion:
         from the checkpoint's own schedule: spacing ("leading", "linspace", "trailing") and levels
         ("karras", "exponential", "beta", or "schedule" for those of training), and eta, the fresh
         noise of ddim (0 by default) and tcd (0.3).
+        num_steps and guidance_scale: 50 and 7.5, or what a distilled model needs, unless given.
         guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
         work that guidance costs is left out. guidance_rescale: 0 to 1. Both may also be rows, one
         for each evaluation of the model, of one number or one for each image, or a function of the
@@ -263,6 +265,7 @@ class StableDiffusion:
 
     def inputs(self, request: Request) -> Inputs:
         """Turns a request into arrays on the devices: what `generate.generate` takes."""
+        request = completed(request, *self.defaults)
         batch = arguments.batch(request, self.networks, self.scheduler)
         hint = few_steps.hint(self.distilled, self.scheduler, request, batch)
         if hint is not None:

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ class Request:
 
     prompt: str | Sequence[str] | None = None
     negative_prompt: str | Sequence[str | None] | None = None
-    num_steps: int = 50
-    guidance_scale: Any = 7.5
+    num_steps: Any = None
+    guidance_scale: Any = None
     sampler: Any = None
     seed: int | Sequence[int] = 0
     height: int | None = None
@@ -50,6 +50,15 @@ class Request:
     control_start: float | Sequence[float] = 0.0
     control_end: float | Sequence[float] = 1.0
     guess_mode: bool = False
+
+
+def completed(request: Request, num_steps: int = 50, guidance_scale: float = 7.5) -> Request:
+    """Returns the request with these in place of a None."""
+    own = {"num_steps": num_steps, "guidance_scale": guidance_scale}
+    missing: dict[str, Any] = {
+        name: value for name, value in own.items() if getattr(request, name) is None
+    }
+    return replace(request, **missing) if missing else request
 
 
 class BatchRequest(NamedTuple):
