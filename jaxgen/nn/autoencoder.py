@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn import blocks
+from jaxgen.nn.linear import Conv, Dense
 from jaxgen.nn.norm import Norm
 from jaxgen.types import Array
 
@@ -44,8 +45,8 @@ class DenseEncoder(nn.Module):
         h = x.reshape(*x.shape[:-3], -1).astype(self.dtype)
         h = with_label(h, label, self.num_classes)
         for features in self.hidden:
-            h = nn.relu(nn.Dense(features, dtype=self.dtype)(h))
-        return nn.Dense(self.outputs, dtype=self.dtype, name="head")(h).astype(jnp.float32)
+            h = nn.relu(Dense(features, dtype=self.dtype)(h))
+        return Dense(self.outputs, dtype=self.dtype, name="head")(h).astype(jnp.float32)
 
 
 class DenseDecoder(nn.Module):
@@ -64,8 +65,8 @@ class DenseDecoder(nn.Module):
         height, width, channels = self.image_shape
         h = with_label(z.astype(self.dtype), label, self.num_classes)
         for features in reversed(self.hidden):
-            h = nn.relu(nn.Dense(features, dtype=self.dtype)(h))
-        x = nn.Dense(height * width * channels, dtype=self.dtype, name="head")(h)
+            h = nn.relu(Dense(features, dtype=self.dtype)(h))
+        x = Dense(height * width * channels, dtype=self.dtype, name="head")(h)
         return x.reshape(*z.shape[:-1], *self.image_shape).astype(jnp.float32)
 
 
@@ -88,11 +89,11 @@ class ConvEncoder(nn.Module):
     def __call__(self, x: Array, label: Array | None = None) -> Array:
         h = x.astype(self.dtype)
         for stage in range(blocks.num_stages(*x.shape[-3:-1])):
-            h = nn.Conv(self.width * 2**stage, (3, 3), strides=2, dtype=self.dtype)(h)
+            h = Conv(self.width * 2**stage, (3, 3), strides=2, dtype=self.dtype)(h)
             h = nn.silu(Norm(self.norm, dtype=self.dtype)(h))
         h = with_label(h.reshape(*x.shape[:-3], -1), label, self.num_classes)
-        h = nn.silu(nn.Dense(self.hidden, dtype=self.dtype)(h))
-        return nn.Dense(self.outputs, dtype=self.dtype, name="head")(h).astype(jnp.float32)
+        h = nn.silu(Dense(self.hidden, dtype=self.dtype)(h))
+        return Dense(self.outputs, dtype=self.dtype, name="head")(h).astype(jnp.float32)
 
 
 class ConvDecoder(nn.Module):
@@ -112,8 +113,8 @@ class ConvDecoder(nn.Module):
         base = (height // 2**stages, width // 2**stages, self.width * 2 ** (stages - 1))
 
         h = with_label(z.astype(self.dtype), label, self.num_classes)
-        h = nn.silu(nn.Dense(self.hidden, dtype=self.dtype)(h))
-        h = nn.silu(nn.Dense(base[0] * base[1] * base[2], dtype=self.dtype)(h))
+        h = nn.silu(Dense(self.hidden, dtype=self.dtype)(h))
+        h = nn.silu(Dense(base[0] * base[1] * base[2], dtype=self.dtype)(h))
         h = h.reshape(*z.shape[:-1], *base)
         for stage in reversed(range(1, stages)):
             h = blocks.Upsample(self.width * 2 ** (stage - 1), dtype=self.dtype)(h)

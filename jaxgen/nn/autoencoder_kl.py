@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn.attention import attention
-from jaxgen.nn.convolution import Conv3x3
+from jaxgen.nn.linear import Conv3x3, Dense
 from jaxgen.nn.norm import GroupNorm
 from jaxgen.nn.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from jaxgen.types import Array
@@ -56,9 +56,9 @@ class AutoencoderKL(nn.Module):
         self.encoder = Encoder(2 * self.latent_channels, widths, layers, *common)
         self.decoder = Decoder(self.out_channels, widths, layers, *common)
         if self.use_quant_conv:  # 1x1 convolutions, hence dense layers
-            self.quant_conv = nn.Dense(2 * self.latent_channels, dtype=self.dtype)
+            self.quant_conv = Dense(2 * self.latent_channels, dtype=self.dtype)
         if self.use_post_quant_conv:
-            self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
+            self.post_quant_conv = Dense(self.latent_channels, dtype=self.dtype)
 
     def __call__(self, x: Array) -> Array:
         """The reconstruction of x from the posterior's mean: [B, H, W, 3] -> the same."""
@@ -229,8 +229,8 @@ class PixelAttention(nn.Module):
         tokens = GroupNorm(self.norm_num_groups, EPSILON, self.dtype, name="group_norm")(x)
         tokens = tokens.reshape(b, h * w, c)
         q, k, v = (
-            nn.Dense(c, dtype=self.dtype, name=name)(tokens)[:, :, None, :]
+            Dense(c, dtype=self.dtype, name=name)(tokens)[:, :, None, :]
             for name in ("to_q", "to_k", "to_v")
         )
         out = attention(q, k, v)[:, :, 0, :]
-        return x + nn.Dense(c, dtype=self.dtype, name="to_out_0")(out).reshape(b, h, w, c)
+        return x + Dense(c, dtype=self.dtype, name="to_out_0")(out).reshape(b, h, w, c)

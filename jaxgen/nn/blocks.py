@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxgen.nn.linear import Conv
 from jaxgen.types import Array, Params
 
 
@@ -54,7 +55,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return depth_to_space(nn.Conv(4 * self.features, (3, 3), dtype=self.dtype)(x))
+        return depth_to_space(Conv(4 * self.features, (3, 3), dtype=self.dtype)(x))
 
 
 def spectral_norm(kernel: Array, num_iterations: int = 12) -> Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn import blocks
+from jaxgen.nn.linear import Conv, Dense
 from jaxgen.nn.norm import Norm
 from jaxgen.types import Array
 
@@ -20,10 +21,10 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = nn.relu(nn.Conv(self.width, (3, 3), dtype=self.dtype)(x.astype(self.dtype)))
+        h = nn.relu(Conv(self.width, (3, 3), dtype=self.dtype)(x.astype(self.dtype)))
         for stage in range(blocks.halvings(*x.shape[-3:-1])):
             features = self.width * 2 ** (stage + 1)
-            h = nn.Conv(features, (3, 3), strides=2, dtype=self.dtype)(h)
+            h = Conv(features, (3, 3), strides=2, dtype=self.dtype)(h)
             h = nn.relu(Norm("group", dtype=self.dtype)(h))
-        h = nn.relu(nn.Dense(128, dtype=self.dtype)(h.reshape(*x.shape[:-3], -1)))
-        return nn.Dense(self.num_classes, dtype=self.dtype)(h).astype(jnp.float32)
+        h = nn.relu(Dense(128, dtype=self.dtype)(h.reshape(*x.shape[:-3], -1)))
+        return Dense(self.num_classes, dtype=self.dtype)(h).astype(jnp.float32)

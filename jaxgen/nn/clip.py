@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn.attention import attention
+from jaxgen.nn.linear import Dense, Embed, add
 from jaxgen.types import Array
 
 ACTIVATIONS = {
@@ -65,7 +66,7 @@ class CLIPTextModel(nn.Module):
             self.dtype,
         )
         if self.with_projection:
-            self.text_projection = nn.Dense(self.projection_dim, use_bias=False, dtype=self.dtype)
+            self.text_projection = Dense(self.projection_dim, use_bias=False, dtype=self.dtype)
 
     def __call__(
         self,
@@ -163,10 +164,8 @@ class CLIPTextEmbeddings(nn.Module):
                 f"{t} tokens are too many for this text encoder, which takes "
                 f"{self.max_position_embeddings}; encode longer prompts in chunks"
             )
-        token = nn.Embed(
-            self.vocab_size, self.hidden_size, dtype=self.dtype, name="token_embedding"
-        )
-        position = nn.Embed(
+        token = Embed(self.vocab_size, self.hidden_size, dtype=self.dtype, name="token_embedding")
+        position = Embed(
             self.max_position_embeddings,
             self.hidden_size,
             dtype=self.dtype,
@@ -179,7 +178,7 @@ class CLIPTextEmbeddings(nn.Module):
             rows = jnp.asarray(new_words, self.dtype)[jnp.maximum(new, 0)]
             known = token(jnp.minimum(input_ids, self.vocab_size - 1))
             embedded = jnp.where(new[..., None] < 0, known, rows)
-        return embedded + position(jnp.arange(t))[None]
+        return add(embedded, position(jnp.arange(t))[None])
 
 
 class CLIPEncoder(nn.Module):
@@ -235,11 +234,11 @@ class CLIPAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         b, t, d = x.shape
         q, k, v = (
-            nn.Dense(d, dtype=self.dtype, name=name)(x).reshape(b, t, self.num_heads, -1)
+            Dense(d, dtype=self.dtype, name=name)(x).reshape(b, t, self.num_heads, -1)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         out = attention(q, k, v, causal=True).reshape(b, t, d)
-        return nn.Dense(d, dtype=self.dtype, name="out_proj")(out)
+        return Dense(d, dtype=self.dtype, name="out_proj")(out)
 
 
 class CLIPMLP(nn.Module):
@@ -251,8 +250,8 @@ class CLIPMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = nn.Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(ACTIVATIONS[self.hidden_act](h))
+        h = Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(x)
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(ACTIVATIONS[self.hidden_act](h))
 
 
 def _layer_norm(epsilon: float, dtype: Any, name: str | None = None) -> nn.LayerNorm:

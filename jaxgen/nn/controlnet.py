@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.nn.convolution import SAME, Conv3x3
+from jaxgen.nn.linear import SAME, Conv, Conv3x3, Dense
 from jaxgen.nn.unet_blocks import TextContext, UNetEncoder
 from jaxgen.types import Array
 
@@ -89,7 +89,7 @@ class HintEmbedding(nn.Module):
         self.conv_in = Conv3x3(self.widths[0], self.dtype)
         blocks = []
         for narrow, wide in zip(self.widths[:-1], self.widths[1:], strict=True):
-            halved = nn.Conv(wide, (3, 3), strides=(2, 2), padding=SAME, dtype=self.dtype)
+            halved = Conv(wide, (3, 3), strides=2, padding=SAME, dtype=self.dtype)
             blocks += [Conv3x3(narrow, self.dtype), halved]
         self.blocks = blocks
         self.conv_out = Conv3x3(self.channels, self.dtype)
@@ -101,5 +101,5 @@ class HintEmbedding(nn.Module):
         return self.conv_out(x)
 
 
-def _conv1x1(features: int, dtype: Any) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype)
+def _conv1x1(features: int, dtype: Any) -> Dense:
+    return Dense(features, dtype=dtype)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxgen.nn.linear import Dense
 from jaxgen.types import Array
 
 
@@ -44,8 +45,8 @@ class TimestepEmbedding(nn.Module):
     def __call__(self, x: Array, cond: Array | None = None) -> Array:
         x = x.astype(self.dtype)
         if self.cond_dim is not None:
-            project = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name="cond_proj")
+            project = Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name="cond_proj")
             cond = jnp.zeros((*x.shape[:-1], self.cond_dim), x.dtype) if cond is None else cond
             x = x + project(cond)
-        x = nn.Dense(self.dim, dtype=self.dtype, name="linear_1")(x)
-        return nn.Dense(self.dim, dtype=self.dtype, name="linear_2")(nn.silu(x))
+        x = Dense(self.dim, dtype=self.dtype, name="linear_1")(x)
+        return Dense(self.dim, dtype=self.dtype, name="linear_2")(nn.silu(x))

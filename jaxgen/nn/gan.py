@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jaxgen.nn import blocks
 from jaxgen.nn.autoencoder import with_label
+from jaxgen.nn.linear import Conv, Dense, Embed
 from jaxgen.nn.norm import Norm
 from jaxgen.types import Array
 
@@ -30,8 +31,8 @@ class DenseGenerator(nn.Module):
         height, width, channels = self.image_shape
         h = with_label(z.astype(self.dtype), label, self.num_classes)
         for features in self.hidden:
-            h = nn.relu(nn.Dense(features, dtype=self.dtype)(h))
-        x = nn.Dense(height * width * channels, dtype=self.dtype, name="head")(h)
+            h = nn.relu(Dense(features, dtype=self.dtype)(h))
+        x = Dense(height * width * channels, dtype=self.dtype, name="head")(h)
         return jnp.tanh(x.reshape(*z.shape[:-1], *self.image_shape).astype(jnp.float32))
 
 
@@ -50,7 +51,7 @@ class DenseDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None = None) -> Array:
-        dense = blocks.spectrally_normalized(nn.Dense) if self.spectral else nn.Dense
+        dense = blocks.spectrally_normalized(Dense) if self.spectral else Dense
         h = x.reshape(*x.shape[:-3], -1).astype(self.dtype)
         for i, features in enumerate(self.hidden):
             h = dense(features * self.pieces, dtype=self.dtype, name=f"Dense_{i}")(h)
@@ -79,13 +80,13 @@ class ConvGenerator(nn.Module):
         base = (height // 2**stages, width // 2**stages, self.width * 2**stages)
 
         h = with_label(z.astype(self.dtype), label, self.num_classes)
-        h = nn.Dense(base[0] * base[1] * base[2], dtype=self.dtype)(h)
+        h = Dense(base[0] * base[1] * base[2], dtype=self.dtype)(h)
         h = h.reshape(*z.shape[:-1], *base)
         h = nn.relu(Norm(self.norm, dtype=self.dtype)(h))
         for stage in reversed(range(stages)):
             h = blocks.Upsample(self.width * 2**stage, dtype=self.dtype)(h)
             h = nn.relu(Norm(self.norm, dtype=self.dtype)(h))
-        x = nn.Conv(channels, (3, 3), dtype=self.dtype, name="head")(h)
+        x = Conv(channels, (3, 3), dtype=self.dtype, name="head")(h)
         return jnp.tanh(x.astype(jnp.float32))
 
 
@@ -104,8 +105,8 @@ class ConvDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None = None) -> Array:
-        conv = blocks.spectrally_normalized(nn.Conv) if self.spectral else nn.Conv
-        dense = blocks.spectrally_normalized(nn.Dense) if self.spectral else nn.Dense
+        conv = blocks.spectrally_normalized(Conv) if self.spectral else Conv
+        dense = blocks.spectrally_normalized(Dense) if self.spectral else Dense
         h = x.astype(self.dtype)
         for stage in range(blocks.num_stages(*x.shape[-3:-1])):
             name = f"Conv_{stage}"
@@ -126,6 +127,6 @@ def _logit(
     if num_classes > 0:
         if label is None:
             raise ValueError(f"a network conditioned on {num_classes} classes needs a label")
-        embedding = nn.Embed(num_classes, h.shape[-1], dtype=dtype, name="label")(label)
+        embedding = Embed(num_classes, h.shape[-1], dtype=dtype, name="label")(label)
         logit = logit + jnp.sum(embedding * h, axis=-1)
     return logit.astype(jnp.float32)

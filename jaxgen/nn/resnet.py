@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.nn.convolution import Conv3x3
+from jaxgen.nn.linear import Conv, Conv3x3, Dense, add
 from jaxgen.nn.norm import GroupNorm
 from jaxgen.types import Array
 
@@ -26,12 +26,12 @@ class ResnetBlock2D(nn.Module):
     def __call__(self, x: Array, emb: Array | None = None) -> Array:
         h = self._norm_silu_conv(x, "1")
         if emb is not None:
-            shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))
-            h = h + shift[:, None, None, :]
+            shift = Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))
+            h = add(h, shift[:, None, None, :])
         h = self._norm_silu_conv(h, "2")
 
         if x.shape[-1] != self.channels:  # a 1x1 convolution is a dense layer over channels
-            x = nn.Dense(self.channels, dtype=self.dtype, name="conv_shortcut")(x)
+            x = Dense(self.channels, dtype=self.dtype, name="conv_shortcut")(x)
         return x + h
 
     def _norm_silu_conv(self, x: Array, number: str) -> Array:
@@ -51,8 +51,8 @@ class Downsample2D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.Conv(
-            x.shape[-1], (3, 3), strides=(2, 2), padding=self.padding, dtype=self.dtype, name="conv"
+        return Conv(
+            x.shape[-1], (3, 3), strides=2, padding=self.padding, dtype=self.dtype, name="conv"
         )(x)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn.attention import attention
+from jaxgen.nn.linear import Dense
 from jaxgen.nn.norm import GroupNorm
 from jaxgen.types import Array
 
@@ -26,10 +27,10 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.to_q = nn.Dense(self.channels, use_bias=False, dtype=self.dtype)
-        self.to_k = nn.Dense(self.channels, use_bias=False, dtype=self.dtype)
-        self.to_v = nn.Dense(self.channels, use_bias=False, dtype=self.dtype)
-        self.to_out = [nn.Dense(self.channels, dtype=self.dtype)]  # "to_out_0"
+        self.to_q = Dense(self.channels, use_bias=False, dtype=self.dtype)
+        self.to_k = Dense(self.channels, use_bias=False, dtype=self.dtype)
+        self.to_v = Dense(self.channels, use_bias=False, dtype=self.dtype)
+        self.to_out = [Dense(self.channels, dtype=self.dtype)]  # "to_out_0"
 
     def keys_values(self, context: Array) -> KeysValues:
         """The keys and values of a context, for `__call__`: [B, S, E] -> two [B, S, heads, D]."""
@@ -55,7 +56,7 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden, gate = jnp.split(nn.Dense(2 * self.dim, dtype=self.dtype, name="proj")(x), 2, -1)
+        hidden, gate = jnp.split(Dense(2 * self.dim, dtype=self.dtype, name="proj")(x), 2, -1)
         # not the tanh approximation, flax's default: it shifts every block a little
         return hidden * jax.nn.gelu(gate, approximate=False)
 
@@ -72,7 +73,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
         h = GEGLU(4 * channels, self.dtype, name="net_0")(x)
-        return nn.Dense(channels, dtype=self.dtype, name="net_2")(h)
+        return Dense(channels, dtype=self.dtype, name="net_2")(h)
 
 
 class BasicTransformerBlock(nn.Module):
@@ -114,12 +115,12 @@ class Transformer2DModel(nn.Module):
 
     def setup(self) -> None:
         self.norm = GroupNorm(self.norm_num_groups, 1e-6, self.dtype)  # 1e-6, not the UNet's 1e-5
-        self.proj_in = nn.Dense(self.channels, dtype=self.dtype)
+        self.proj_in = Dense(self.channels, dtype=self.dtype)
         self.transformer_blocks = [
             BasicTransformerBlock(self.channels, self.num_heads, self.dtype)
             for _ in range(self.num_layers)
         ]
-        self.proj_out = nn.Dense(self.channels, dtype=self.dtype)
+        self.proj_out = Dense(self.channels, dtype=self.dtype)
 
     def text_context(self, text: Array) -> tuple[KeysValues, ...]:
         """The keys and values of the text [B, S, E] for each block, for `__call__`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.nn.convolution import Conv3x3
+from jaxgen.nn.linear import Conv3x3
 from jaxgen.nn.norm import GroupNorm
 from jaxgen.nn.unet_blocks import Level, TextContext, UNetEncoder, UpBlock, has_attention, repeat
 from jaxgen.types import Array

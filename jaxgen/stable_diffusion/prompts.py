@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen.types import AnyArray
 from jaxgen.weights import tokenizer as tokenizer_io
 from jaxgen.weights.tokenizer import Tokenizer
 
@@ -36,8 +37,8 @@ _PARTS = re.compile(
 class Chunks(NamedTuple):
     """Holds B texts as a text encoder takes them, each in K chunks of T tokens."""
 
-    ids: np.ndarray  # int32 [B, K, T], every chunk with first, last and padding tokens
-    weights: np.ndarray  # float32 [B, K, T], 1 where nothing is emphasised
+    ids: AnyArray  # int32 [B, K, T], every chunk with first, last and padding tokens
+    weights: AnyArray  # float32 [B, K, T], 1 where nothing is emphasised
 
 
 def parse(prompt: str) -> list[tuple[str, float]]:

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""Training in bfloat16 against float32: every leaf's gradient, and whole runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import networks, scripts
+
+from jaxgen.nn import autoencoder, classifier, controlnet, gan
+from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.clip import CLIPTextModel
+from jaxgen.nn.unet import UNet2DConditionModel
+
+SHAPE = (16, 16, 1)
+LEVEL = {
+    "block_out_channels": (16,), "down_block_types": ("CrossAttnDownBlock2D",),
+    "mid_block_type": None,
+}  # fmt: skip
+UNET = networks.UNETS["sd1"] | LEVEL | {"up_block_types": ("CrossAttnUpBlock2D",)}
+CONTROL = networks.UNETS["sd1"] | LEVEL | {"conditioning_embedding_out_channels": (4, 8)}
+VAE = networks.VAE | {
+    "block_out_channels": (8,), "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+}  # fmt: skip
+
+
+UNET_INPUTS = networks.unet_inputs(UNET)
+
+
+def images(count):
+    return np.random.default_rng(3).uniform(-1, 1, (count, *SHAPE)).astype(np.float32)
+
+
+def latents(count):
+    return np.random.default_rng(4).standard_normal((count, 4)).astype(np.float32)
+
+
+def labels(count):
+    return np.arange(count, dtype=np.int32) % 3
+
+
+# What sees single examples in training does so here, under vmap.
+SINGLE = {
+    "dense encoder": (autoencoder.DenseEncoder(4, (32,), 3), images(2048), labels(2048)),
+    "dense decoder": (autoencoder.DenseDecoder(SHAPE, (32,), 3), latents(2048), labels(2048)),
+    "dense generator": (gan.DenseGenerator(SHAPE, (32,), 3), latents(2048), labels(2048)),
+    "dense discriminator": (gan.DenseDiscriminator((8,), 5, 3), images(2048), labels(2048)),
+    "conv encoder": (autoencoder.ConvEncoder(4, 8, 16, "group", 3), images(64), labels(64)),
+    "conv decoder": (autoencoder.ConvDecoder(SHAPE, 8, 16, "batch", 3), latents(64), labels(64)),
+    "conv generator": (gan.ConvGenerator(SHAPE, 4, num_classes=3), latents(64), labels(64)),
+    "conv discriminator": (gan.ConvDiscriminator(8, 3, True), images(64), labels(64)),
+}
+WHOLE = {
+    "classifier": (classifier.Classifier(3, 8), images(64)),
+    "text encoder": (
+        CLIPTextModel(**networks.CLIPS["clip_l"] | {"num_hidden_layers": 1}),
+        networks.token_ids(64, 16),
+    ),
+    "autoencoder": (AutoencoderKL(**VAE), images(4).repeat(3, axis=-1)),
+    "unet": (UNet2DConditionModel(**UNET), *UNET_INPUTS),
+    "controlnet": (
+        controlnet.ControlNetModel(**CONTROL),
+        *UNET_INPUTS,
+        abs(images(8).reshape(2, 32, 32, 1)).repeat(3, axis=-1),
+    ),
+}
+# The largest relative errors: of biases, scales and embeddings, and of kernels. What rounding of
+# activations leaves is two to three times less; sums in bfloat16 gave the third number.
+BOUNDS = {
+    "dense encoder": (0.004, 0.03),  # 0.009
+    "dense decoder": (0.003, 0.01),  # 0.004
+    "dense generator": (0.003, 0.01),  # 0.005
+    "dense discriminator": (0.01, 0.06),  # 0.20
+    "conv encoder": (0.017, 0.03),  # 0.021
+    "conv decoder": (0.01, 0.02),  # 0.51
+    "conv generator": (0.1, 0.12),  # 0.88
+    "conv discriminator": (0.015, 0.06),  # 0.045
+    "classifier": (0.1, 0.2),  # 0.18
+    "text encoder": (0.03, 0.03),  # 0.10
+    "autoencoder": (0.2, 0.2),  # 0.45
+    "unet": (0.03, 0.04),  # 0.40
+    "controlnet": (0.07, 0.07),  # 0.30
+}
+
+
+def gradient(module, params, inputs, single):
+    """The gradient of a loss whose slopes do not cancel: sums of them grow with their length."""
+
+    def call(params, inputs):
+        def one(*inputs):
+            return module.apply({"params": params}, *inputs)
+
+        return jax.tree.leaves((jax.vmap(one) if single else one)(*inputs))
+
+    def loss(params, inputs, weights):
+        outputs = [out.astype(jnp.float32) for out in call(params, inputs)]
+        return sum(
+            jnp.mean(w * (out**2 / 2 + out)) for w, out in zip(weights, outputs, strict=True)
+        )
+
+    rng = np.random.default_rng(5)
+    shapes = jax.eval_shape(call, params, inputs)
+    weights = [rng.uniform(0.5, 1.5, out.shape).astype(np.float32) for out in shapes]
+    return jax.jit(jax.grad(loss))(params, inputs, weights)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bfloat16_gradients_are_float32s_up_to_the_rounding_of_activations(name):
+    module, *inputs = (SINGLE | WHOLE)[name]
+    example = [x[0] for x in inputs] if name in SINGLE else inputs
+    params = networks.weights_by_path(networks.shapes_of(module, *example))
+    exact = gradient(module, params, inputs, name in SINGLE)
+    half = gradient(module.clone(dtype=jnp.bfloat16), params, inputs, name in SINGLE)
+
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(exact))
+    for (path, leaf), other in zip(
+        jax.tree.leaves_with_path(exact), jax.tree.leaves(half), strict=True
+    ):
+        assert other.dtype == jnp.float32
+        if np.abs(leaf).max() < 1e-6 * largest:  # zero but for rounding: a bias before a norm
+            assert np.abs(other).max() < 1e-3 * largest
+            continue
+        bound = BOUNDS[name][path[-1].key == "kernel"]
+        assert networks.relative_error(other, leaf) < bound, jax.tree_util.keystr(path)
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize(
+    ("script", "metric"), [("autoencoder", "loss"), ("vae", "neg_elbo_nats"), ("gan", "d_loss")]
+)
+def test_bfloat16_runs_end_within_the_noise_of_float32s(script, metric, tmp_path):
+    """Noise: what another seed changes, in the mean of the last steps."""
+
+    def ends(dtype, seed):
+        folder = tmp_path / f"{dtype}-{seed}"
+        flags = ["--network", "conv", "--width", 8, "--steps", 200, "--draw-every", 0]
+        flags += ["--log-every", 1, "--dtype", dtype, "--seed", seed, "--run-dir", folder]
+        scripts.execute(script, *flags)
+        return np.mean([row[metric] for row in scripts.rows(folder)[-50:]])
+
+    exact = [ends("float32", seed) for seed in (1, 2, 3)]
+    assert abs(ends("bfloat16", 1) - exact[0]) < max(3 * np.std(exact), 0.01 * abs(exact[0]))
