@@ -114,8 +114,10 @@ class Config:
     prompt: tuple[str, ...] = ()  # one or several; (word:1.3) weighs a word (needed)
     negative: str | None = None  # what the images should not show
     model: str = hub.EMBEDDED  # a diffusers folder, a .safetensors file, a Hub id, or "shapes"
-    steps: int | None = None  # of the sampler; 20 with "shapes", else 50
-    # how closely to follow the prompt: 3 with "shapes", else 7.5; 1 is no guidance, half the work
+    # of the sampler; 20 with "shapes", 50 with others, fewer with models distilled for it
+    steps: int | None = None
+    # how closely to follow the prompt: 3 with "shapes", 7.5 with others, 1 with distilled models,
+    # which is no guidance and half the work
     guidance: float | None = None
     seed: int = 0  # of the first image; the others count up
     batch_size: int = 1  # images of each prompt, all made at once
@@ -162,11 +164,10 @@ def main() -> None:
     pipe.store.keep()
 
 
-def steps_and_guidance(config: Config) -> tuple[int, float]:
-    """Returns number of steps and guidance scale, of the command line or as they suit the model."""
-    steps, scale = 50, 7.5
-    if config.model == hub.EMBEDDED:
-        steps, scale = model.NUM_STEPS, model.GUIDANCE_SCALE
+def steps_and_guidance(config: Config) -> tuple[int | None, float | None]:
+    """Returns number of steps and guidance scale, of the command line or as they suit "shapes"."""
+    of_shapes = (model.NUM_STEPS, model.GUIDANCE_SCALE)
+    steps, scale = of_shapes if config.model == hub.EMBEDDED else (None, None)
     return (
         steps if config.steps is None else config.steps,
         scale if config.guidance is None else config.guidance,
@@ -184,13 +185,15 @@ def request_of(config: Config) -> Request:
     image, mask = read_pictures(config)
     steps, scale = steps_and_guidance(config)
     interval = config.sampling.guidance_interval  # which is no field of Request
+    if interval and scale is None:
+        raise ValueError("--guidance-interval needs --guidance, the scale between its two shares")
     sampling: dict[str, Any] = {
         k: v for k, v in asdict(config.sampling).items() if k != "guidance_interval"
     }
     return Request(
         prompt=[prompt for prompt in config.prompt for _ in range(config.batch_size)],
         negative_prompt=config.negative, num_steps=steps, seed=config.seed,
-        guidance_scale=guidance.interval(scale, *interval) if interval else scale,
+        guidance_scale=guidance.interval(scale, *interval) if interval and scale else scale,
         height=config.height, width=config.width, image=image, mask=mask,
         strength=config.from_image.strength, **sampling,
         control_image=control_images(config, image), control_scale=config.from_image.control_scale,
@@ -283,7 +286,8 @@ def previewing(
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
     """Writes each picture with its prompt and settings, and a grid of several; yields the paths."""
     first = images.next_number(config.output)
-    steps, scale = steps_and_guidance(config)
+    chosen = zip(steps_and_guidance(config), pipe.defaults, strict=True)
+    steps, scale = (own if own is not None else default for own, default in chosen)
     sampling, from_image = config.sampling, config.from_image
     interval, parallel = sampling.guidance_interval, sampling.guidance_parallel
     settings = {

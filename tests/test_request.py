@@ -36,8 +36,8 @@ def batch(networks=NETWORKS, **options):
 
 def test_single_values_serve_all_images():
     found = batch(prompt=["a", "b", "c"], negative_prompt="d", guidance_scale=[1, 2, 3], seed=5)
-    assert found.prompts == ["a", "b", "c"]
-    assert found.negatives == ["d"] * 3
+    assert found.phases.positives == [["a", "b", "c"]]
+    assert found.phases.negatives == [["d"] * 3]
     rows = len(found.table.t)
     np.testing.assert_array_equal(found.guidance_scale, [[1, 2, 3]] * rows)
     np.testing.assert_array_equal(found.guidance_rescale, [[0, 0, 0]] * rows)
@@ -187,7 +187,7 @@ WRONG_TYPES = [
     ({"negative_prompt": 3}, "negative_prompt holds 3; expected"),
     ({"num_steps": "20"}, "num_steps is '20'; it must be a whole number"),
     ({"num_steps": True}, "num_steps is True"),
-    ({"num_steps": None}, "num_steps is None"),
+    ({"num_steps": "4"}, "num_steps is '4'"),
     ({"guidance_scale": "7"}, "guidance_scale is '7'; it must be finite"),
     ({"guidance_scale": [7, None]}, r"guidance_scale is \[7, None\]"),
     ({"guidance_scale": OBJECTS}, "guidance_scale is array"),

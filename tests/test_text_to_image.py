@@ -119,7 +119,7 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
     _, stderr = execute(
         "--model", turbo, "--output", output, "--steps", 2, "--prompt", "a tabby",
         "--sampler", "DPM++ 2M Karras", "--spacing", "trailing", "--vae", model / "vae",
-        "--embedding", word,
+        "--embedding", word, "--guidance", 7.5,
     )  # fmt: skip
     notes = [line for line in stderr.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
@@ -172,6 +172,10 @@ def test_the_last_preview_is_the_picture(model, tmp_path):
         (["--model", "MODEL", "--prompt", "a", "--image", "m.png"], "No such file"),
         (["--model", "MODEL", "--prompt", "a", "--data-devices", "9"], "need 9 devices; there are"),
         (["--model", "MODEL", "--prompt", "a", "--batch-size", "0"], "--batch-size is 0"),
+        (
+            ["--model", "MODEL", "--prompt", "a", "--guidance-interval", "0.2", "0.8"],
+            "needs --guidance",
+        ),
     ],
 )
 def test_bad_use_is_one_line(model, tmp_path, monkeypatch, flags, message):
@@ -185,9 +189,9 @@ def test_bad_use_is_one_line(model, tmp_path, monkeypatch, flags, message):
     ("flags", "expected"),
     [
         ({}, (20, 3.0)),
-        ({"model": "other"}, (50, 7.5)),
+        ({"model": "other"}, (None, None)),
         ({"steps": 7}, (7, 3.0)),
-        ({"model": "other", "guidance": 1.0}, (50, 1.0)),
+        ({"model": "other", "guidance": 1.0}, (None, 1.0)),
         ({"steps": 0, "guidance": 0.0}, (0, 0.0)),
     ],
 )

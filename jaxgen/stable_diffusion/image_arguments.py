@@ -8,6 +8,10 @@ import numpy as np
 
 from jaxgen.data import pixels
 from jaxgen.nn.autoencoder_tiny import Autoencoder
+from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.request import Request, is_whole
+
+MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
 
 
 def image(value: Any) -> np.ndarray | None:
@@ -57,3 +61,49 @@ def latents(value: Any, vae: Autoencoder) -> np.ndarray | None:
             f"latents have shape {array.shape}; expected [B, H/{f}, W/{f}, {channels}]"
         )
     return array.astype(np.float32)
+
+
+def size(
+    request: Request,
+    networks: Networks,
+    image: np.ndarray | None,
+    latents: np.ndarray | None,
+    hint: np.ndarray | None,
+) -> tuple[int, int]:
+    """Chooses height and width in pixels: the caller's, his image's, or the model's own."""
+    f, own = networks.vae.factor, networks.default_size
+    if image is not None:
+        own = image.shape[1:3]
+    elif latents is not None:
+        own = (latents.shape[1] * f, latents.shape[2] * f)
+    elif hint is not None:
+        own = hint.shape[1:3]
+    if own is None and (request.height is None or request.width is None):
+        raise ValueError("this model states no size of its own; give height and width in pixels")
+    height, width = (
+        default if value is None else value
+        for value, default in zip((request.height, request.width), own or (0, 0), strict=True)
+    )
+    for name, value in (("height", height), ("width", width)):
+        if not is_whole(value) or value <= 0 or value % f:
+            raise ValueError(
+                f"{name} is {value!r:.80}; it must be a positive multiple of {f} pixels"
+            )
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{height} x {width} pixels are too many; at most {MOST_PIXELS}")
+    if image is not None and (height, width) != image.shape[1:3]:
+        raise ValueError(
+            f"the image has {image.shape[1]} x {image.shape[2]} pixels (height x width), but "
+            f"height and width are {height} x {width}; resize it, or leave height and width out"
+        )
+    if hint is not None and (height, width) != hint.shape[1:3]:
+        raise ValueError(
+            f"the control image has {hint.shape[1]} x {hint.shape[2]} pixels (height x width), but "
+            f"the picture will have {height} x {width}; resize it"
+        )
+    if latents is not None and latents.shape[1:3] != (height // f, width // f):
+        raise ValueError(
+            f"latents have shape {latents.shape}; expected [B, {height // f}, {width // f}, "
+            f"{latents.shape[-1]}] for {height} x {width} pixels"
+        )
+    return int(height), int(width)

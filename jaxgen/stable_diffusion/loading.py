@@ -67,6 +67,13 @@ class Networks(NamedTuple):
         return self.unet.addition_embed_type == "text_time"
 
     @property
+    def num_sizes(self) -> int:
+        """The numbers beside XL's pooled text: 6 of sizes, in refiners 4 and an aesthetic score."""
+        pooled = self.encoders["text_encoder_2"].projection_dim
+        rest = (self.unet.projection_class_embeddings_input_dim or 0) - pooled
+        return rest // (self.unet.addition_time_embed_dim or 1)
+
+    @property
     def inpaints(self) -> bool:
         """True where the UNet takes a mask and a masked image beside the latent."""
         return self.unet.in_channels != self.vae.latent_channels
@@ -239,11 +246,13 @@ def _check_together(networks: Networks) -> None:
             f"the text encoders give {width} features and the UNet attends to "
             f"{unet.cross_attention_dim}"
         )
-    if networks.is_xl != (len(networks.encoders) == 2):
+    if networks.is_xl != ("text_encoder_2" in networks.encoders):
         faults.append(
-            f"a UNet {'with' if networks.is_xl else 'without'} pooled text and "
-            f"{len(networks.encoders)} text encoders do not belong together"
+            f"a UNet {'with' if networks.is_xl else 'without'} pooled text and the text encoders "
+            f"{' and '.join(networks.encoders)} do not belong together"
         )
+    elif networks.is_xl and networks.num_sizes not in (5, 6):
+        faults.append(f"the UNet takes {networks.num_sizes} sizes, and XL has 6, its refiner 5")
     faults += [
         fault
         for k, net in enumerate(networks.controlnets, start=1)

@@ -36,7 +36,7 @@ from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.programs import OnStep
-from jaxgen.stable_diffusion.request import Request
+from jaxgen.stable_diffusion.request import Request, completed
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array, Params
 from jaxgen.warm import saved_pipeline, stored_programs
@@ -75,6 +75,7 @@ class StableDiffusion:
         self.checkpoint = saved_pipeline.without_weights(checkpoint)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
+        self.defaults = few_steps.defaults(checkpoint)  # number of steps, guidance scale
         folder = None if programs_folder is None else Path(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
@@ -204,8 +205,8 @@ class StableDiffusion:
         self,
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str | None] | None = None,
-        num_steps: int = 50,
-        guidance_scale: Any = 7.5,
+        num_steps: int | None = None,
+        guidance_scale: Any = None,
         sampler: Any = None,
         seed: int | Sequence[int] = 0,
         height: int | None = None,
@@ -222,6 +223,8 @@ class StableDiffusion:
         spacing: str | None = None,
         levels: str | None = None,
         eta: float | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
         clip_skip: int = 0,
         weighting: bool = True,
         original_size: tuple[int, int] | None = None,
@@ -246,6 +249,7 @@ class StableDiffusion:
         from the checkpoint's own schedule: spacing ("leading", "linspace", "trailing") and levels
         ("karras", "exponential", "beta", or "schedule" for those of training), and eta, the fresh
         noise of ddim (0 by default) and tcd (0.3).
+        num_steps and guidance_scale: 50 and 7.5, or what a distilled model needs, unless given.
         guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
         work that guidance costs is left out. guidance_rescale: 0 to 1. Both may also be rows, one
         for each evaluation of the model, of one number or one for each image, or a function of the
@@ -253,7 +257,8 @@ class StableDiffusion:
         guidance_parallel, 0 to 1, and guidance_limit: adaptive projected guidance.
         image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
         `strength` of the steps are run, and what is white in the mask is made anew.
-        latents: unit noise that replaces the seeds' own.
+        latents: unit noise that replaces the seeds' own. denoising_end, denoising_start: shares of
+        the training times where one call stops and another goes on, from its latents as they are.
         clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
         reads brackets in prompts as text (see prompts.py). original_size and target_size (height,
         width), crop (top, left): inputs of XL. prompt_embeds and negative_prompt_embeds: what
@@ -280,6 +285,7 @@ class StableDiffusion:
 
     def inputs(self, request: Request) -> Inputs:
         """Turns a request into arrays on the devices: what `generate.generate` takes."""
+        request = completed(request, *self.defaults)
         batch = arguments.batch(request, self.networks, self.scheduler)
         hint = few_steps.hint(self.distilled, self.scheduler, request, batch)
         if hint is not None:
@@ -302,6 +308,8 @@ class StableDiffusion:
             context=text.context,
             guidance_scale=batch.guidance_scale,
             guidance_rescale=batch.guidance_rescale,
+            text_index=batch.phases.index,
+            text_weights=batch.phases.weights,
             guidance_parallel=batch.guidance_parallel,
             guidance_limit=batch.guidance_limit,
             pooled=text.pooled,

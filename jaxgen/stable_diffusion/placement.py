@@ -13,6 +13,7 @@ from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.generate import Inputs
 
 DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
+BY_ROW = ("step_noise", "guidance_scale", "guidance_rescale", "text_index")  # [N, B, ...]
 SHARDED_FROM = 2**14  # entries; smaller parameters are kept whole on every device
 
 
@@ -117,7 +118,7 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     shardings: dict[str, Any] = {
         "table": everywhere,
         "from_image": everywhere,
-        **dict.fromkeys(("step_noise", "guidance_scale", "guidance_rescale"), rows(mesh, axis=1)),
+        **dict.fromkeys(BY_ROW, rows(mesh, axis=1)),
     }
     arrays = {
         name: jax.device_put(value, shardings.get(name, rows(mesh)))

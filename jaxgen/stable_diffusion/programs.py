@@ -33,7 +33,7 @@ class Programs(NamedTuple):
     """These functions are jitted: each is compiled once for every batch size and image size."""
 
     embed: Callable[..., Any]  # (params, chunks, new words, clip_skip) -> Text
-    pair: Callable[..., Any]  # (negative, positive, blank rows) -> Text with both
+    stack: Callable[..., Any]  # (texts, which are blank) -> Text with all of them
     noise: Callable[..., Any]  # (seeds, shape) -> unit noise
     begin: Callable[..., Any]  # (params, inputs) -> prepared, state
     step: Callable[..., Any]  # (params, inputs, prepared, i, state) -> state, estimate
@@ -73,7 +73,7 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
     static = {"static_argnames": "cut"}
     return Programs(
         embed=jit("embed", partial(text_encoding.encode, networks), static_argnames="clip_skip"),
-        pair=jit("pair", text_encoding.pair),
+        stack=jit("stack", text_encoding.stack),
         noise=jit("noise", generate.initial_noise, static_argnames="shape", out_shardings=batch),
         begin=jit("begin", partial(generate.begin, unet, nets=nets), out_shardings=(None, state)),
         step=jit(
