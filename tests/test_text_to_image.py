@@ -212,7 +212,7 @@ def test_help_explains_every_option():
     assert titles == ["", "from-image", "sampling", "weights", "devices"]
     first = stdout[: stdout.index("from-image options")]
     flags = ["prompt", "negative", "model", "steps", "guidance", "seed", "batch-size", "width",
-             "height", "output"]  # fmt: skip
+             "height", "output", "preview"]  # fmt: skip
     assert re.findall(r"│ --([a-z-]+)", first) == flags
 
 
