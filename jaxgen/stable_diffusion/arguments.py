@@ -6,11 +6,13 @@ All of it is NumPy on the host, so that a bad request fails before any long work
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.stable_diffusion import (
     control_arguments,
     image_arguments,
@@ -26,6 +28,7 @@ LISTS = (
     "guidance_limit", "seed",
 )  # fmt: skip
 OUTPUTS = ("image", "latent")
+_LARGEST = float(np.finfo(np.float32).max)
 MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
 
 
@@ -34,6 +37,9 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
 
     scheduler: the model's scheduler_config.json. Raises one ValueError that says what is wrong.
     """
+    request = replace(
+        request, **{name: fields.plain(value) for name, value in vars(request).items()}
+    )
     _check_single_values(request, networks)
     image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
     image_arguments.check_pair(image, mask, networks.inpaints)
@@ -80,7 +86,7 @@ def time_ids(
     if not all(_is_list(pair) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs):
         raise ValueError(
             "original_size, crop and target_size are two numbers each: (height, width), (top, "
-            f"left), (height, width); got {original_size!r:.80}, {crop!r:.80}, {target_size!r:.80}"
+            f"left), (height, width); got {', '.join(map(fields.shown, pairs))}"
         )
     # float32, not the networks' type: bfloat16 would make 1024 of 1023
     return np.tile(np.asarray(pairs, np.float32).ravel(), (batch_size, 1))
@@ -89,13 +95,17 @@ def time_ids(
 def _check_single_values(request: Request, networks: Networks) -> None:
     """Raises ValueError for a wrong value among those that hold for all images."""
     if not isinstance(request.output, str) or request.output not in OUTPUTS:
-        raise ValueError(f"output is {request.output!r:.80}; use one of {', '.join(OUTPUTS)}")
+        raise ValueError(
+            f"output is {fields.shown(request.output)}; use one of {', '.join(OUTPUTS)}"
+        )
     if not _is_number(request.strength) or not 0 <= request.strength <= 1:
-        raise ValueError(f"strength is {request.strength!r:.80}; it must lie between 0 and 1")
+        raise ValueError(
+            f"strength is {fields.shown(request.strength)}; it must lie between 0 and 1"
+        )
     if request.eta is not None and (not _is_number(request.eta) or request.eta < 0):
-        raise ValueError(f"eta is {request.eta!r:.80}; it must be a number of at least 0")
+        raise ValueError(f"eta is {fields.shown(request.eta)}; it must be a number of at least 0")
     if not isinstance(request.weighting, bool):
-        raise ValueError(f"weighting is {request.weighting!r:.80}; use True or False")
+        raise ValueError(f"weighting is {fields.shown(request.weighting)}; use True or False")
     text_encoding.check_clip_skip(networks, request.clip_skip)
     if request.prompt is None and request.prompt_embeds is None:
         raise ValueError("give a prompt (a string or a list of strings), or prompt_embeds")
@@ -147,10 +157,13 @@ def _size(
     for name, value in (("height", height), ("width", width)):
         if not _is_whole(value) or value <= 0 or value % f:
             raise ValueError(
-                f"{name} is {value!r:.80}; it must be a positive multiple of {f} pixels"
+                f"{name} is {fields.shown(value)}; it must be a positive multiple of {f} pixels"
             )
     if height * width > MOST_PIXELS:
-        raise ValueError(f"{height} x {width} pixels are too many; at most {MOST_PIXELS}")
+        raise ValueError(
+            f"{fields.shown(height)} x {fields.shown(width)} pixels are too many; "
+            f"at most {MOST_PIXELS}"
+        )
     if image is not None and (height, width) != image.shape[1:3]:
         raise ValueError(
             f"the image has {image.shape[1]} x {image.shape[2]} pixels (height x width), but "
@@ -223,7 +236,7 @@ def _texts(name: str, value: Any, b: int) -> list:
     texts = _each(value, b)
     for text in texts:
         if not isinstance(text, str) and not (text is None and name == "negative_prompt"):
-            raise ValueError(f"{name} holds {text!r:.80}; expected a string")
+            raise ValueError(f"{name} holds {fields.shown(text)}; expected a string")
     return texts
 
 
@@ -232,7 +245,7 @@ def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarr
     numbers = _each(value, b)
     if not all(_is_number(number) and low <= number <= high for number in numbers):
         expected = "finite" if math.isinf(low) else f"between {low} and {high}"
-        raise ValueError(f"{name} is {value!r:.80}; it must be {expected}")
+        raise ValueError(f"{name} is {fields.shown(value)}; it must be {expected}")
     return np.asarray(numbers, np.float32)
 
 
@@ -256,10 +269,18 @@ def _guidance(
 
 def _limits(value: Any, b: int) -> np.ndarray:
     """Gives each image the largest norm of its guidance, float32 [B]; None is infinite."""
-    limits = [math.inf if limit is None else limit for limit in _each(value, b)]
-    if not all(limit == math.inf or (_is_number(limit) and limit > 0) for limit in limits):
-        raise ValueError(f"guidance_limit is {value!r:.80}; it must be positive, or None for none")
+    limits = [
+        math.inf if limit is None or _is_infinite(limit) else limit for limit in _each(value, b)
+    ]
+    if not all(limit is math.inf or (_is_number(limit) and limit > 0) for limit in limits):
+        raise ValueError(
+            f"guidance_limit is {fields.shown(value)}; it must be positive, or None for none"
+        )
     return np.asarray(limits, np.float32)
+
+
+def _is_infinite(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value == math.inf)
 
 
 def _seeds(value: Any, b: int) -> np.ndarray:
@@ -269,15 +290,15 @@ def _seeds(value: Any, b: int) -> np.ndarray:
         seeds = [seeds[0] + j for j in range(b)]
     for seed in seeds:
         if not _is_whole(seed) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed is {seed!r:.80}; it must be a whole number from 0 to 2**32 - 1")
+            raise ValueError(
+                f"seed is {fields.shown(seed)}; it must be a whole number from 0 to 2**32 - 1"
+            )
     return np.asarray(seeds, np.uint32)
 
 
 def _each(value: Any, b: int) -> list:
     """Repeats a single value for b images; a list stays. Arrays become Python's numbers."""
-    entries = list(value) if _is_list(value) else [value]
-    entries = [entry.item() if getattr(entry, "ndim", None) == 0 else entry
-               for entry in entries]  # fmt: skip
+    entries = fields.plain(list(value)) if _is_list(value) else [value]
     return entries * b if len(entries) == 1 else entries
 
 
@@ -292,9 +313,8 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    real = isinstance(value, int | float | np.integer | np.floating)
-    return real and not isinstance(value, bool) and math.isfinite(value)
+    return fields.is_number(value) and abs(value) <= _LARGEST  # false for NaN, too
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -50,7 +50,9 @@ def latents(value: Any, vae: AutoencoderKL) -> np.ndarray | None:
     array = as_array("latents", value)
     f, channels = vae.factor, vae.latent_channels
     numeric = jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "iu"
-    if not numeric or not np.isfinite(array.astype(np.float32)).all():
+    with np.errstate(over="ignore"):  # what overflows is not finite either
+        is_finite = numeric and np.isfinite(array.astype(np.float32)).all()
+    if not is_finite:
         raise ValueError(f"latents of type {array.dtype} hold values that are no finite numbers")
     if array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
         raise ValueError(
