@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgen import fields
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.generate import Inputs
 
@@ -35,6 +36,8 @@ def check(mesh: Mesh | None) -> Mesh | None:
     """Checks a mesh and gives it automatic axes, which let the compiler divide the work."""
     if mesh is None:
         return None
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh is {fields.shown(mesh)}; give a jax.sharding.Mesh, or None")
     unknown = [name for name in mesh.axis_names if name not in (DATA, MODEL)]
     if unknown:
         raise ValueError(
