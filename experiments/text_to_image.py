@@ -36,7 +36,7 @@ from jaxgen.cpu import tune
 from jaxgen.data import pixels
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
-from jaxgen.pictures import images, parameters
+from jaxgen.pictures import edges, images, parameters
 from jaxgen.stable_diffusion import arguments, loading, placement
 from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
@@ -59,6 +59,7 @@ class FromImage:
     hires_upscale: Literal["latent", "pixels"] = "latent"  # what is enlarged
     controlnet: tuple[str, ...] = ()  # ControlNets: folders, files or Hub ids
     control_image: tuple[Path, ...] = ()  # the picture of edges, depth, ... for each of them
+    control_edges: bool = False  # give the edges of these pictures, for ControlNets of Canny's
     control_scale: float = 1.0  # how strongly they act
 
 
@@ -234,6 +235,8 @@ def control_images(config: Config, image: Image.Image | None) -> Any:
     size = image.size if image else (config.width or read[0].width // 8 * 8,
                                      config.height or read[0].height // 8 * 8)  # fmt: skip
     fitted = [ImageOps.fit(one, size, Image.Resampling.LANCZOS) for one in read]
+    if config.from_image.control_edges:
+        fitted = [Image.fromarray(edges.canny(np.asarray(one))) for one in fitted]
     return fitted[0] if len(fitted) == 1 else fitted
 
 
@@ -286,6 +289,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "hires": own and f"{own.scale:g}, strength {own.strength:g}, {own.upscale}",
         "controlnet": ", ".join(from_image.controlnet) or None,
         "control_image": ", ".join(map(str, from_image.control_image)) or None,
+        "control_edges": from_image.control_edges or None,
         "control_scale": from_image.control_scale if from_image.controlnet else None,
         "model": config.model,
         "vae": config.weights.vae,
