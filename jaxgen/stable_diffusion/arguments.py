@@ -51,14 +51,24 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     _check_single_values(request, networks)
     image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
     image_arguments.check_pair(image, mask, networks.inpaints)
-    latents = image_arguments.latents(request.latents, networks.vae)
+    latents, clean = (
+        image_arguments.latents(getattr(request, name), networks.vae, name)
+        for name in ("latents", "image_latents")
+    )
+    if clean is not None and image is not None:
+        raise ValueError("image and image_latents are both given; leave one of them out")
+    if clean is not None and latents is not None and clean.shape[1:] != latents.shape[1:]:
+        raise ValueError(f"latents have shape {latents.shape}, image_latents {clean.shape}")
+    has_image = image is not None or clean is not None
     hints = control_arguments.images(request, len(networks.controlnets))
-    size = image_arguments.size(request, networks, image, latents, hints[0] if hints else None)
+    size = image_arguments.size(
+        request, networks, image, clean if latents is None else latents, hints[0] if hints else None
+    )
     _check_hand_over(request, latents)
-    table, num_steps = sampler_arguments.table(request, networks, scheduler, image is not None)
+    table, num_steps = sampler_arguments.table(request, networks, scheduler, has_image)
     controls = control_arguments.requests(request, networks.controlnets, hints, table)
     columns = sampler_arguments.guidance_rows(request, table)
-    b = _batch_size(request, columns, image, mask, latents, *hints)
+    b = _batch_size(request, columns, image, mask, latents, clean, *hints)
     guidance = _guidance(request, columns, len(table.t), b)
     needs_pair = bool((guidance["guidance_scale"] != 1).any())
     texts = _phases(request, networks, table, num_steps, needs_pair, b)
@@ -77,7 +87,8 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
         image=_repeated(image, b),
         mask=_repeated(mask, b),
         latents=_repeated(latents, b),
-        from_image=image is not None and (mask is None or request.strength < 1),
+        clean=_repeated(clean, b),
+        from_image=has_image and (mask is None or request.strength < 1),
         controls=[own._replace(image=_repeated(own.image, b)) for own in controls],
     )
 
@@ -133,7 +144,8 @@ def _check_hand_over(request: Request, latents: np.ndarray | None) -> None:
     for name, share in (("denoising_start", start), ("denoising_end", end)):
         if share is not None and (not is_number(share) or not 0 < share < 1):
             raise ValueError(f"{name} is {fields.shown(share)}; it must lie between 0 and 1")
-    if start is not None and (latents is None or request.image is not None):
+    has_image = request.image is not None or request.image_latents is not None
+    if start is not None and (latents is None or has_image):
         raise ValueError(
             "denoising_start goes on from the latents that another call left with denoising_end; "
             "give them as latents, and no image"
@@ -158,7 +170,8 @@ def _batch_size(
         text = getattr(request, name)
         if text is not None:
             lengths[name] = len(text.context)
-    named = ("image", "mask", "latents", *("control_image",) * (len(arrays) - 3))
+    named = ("image", "mask", "latents", "image_latents")
+    named += ("control_image",) * (len(arrays) - len(named))
     for name, array in zip(named, arrays, strict=True):
         if array is not None:
             lengths[name] = len(array)

@@ -48,21 +48,19 @@ def check_pair(image: np.ndarray | None, mask: np.ndarray | None, inpaints: bool
         )
 
 
-def latents(value: Any, vae: Autoencoder) -> np.ndarray | None:
-    """Checks the noise that the caller brings, float32 [N, h, w, C]."""
+def latents(value: Any, vae: Autoencoder, name: str = "latents") -> np.ndarray | None:
+    """Checks latents or noise that the caller brings, float32 [N, h, w, C]."""
     if value is None:
         return None
-    array = as_array("latents", value)
+    array = as_array(name, value)
     f, channels = vae.factor, vae.latent_channels
     numeric = jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "iu"
     with np.errstate(over="ignore"):  # what overflows is not finite either
         is_finite = numeric and np.isfinite(array.astype(np.float32)).all()
     if not is_finite:
-        raise ValueError(f"latents of type {array.dtype} hold values that are no finite numbers")
+        raise ValueError(f"{name} of type {array.dtype} hold values that are no finite numbers")
     if array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
-        raise ValueError(
-            f"latents have shape {array.shape}; expected [B, H/{f}, W/{f}, {channels}]"
-        )
+        raise ValueError(f"{name} have shape {array.shape}; expected [B, H/{f}, W/{f}, {channels}]")
     return array.astype(np.float32)
 
 

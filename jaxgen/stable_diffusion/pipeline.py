@@ -33,9 +33,12 @@ from jaxgen.stable_diffusion import (
     placement,
     programs,
 )
-from jaxgen.stable_diffusion.control import Control
+from jaxgen.stable_diffusion import (
+    hires as two_passes,
+)
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.programs import OnStep
 from jaxgen.stable_diffusion.request import Request, completed
 from jaxgen.stable_diffusion.text_encoding import Text
@@ -240,6 +243,8 @@ class StableDiffusion:
         control_start: float | Sequence[float] = 0.0,
         control_end: float | Sequence[float] = 1.0,
         guess_mode: bool = False,
+        image_latents: Any = None,
+        hires: float | Hires | None = None,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
@@ -260,6 +265,9 @@ class StableDiffusion:
         guidance_parallel, 0 to 1, and guidance_limit: adaptive projected guidance.
         image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
         `strength` of the steps are run, and what is white in the mask is made anew.
+        image_latents: what output="latent" gave, in place of an image.
+        hires: draws a small picture first, makes it so many times larger, and draws from that; a
+        factor, or a `Hires` that says how.
         latents: unit noise that replaces the seeds' own. denoising_end, denoising_start: shares of
         the training times where one call stops and another goes on, from its latents as they are.
         clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
@@ -277,11 +285,21 @@ class StableDiffusion:
         request = Request(**options)
         if on_step is not None and not callable(on_step):
             raise ValueError(f"on_step is a {type(on_step).__name__}; give a function, see above")
-        final = self.latents(self.inputs(request), on_step)
+        result = self.draw(request, on_step)
         if output == "image":
-            pictures = self.decode(final)
             self.store.keep()
-            return pictures
+        return result
+
+    def draw(self, request: Request, on_step: OnStep | None = None) -> np.ndarray:
+        """Draws what a call with the fields of the request does."""
+        request = completed(request, *self.defaults)
+        if request.hires is not None:
+            first, second = two_passes.passes(request, self.networks, self.scheduler)
+            small = self.draw(first, on_step)
+            request = two_passes.enlarged(second, small)
+        final = self.latents(self.inputs(request), on_step)
+        if request.output == "image":
+            return self.decode(final)
         final = np.asarray(final)
         decoding.check_finite(np.asarray(np.isfinite(final).all(axis=(1, 2, 3))), self.dtype)
         return final
@@ -293,40 +311,12 @@ class StableDiffusion:
         hint = few_steps.hint(self.distilled, self.scheduler, request, batch)
         if hint is not None:
             warnings.warn(hint, stacklevel=3)
-        b, (height, width), vae = len(batch.seeds), batch.size, self.networks.vae
-        placement.check_divides(self.mesh, b)
-        shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
+        placement.check_divides(self.mesh, len(batch.seeds))
         if request.output == "image":
-            self._compile_decoder((b, *shape))
+            self._compile_decoder(programs.latent_shape(self.networks.vae, batch))
         text = self.embedder.context_of(batch)
-        noise = batch.latents
-        if noise is None:
-            noise = self.programs.noise(placement.place(self.mesh, batch.seeds), shape=shape)
-        inputs = Inputs(
-            table=jax.tree.map(placement.as_float32, batch.table),
-            noise=noise,
-            clean=np.zeros((b, *shape), np.float32),
-            from_image=np.asarray(batch.from_image),
-            seeds=batch.seeds,
-            context=text.context,
-            guidance_scale=batch.guidance_scale,
-            guidance_rescale=batch.guidance_rescale,
-            text_index=batch.phases.index,
-            text_weights=batch.phases.weights,
-            guidance_parallel=batch.guidance_parallel,
-            guidance_limit=batch.guidance_limit,
-            pooled=text.pooled,
-            time_ids=batch.time_ids,
-            controls=tuple(
-                Control(self.params[loading.controlnet_name(k)], *own)
-                for k, own in enumerate(batch.controls)
-            ),
-            adapters=beside.for_batch(self.adapters, b),
-        )
-        fields = programs.from_image(
-            self.programs, self.networks, self.params["vae"], self.mesh, batch
-        )
-        return placement.place_inputs(self.mesh, inputs._replace(**fields))
+        inputs = programs.inputs(self.programs, self.networks, self.params, self.mesh, batch, text)
+        return inputs._replace(adapters=beside.for_batch(self.adapters, len(batch.seeds)))
 
     def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
         """Runs all steps: the final latents, float32 [B, h, w, C]. It uses up inputs.noise."""

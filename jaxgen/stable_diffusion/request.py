@@ -50,6 +50,8 @@ class Request:
     control_start: float | Sequence[float] = 0.0
     control_end: float | Sequence[float] = 1.0
     guess_mode: bool = False
+    image_latents: Any = None
+    hires: Any = None
 
 
 def completed(request: Request, num_steps: int = 50, guidance_scale: float = 7.5) -> Request:
@@ -81,6 +83,7 @@ class BatchRequest(NamedTuple):
     image: np.ndarray | None  # float32 [B, H, W, 3] in [-1, 1]
     mask: np.ndarray | None  # float32 [B, H, W, 1], 1 where the picture is made anew
     latents: np.ndarray | None  # float32 [B, H/f, W/f, C], unit noise
+    clean: np.ndarray | None  # float32 [B, H/f, W/f, C], given in place of an image
     from_image: bool  # begin with the noised image, not with pure noise
     controls: list[Any]  # a `control_arguments.ControlRequest` for each ControlNet
 

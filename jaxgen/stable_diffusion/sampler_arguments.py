@@ -50,6 +50,9 @@ def table(
         )
     first, last = _skipped(request, has_image), int(num_steps)
     train_steps = scheduler.get("num_train_timesteps", 1000)
+    shares = (request.denoising_start, request.denoising_end)
+    if str(scheduler.get("_class_name")).startswith("EDM") and shares != (None, None):
+        raise ValueError("models of EDM have no training times that shares could be of")
     if request.denoising_start is not None:
         first = _first_step(sampler, num_steps, request.denoising_start, train_steps)
     if request.denoising_end is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen import fields
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.prompts import Chunks
+from jaxgen.stable_diffusion.texts.prompts import Chunks
 from jaxgen.types import AnyArray, Array, Params
 
 POOLED = "text_encoder_2"  # the encoder whose pooled output XL's UNet takes
