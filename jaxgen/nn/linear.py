@@ -30,23 +30,17 @@ def add(x: Array, shift: Array) -> Array:
     return _half_add(x, shift)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _half_add(x: Array, shift: Array) -> Array:
     # not added in float32, which has the right gradient too: cuDNN would not fuse it any more
     return x + shift.astype(x.dtype)
 
 
-def _half_add_forward(x: Array, shift: Array) -> tuple[Array, Array]:
-    return _half_add(x, shift), shift
-
-
-def _half_add_backward(shift: Array, slope: Array) -> tuple[Array, Array]:
-    axes = [axis for axis, size in enumerate(shift.shape) if size != slope.shape[axis]]
-    total = jnp.sum(slope.astype(jnp.float32), axis=axes, keepdims=True)
-    return slope, total.astype(shift.dtype)
-
-
-_half_add.defvjp(_half_add_forward, _half_add_backward)
+@_half_add.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, shift = tangents
+    tangent = x.astype(jnp.float32) + shift.astype(jnp.float32)
+    return _half_add(*primals), tangent.astype(x.dtype)
 
 
 def read_kernel(layer: Any, shape: tuple[int, ...]) -> tuple[Array, Array | None]:

@@ -130,9 +130,9 @@ def load(
     components = dict(checkpoint.components)
     for k, (module, component) in enumerate(zip(networks.controlnets, controlnets, strict=True)):
         modules[controlnet_name(k)], components[controlnet_name(k)] = module, component
-    shardings = placement.of_parameters(mesh)
     params = {}
     for name, module in modules.items():
+        shardings = placement.of_parameters(mesh, attention_heads(module))
         tensors = components[name].tensors
         try:
             convert = None if quantize is None or name == "vae" else partial(_in_8_bits, quantize)
@@ -310,3 +310,10 @@ def _faults_of_control(name: str, net: ControlNetModel, networks: Networks) -> l
     if 2 ** (len(net.conditioning_embedding_out_channels) - 1) != networks.vae.factor:
         faults.append(f"{name} does not make its image {networks.vae.factor} times smaller")
     return faults
+
+
+def attention_heads(module: Any) -> tuple[int, ...]:
+    """The numbers of attention heads of a network, of each level or of all layers."""
+    heads = getattr(module, "num_attention_heads", None)  # in a UNet it overrides the other
+    heads = heads or getattr(module, "attention_head_dim", 1)  # an autoencoder has one
+    return (heads,) if isinstance(heads, int) else tuple(heads)
