@@ -39,7 +39,7 @@ SIDE = 300  # pixels of a panel
 SEED = 1
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TAUGHT = (
-    "a large red square ring on white",
+    "a large purple square ring on cream",
     "a large green square ring on a black background",
     "a large orange square above a small blue ring",
 )
