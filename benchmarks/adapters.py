@@ -164,7 +164,7 @@ def _control(net: ControlNetModel, size: sd_programs.Size) -> Control:
     skips = len(net.block_out_channels) * (layers + 1)
     return Control(
         loading.shapes(net), images, np.ones(NUM_STEPS, np.float32),
-        np.ones(skips + 1, np.float32), np.float32(1),
+        np.ones(skips + 1, np.float32), np.ones((), np.float32),
     )  # fmt: skip
 
 
