@@ -35,7 +35,9 @@ from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import adversarial, augment, step
 from jaxgen.types import Array, Key, LossFn, Params
 
-Objective = Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"]
+Objective = Literal[
+    "minimax", "non_saturating", "least_squares", "wasserstein", "hinge", "relativistic"
+]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Config:
     norm: Literal["none", "group", "layer", "batch"] = "group"  # conv: in the generator
     spectral: bool = False  # spectral normalisation of the discriminator
     conditional: bool = False  # condition both players on the class label
+    # conditional: a projection of the label in the discriminator, or an auxiliary classifier
+    conditioning: Literal["projection", "auxiliary"] = "projection"
     objective: Objective = "non_saturating"  # the losses of generator and discriminator
     discriminator_steps: int = 1  # per generator step, each on a batch of its own
     gradient_penalty: float = 0.0  # weight of (|grad D| - 1)^2 between real and fake (usually 10)
@@ -95,14 +99,16 @@ def players(config: Config, examples: Examples) -> tuple[Any, Any]:
         "num_classes": experiment.num_classes(examples, config.conditional),
         "dtype": experiment.network_dtype(config.run),
     }
+    judging: dict[str, Any] = {"spectral": config.spectral, "auxiliary": is_auxiliary(config)}
+    judging |= common
     if config.network == "dense":
         return (
             gan.DenseGenerator(examples.image_shape, config.hidden, **common),
-            gan.DenseDiscriminator(spectral=config.spectral, **common),
+            gan.DenseDiscriminator(**judging),
         )
     return (
         gan.ConvGenerator(examples.image_shape, config.width, config.norm, **common),
-        gan.ConvDiscriminator(config.width, spectral=config.spectral, **common),
+        gan.ConvDiscriminator(config.width, **judging),
     )
 
 
@@ -113,6 +119,8 @@ def build(config: Config, examples: Examples) -> System:
     )
     plan.check_range(config, 0, "gradient_penalty", "r1", "r2")
     plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
+    if config.conditioning == "auxiliary" and not config.conditional:
+        raise ValueError("--conditioning auxiliary needs --conditional")
     generator, discriminator = players(config, examples)
     d_loss, g_loss = losses_of(config, functional.apply(generator), functional.apply(discriminator))
     options, k = config.run, config.discriminator_steps
@@ -145,11 +153,22 @@ def losses_of(config: Config, generate: Any, discriminate: Any) -> tuple[LossFn,
     game = adversarial.objective(config.objective)
     penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
     transform = augment.differentiable if config.diff_augment else adversarial.identity
-    d_loss = adversarial.discriminator_loss(
-        generate, discriminate, game, config.latent_dim, penalties, transform
-    )
-    g_loss = adversarial.generator_loss(generate, discriminate, game, config.latent_dim, transform)
-    return augment.on_uint8(d_loss, augment.by_name(config.run.augment)), g_loss
+    change, classify = augment.by_name(config.run.augment), None
+    if is_auxiliary(config):
+        outputs = discriminate
+        discriminate = lambda params, x, label: outputs(params, x)[0]  # noqa: E731
+        classify = lambda params, x: outputs(params, x)[1:]  # noqa: E731
+    common = (generate, discriminate, game, config.latent_dim)
+    d_loss = adversarial.discriminator_loss(*common, penalties, transform, classify)
+    g_loss = adversarial.generator_loss(*common, transform, classify)
+    if game.relative is not None:  # the generator sees real images too
+        g_loss = augment.on_uint8(g_loss, change)
+    return augment.on_uint8(d_loss, change), g_loss
+
+
+def is_auxiliary(config: Config) -> bool:
+    """Says whether the discriminator classifies images instead of being told their label."""
+    return config.conditional and config.conditioning == "auxiliary"
 
 
 def optimizers(config: Config, num_steps: int) -> tuple[Any, Any]:

@@ -125,7 +125,7 @@ def build(config: Config, examples: Examples) -> System:
     loss = loss_of(config, examples)
 
     def init(key: Key) -> Any:
-        encoder_key, decoder_key = jax.random.split(key)
+        encoder_key, decoder_key, extra_key = jax.random.split(key, 3)
         label = jnp.int32(0)
         params = {
             "encoder": functional.init(
@@ -135,7 +135,6 @@ def build(config: Config, examples: Examples) -> System:
         }
         if losses.LIKELIHOODS[config.likelihood].learns_scale:
             params["log_scale"] = jnp.full((examples.image_shape[-1],), -1.0)
-        extra_key = jax.random.fold_in(key, 2)
         return step.init_state(params | extra_parameters(config, examples, extra_key), tx)
 
     return System(
