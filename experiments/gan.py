@@ -26,7 +26,8 @@ import tyro
 from PIL import Image
 
 from jaxgen import script
-from jaxgen.evaluate import classes, judge
+from jaxgen.data.source import Dataset
+from jaxgen.evaluate import classes, judge, quality
 from jaxgen.nn import functional, gan
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
@@ -64,6 +65,8 @@ class Config:
     discriminator_rate: float | None = None  # its learning rate; the generator's by default
     b1: float = 0.5  # Adam's momentum
     ema_decay: float = 0.999  # of the generator's moving average, which samples are drawn with
+    # evaluate: also train a classifier on samples of a conditional run, and test it on real images
+    classification_score: bool = may_change(False)
     num_samples: int = may_change(64)  # sample: how many images
     # sample: the PNG to write; in the run's folder by default
     output: str | None = may_change(None)
@@ -267,7 +270,10 @@ def evaluate(config: Config) -> None:
     """Trains a classifier on the real images and prints its figures for 10,000 samples."""
     source = trained(config)
     train_set = run.load_split(config.run, "train")
-    classify, accuracy = judge.train(train_set, run.load_split(config.run, "test"))
+    test = run.load_split(config.run, "test")
+    if config.classification_score and not config.conditional:
+        raise ValueError("--classification-score needs labels of samples: a --conditional run")
+    classify, accuracy = judge.train(train_set, test)
     print(f"classifier: {accuracy:.4f} of the real test images right")
     for i in range(config.run.num_models):
         pictures, labels = draws(config, source, 10_000, i)
@@ -276,6 +282,18 @@ def evaluate(config: Config) -> None:
         show(classes.report(probabilities), train_set.class_names)
         if config.conditional:
             print(f"  as asked         {classes.agreement(probabilities, labels):.4f}")
+        if min(len(train_set.images), len(test.images)) >= quality.LEAST_IMAGES:
+            compared = quality.compare(pictures, train_set.images, test.images)
+            print(*quality.lines(compared), sep="\n")
+        else:
+            print(f"  distances        need {quality.LEAST_IMAGES} test images or more")
+        if config.classification_score:
+            generated = Dataset(pictures, labels, train_set.class_names)
+            score = judge.train(generated, test)[1]
+            print(
+                f"  classification   {score:.4f} of the real test images, by a classifier that "
+                f"generated images trained; {accuracy:.4f} by real ones"
+            )
 
 
 def show(report: classes.ClassReport, names: tuple[str, ...]) -> None:

@@ -35,11 +35,12 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
         y = jax.lax.dot_general(x.astype(self.dtype), kernel, contracted)
         if not self.use_bias:
