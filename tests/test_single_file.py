@@ -14,6 +14,7 @@ import safetensors.numpy
 from support import checkpoints, clip_words
 from support.ldm_shapes import TINY_V1, TINY_V2, TINY_XL, V1, V2, XL, shapes
 
+from jaxgen.stable_diffusion import few_steps
 from jaxgen.weights import (
     diffusers,
     hub,
@@ -132,6 +133,21 @@ def test_file_becomes_a_folder_with_the_same_numbers(ldm, save, words, tmp_path)
         wanted = {n: t.read() for n, t in component.tensors.items()}
         found = {n: t.read() for n, t in again.components[name].tensors.items()}
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kind"),
+    [
+        ({"modelspec.title": "SDXL Turbo", "ss_output_name": "x"}, "turbo"),
+        ({"modelspec.title": " ", "ss_output_name": "my_xl_lightning"}, "lightning"),
+        ({"modelspec.title": "a lighthouse"}, None),
+        (None, None),
+    ],
+)
+def test_a_renamed_file_is_known_by_the_title_inside(words, tmp_path, metadata, kind):
+    path = tmp_path / "renamed.safetensors"
+    safetensors.numpy.save_file(_arrays(TINY_V1), path, metadata)
+    assert few_steps.kind_of(single_file.read(path, words)) == kind
 
 
 def test_kinds_differ_in_padding_and_pipeline(save, words):

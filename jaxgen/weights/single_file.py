@@ -21,6 +21,8 @@ from jaxgen.weights import (
 from jaxgen.weights.diffusers import Checkpoint, Component
 from jaxgen.weights.tokenizer import Tokenizer
 
+TITLES = ("modelspec.title", "ss_output_name", "ss_sd_model_name")  # the first that says something
+
 
 def read(
     path: str | Path,
@@ -66,9 +68,16 @@ def _read(
         components["unet"].config["sample_size"] = size
     folder = Path(folder() if callable(folder) else folder)
     tokens = _tokenizers(folder, kind)
-    index = ldm_configs.index(kind, inpainting)
+    index = ldm_configs.index(kind, inpainting) | _title(path)
     notes = tuple(ldm_kinds.stray_notes(strays))
     return Checkpoint(index, components, tokens, scheduler, notes)
+
+
+def _title(path: Path) -> dict[str, str]:
+    """What trainers write into a file of its name, which a renamed file does not tell."""
+    metadata = tensors.metadata(path)
+    titles = [metadata[key] for key in TITLES if metadata.get(key, "").strip()]
+    return {"_name_or_path": titles[0]} if titles else {}
 
 
 def _tokenizers(folder: Path, kind: str) -> dict[str, Tokenizer]:
