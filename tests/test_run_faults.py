@@ -209,7 +209,7 @@ def test_a_run_killed_before_its_configuration_leaves_a_folder_that_is_free(tmp_
     "change",
     [
         {"mse": None}, {"loss": "x"}, {"loss": [1, True]}, {"other": 1}, {"loss": math.nan},
-        {"step": 1}, {"step": 900},
+        {"loss": 10**400}, {"step": 1}, {"step": 900},
     ],
 )  # fmt: skip
 def test_rows_of_another_form_are_passed_over(run, change):

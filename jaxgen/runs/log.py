@@ -2,7 +2,6 @@
 """The logs of a run: JSON lines always, TensorBoard and W&B on request, progress on screen."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ import numpy as np
 
 from jaxgen import files
 
+_LARGEST = sys.float_info.max
 _MOST_BYTES = 2**30  # of a metrics file
 
 Record = Callable[[int, dict[str, Any]], None]  # (step, metrics): writes them to one log
@@ -105,9 +105,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_metric(value: Any) -> bool:
-    """Whether a value is a finite number, or one for each of several models."""
+    """Whether a value is a finite number of a float's range, or one for each of several models."""
     values = value if isinstance(value, list) else [value]
-    return all(type(each) in (int, float) and math.isfinite(each) for each in values)
+    return all(type(each) in (int, float) and abs(each) <= _LARGEST for each in values)
 
 
 @contextmanager

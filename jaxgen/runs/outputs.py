@@ -214,7 +214,7 @@ def _wandb(stretch: Stretch) -> AbstractContextManager[log.Record]:
     return log.wandb(stretch.folder, project, asdict(stretch.config))
 
 
-def _save(manager: Any, flush: Callable[[], int], done: int, state: Any) -> None:
+def _save(manager: Any, flush: Callable[[], int | None], done: int, state: Any) -> None:
     rows = flush()  # the rows of these steps first: a resumed run keeps them
     checkpoint.save(manager, done, state, rows)
 
