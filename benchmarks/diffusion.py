@@ -52,8 +52,8 @@ def start(model: Model, size: Size) -> tuple[dict[str, Part], Start]:
     encoders = {name: model.params[name] for name in model.networks.encoders}
     chunks = jax.device_put(sd_programs.chunks(model.networks, size))
     embed = _compiled(run.embed, (encoders, chunks), encoders, {"clip_skip": 0})
-    no_blank = jnp.zeros(size.batch_size, bool)
-    text = run.pair(embed.output, embed.output, no_blank)
+    no_blank = jnp.zeros((size.batch_size, 2), bool)
+    text = run.stack([embed.output] * 2, no_blank)
     inputs = placement.place_inputs(None, sd_programs.inputs(model.networks, size, text))
     begin = Start(*jax.device_get((chunks, _as_float32(text), inputs)))
 
@@ -66,7 +66,7 @@ def start(model: Model, size: Size) -> tuple[dict[str, Part], Start]:
 
     def whole() -> Array:
         texts = [embed.call(encoders, chunks) for _ in range(2)]
-        text = run.pair(*texts, no_blank)
+        text = run.stack(texts, no_blank)
         now = inputs._replace(context=text.context, pooled=text.pooled)
         return decode.call(vae, _latents(run, step.call, unet, now, size))[0]
 

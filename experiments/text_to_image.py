@@ -18,10 +18,7 @@ from jaxgen import at_start
 if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,15 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from PIL import Image, ImageOps
-from rich import progress
-from rich.console import Console
 
 import jaxgen
 from jaxgen import script
-from jaxgen.adapters import controlnet_file, spec
+from jaxgen.adapters import controlnet_file, embedding_file, spec
 from jaxgen.cpu import tune
 from jaxgen.data import pixels
-from jaxgen.diffusion import names
+from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
 from jaxgen.pictures import images, parameters
 from jaxgen.stable_diffusion import arguments, loading, placement
@@ -47,9 +42,11 @@ from jaxgen.stable_diffusion.pipeline import OnStep, StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.types import Array
 from jaxgen.warm import saved_pipeline
-from jaxgen.weights import hub
+from jaxgen.weights import autoencoder, hub
+from jaxgen.weights.diffusers import Component
 
 OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # told in the PNG file
+OWN = "own"  # a value of --preview
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,12 @@ class Sampling:
     # of noise, placed by this formula; schedule: as in training; the model's own by default
     levels: Literal["karras", "exponential", "beta", "schedule"] | None = None
     eta: float | None = None  # fresh noise of ddim and tcd
+    # guide between these shares of the run only, as 0.2 0.8
+    guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0  # 0 to 1; against the burnt look of strong guidance
+    # 0 to 1: how much of it goes along the picture itself; 0 acts against burnt colours
+    guidance_parallel: float = 1.0
+    guidance_limit: float | None = None  # the largest norm of its change at a step
     clip_skip: int = 0  # last layers of the text encoder to leave out
     weighting: bool = True  # brackets in prompts are emphasis; --no-weighting: they are text
 
@@ -86,9 +88,12 @@ class Weights:
 
     # of parameters and arithmetic; auto is float32 on CPU, elsewhere bfloat16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantize: Literal["int8", "fp8"] | None = None  # keep kernels in 8 bits: half of bfloat16
     variant: str | None = None  # of the weight files, as fp16
     vae: str | None = None  # take this autoencoder: a folder, a file, or a Hub id
     lora: tuple[str, ...] = ()  # merge these files, each as FILE or FILE:STRENGTH
+    # words of textual inversion files, each as FILE or FILE:WORD
+    embedding: tuple[str, ...] = ()
     # for single files: a folder or Hub id with a CLIP tokenizer; the public one by default
     tokenizer: str | None = None
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # for single files
@@ -109,14 +114,19 @@ class Config:
     prompt: tuple[str, ...] = ()  # one or several; (word:1.3) weighs a word (needed)
     negative: str | None = None  # what the images should not show
     model: str = hub.EMBEDDED  # a diffusers folder, a .safetensors file, a Hub id, or "shapes"
-    steps: int | None = None  # of the sampler; 20 with "shapes", else 50
-    # how closely to follow the prompt: 3 with "shapes", else 7.5; 1 is no guidance, half the work
+    # of the sampler; 20 with "shapes", 50 with others, fewer with models distilled for it
+    steps: int | None = None
+    # how closely to follow the prompt: 3 with "shapes", 7.5 with others, 1 with distilled models,
+    # which is no guidance and half the work
     guidance: float | None = None
     seed: int = 0  # of the first image; the others count up
     batch_size: int = 1  # images of each prompt, all made at once
     width: int | None = None  # pixels; the picture's or the model's own by default
     height: int | None = None  # pixels
     output: Path = Path("outputs")  # folder
+    # write OUTPUT/preview.png after every step, decoded by this autoencoder: a tiny one, which is
+    # fast, or "own" for the model's
+    preview: str | None = None
     from_image: tyro.conf.OmitArgPrefixes[FromImage] = field(default_factory=FromImage)
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     weights: tyro.conf.OmitArgPrefixes[Weights] = field(default_factory=Weights)
@@ -129,14 +139,19 @@ def main() -> None:
     script.compilation_cache()
     tune.tune_cpu()
     request = request_of(config)
+    preview = preview_of(config)
     with script.stopwatch() as loading_time:
         pipe = load_model(config, request)
     # flush: a pipe would show it with the pictures only
     device = f"{pipe.mesh.size if pipe.mesh else 1} x {jax.devices()[0].device_kind}"
     print(f"load {loading_time.seconds:.1f} s: {pipe.dtype.name} on {device}", flush=True)
 
-    with script.stop_requests() as signal, script.stopwatch() as time_spent, bar(signal) as on_step:
-        latents = pipe.latents(pipe.inputs(request), on_step)
+    with (
+        script.stop_requests() as signal,
+        script.stopwatch() as time_spent,
+        script.steps_bar(signal) as on_step,
+    ):
+        latents = pipe.latents(pipe.inputs(request), previewing(config, preview, pipe, on_step))
         pictures = pipe.decode(latents)
     count, height, width, _ = pictures.shape
     print(
@@ -149,14 +164,13 @@ def main() -> None:
     pipe.store.keep()
 
 
-def steps_and_guidance(config: Config) -> tuple[int, float]:
-    """Returns number of steps and guidance scale, of the command line or as they suit the model."""
-    steps, guidance = 50, 7.5
-    if config.model == hub.EMBEDDED:
-        steps, guidance = model.NUM_STEPS, model.GUIDANCE_SCALE
+def steps_and_guidance(config: Config) -> tuple[int | None, float | None]:
+    """Returns number of steps and guidance scale, of the command line or as they suit "shapes"."""
+    of_shapes = (model.NUM_STEPS, model.GUIDANCE_SCALE)
+    steps, scale = of_shapes if config.model == hub.EMBEDDED else (None, None)
     return (
         steps if config.steps is None else config.steps,
-        guidance if config.guidance is None else config.guidance,
+        scale if config.guidance is None else config.guidance,
     )
 
 
@@ -169,12 +183,19 @@ def request_of(config: Config) -> Request:
     if config.output.exists() and not config.output.is_dir():
         raise ValueError(f"--output {config.output} is a file; give a folder")
     image, mask = read_pictures(config)
-    steps, guidance = steps_and_guidance(config)
+    steps, scale = steps_and_guidance(config)
+    interval = config.sampling.guidance_interval  # which is no field of Request
+    if interval and scale is None:
+        raise ValueError("--guidance-interval needs --guidance, the scale between its two shares")
+    sampling: dict[str, Any] = {
+        k: v for k, v in asdict(config.sampling).items() if k != "guidance_interval"
+    }
     return Request(
         prompt=[prompt for prompt in config.prompt for _ in range(config.batch_size)],
-        negative_prompt=config.negative, num_steps=steps, guidance_scale=guidance, seed=config.seed,
+        negative_prompt=config.negative, num_steps=steps, seed=config.seed,
+        guidance_scale=guidance.interval(scale, *interval) if interval and scale else scale,
         height=config.height, width=config.width, image=image, mask=mask,
-        strength=config.from_image.strength, **asdict(config.sampling),
+        strength=config.from_image.strength, **sampling,
         control_image=control_images(config, image), control_scale=config.from_image.control_scale,
     )  # fmt: skip
 
@@ -228,62 +249,57 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     if programs is None and (cache := script.cache_folder()) is not None:
         programs = cache / "programs"
     pipe = StableDiffusion(
-        checkpoint, jnp.dtype(dtype), mesh, controlnets=nets, programs_folder=programs
+        checkpoint,
+        jnp.dtype(dtype),
+        mesh,
+        controlnets=nets,
+        programs_folder=programs,
+        quantize=weights.quantize,
     )
     pipe.set_adapters([spec.from_text(text) for text in weights.lora])
+    pipe.set_embeddings([embedding_file.from_text(text) for text in weights.embedding])
     return pipe
 
 
-@contextmanager
-def bar(signal: Callable[[], int]) -> Iterator[OnStep]:
-    """Shows steps and steps per second, as a bar on a terminal, elsewhere as lines every 10 s.
+def preview_of(config: Config) -> Component | None:
+    """Opens the autoencoder of the previews, if it is another than the model's own."""
+    if config.preview in (None, OWN):
+        return None
+    return autoencoder.read(hub.resolve_vae(config.preview))
 
-    Time counts from the end of the first step, which carries the compilation. The process exits
-    after a step if there was a signal.
-    """
-    columns = (
-        progress.TextColumn("steps"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[rate]}"),
-        progress.TimeRemainingColumn(),
-    )
-    ends: list[float] = []  # of the steps
-    last_line = 0.0
-    terminal = sys.stderr.isatty()
-    with progress.Progress(*columns, console=Console(stderr=True), disable=not terminal) as display:
-        task = display.add_task("", rate="")
 
-        def on_step(done: int, total: int, latents: Array, estimate: Array) -> None:
-            nonlocal last_line
-            jax.block_until_ready(estimate)
-            ends.append(time.monotonic())
-            rate = ""
-            if len(ends) > 1:
-                rate = f"{(len(ends) - 1) / (ends[-1] - ends[0]):.2f} it/s"
-            display.update(task, completed=done, total=total, rate=rate)
-            if not terminal and (done == total or ends[-1] - last_line > 10):
-                last_line = ends[-1]
-                print(f"step {done} of {total} {rate}".rstrip(), file=sys.stderr, flush=True)
-            if signal():
-                print(f"stopped at step {done} of {total}", file=sys.stderr)
-                sys.exit(128 + signal())  # as a shell reports it
+def previewing(
+    config: Config, preview: Component | None, pipe: StableDiffusion, on_step: OnStep
+) -> OnStep:
+    """Returns on_step, and before it a picture of the present estimate where one is asked for."""
+    if config.preview is None:
+        return on_step
+    decode = pipe.decode if preview is None else loading.previewer(preview, pipe.networks)
 
-        yield on_step
+    def with_preview(done: int, total: int, latents: Array, estimate: Array) -> None:
+        images.save(config.output / "preview.png", images.grid(decode(estimate)))
+        on_step(done, total, latents, estimate)
+
+    return with_preview
 
 
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
     """Writes each picture with its prompt and settings, and a grid of several; yields the paths."""
     first = images.next_number(config.output)
-    steps, guidance = steps_and_guidance(config)
+    chosen = zip(steps_and_guidance(config), pipe.defaults, strict=True)
+    steps, scale = (own if own is not None else default for own, default in chosen)
     sampling, from_image = config.sampling, config.from_image
+    interval, parallel = sampling.guidance_interval, sampling.guidance_parallel
     settings = {
         "negative_prompt": config.negative,
         "steps": steps,
         "sampler": (sampling.sampler and names.one(sampling.sampler, sampling.levels))
         or pipe.scheduler.get("_class_name"),
         **{name: getattr(sampling, name) for name in OPTIONS},
-        "guidance_scale": guidance,
+        "guidance_scale": scale,
+        "guidance_interval": interval and " to ".join(map(str, interval)),
+        "guidance_parallel": None if parallel == 1 else parallel,
+        "guidance_limit": sampling.guidance_limit,
         "width": pictures.shape[2],
         "height": pictures.shape[1],
         "image": from_image.image,
@@ -295,7 +311,9 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "model": config.model,
         "vae": config.weights.vae,
         "lora": ", ".join(config.weights.lora) or None,
+        "embedding": ", ".join(config.weights.embedding) or None,
         "dtype": pipe.dtype.name,
+        "quantize": pipe.quantize,
         "software": f"jaxgen {jaxgen.__version__}",
     }
     settings = {name: value for name, value in settings.items() if value is not None}

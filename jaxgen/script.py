@@ -21,6 +21,7 @@ import jax
 from jaxgen import at_start, files
 from jaxgen.cpu import tune
 from jaxgen.train import loop
+from jaxgen.types import Array
 
 
 class Interrupted(Exception):
@@ -251,3 +252,44 @@ def stopwatch() -> Iterator[Seconds]:
         time_spent.compiling += max(0.0, end - max(begin, covered))
         covered = max(covered, end)
     time_spent.seconds = seconds - time_spent.compiling
+
+
+@contextmanager
+def steps_bar(signal: Callable[[], int]) -> Iterator[Callable[[int, int, Array, Array], None]]:
+    """Yields an `on_step` for `StableDiffusion` that shows steps and steps per second.
+
+    They are a bar on a terminal, elsewhere lines every 10 s. Time counts from the end of the first
+    step, which carries the compilation. The process exits after a step if there was a signal.
+    """
+    from rich import progress  # only here, and it takes long to import
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("steps"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(),
+    )
+    ends: list[float] = []  # of the steps
+    last_line = 0.0
+    terminal = sys.stderr.isatty()
+    with progress.Progress(*columns, console=Console(stderr=True), disable=not terminal) as display:
+        task = display.add_task("", rate="")
+
+        def on_step(done: int, total: int, latents: Array, estimate: Array) -> None:
+            nonlocal last_line
+            jax.block_until_ready(estimate)
+            ends.append(time.monotonic())
+            rate = ""
+            if len(ends) > 1:
+                rate = f"{(len(ends) - 1) / (ends[-1] - ends[0]):.2f} it/s"
+            display.update(task, completed=done, total=total, rate=rate)
+            if not terminal and (done == total or ends[-1] - last_line > 10):
+                last_line = ends[-1]
+                print(f"step {done} of {total} {rate}".rstrip(), file=sys.stderr, flush=True)
+            if signal():
+                print(f"stopped at step {done} of {total}", file=sys.stderr)
+                sys.exit(128 + signal())  # as a shell reports it
+
+        yield on_step

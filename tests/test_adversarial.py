@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from jax.flatten_util import ravel_pytree
+from support.gradients import gradient_error
 
 from jaxgen.train import adversarial
 
@@ -212,18 +212,6 @@ def test_gradient_penalty_has_a_finite_slope_where_the_critic_is_flat():
 
 
 # --- losses of the two players --------------------------------------------------------------
-
-
-def gradient_error(loss_fn, params, example):
-    """Largest difference between jax.grad and central differences, relative, in float64."""
-    with jax.enable_x64(True):
-        example = jax.tree.map(jnp.asarray, example)
-        flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, params))
-        value = lambda flat: loss_fn(unravel(flat), example, jax.random.key(3))[0]  # noqa: E731
-        grad = jax.jit(jax.grad(value))(flat)
-        steps, values = 1e-5 * jnp.eye(len(flat)), jax.jit(jax.vmap(value))
-        ahead, behind = values(flat[None] + steps), values(flat[None] - steps)
-        return float(jnp.max(jnp.abs(grad - (ahead - behind) / 2e-5)) / jnp.max(jnp.abs(grad)))
 
 
 def scaled(key, x):

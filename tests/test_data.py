@@ -16,6 +16,8 @@ import pytest
 import sklearn.datasets
 
 from jaxgen.data import sets, source
+from jaxgen.runs import plan
+from jaxgen.runs.command_line import RunOptions
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (40, 5, 6), np.uint8)
@@ -116,13 +118,38 @@ def test_held_out_splits_never_overlap_and_cover_the_set():
     assert np.bincount(labels[test]).tolist() == (np.bincount(labels) // 10).tolist()
 
 
-def test_a_set_too_small_to_hold_out_of_says_so(tmp_path):
-    np.savez(tmp_path / "small.npz", images=IMAGES[:5])
-    with pytest.raises(
-        ValueError, match=r"no test split .* the 10 examples .* has 5\); add a test"
-    ):
-        sets.load(str(tmp_path / "small.npz"), "test")
-    assert len(sets.load(str(tmp_path / "small.npz")).images) == 5
+@pytest.mark.parametrize(
+    ("sizes", "num_test"),
+    [((5, 5, 5, 5), 2), ((5, 5), 1), ((9, 9), 1), ((5,) * 10, 5), ((1,) * 29 + (3,), 2)],
+)
+def test_of_small_classes_a_tenth_of_all_is_held_out_and_no_class_whole(sizes, num_test):
+    labels = RNG.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    train, test = source.holdout(labels, "train"), source.holdout(labels, "test")
+    assert sorted([*train, *test]) == list(range(sum(sizes)))
+    assert len(test) == num_test
+    assert np.bincount(labels[train], minlength=len(sizes)).min() > 0
+    shown = f"{num_test} of {sum(sizes)} held out for testing"
+    assert source.describe_holdout(labels, "train") == shown
+
+
+def test_a_large_class_gives_its_tenth_and_the_description_names_the_small_ones():
+    labels = np.repeat([0, 1, 2], [30, 5, 9])
+    assert source.holdout(labels, "test").tolist() == [9, 19, 29]
+    words = "a tenth held out for testing, none of the classes with fewer than 10 images (2)"
+    assert source.describe_holdout(labels, "train") == words
+
+
+@pytest.mark.parametrize("sizes", [(5,), (1,), (3, 3, 3), (1,) * 12])
+def test_a_set_too_small_to_hold_out_of_is_tested_on_and_says_so(tmp_path, sizes):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    images = RNG.integers(2, 256, (len(labels), 4, 4), np.uint8)
+    np.savez(tmp_path / "small.npz", images=images, labels=labels)
+    splits = [sets.open_source(str(tmp_path / "small.npz"), split) for split in ("train", "test")]
+    options = RunOptions(data=str(tmp_path / "small.npz"))
+    examples = plan.read_examples(options, *splits)
+    assert examples.num_examples == len(labels)
+    assert len(examples.images) == max(2, len(labels))  # pictures pass from one to another
+    assert "to hold any out: tests are on the training images" in examples.description
 
 
 # IDX
@@ -424,6 +451,8 @@ def zip_bytes() -> bytes:
         ("x.npy", b"\x93NUMPY\1\0", "a single NumPy array .* numpy.savez"),
         ("train-images-idx3-ubyte", idx_bytes(IMAGES), "a single IDX file; give the folder"),
         ("a.png", b"\x89PNG\r\n", "a single picture; give the folder"),
+        ("a.webp", b"RIFF\0\0\0\0WEBP", "a single picture, sound or film; give a folder"),
+        ("a.csv", b"label,pixel", "cannot be read as .npz .*; give an .npz of images and labels"),
         ("set.h5", b"\x89HDF\r\n", "an HDF5 file"),
         ("set.npz", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         ("set.npz", b"\x80\4\x95", "a Python pickle, which is never opened"),

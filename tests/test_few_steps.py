@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Hints for distilled models, by names and parts, and for runs that cannot become pictures."""
 
+import warnings
+
 import numpy as np
 import pytest
 from support import checkpoints
 
 from jaxgen.diffusion import config
 from jaxgen.stable_diffusion import arguments, few_steps, loading
-from jaxgen.stable_diffusion.request import Request
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.request import Request, completed
 
 CHECKPOINT = checkpoints.checkpoint("sd1")._replace(components={
     name: component._replace(tensors={})
@@ -18,7 +21,7 @@ GOOD = {"num_steps": 4, "guidance_scale": 1.0, "sampler": "euler", "spacing": "t
 
 
 def hint(kind, scheduler=CHECKPOINT.scheduler, **options):
-    request = Request(**({"prompt": "a cat"} | options))
+    request = completed(Request(**({"prompt": "a cat"} | options)))
     batch = arguments.batch(request, NETWORKS, scheduler)
     return few_steps.hint(kind, scheduler, request, batch)
 
@@ -56,6 +59,29 @@ def test_schedulers_and_guided_unets_say_that_a_model_is_distilled():
     unet = unet._replace(config=unet.config | {"time_cond_proj_dim": 256})
     guided = CHECKPOINT._replace(components=CHECKPOINT.components | {"unet": unet})
     assert few_steps.kind_of(guided) == "lcm"
+    assert few_steps.defaults(guided) == (4, 8.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("runwayml/sd15", (50, 7.5)),
+        ("stabilityai/sdxl-turbo", (4, 1.0)),
+        ("sdxl_lightning_8step.safetensors", (8, 1.0)),
+        ("Hyper-SDXL-1steps", (1, 1.0)),
+        ("some-lightning-16step", (4, 1.0)),
+    ],
+)
+def test_calls_that_do_not_say_it_take_what_the_model_needs(name, numbers):
+    pipe = StableDiffusion(checkpoints.checkpoint("sd1")._replace(name=name))
+    assert pipe.defaults == numbers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inputs = pipe.inputs(Request("a cat", sampler="euler", output="latent"))
+        own = pipe.inputs(Request("a cat", sampler="euler", num_steps=3, guidance_scale=2.0))
+    assert int(inputs.table.num_rows) == numbers[0]
+    assert float(inputs.guidance_scale.max()) == numbers[1]
+    assert (int(own.table.num_rows), float(own.guidance_scale[0, 0])) == (3, 2.0)
 
 
 @pytest.mark.parametrize("kind", few_steps.ADVICE)

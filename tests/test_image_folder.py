@@ -33,6 +33,14 @@ def load_one(tmp_path: pathlib.Path, image, name: str = "a.png", size=None, chan
 # layouts
 
 
+def test_folders_of_the_system_are_no_classes_and_folders_in_classes_are_named(tmp_path):
+    for name in ("a/x/1.png", "a/y/2.png", "b/3.png", "__MACOSX/a/4.png", "@eaDir/b/5.png"):
+        save(tmp_path / name, picture())
+    opened = sets.open_source(str(tmp_path))
+    assert opened.class_names == ("a", "b")
+    assert opened.description.endswith("no classes of their own: the folders a/x, a/y")
+
+
 def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path):
     stored = {}
     for name in ("dog", "ant", "cat"):
@@ -200,6 +208,43 @@ def test_a_png_with_its_orientation_after_the_pixels_is_refused_not_squeezed(tmp
 def test_bilevel_pictures_are_black_and_white(tmp_path):
     image = Image.fromarray(np.eye(4, dtype=np.uint8) * 255).convert("1")
     np.testing.assert_array_equal(load_one(tmp_path, image)[..., 0], np.eye(4) * 255)
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels", "dtype"), [("L", 1, np.uint8), ("RGB", 3, np.uint8), ("L", 1, np.uint16)]
+)
+def test_pictures_of_only_0_and_1_are_black_and_white_also_when_resized(
+    tmp_path, mode, channels, dtype
+):
+    bits = RNG.integers(0, 2, (3, 8, 8, channels))
+    bits[0] = 0  # a black picture does not decide
+    for i, image in enumerate(bits):
+        shaped = image[..., 0] if channels == 1 else image
+        save(tmp_path / "bits" / f"{i}.png", Image.fromarray(shaped.astype(dtype)))
+        save(tmp_path / "bytes" / f"{i}.png", Image.fromarray((shaped * 255).astype(np.uint8)))
+    for size in (None, 5):
+        black_and_white = sets.load(str(tmp_path / "bits"), image_size=size).images
+        expected = sets.load(str(tmp_path / "bytes"), image_size=size).images
+        np.testing.assert_array_equal(black_and_white, expected)
+
+
+def test_a_dark_picture_among_others_stays_dark(tmp_path):
+    save(tmp_path / "a.png", np.eye(6, dtype=np.uint8))
+    save(tmp_path / "b.png", picture()[..., 0])
+    np.testing.assert_array_equal(sets.load(str(tmp_path)).images[0, ..., 0], np.eye(6))
+
+
+def test_a_set_of_zeros_and_ones_with_another_value_names_the_picture(tmp_path):
+    for i in range(90):  # more than are looked at
+        save(tmp_path / f"{i:02}.png", np.eye(4, dtype=np.uint8) * (2 if i == 4 else 1))
+    with pytest.raises(ValueError, match=r"04\.png: has the value 2, where other pictures"):
+        sets.load(str(tmp_path))
+
+
+def test_eight_bits_stored_as_sixteen_are_refused(tmp_path):
+    save(tmp_path / "a.png", Image.fromarray(np.full((4, 4), 200, np.uint16)))
+    with pytest.raises(ValueError, match="16 bits, but the largest value is 200; store 8 bits"):
+        sets.load(str(tmp_path))
 
 
 def test_floating_point_pictures_are_refused(tmp_path):

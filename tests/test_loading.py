@@ -31,7 +31,7 @@ def test_parts_of_different_models_are_named_together():
     ):
         loading.networks(checkpoint)
     checkpoint = mixed("sd1", unet=("xl", "unet"))
-    with pytest.raises(ValueError, match="attends to 40; a UNet with pooled text and 1 text enc"):
+    with pytest.raises(ValueError, match="attends to 40; a UNet with pooled text and the text enc"):
         loading.networks(checkpoint)
 
 

@@ -174,6 +174,14 @@ def test_everything_else_is_one_error(function, value, words):
         function(value)
 
 
+def test_a_picture_means_what_its_array_means():
+    for array in (GREY, BYTES, (GREY % 2).astype(np.uint16), GREY.astype(np.uint16) * 257):
+        picture = pixels.images(Image.fromarray(array))
+        np.testing.assert_allclose(picture, pixels.images(array), atol=1e-6)
+    with pytest.raises(ValueError, match="the image cannot be used: it has 16 bits, but"):
+        pixels.images(Image.fromarray(GREY.astype(np.uint16)))
+
+
 def test_the_floats_of_a_call_share_one_range():
     bright = np.full((8, 8, 3), 0.5, np.float32)
     dark = np.full((8, 8, 3), -0.5, np.float32)
@@ -265,14 +273,14 @@ def test_threads_together_decode_a_bounded_number_of_pixels(tmp_path, monkeypatc
     lock, now, peak = threading.Lock(), [0], [0]
     opaque = pillow.opaque
 
-    def watched(image, mode):
+    def watched(image, mode, binary):
         with lock:
             now[0] += image.width * image.height
             peak[0] = max(peak[0], now[0])
         time.sleep(0.002)
         with lock:
             now[0] -= image.width * image.height
-        return opaque(image, mode)
+        return opaque(image, mode, binary)
 
     monkeypatch.setattr(pillow, "opaque", watched)
     for i in range(200):

@@ -36,10 +36,11 @@ def batch(networks=NETWORKS, **options):
 
 def test_single_values_serve_all_images():
     found = batch(prompt=["a", "b", "c"], negative_prompt="d", guidance_scale=[1, 2, 3], seed=5)
-    assert found.prompts == ["a", "b", "c"]
-    assert found.negatives == ["d"] * 3
-    np.testing.assert_array_equal(found.guidance_scale, [1, 2, 3])
-    np.testing.assert_array_equal(found.guidance_rescale, [0, 0, 0])
+    assert found.phases.positives == [["a", "b", "c"]]
+    assert found.phases.negatives == [["d"] * 3]
+    rows = len(found.table.t)
+    np.testing.assert_array_equal(found.guidance_scale, [[1, 2, 3]] * rows)
+    np.testing.assert_array_equal(found.guidance_rescale, [[0, 0, 0]] * rows)
     np.testing.assert_array_equal(found.seeds, [5, 6, 7])
     assert found.size == (64, 48)
     assert not found.from_image
@@ -69,7 +70,8 @@ def test_guidance_of_one_and_below_is_none():
     assert not batch(guidance_scale=1.0).guided
     assert not batch(guidance_scale=[0.0, 1.0]).guided
     assert batch(guidance_scale=[0.0, 1.5]).guided
-    np.testing.assert_array_equal(batch(guidance_scale=[0.0, 1.5]).guidance_scale, [1, 1.5])
+    found = batch(guidance_scale=[0.0, 1.5])
+    np.testing.assert_array_equal(found.guidance_scale, [[1, 1.5]] * len(found.table.t))
 
 
 def test_pictures_come_as_pillow_bytes_or_floats():
@@ -185,7 +187,7 @@ WRONG_TYPES = [
     ({"negative_prompt": 3}, "negative_prompt holds 3; expected"),
     ({"num_steps": "20"}, "num_steps is '20'; it must be a whole number"),
     ({"num_steps": True}, "num_steps is True"),
-    ({"num_steps": None}, "num_steps is None"),
+    ({"num_steps": "4"}, "num_steps is '4'"),
     ({"guidance_scale": "7"}, "guidance_scale is '7'; it must be finite"),
     ({"guidance_scale": [7, None]}, r"guidance_scale is \[7, None\]"),
     ({"guidance_scale": OBJECTS}, "guidance_scale is array"),

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from support import checkpoints, scripts
+from support import adapters, checkpoints, scripts
 
 import jaxgen
 from jaxgen.pictures import images
@@ -115,9 +115,11 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
     turbo = tmp_path / "sd-turbo"
     turbo.symlink_to(model)
     output = tmp_path / "out"
+    word = adapters.write(tmp_path / "tabby.safetensors", {"emb_params": np.ones((2, 24))})
     _, stderr = execute(
-        "--model", turbo, "--output", output, "--steps", 2, "--prompt", "a cat",
+        "--model", turbo, "--output", output, "--steps", 2, "--prompt", "a tabby",
         "--sampler", "DPM++ 2M Karras", "--spacing", "trailing", "--vae", model / "vae",
+        "--embedding", word, "--guidance", 7.5,
     )  # fmt: skip
     notes = [line for line in stderr.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
@@ -127,7 +129,21 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
     story = images.read_text(output / "00001.png")
     assert (story["sampler"], story["spacing"]) == ("dpmpp_2m_karras", "trailing")
     assert story["vae"] == str(model / "vae")
+    assert story["embedding"] == str(word)
     assert "Sampler: DPM++ 2M Karras," in story["parameters"]
+
+
+def test_the_last_preview_is_the_picture(model, tmp_path):
+    flags = ("--model", model, "--prompt", "a cat", "--steps", 3, "--sampler", "euler")
+    scripts.call("text_to_image", *flags, "--preview", "own", "--output", tmp_path / "out")
+    pictures = []
+    for name in ("preview.png", "00001.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            pictures.append(np.asarray(picture.convert("RGB")).astype(int))
+    last, final = pictures
+    margin = (np.asarray(last.shape) - final.shape) // 2
+    cut = last[margin[0] : margin[0] + SIZE, margin[1] : margin[1] + SIZE]
+    assert np.abs(cut - final).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -142,15 +158,24 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
             "no levels",
         ),
         (["--model", "MODEL", "--prompt", "a", "--vae", "none/x.bin"], "no such file or folder"),
+        (["--model", "MODEL", "--prompt", "a", "--preview", "x.bin"], "no such file or folder"),
         (
             ["--model", "MODEL", "--prompt", "a", "--lora", "no.safetensors:0.5"],
             "Expected a LoRA",
+        ),
+        (
+            ["--model", "MODEL", "--prompt", "a", "--embedding", "no.safetensors:<x>"],
+            "Expected a textual inversion",
         ),
         (["--model", "MODEL", "--prompt", "a", "--width", "31"], "width is 31; it must be a pos"),
         (["--model", "MODEL", "--prompt", "a", "--mask", "m.png"], "give both"),
         (["--model", "MODEL", "--prompt", "a", "--image", "m.png"], "No such file"),
         (["--model", "MODEL", "--prompt", "a", "--data-devices", "9"], "need 9 devices; there are"),
         (["--model", "MODEL", "--prompt", "a", "--batch-size", "0"], "--batch-size is 0"),
+        (
+            ["--model", "MODEL", "--prompt", "a", "--guidance-interval", "0.2", "0.8"],
+            "needs --guidance",
+        ),
     ],
 )
 def test_bad_use_is_one_line(model, tmp_path, monkeypatch, flags, message):
@@ -164,9 +189,9 @@ def test_bad_use_is_one_line(model, tmp_path, monkeypatch, flags, message):
     ("flags", "expected"),
     [
         ({}, (20, 3.0)),
-        ({"model": "other"}, (50, 7.5)),
+        ({"model": "other"}, (None, None)),
         ({"steps": 7}, (7, 3.0)),
-        ({"model": "other", "guidance": 1.0}, (50, 1.0)),
+        ({"model": "other", "guidance": 1.0}, (None, 1.0)),
         ({"steps": 0, "guidance": 0.0}, (0, 0.0)),
     ],
 )
@@ -187,7 +212,7 @@ def test_help_explains_every_option():
     assert titles == ["", "from-image", "sampling", "weights", "devices"]
     first = stdout[: stdout.index("from-image options")]
     flags = ["prompt", "negative", "model", "steps", "guidance", "seed", "batch-size", "width",
-             "height", "output"]  # fmt: skip
+             "height", "output", "preview"]  # fmt: skip
     assert re.findall(r"│ --([a-z-]+)", first) == flags
 
 

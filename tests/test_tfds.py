@@ -40,6 +40,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     shape = (None, None, 4)
     splits = ("train",)
     labelled = True
+    step, levels = 10, 20  # of brightness, from one picture to the next
 
     def _info(self):
         features = {"picture": tfds.features.Image(shape=self.shape)}
@@ -56,7 +57,9 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split):
         for i in range(20):
             height, width, channels = self.shape
-            array = np.full((height or 4 + i, width or 8, channels), 10 * i, np.uint8)
+            array = np.full(
+                (height or 4 + i, width or 8, channels), self.step * (i % self.levels), np.uint8
+            )
             array[..., 3:] = 255
             image = Image.fromarray(array[..., 0] if channels == 1 else array)
             record = {"picture": image}
@@ -100,6 +103,12 @@ def test_a_set_without_a_test_split_is_held_out_of(tmp_path):
     assert sorted(values.tolist()) == list(range(0, 200, 10))
     assert train.class_names == ()
     assert not train.labels.any()
+
+
+def test_pictures_of_only_0_and_1_are_black_and_white(tmp_path):
+    prepare(Pictures, tmp_path, shape=(4, 4, 1), step=1, levels=2)
+    loaded = sets.load("pictures", data_dir=str(tmp_path))
+    assert np.unique(loaded.images).tolist() == [0, 255]
 
 
 def test_validation_stands_in_for_a_missing_test_split(tmp_path):

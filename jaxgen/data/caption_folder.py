@@ -40,12 +40,18 @@ class Captioned(NamedTuple):
 
 
 def open_split(
-    folder: pathlib.Path, split: str, *, image_size: int | None, channels: Literal[3] | None
+    folder: pathlib.Path,
+    split: str,
+    *,
+    image_size: int | None,
+    channels: Literal[3] | None,
+    holds_out: bool = True,
 ) -> Captioned:
     """Opens the captioned pictures of "train" or "test", in the order of their file names.
 
     image_size: pixels, or None if all pictures have one size; channels as in image_folder. No
-    picture is decoded yet, but the headers of all of them are read.
+    picture is decoded yet, but the headers of all of them are read. holds_out=False trains with all
+    pictures of a folder that has no test split, and is not for "test".
     Raises one ValueError that lists, by kind, lines of metadata.jsonl that cannot be used, images
     without a caption, captions without an image and images that cannot be opened.
     """
@@ -57,9 +63,10 @@ def open_split(
     captions = _read_captions(place)
 
     names, notes = sorted(captions), []
-    if is_whole:
-        held_out = source.holdout(np.zeros(len(names), np.int32), split)
-        notes = [source.describe_holdout(split, len(held_out), len(names))]
+    if is_whole and holds_out:
+        one_class = np.zeros(len(names), np.int32)
+        held_out = source.holdout(one_class, split)
+        notes = [source.describe_holdout(one_class, split)]
         names = [names[i] for i in held_out.tolist()]
     elif place != folder:
         notes = [f"from the folder {files.printable(place.name, 60)}"]

@@ -24,6 +24,12 @@ _KINDS = (
     (0, b"\x89PNG", "a single picture", "give the folder of pictures"),
     (0, b"\xff\xd8\xff", "a single picture", "give the folder of pictures"),
     (0, b"GIF8", "a single picture", "give the folder of pictures"),
+    (0, b"RIFF", "a single picture, sound or film", "give a folder of pictures"),
+    (0, b"BM", "a single picture", "give the folder of pictures"),
+    (0, b"II*\0", "a single picture", "give the folder of pictures"),
+    (0, b"MM\0*", "a single picture", "give the folder of pictures"),
+    (4, b"ftyp", "a film, or a single picture", "give a folder of pictures"),
+    (0, b"MATLAB", "a MATLAB file", "store its arrays with numpy.savez"),
     (0, b"<", "a text, such as the page of an error", "fetch it again"),
 )
 

@@ -10,6 +10,7 @@ that are passed over are counted in the description of the Source.
 """
 
 import collections
+import functools
 import os
 import pathlib
 from typing import NamedTuple
@@ -72,9 +73,11 @@ def open_split(
     else:
         height = width = image_size
     shape = (height, width, channels)
+    is_binary = functools.cache(functools.partial(_is_binary, listing.paths))  # at the first read
 
     def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        images = np.stack([_decode(listing.paths[i], shape) for i in indices])
+        binary = is_binary()
+        images = np.stack([_decode(listing.paths[i], shape, binary) for i in indices])
         return images, listing.labels[indices]
 
     line = source.describe(split, listing.labels, listing.class_names, listing.notes)
@@ -93,7 +96,7 @@ def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
         with os.scandir(pending.pop()) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
         for entry in entries:
-            if entry.name.startswith("."):
+            if split_folders.is_hidden(entry.name):
                 skipped["hidden"] += _is_picture(entry.name) and not entry.name.startswith("._")
             elif split_folders.is_folder(entry):
                 place = os.path.realpath(entry.path)
@@ -167,7 +170,19 @@ def _list_classes(folder: pathlib.Path) -> ImageFiles:
     paths = flat or [path for paths in by_class.values() for path in paths]
     counts = [len(paths) for paths in by_class.values()] or [len(flat)]
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return ImageFiles(paths, labels, tuple(by_class), describe_skipped(skipped) + notes)
+    notes = describe_skipped(skipped) + notes + _describe_nested(folder, by_class)
+    return ImageFiles(paths, labels, tuple(by_class), notes)
+
+
+def _describe_nested(folder: pathlib.Path, by_class: dict[str, list[str]]) -> list[str]:
+    """Writes a note on classes whose pictures lie in several folders, which may be classes too."""
+    nested = []
+    for name, paths in by_class.items():
+        inside = sorted({os.path.dirname(path) for path in paths} - {str(folder / name)})
+        nested += [os.path.relpath(place, folder) for place in inside] if len(inside) > 1 else []
+    more = f" and {len(nested) - 4} more" if len(nested) > 4 else ""
+    shown = ", ".join(files.printable(place, 60) for place in nested[:4]) + more
+    return [f"no classes of their own: the folders {shown}"] if nested else []
 
 
 def _unreadable(folder: pathlib.Path, others: collections.Counter[str]) -> ValueError:
@@ -215,7 +230,7 @@ def _suffix_list() -> str:
 def _held_out(listing: ImageFiles, split: str) -> ImageFiles:
     indices = source.holdout(listing.labels, split)
     paths = [listing.paths[i] for i in indices.tolist()]
-    notes = [source.describe_holdout(split, len(indices), len(listing.paths)), *listing.notes]
+    notes = [source.describe_holdout(listing.labels, split), *listing.notes]
     return listing._replace(paths=paths, labels=listing.labels[indices], notes=notes)
 
 
@@ -261,9 +276,23 @@ def _describe_sizes(sizes: collections.Counter) -> str:
     )
 
 
-def _decode(path: str, shape: tuple[int, int, int]) -> np.ndarray:
+def _is_binary(paths: list[str]) -> bool:
+    """Says whether the pictures hold only 0 and 1; nearly always, the first one answers it."""
+    spread = np.linspace(0, len(paths) - 1, min(source.SAMPLE, len(paths))).astype(int).tolist()
+    return pillow.is_binary((_range_of(paths[i]) for i in spread), "the set")
+
+
+def _range_of(path: str) -> tuple[int, int]:
+    try:
+        with picture_file.open_path(path) as image, picture_file.room_for(image):
+            return pillow.range_of(image)
+    except Exception:  # reading it will say why
+        return 0, 255
+
+
+def _decode(path: str, shape: tuple[int, int, int], binary: bool) -> np.ndarray:
     with picture_file.open_path(path) as image:
         try:
-            return pillow.fit(image, shape)
+            return pillow.fit(image, shape, binary)
         except Exception as error:  # decoders also raise SyntaxError, struct.error, IndexError, ...
             raise ValueError(f"{files.printable(path)}: {files.printable(error)}") from error

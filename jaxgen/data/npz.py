@@ -71,9 +71,10 @@ def _open(path: pathlib.Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # damaged lists also raise struct.error, UnicodeDecodeError, ...
+        is_npz = path.suffix.lower() == ".npz"
+        advice = "write it again" if is_npz else "give an .npz of images and labels, or a folder"
         raise ValueError(
-            f"{files.printable(path)} cannot be read as .npz ({files.printable(error)}); "
-            f"write it again"
+            f"{files.printable(path)} cannot be read as .npz ({files.printable(error)}); {advice}"
         ) from error
     if len(archive.namelist()) > _MOST_ARRAYS:
         archive.close()
@@ -93,7 +94,7 @@ def _find(
     if not names:
         raise ValueError(
             f"{files.printable(path)} is a zip archive without NumPy arrays "
-            f"({len(archive.namelist())} files); unpack it and give the folder, or {expected}"
+            f"({len(archive.namelist())} files); unpack it and give the folder; else {expected}"
         )
     shown = ", ".join(repr(files.printable(name, 60)) for name in sorted(names)[:10])
     raise ValueError(f"{files.printable(path)} holds [{shown}]; {expected}")

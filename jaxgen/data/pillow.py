@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Pillow pictures of any mode and size as uint8 arrays [H, W, C] of one shape."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -26,8 +28,38 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+def range_of(image: Image.Image) -> tuple[int, int]:
+    """Returns the largest stored value and the largest possible one, 255 or 65535.
+
+    Palettes, CMYK and alpha channels say themselves what is white: they count as fully bright.
+    """
+    if image.mode in DEEP_MODES:
+        return int(deep(image).max()), 65535
+    if image.mode not in ("L", "RGB"):
+        return 255, 255
+    return int(np.asarray(image).max()), 255
+
+
+def is_binary(ranges: Iterable[tuple[int, int]], name: str) -> bool:
+    """Says whether pictures of these ranges hold only 0 and 1, which then are black and white.
+
+    Looks at no more of them than it takes to meet one that uses its range. Raises ValueError for
+    16 bits of which none uses the upper 8.
+    """
+    peak = 0
+    for high, most in ranges:
+        if high > (1 if most == 255 else 255):
+            return False
+        peak = max(peak, high)
+    if peak > 1:
+        raise ValueError(f"{name} has 16 bits, but the largest value is {peak}; store 8 bits")
+    return peak == 1
+
+
+def fit(image: Image.Image, shape: tuple[int, int, int], binary: bool = False) -> np.ndarray:
     """Brings a picture to uint8 [H, W, C]: upright, resized and centre-cropped to `shape`.
+
+    binary: whether its values are only 0 and 1, black and white.
 
     A square target of another size: the shorter side is resized to it (bicubic, antialiased) and
     the longer one cropped to its middle. Any other size must match, or ValueError is raised.
@@ -37,7 +69,7 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
         # JPEG can decode at 1/2, 1/4 or 1/8 for less; twice the target leaves room to resize well
         image.draft(None, (2 * width, 2 * height))
     with picture_file.room_for(image):
-        image = opaque(upright(image), "L" if channels == 1 else "RGB")
+        image = opaque(upright(image), "L" if channels == 1 else "RGB", binary)
         if image.size != (width, height):
             if height != width:  # a stored size, not one that the caller wants
                 raise ValueError(f"is {image.width}x{image.height}, expected {width}x{height}")
@@ -45,8 +77,11 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
         return np.asarray(image, np.uint8).reshape(shape)
 
 
-def fit_array(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def fit_array(image: np.ndarray, shape: tuple[int, int, int], binary: bool = False) -> np.ndarray:
     """Does the same with uint8 [h, w, c], c = 1 or 3; an array of the shape stays as it is."""
+    if binary:
+        _check_binary(int(image.max()))
+        image = image * 255
     if image.shape == shape:
         return image
     return fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), shape)
@@ -61,8 +96,12 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def opaque(image: Image.Image, mode: str) -> Image.Image:
+def opaque(image: Image.Image, mode: str, binary: bool = False) -> Image.Image:
     """Converts a picture to mode L or RGB with 8 bits, transparent parts laid on white."""
+    if binary and (image.mode in DEEP_MODES or image.mode in ("L", "RGB")):
+        x = np.asarray(image)
+        _check_binary(int(x.max()))
+        return Image.fromarray(x.astype(np.uint8) * 255).convert(mode)
     if image.mode in DEEP_MODES:
         return Image.fromarray((deep(image) >> 8).astype(np.uint8)).convert(mode)
     if image.mode == "F":
@@ -72,6 +111,11 @@ def opaque(image: Image.Image, mode: str) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert(mode)
+
+
+def _check_binary(high: int) -> None:
+    if high > 1:
+        raise ValueError(f"has the value {high}, where other pictures of the set have only 0 and 1")
 
 
 def deep(image: Image.Image) -> np.ndarray:

@@ -3,7 +3,8 @@
 
     Pillow pictures, paths   1, 8 or 16 bits, palette, CMYK, ...; turned upright as EXIF says
     bool                     black and white
-    uint8                    0 to 255; black and white if there are only 0 and 1
+    uint8                    0 to 255; black and white if there are only 0 and 1 in the array
+    data sets of pictures    as uint8 or uint16 arrays of all their pictures
     uint16                   0 to 65535, of which the upper 8 bits are kept; or only 0 and 1
     floats                   0 to 1, or -1 to 1 if there are negative ones
 
@@ -212,7 +213,9 @@ def _array(entry: Any, name: str) -> tuple[np.ndarray, bool]:
 def _pillow(image: Image.Image, mode: str, name: str) -> np.ndarray:
     """Converts a Pillow picture to uint8, upright; errors of Pillow name it."""
     try:
-        return np.asarray(pillow.opaque(pillow.upright(image), mode))
+        is_deep = image.mode in pillow.DEEP_MODES  # 1 of 255 in a call is nearly black, as it says
+        binary = is_deep and pillow.is_binary([pillow.range_of(image)], "it")
+        return np.asarray(pillow.opaque(pillow.upright(image), mode, binary))
     except Exception as error:  # decoders raise SyntaxError, struct.error, OSError, ...
         raise ValueError(f"{name} cannot be used: {files.printable(error)}") from error
 

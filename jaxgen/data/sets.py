@@ -11,7 +11,8 @@ A name is understood as the first of these that it fits:
     a folder of pictures    class subfolders or flat, with train and test folders or without
     a TFDS name             mnist, cifar10, ...: read or prepared without TensorFlow
 
-A set without a test split gives a tenth of each class to it (digits a sixth), always the same.
+A set without a test split gives a tenth of each class to it (digits a sixth), always the same; a
+set of small classes a tenth of all, and one of fewer than ten images is trained and tested on.
 Images are uint8 [0, 255] as stored; they become float32 in [-1, 1] on the device.
 """
 
@@ -175,7 +176,7 @@ def _from_whole(
 ) -> Source:
     """Makes a Source of one split of a set that comes in one piece."""
     indices = source.holdout(labels, split, every)
-    notes = [source.describe_holdout(split, len(indices), len(labels), every), *(notes or [])]
+    notes = [source.describe_holdout(labels, split, every), *(notes or [])]
     return _from_split(images[indices], labels[indices], names, split, image_size, channels, notes)
 
 

@@ -13,6 +13,7 @@ from jaxgen import files
 from jaxgen.data import pillow
 
 SPLITS = ("train", "test")
+SAMPLE = 64  # pictures that are looked at to learn what all of a set are like
 _NUM_THREADS = 8  # Pillow decodes without the interpreter lock, so threads are enough
 _BLOCK = 64  # examples a thread reads in its turn
 _NUM_SHOWN = 5  # faults spelled out in one error, classes in one description
@@ -79,7 +80,7 @@ def describe(
     split: str, labels: np.ndarray, class_names: tuple[str, ...], notes: list[str] | None = None
 ) -> str:
     """Describes a split in one line: how many images there are of each class, and the notes."""
-    line = f"{split} {len(labels):,} images"
+    line = f"{split} {len(labels):,} image{'s' * (len(labels) != 1)}"
     if class_names:
         counts = np.bincount(labels, minlength=len(class_names)).tolist()
         pairs = list(zip(class_names, counts, strict=True))
@@ -90,12 +91,19 @@ def describe(
     return "; ".join([line, *(notes or [])])
 
 
-def describe_holdout(split: str, num_examples: int, total: int, every: int = 10) -> str:
-    """Writes the note on a split that `holdout` makes of a set of `total` examples."""
-    if num_examples == total:
-        return "too few to hold any out for testing"
+def describe_holdout(labels: np.ndarray, split: str, every: int = 10) -> str:
+    """Writes the note on a split that `holdout` makes of a set with these labels."""
+    indices = _held_out(labels, every)
+    where = "held out for testing" if split == "train" else "held out of training"
+    if not len(indices):
+        return f"too few of the {len(labels):,} to hold any out: tests are on the training images"
+    sizes = np.bincount(labels)
+    if sizes.max() < every:  # not of each class
+        return f"{len(indices):,} of {len(labels):,} {where}"
     part = "a tenth" if every == 10 else f"one of {every}"
-    return f"{part} held out for testing" if split == "train" else f"{part}, held out of training"
+    num_small = np.count_nonzero((sizes > 0) & (sizes < every))
+    small = f", none of the classes with fewer than {every} images ({num_small})"
+    return f"{part} {where}{small if num_small else ''}"
 
 
 def size_in_bytes(source: Source) -> int:
@@ -158,20 +166,33 @@ def holdout(labels: np.ndarray, split: str, every: int = 10) -> np.ndarray:
     """Returns the indices [M], rising, of one split of a set that comes in one piece.
 
     Of each class, the last of every `every` examples is for testing and the rest for training: the
-    splits never overlap, never change, and keep the shares of the classes.
+    splits never overlap, never change, and keep the shares of the classes. If all classes are
+    smaller, as with five pictures each, the same share of all examples is held out, and of no class
+    its first. Of a set with fewer than `every` examples both splits are the whole.
     """
+    test = _held_out(labels, every)
+    if not len(test):
+        return np.arange(len(labels))
+    return test if split == "test" else np.delete(np.arange(len(labels)), test)
+
+
+def _held_out(labels: np.ndarray, every: int) -> np.ndarray:
+    """Returns the indices, rising, that are for testing only."""
+    rank = _rank_in_class(labels)
+    of_class = np.flatnonzero(rank % every == every - 1)
+    if len(of_class):
+        return of_class
+    candidates = np.flatnonzero(rank > 0)
+    number = min(len(labels) // every, len(candidates))
+    if not number:
+        return np.array([], np.int64)
+    return candidates[np.arange(1, number + 1) * len(candidates) // number - 1]
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """Counts for each example how many of the same class come before it."""
     order = np.argsort(labels, kind="stable")
     of_class = labels[order]
-    rank = np.empty(len(labels), np.int64)  # how many of the same class come before
+    rank = np.empty(len(labels), np.int64)
     rank[order] = np.arange(len(labels)) - np.searchsorted(of_class, of_class)
-
-    is_test = rank % every == every - 1
-    indices = np.flatnonzero(is_test if split == "test" else ~is_test)
-    if not len(indices):
-        largest = int(np.bincount(labels).max(initial=0))
-        raise ValueError(
-            f"the set has no test split of its own, and none of its classes has the {every} "
-            f"examples that one is held out of (the largest has {largest}); add a test split, such "
-            f"as a folder test beside train, or more examples"
-        )
-    return indices
+    return rank

@@ -64,7 +64,9 @@ def find(folder: pathlib.Path, holds_data: Callable[[pathlib.Path], bool]) -> Sp
     if len(trains) > 1:
         raise _unclear(folder, trains, "only one folder can be for training")
     if others:
-        raise _unclear(folder, [*trains, *tests, *others], "are they splits or classes?")
+        raise _unclear(
+            folder, [*trains, *tests, *others], "it is not clear whether they are splits or classes"
+        )
     if not trains:
         raise _unclear(folder, tests, "there is no folder train beside it")
     return Splits(folder / trains[0], None, [n.name for n in names if n.name != trains[0]])
@@ -84,7 +86,14 @@ def is_train(name: str) -> bool:
 def folder_names(folder: pathlib.Path) -> list[str]:
     """Lists the names of the subfolders that are not hidden, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_folder(entry) and entry.name[0] != ".")
+        return sorted(
+            entry.name for entry in entries if is_folder(entry) and not is_hidden(entry.name)
+        )
+
+
+def is_hidden(name: str) -> bool:
+    """Says whether a file or folder is not the user's: of macOS, Synology's thumbnails, ..."""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -126,6 +135,6 @@ def _divide(name: str) -> _Name:
 def _unclear(folder: pathlib.Path, names: list[str], why: str) -> ValueError:
     shown = ", ".join(files.printable(name, 60) for name in names[:6])
     return ValueError(
-        f"{files.printable(folder)} has the folders {shown}, and {why} Expected train and test "
+        f"{files.printable(folder)} has the folders {shown}, and {why}; expected train and test "
         f"folders and nothing else, or only classes; rename or move what does not belong there"
     )

@@ -6,6 +6,7 @@ default format of TFDS, tfrecord, can be read by TensorFlow only.
 """
 
 import difflib
+import functools
 import io
 import os
 import pathlib
@@ -88,12 +89,14 @@ def open_builder(
         image_key, label_key, names = _find_features(builder)
         shape = _shape(builder, image_key, image_size, channels)
     records = _open_records(builder, expression, image_key, place)
+    is_binary = functools.cache(lambda: _is_binary(records, image_key, place))  # at the first read
 
     def read(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
         shown = f"{place}: records {indices[0]} to {indices[-1]} of {split} cannot be read"
         try:
             examples = records.__getitems__(indices)  # much faster than one by one
-            images = [_decode(example[image_key], shape) for example in examples]
+            binary = is_binary()
+            images = [_decode(example[image_key], shape, binary) for example in examples]
             labels = [0 if label_key is None else int(e[label_key]) for e in examples]
         except Exception as error:  # array_record raises what its C++ throws
             raise ValueError(f"{shown}: {files.printable(error)}") from error
@@ -181,12 +184,28 @@ def _open_records(builder, expression: str, image_key: str, place: str):
     return records
 
 
-def _decode(image: bytes | np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def _decode(
+    image: bytes | np.ndarray, shape: tuple[int, int, int], binary: bool = False
+) -> np.ndarray:
     """Decodes a stored picture to uint8 [H, W, C]."""
     if isinstance(image, np.ndarray):
-        return pillow.fit_array(pixels.on_white(image), shape)
+        return pillow.fit_array(pixels.on_white(image), shape, binary)
     with picture_file.open_file(io.BytesIO(image), "a picture") as picture:
-        return pillow.fit(picture, shape)
+        return pillow.fit(picture, shape, binary)
+
+
+def _is_binary(records, image_key: str, place: str) -> bool:
+    """Says whether the pictures hold only 0 and 1; nearly always, the first one answers it."""
+    spread = np.linspace(0, len(records) - 1, min(source.SAMPLE, len(records))).astype(int)
+    stored = (records[i][image_key] for i in spread.tolist())
+    return pillow.is_binary(map(_range_of, stored), place)
+
+
+def _range_of(image: bytes | np.ndarray) -> tuple[int, int]:
+    if isinstance(image, np.ndarray):
+        return int(image.max()), 255
+    with picture_file.open_file(io.BytesIO(image), "a picture") as picture:
+        return pillow.range_of(picture)
 
 
 def _split_expression(splits: list[str], split: str) -> str:

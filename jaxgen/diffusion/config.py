@@ -95,6 +95,20 @@ def from_config(
     return sampler
 
 
+def training_schedule(scheduler_config: Mapping[str, Any]) -> schedule.Schedule:
+    """The noise levels and the prediction type that a scheduler's config says of training.
+
+    Raises ValueError as `from_config` does.
+    """
+    keys = _stated(scheduler_config)
+    class_name, _, _ = _target(keys.get("_class_name"), None)
+    defaults = CLASSES[class_name].defaults
+    values = {**defaults, **{key: value for key, value in keys.items() if key in defaults}}
+    values = {key: _translated(class_name, key, value) for key, value in values.items()}
+    title = f"the scheduler config of {class_name}"
+    return _model(fields.check({key: FIELDS[key] for key in values}, values, title, RULES))
+
+
 def unknown_keys(scheduler_config: Mapping[str, Any]) -> list[str]:
     """The keys of a config that no scheduler class here knows, which are passed over."""
     known = QUALIFIERS.union(*(scheduler.defaults for scheduler in CLASSES.values()))

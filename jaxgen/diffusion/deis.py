@@ -4,7 +4,7 @@
 import numpy as np
 from numpy.polynomial import Polynomial
 
-from jaxgen.diffusion import lagrange, prediction, table
+from jaxgen.diffusion import prediction, sigma_samplers, table
 from jaxgen.diffusion.exponential import vp_level
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.diffusion.sigmas import Grid
@@ -50,7 +50,7 @@ def _log_rho_weights(nodes: np.ndarray, target: float) -> list[float]:
     """
     u = np.log(nodes / nodes[0])
     end = np.log(target / nodes[0])
-    return [float(nodes[0] * _integral_times_exp(p, end)) for p in lagrange.basis(u)]
+    return [float(nodes[0] * _integral_times_exp(p, end)) for p in sigma_samplers.lagrange_basis(u)]
 
 
 def _integral_times_exp(polynomial: Polynomial, end: float) -> float:

@@ -34,6 +34,25 @@ class Inpainting(NamedTuple):
     noise: AnyArray  # [B, H, W, C] the unit noise that the run started from
 
 
+class Projection(NamedTuple):
+    """Adaptive projected guidance, Sadat et al. 2024 (arXiv:2410.02416) eq. 7 and 10, no momentum.
+
+    Of the estimate of x_0, guidance moves what is parallel to it less, and never by more than a
+    norm. It acts against burnt colours at large scales.
+    """
+
+    denoised: AnyArray  # [N, 2] the estimate of x_0 = c[0] * (scale * latent) + c[1] * output
+    parallel: AnyArray  # [B] the share of the parallel part that is kept; 1 is all
+    limit: AnyArray  # [B] the largest norm of a change; infinite is none
+
+
+def projection(table: Table, parallel: AnyArray, limit: AnyArray) -> Projection:
+    """Builds the projection of a run: parallel and limit per image, [B]."""
+    scale = jnp.asarray(table.scale, jnp.float32)
+    denoised = jnp.asarray(table.denoised, jnp.float32)
+    return Projection(denoised / jnp.stack([scale, jnp.ones_like(scale)], 1), parallel, limit)
+
+
 def noise_keys(keys: Key) -> NoiseKeys:
     """Splits one key per image, [B], into the three streams of every image."""
     split = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
@@ -65,24 +84,45 @@ def at_times(model: Callable[[Array, Array], Array], table: Table) -> Denoise:
     return lambda x, i: model(x, times[i])
 
 
-def guide(denoise: Denoise, guidance_scale: AnyArray, guidance_rescale: AnyArray) -> Denoise:
+def guide(
+    denoise: Denoise,
+    guidance_scale: AnyArray,
+    guidance_rescale: AnyArray,
+    projection: Projection | None = None,
+    weights: AnyArray | None = None,
+) -> Denoise:
     """Classifier-free guidance doubles the batch: Ho & Salimans 2022 (arXiv:2207.12598) eq. 6.
 
-    guidance_scale, guidance_rescale: [B], per image; scale s gives out_neg + s (out_pos - out_neg).
-    `denoise` receives 2 B latents in pairs, [image 0 negative, image 0 positive, image 1 negative,
-    ...], so a batch sharded over devices stays where it is; its texts must be ordered alike.
-    Where no image is guided (scale 1 for all) leave the wrapper out: half the work.
+    guidance_scale, guidance_rescale: [B], per image, or [N, B], per row of the table and image;
+    scale s gives out_neg + s (out_pos - out_neg). `denoise` receives 2 B latents in pairs, [image 0
+    negative, image 0 positive, image 1 negative, ...], so a batch sharded over devices stays where
+    it is; its texts must be ordered alike. Where no image is guided (scale 1 for all) leave the
+    wrapper out: half the work.
 
-    guidance_rescale: Lin et al. 2023 (arXiv:2305.08891) eq. 15 and 16, 0 is off.
+    weights: [B, P], of P positive texts for each image, of which `denoise` then receives 1 + P
+    rows: out_pos - out_neg becomes sum_p weight_p (out_p - out_neg), Liu et al. 2022
+    (arXiv:2206.01714) eq. 11. guidance_rescale: Lin et al. 2023 (arXiv:2305.08891) eq. 15 and 16,
+    0 is off.
     """
+    groups = 2 if weights is None else 1 + jnp.shape(weights)[1]
 
     def guided(x: Array, i: Array) -> Array:
         b = x.shape[0]
-        pairs = jnp.stack([x, x], axis=1).reshape(2 * b, *x.shape[1:])
-        out = denoise(pairs, i).astype(jnp.float32).reshape(b, 2, *x.shape[1:])
+        rows = jnp.stack([x] * groups, axis=1).reshape(groups * b, *x.shape[1:])
+        out = denoise(rows, i).astype(jnp.float32).reshape(b, groups, *x.shape[1:])
         negative, positive = out[:, 0], out[:, 1]
-        combined = negative + _per_image(guidance_scale) * (positive - negative)
-        rescale = _per_image(guidance_rescale)
+        direction = positive - negative
+        if weights is not None:
+            parts = jnp.asarray(weights, jnp.float32).reshape(b, -1, 1, 1, 1)
+            direction = jnp.sum(parts * (out[:, 1:] - negative[:, None]), axis=1)
+            positive = negative + direction
+        scale, rescale = (_per_image(v, i) for v in (guidance_scale, guidance_rescale))
+        if projection is None:
+            combined = negative + scale * direction
+        else:
+            kept = _projected(projection, x, i, positive, direction)
+            # out_pos + (s - 1) kept; where all is kept, the same bits as without a projection
+            combined = negative + scale * kept + (direction - kept)
         return (rescale * _contrast(positive, combined) + (1 - rescale)) * combined
 
     return guided
@@ -167,8 +207,26 @@ def _fresh_noise(
     return jax.vmap(draw)(keys)
 
 
-def _per_image(value: AnyArray) -> Array:
-    return jnp.asarray(value, jnp.float32).reshape(-1, 1, 1, 1)
+def _per_image(value: AnyArray, i: Array) -> Array:
+    """The values of all images at row i, [B, 1, 1, 1], from [B] or [N, B]."""
+    values = jnp.asarray(value, jnp.float32)
+    return (values[i] if values.ndim == 2 else values).reshape(-1, 1, 1, 1)
+
+
+def _projected(
+    projection: Projection, x: Array, i: Array, positive: Array, direction: Array
+) -> Array:
+    """What adaptive projected guidance keeps of the direction; x [B, H, W, C] is scale * latent."""
+    axes = tuple(range(1, x.ndim))
+    signal, model = jnp.asarray(projection.denoised, jnp.float32)[i]
+    limit = jnp.asarray(projection.limit, jnp.float32).reshape(-1, 1, 1, 1)
+    size = jnp.abs(model) * jnp.sqrt(jnp.sum(direction**2, axis=axes, keepdims=True))
+    direction = direction * jnp.where(size > limit, limit / jnp.where(size == 0, 1, size), 1)
+    clean = signal * x + model * positive
+    square = jnp.sum(clean**2, axis=axes, keepdims=True)
+    share = jnp.sum(direction * clean, axis=axes, keepdims=True) / jnp.where(square == 0, 1, square)
+    lost = 1 - jnp.asarray(projection.parallel, jnp.float32).reshape(-1, 1, 1, 1)
+    return direction - lost * share * clean
 
 
 def _contrast(positive: Array, combined: Array) -> Array:

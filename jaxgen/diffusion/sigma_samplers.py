@@ -9,8 +9,10 @@ dx/dsigma is eps; the model sees the latent divided by sqrt(sigma^2 + 1). Their 
 import math
 
 import numpy as np
+from numpy.polynomial import Polynomial
+from numpy.polynomial.polynomial import polyfromroots
 
-from jaxgen.diffusion import lagrange, prediction, schedule, sigmas, table
+from jaxgen.diffusion import prediction, schedule, sigmas, table
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.diffusion.sigmas import Grid
 from jaxgen.diffusion.table import LATENT, MEMORY, NOISE, Row, Table
@@ -131,4 +133,16 @@ def _ancestral(sigma: float, after: float) -> tuple[float, float]:
 def _adams_bashforth(sigma: np.ndarray, i: int, order: int) -> list[float]:
     """Integrals from sigma[i] to sigma[i + 1] of the Lagrange polynomials on the last levels."""
     nodes = sigma[i - np.arange(order)] - sigma[i]  # from the current level: no cancellation
-    return [float(p.integ()(sigma[i + 1] - sigma[i])) for p in lagrange.basis(nodes)]
+    return [float(p.integ()(sigma[i + 1] - sigma[i])) for p in lagrange_basis(nodes)]
+
+
+def lagrange_basis(nodes: np.ndarray) -> list[Polynomial]:
+    """The polynomials that are 1 at their own node and 0 at the others, one per node.
+
+    Every multistep method integrates them.
+    """
+    polynomials = []
+    for k, node in enumerate(nodes):
+        others = np.delete(nodes, k)
+        polynomials.append(Polynomial(polyfromroots(others)) / np.prod(node - others))
+    return polynomials

@@ -69,14 +69,19 @@ class CLIPTextModel(nn.Module):
             self.text_projection = Dense(self.projection_dim, use_bias=False, dtype=self.dtype)
 
     def __call__(
-        self, input_ids: Array, skip_layers: int = 0, final_norm: bool = True
+        self,
+        input_ids: Array,
+        skip_layers: int = 0,
+        final_norm: bool = True,
+        new_words: Array | None = None,
     ) -> TextEncoding:
         """The encoding, whose `context` is the state `skip_layers` layers before the last.
 
         Stable Diffusion 1 and 2 put it through the final norm, with skip_layers = clip_skip; XL
         does not, with skip_layers = clip_skip + 1. `pooled` is always from the last state, normed.
+        new_words: [R, D], embeddings of the ids from vocab_size on.
         """
-        hidden_states = self.text_model(input_ids)
+        hidden_states = self.text_model(input_ids, new_words)
         if not 0 <= skip_layers <= self.num_hidden_layers:
             raise ValueError(
                 f"skip_layers is {skip_layers}; this text encoder has {self.num_hidden_layers} "
@@ -87,7 +92,8 @@ class CLIPTextModel(nn.Module):
             context = self.text_model.final_layer_norm(context)
 
         last = self.text_model.final_layer_norm(hidden_states[-1])
-        end = end_of_text(input_ids, self.eos_token_id)
+        own = jnp.where(input_ids < self.vocab_size, input_ids, -1)  # new words are no ends
+        end = end_of_text(own, self.eos_token_id)
         pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
         if self.with_projection:
             pooled = self.text_projection(pooled)
@@ -135,12 +141,15 @@ class CLIPTextTransformer(nn.Module):
         )
         self.final_layer_norm = _layer_norm(self.layer_norm_eps, self.dtype)
 
-    def __call__(self, input_ids: Array) -> tuple[Array, ...]:
-        return self.encoder(self.embeddings(input_ids))
+    def __call__(self, input_ids: Array, new_words: Array | None = None) -> tuple[Array, ...]:
+        return self.encoder(self.embeddings(input_ids, new_words))
 
 
 class CLIPTextEmbeddings(nn.Module):
-    """The sum of token and position embeddings: [B, T] -> [B, T, D]."""
+    """The sum of token and position embeddings: [B, T] -> [B, T, D].
+
+    new_words: [R, D], embeddings of the ids from vocab_size on.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -148,7 +157,7 @@ class CLIPTextEmbeddings(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, input_ids: Array) -> Array:
+    def __call__(self, input_ids: Array, new_words: Array | None = None) -> Array:
         t = input_ids.shape[-1]
         if t > self.max_position_embeddings:
             raise ValueError(
@@ -162,7 +171,14 @@ class CLIPTextEmbeddings(nn.Module):
             dtype=self.dtype,
             name="position_embedding",
         )
-        return add(token(input_ids), position(jnp.arange(t))[None])
+        if new_words is None or len(new_words) == 0:
+            embedded = token(input_ids)
+        else:
+            new = input_ids - self.vocab_size
+            rows = jnp.asarray(new_words, self.dtype)[jnp.maximum(new, 0)]
+            known = token(jnp.minimum(input_ids, self.vocab_size - 1))
+            embedded = jnp.where(new[..., None] < 0, known, rows)
+        return add(embedded, position(jnp.arange(t))[None])
 
 
 class CLIPEncoder(nn.Module):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxgen.nn import quantized
 from jaxgen.types import Array
 
 SAME = ((1, 1), (1, 1))  # torch's padding=1, spelled out: flax's "SAME" differs at stride 2
@@ -42,19 +43,38 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     return _half_add(*primals), tangent.astype(x.dtype)
 
 
+def read_kernel(layer: Any, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """A layer's kernel in its dtype, and the scales [O] that its product lacks: see `quantized`."""
+    start = getattr(layer, "kernel_init", nn.initializers.lecun_normal())
+    kernel = layer.param("kernel", start, shape)
+    if not layer.has_variable("params", quantized.SCALE):
+        return kernel.astype(layer.dtype), None
+    scale = layer.get_variable("params", quantized.SCALE)
+    return jnp.asarray(kernel, layer.dtype) * quantized.UNITS[kernel.dtype.name], scale
+
+
+def rescale(y: Array, scale: Array | None) -> Array:
+    """y [..., O] times the scales of its features, in float32 and back; y itself without any."""
+    if scale is None:
+        return y
+    scale = scale.reshape((1,) * (y.ndim - 1) + scale.shape)
+    return (y.astype(jnp.float32) * scale).astype(y.dtype)
+
+
 class Dense(nn.Module):
     """A dense layer: [..., D] -> [..., features] in `dtype`; flax's class of this name."""
 
     features: int
     use_bias: bool = True
     dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        kernel, scale = read_kernel(self, shape)
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel, contracted)
+        y = rescale(jax.lax.dot_general(x.astype(self.dtype), kernel, contracted), scale)
         if not self.use_bias:
             return y
         return add(y, self.param("bias", nn.initializers.zeros, (self.features,)))
@@ -68,17 +88,18 @@ class Conv(nn.Module):
     strides: int = 1
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-
+        kernel, scale = read_kernel(self, shape)
         lead = x.shape[:-3]
         x = x.reshape(math.prod(lead), *x.shape[-3:]).astype(self.dtype)
         strides = (self.strides, self.strides)
-        y = add(_convolution(x, kernel, strides, self.padding), bias)
+        y = rescale(_convolution(x, kernel, strides, self.padding), scale)
+        if self.use_bias:
+            y = add(y, self.param("bias", nn.initializers.zeros, (self.features,)))
         return y.reshape(*lead, *y.shape[1:])
 
 
@@ -109,13 +130,13 @@ class Conv3x3(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel, scale = read_kernel(self, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
 
         if _product_is_faster(x.shape, self.features):
-            return add(_as_product(x, kernel), bias)
-        return add(_convolution(x, kernel, (1, 1), SAME), bias)
+            return add(rescale(_as_product(x, kernel), scale), bias)
+        return add(rescale(_convolution(x, kernel, (1, 1), SAME), scale), bias)
 
 
 def _product_is_faster(shape: tuple[int, ...], features: int) -> bool:

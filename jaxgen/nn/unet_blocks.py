@@ -32,18 +32,21 @@ class Level(NamedTuple):
     depths: tuple[int, ...]  # transformer blocks in each Transformer2DModel; () without attention
     norm_num_groups: int
     norm_eps: float
+    remat: bool = False  # gradients compute what is inside each part once more; see `nn.remat`
 
     def resnets(self, dtype: Any, extra: int = 0) -> list[ResnetBlock2D]:
         """The level's resnets, and `extra` more."""
+        resnet = nn.remat(ResnetBlock2D) if self.remat else ResnetBlock2D
         return [
-            ResnetBlock2D(self.channels, self.norm_num_groups, self.norm_eps, dtype)
+            resnet(self.channels, self.norm_num_groups, self.norm_eps, dtype)
             for _ in range(self.num_resnets + extra)
         ]
 
     def transformers(self, dtype: Any) -> list[Transformer2DModel]:
         """The level's transformers, one for each entry of `depths`."""
+        transformer = nn.remat(Transformer2DModel) if self.remat else Transformer2DModel
         return [
-            Transformer2DModel(self.channels, self.num_heads, depth, self.norm_num_groups, dtype)
+            transformer(self.channels, self.num_heads, depth, self.norm_num_groups, dtype)
             for depth in self.depths
         ]
 
@@ -169,6 +172,7 @@ class UNetEncoder(nn.Module):
     projection_class_embeddings_input_dim: int | None = None
     time_cond_proj_dim: int | None = None  # guidance embedding of latent consistency models
     dtype: Any = jnp.float32
+    remat: bool = False  # in training: less memory for activations, a third more arithmetic
 
     def setup(self) -> None:
         channels, last = self.block_out_channels, len(self.block_out_channels) - 1
@@ -247,7 +251,8 @@ class UNetEncoder(nn.Module):
         )
         depths = repeat(depth, num_resnets) if has_attention else ()
         groups, eps = self.norm_num_groups, self.norm_eps
-        return Level(self.block_out_channels[i], num_resnets, heads[i], depths, groups, eps)
+        channels = self.block_out_channels[i]
+        return Level(channels, num_resnets, heads[i], depths, groups, eps, self.remat)
 
     def _levels_down(self) -> tuple[list[Level], Level | None]:
         """The levels on the way down and in the middle, or None without one."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What an experiment gives to a run, and what it is built from: System, optimizer, keys."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,9 @@ class System(NamedTuple):
     convolutional: bool
     # writes into the new run folder what the state alone does not say, as a vocabulary
     keep: Callable[[Path], None] = lambda folder: None
+    # arrays that every step takes whole under these names of its batch, and that no checkpoint
+    # holds: the parameters that stay as they are while others are trained beside them
+    shared: Mapping[str, Any] = MappingProxyType({})
 
 
 Build = Callable[[Any, Examples], System]  # from the script's Config and its data

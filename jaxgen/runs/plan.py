@@ -35,17 +35,11 @@ def read_examples(
             f"images {_shape(source.image_shape)}; set one size for both with --image-size and "
             f"--channels"
         )
-    if test.num_examples < 2:
-        raise ValueError(
-            f"{options.data} holds out {test.num_examples} test image; pictures need two or more"
-        )
-    rows = np.linspace(0, test.num_examples - 1, min(count, test.num_examples)).astype(int)
+    if not test.num_examples:
+        raise ValueError(f"{options.data} has no test image; add some, or remove its test split")
+    shown = max(2, min(count, test.num_examples))  # pictures pass from one image to another
+    rows = np.linspace(0, test.num_examples - 1, shown).astype(int)
     images, labels = test.read(rows.tolist())
-    if images.dtype == np.uint8 and images.max() == 1:
-        raise ValueError(
-            f"the pictures of {options.data} hold only 0 and 1 of 255, which is nearly black; "
-            f"store 0 and 255"
-        )
     lines = [split.description for split in (source, test) if split.description]
     return Examples(
         source.num_examples,
@@ -150,9 +144,10 @@ def check_batch(options: RunOptions, system: System, mesh: Mesh, examples: Examp
     """Raises ValueError for a batch larger than the data, or that the devices cannot share."""
     size = system.images_per_step
     if size > examples.num_examples:
+        largest = examples.num_examples * options.batch_size // size
         raise ValueError(
             f"a step takes {size} images and the training set has {examples.num_examples}; "
-            f"use a smaller --batch-size"
+            f"use a smaller --batch-size, at most {largest}"
         )
     parallel.check_divisible(np.empty(size), parallel.EXAMPLES, mesh)
     own = size // (1 if options.parallel == "jit" else mesh.size)

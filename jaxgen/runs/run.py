@@ -98,7 +98,7 @@ def _train(
                 outputs.keep_metrics(folder, name, start)
                 _write_config(folder, name, job.config)
             key = parallel.put(experiment.train_keys(options), job.mesh)
-            steps = _compiled(job.system, options, job.mesh, job.resident)
+            steps = _compiled(job)
             with outputs.callbacks(stretch, manager, stopping) as callbacks:
                 _, done = loop.train(
                     steps, state, job.feed(start), key, callbacks,
@@ -167,8 +167,10 @@ def folder(options: RunOptions) -> Path:
 
 
 def load_split(options: RunOptions, split: str) -> sets.Dataset:
-    """The whole split, "train" or "test", in host memory."""
-    return read_all(plan.open_split(options, split))
+    """The whole split, "train" or "test", in host memory; says what was read."""
+    source = plan.open_split(options, split)
+    print(f"data: {source.description}", flush=True)
+    return read_all(source)
 
 
 def _folder(name: str, options: RunOptions) -> Path:
@@ -238,27 +240,34 @@ def _start(system: System, options: RunOptions, mesh: Mesh, manager: Any) -> tup
     return jax.jit(init, out_shardings=everywhere)(key), 0
 
 
-def _compiled(
-    system: System, options: RunOptions, mesh: Mesh, resident: bool
-) -> Callable[..., Any]:
-    """The step as the loop calls it; resident: the data lies on the devices."""
+def _compiled(job: _Job) -> Callable[..., Any]:
+    """The step as the loop calls it."""
+    options, system = job.config.run, job.system
     one = system.step if options.num_models == 1 else step.vmap_models(system.step)
-    if resident:
-        return parallel.parallelize(step.scan_steps(one), mesh, options.parallel, parallel.SCANNED)
-    return parallel.parallelize(step.chunk_of_one(one), mesh, options.parallel)
+    if job.resident:
+        scanned = step.scan_steps(one, tuple(system.shared))
+        return parallel.parallelize(scanned, job.mesh, options.parallel, parallel.SCANNED)
+    specs = dict.fromkeys(job.source.names, parallel.EXAMPLES) | dict.fromkeys(system.shared, P())
+    return parallel.parallelize(step.chunk_of_one(one), job.mesh, options.parallel, specs)
 
 
 def _feed(
     system: System, options: RunOptions, mesh: Mesh, source: sets.Source, resident: bool
 ) -> Callable[[int], loop.Batches]:
     """A function from the first step to the batches; data for the devices is read here and now."""
+    shared = parallel.put(dict(system.shared), mesh)
     if resident:
         whole = read_all(source)
         arrays = dict(zip(source.names, (whole.images, whole.labels), strict=True))
         dataset = parallel.put(arrays, mesh)
         data_key = experiment.data_key(options)
         batches = order.resident_batches(dataset, system.images_per_step, data_key, mesh)
-        return lambda start: batches
+
+        def from_device(first: int, count: int) -> Any:
+            examples, rows = batches(first, count)
+            return examples | shared, rows
+
+        return lambda start: from_device
 
     stream.import_grain()  # found missing now rather than later
 
@@ -267,6 +276,6 @@ def _feed(
             source, batch_size=system.images_per_step, seed=options.seed, first_step=start,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        return lambda first, count: parallel.put(next(reader), mesh, parallel.EXAMPLES)
+        return lambda first, count: parallel.put(next(reader), mesh, parallel.EXAMPLES) | shared
 
     return from_host

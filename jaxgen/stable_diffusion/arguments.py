@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion import (
     control_arguments,
     image_arguments,
@@ -19,11 +19,22 @@ from jaxgen.stable_diffusion import (
     text_encoding,
 )
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.request import BatchRequest, Request
-from jaxgen.stable_diffusion.text_encoding import Text
+from jaxgen.stable_diffusion.request import (
+    BatchRequest,
+    Request,
+    completed,
+    is_number,
+    is_whole,
+)
+from jaxgen.stable_diffusion.texts import phases
 
+LISTS = (
+    "prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "guidance_parallel",
+    "guidance_limit", "seed",
+)  # fmt: skip
 OUTPUTS = ("image", "latent")
-MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
+# aesthetic scores that XL's refiner takes instead of a target size, as diffusers has them
+NEGATIVE_SCORE, POSITIVE_SCORE = 2.5, 6.0
 
 
 def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) -> BatchRequest:
@@ -31,31 +42,32 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
 
     scheduler: the model's scheduler_config.json. Raises one ValueError that says what is wrong.
     """
+    request = completed(request)
     _check_single_values(request, networks)
     image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
     image_arguments.check_pair(image, mask, networks.inpaints)
-    latents = _latents(request.latents, networks)
+    latents = image_arguments.latents(request.latents, networks.vae)
     hints = control_arguments.images(request, len(networks.controlnets))
-    size = _size(request, networks, image, latents, hints[0] if hints else None)
-    table = sampler_arguments.table(request, networks, scheduler, image is not None)
+    size = image_arguments.size(request, networks, image, latents, hints[0] if hints else None)
+    _check_hand_over(request, latents)
+    table, num_steps = sampler_arguments.table(request, networks, scheduler, image is not None)
     controls = control_arguments.requests(request, networks.controlnets, hints, table)
-    b = _batch_size(request, image, mask, latents, *hints)
-    scale = _numbers("guidance_scale", request.guidance_scale, b, -math.inf, math.inf)
-    # UNets that were distilled to take their guidance scale as an input need no negative text
-    guided = bool((scale > 1).any()) and networks.unet.time_cond_proj_dim is None
+    columns = sampler_arguments.guidance_rows(request, table)
+    b = _batch_size(request, columns, image, mask, latents, *hints)
+    guidance = _guidance(request, columns, len(table.t), b)
+    needs_pair = bool((guidance["guidance_scale"] != 1).any())
+    texts = _phases(request, networks, table, num_steps, needs_pair, b)
     return BatchRequest(
-        prompts=None if request.prompt is None else _texts("prompt", request.prompt, b),
-        negatives=_texts("negative_prompt", request.negative_prompt, b),
+        phases=texts,
         prompt_embeds=_repeated(request.prompt_embeds, b),
         negative_prompt_embeds=_repeated(request.negative_prompt_embeds, b),
         clip_skip=request.clip_skip,
         weighting=request.weighting,
-        guided=guided,
-        guidance_scale=np.maximum(scale, 1),  # diffusers: not guided at 1 and below
-        guidance_rescale=_numbers("guidance_rescale", request.guidance_rescale, b, 0, 1),
+        guided=bool(texts.negatives),
+        **guidance,
         seeds=_seeds(request.seed, b),
         size=size,
-        time_ids=_time_ids(request, networks, size, b),
+        time_ids=_time_ids(request, networks, size, texts, b),
         table=table,
         image=_repeated(image, b),
         mask=_repeated(mask, b),
@@ -74,7 +86,7 @@ def time_ids(
     Podell et al. 2023 (arXiv:2307.01952) section 2.2.
     """
     pairs = (original_size, crop, target_size)
-    if not all(_is_list(pair) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs):
+    if not all(_is_list(pair) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs):
         raise ValueError(
             "original_size, crop and target_size are two numbers each: (height, width), (top, "
             f"left), (height, width); got {original_size!r:.80}, {crop!r:.80}, {target_size!r:.80}"
@@ -87,9 +99,9 @@ def _check_single_values(request: Request, networks: Networks) -> None:
     """Raises ValueError for a wrong value among those that hold for all images."""
     if not isinstance(request.output, str) or request.output not in OUTPUTS:
         raise ValueError(f"output is {request.output!r:.80}; use one of {', '.join(OUTPUTS)}")
-    if not _is_number(request.strength) or not 0 <= request.strength <= 1:
+    if not is_number(request.strength) or not 0 <= request.strength <= 1:
         raise ValueError(f"strength is {request.strength!r:.80}; it must lie between 0 and 1")
-    if request.eta is not None and (not _is_number(request.eta) or request.eta < 0):
+    if request.eta is not None and (not is_number(request.eta) or request.eta < 0):
         raise ValueError(f"eta is {request.eta!r:.80}; it must be a number of at least 0")
     if not isinstance(request.weighting, bool):
         raise ValueError(f"weighting is {request.weighting!r:.80}; use True or False")
@@ -97,96 +109,42 @@ def _check_single_values(request: Request, networks: Networks) -> None:
     if request.prompt is None and request.prompt_embeds is None:
         raise ValueError("give a prompt (a string or a list of strings), or prompt_embeds")
     for name in ("prompt_embeds", "negative_prompt_embeds"):
-        _check_embeds(name, getattr(request, name), networks)
+        text_encoding.check_embeds(name, getattr(request, name), networks)
     for name in ("prompt", "negative_prompt"):
         if getattr(request, name) is not None and getattr(request, f"{name}_embeds") is not None:
             raise ValueError(f"{name} and {name}_embeds are both given; leave one of them out")
 
 
-def _check_embeds(name: str, text: Text | None, networks: Networks) -> None:
-    """Raises ValueError unless encoded texts of the caller are of this model's kind."""
-    if text is None:
-        return
-    if not isinstance(text, Text):
-        raise ValueError(f"{name} is a {type(text).__name__}; pass what `embed` returns")
-    width = networks.unet.cross_attention_dim
-    shape = np.shape(text.context)
-    if len(shape) != 3 or shape[-1] != width or 0 in shape:
-        raise ValueError(f"{name} has context of shape {shape}; expected [B, T, {width}]")
-    if networks.is_xl != (text.pooled is not None):
-        advice = "needs pooled as well" if networks.is_xl else "takes no pooled"
-        raise ValueError(f"{name}: this model {advice}; pass what `embed` returns")
-    if text.pooled is not None and np.shape(text.pooled)[:-1] != shape[:1]:
-        raise ValueError(f"{name} has pooled of shape {np.shape(text.pooled)}; expected [B, P]")
+def _check_hand_over(request: Request, latents: np.ndarray | None) -> None:
+    """Raises ValueError where one model cannot go on from another's latents, or hand over its own.
 
-
-def _latents(value: Any, networks: Networks) -> np.ndarray | None:
-    """Checks the noise that the caller brings, float32 [N, h, w, C]."""
-    if value is None:
-        return None
-    latents = image_arguments.as_array("latents", value)
-    f, channels = networks.vae.factor, networks.vae.latent_channels
-    numeric = jnp.issubdtype(latents.dtype, jnp.floating) or latents.dtype.kind in "iu"
-    if not numeric or not np.isfinite(latents.astype(np.float32)).all():
-        raise ValueError(f"latents of type {latents.dtype} hold values that are no finite numbers")
-    if latents.ndim != 4 or latents.shape[-1] != channels or 0 in latents.shape:
+    A start or an end of None is a whole run's.
+    """
+    start, end = request.denoising_start, request.denoising_end
+    for name, share in (("denoising_start", start), ("denoising_end", end)):
+        if share is not None and (not is_number(share) or not 0 < share < 1):
+            raise ValueError(f"{name} is {share!r:.80}; it must lie between 0 and 1")
+    if start is not None and (latents is None or request.image is not None):
         raise ValueError(
-            f"latents have shape {latents.shape}; expected [B, H/{f}, W/{f}, {channels}]"
+            "denoising_start goes on from the latents that another call left with denoising_end; "
+            "give them as latents, and no image"
         )
-    return latents.astype(np.float32)
+    if end is not None and request.output != "latent":
+        raise ValueError("denoising_end leaves noisy latents; use output='latent'")
 
 
-def _size(
-    request: Request,
-    networks: Networks,
-    image: np.ndarray | None,
-    latents: np.ndarray | None,
-    hint: np.ndarray | None,
-) -> tuple[int, int]:
-    """Chooses height and width in pixels: the caller's, his image's, or the model's own."""
-    f, own = networks.vae.factor, networks.default_size
-    if image is not None:
-        own = image.shape[1:3]
-    elif latents is not None:
-        own = (latents.shape[1] * f, latents.shape[2] * f)
-    elif hint is not None:
-        own = hint.shape[1:3]
-    if own is None and (request.height is None or request.width is None):
-        raise ValueError("this model states no size of its own; give height and width in pixels")
-    height, width = (
-        default if value is None else value
-        for value, default in zip((request.height, request.width), own or (0, 0), strict=True)
-    )
-    for name, value in (("height", height), ("width", width)):
-        if not _is_whole(value) or value <= 0 or value % f:
-            raise ValueError(
-                f"{name} is {value!r:.80}; it must be a positive multiple of {f} pixels"
-            )
-    if height * width > MOST_PIXELS:
-        raise ValueError(f"{height} x {width} pixels are too many; at most {MOST_PIXELS}")
-    if image is not None and (height, width) != image.shape[1:3]:
-        raise ValueError(
-            f"the image has {image.shape[1]} x {image.shape[2]} pixels (height x width), but "
-            f"height and width are {height} x {width}; resize it, or leave height and width out"
-        )
-    if hint is not None and (height, width) != hint.shape[1:3]:
-        raise ValueError(
-            f"the control image has {hint.shape[1]} x {hint.shape[2]} pixels (height x width), but "
-            f"the picture will have {height} x {width}; resize it"
-        )
-    if latents is not None and latents.shape[1:3] != (height // f, width // f):
-        raise ValueError(
-            f"latents have shape {latents.shape}; expected [B, {height // f}, {width // f}, "
-            f"{latents.shape[-1]}] for {height} x {width} pixels"
-        )
-    return int(height), int(width)
+def _batch_size(
+    request: Request, columns: Mapping[str, np.ndarray], *arrays: np.ndarray | None
+) -> int:
+    """Counts the images: the common length of all lists; single values serve all images.
 
-
-def _batch_size(request: Request, *arrays: np.ndarray | None) -> int:
-    """Counts the images: the common length of all lists; single values serve all images."""
-    names = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "seed")
-    values = {name: getattr(request, name) for name in names}
-    lengths = {name: len(value) for name, value in values.items() if _is_list(value)}
+    columns: what is given for each row of the table, [N, 1] or [N, B].
+    """
+    lengths = {name: rows.shape[1] for name, rows in columns.items()}
+    for name in LISTS:
+        value = getattr(request, name)
+        if name not in lengths and _is_list(value):
+            lengths[name] = len(value)
     for name in ("prompt_embeds", "negative_prompt_embeds"):
         text = getattr(request, name)
         if text is not None:
@@ -209,19 +167,25 @@ def _batch_size(request: Request, *arrays: np.ndarray | None) -> int:
 
 
 def _time_ids(
-    request: Request, networks: Networks, size: tuple[int, int], b: int
+    request: Request, networks: Networks, size: tuple[int, int], texts: phases.Phases, b: int
 ) -> np.ndarray | None:
+    """Lists XL's sizes [B, 6]; a refiner's, with scores for negative and other texts, [B, S, 5]."""
     original, target = request.original_size, request.target_size
     own = [size if pair is None else pair for pair in (original, target)]
     sizes = time_ids(own[0], request.crop, own[1], b)
-    if networks.is_xl:
+    if networks.is_xl and networks.num_sizes == 6:
         return sizes
-    if original is not None or target is not None or any(request.crop):
+    if not networks.is_xl and (original is not None or target is not None or any(request.crop)):
         raise ValueError(
             "original_size, crop and target_size are inputs of Stable Diffusion XL, and this model "
             "has none of them; leave them out"
         )
-    return None
+    if not networks.is_xl:
+        return None
+    counts = [len(texts.negatives), len(texts.positives)]
+    scores = np.repeat(np.asarray([NEGATIVE_SCORE, POSITIVE_SCORE], np.float32), counts)
+    sized = np.repeat(sizes[:, None, :4], len(scores), axis=1)
+    return np.concatenate([sized, np.tile(scores[None, :, None], (b, 1, 1))], axis=2)
 
 
 def _texts(name: str, value: Any, b: int) -> list:
@@ -236,19 +200,64 @@ def _texts(name: str, value: Any, b: int) -> list:
 def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarray:
     """Gives each image its number, float32 [B]."""
     numbers = _each(value, b)
-    if not all(_is_number(number) and low <= number <= high for number in numbers):
+    if not all(is_number(number) and low <= number <= high for number in numbers):
         expected = "finite" if math.isinf(low) else f"between {low} and {high}"
         raise ValueError(f"{name} is {value!r:.80}; it must be {expected}")
     return np.asarray(numbers, np.float32)
 
 
+def _phases(
+    request: Request, networks: Networks, table: Table, num_steps: int, needs_pair: bool, b: int
+) -> phases.Phases:
+    """Reads the texts of all images; needs_pair where guidance needs negative ones."""
+    # UNets that were distilled to take their guidance scale as an input need none
+    distilled = networks.unet.time_cond_proj_dim is not None
+    texts = phases.phases(
+        None if request.prompt is None else _texts("prompt", request.prompt, b),
+        _texts("negative_prompt", request.negative_prompt, b),
+        needs_pair and not distilled,
+        request.weighting,
+        table,
+        num_steps,
+    )
+    if distilled and texts.weights is not None:
+        raise ValueError("AND needs guidance by negative texts, which this model does without")
+    return texts
+
+
+def _guidance(
+    request: Request, columns: Mapping[str, np.ndarray], rows: int, b: int
+) -> dict[str, np.ndarray]:
+    """Brings guidance to float32 [N, B] for N rows, its projection to [B]; columns as above."""
+    scale, rescale = columns.get("guidance_scale"), columns.get("guidance_rescale")
+    if scale is None:
+        numbers = _numbers("guidance_scale", request.guidance_scale, b, -math.inf, math.inf)
+        scale = np.maximum(numbers, 1)  # diffusers: not guided at 1 and below
+    if rescale is None:
+        rescale = _numbers("guidance_rescale", request.guidance_rescale, b, 0, 1)
+    return {
+        "guidance_scale": np.broadcast_to(scale, (rows, b)),
+        "guidance_rescale": np.broadcast_to(rescale, (rows, b)),
+        "guidance_parallel": _numbers("guidance_parallel", request.guidance_parallel, b, 0, 1),
+        "guidance_limit": _limits(request.guidance_limit, b),
+    }
+
+
+def _limits(value: Any, b: int) -> np.ndarray:
+    """Gives each image the largest norm of its guidance, float32 [B]; None is infinite."""
+    limits = [math.inf if limit is None else limit for limit in _each(value, b)]
+    if not all(limit == math.inf or (is_number(limit) and limit > 0) for limit in limits):
+        raise ValueError(f"guidance_limit is {value!r:.80}; it must be positive, or None for none")
+    return np.asarray(limits, np.float32)
+
+
 def _seeds(value: Any, b: int) -> np.ndarray:
     """Gives each image its seed, uint32 [B]; a single one counts up."""
     seeds = _each(value, b)
-    if not _is_list(value) and _is_whole(seeds[0]):
+    if not _is_list(value) and is_whole(seeds[0]):
         seeds = [seeds[0] + j for j in range(b)]
     for seed in seeds:
-        if not _is_whole(seed) or not 0 <= seed < 2**32:
+        if not is_whole(seed) or not 0 <= seed < 2**32:
             raise ValueError(f"seed is {seed!r:.80}; it must be a whole number from 0 to 2**32 - 1")
     return np.asarray(seeds, np.uint32)
 
@@ -269,12 +278,3 @@ def _repeated(arrays: Any, b: int) -> Any:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
-
-
-def _is_number(value: Any) -> bool:
-    real = isinstance(value, int | float | np.integer | np.floating)
-    return real and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -32,7 +32,7 @@ class Ready(NamedTuple):
     """What a run computes once of a ControlNet."""
 
     times: Array  # [N, D] embedded times of all rows
-    added: Array | None  # [B * G, D] embedded sizes and pooled text of XL
+    added: Array | None  # [B * S, D] embedded sizes and pooled text of XL
     text: Any  # keys and values of the text
     hint: Array  # [B * G, h, w, C] features of the image
 
@@ -43,10 +43,13 @@ def begin(
     times: Array,
     context: AnyArray,
     added: tuple[AnyArray, AnyArray] | None,
+    groups: int,
 ) -> Ready:
-    """Computes what no step changes: times [N], context [B * G, T, E], added as for the UNet."""
+    """Computes what no step changes: times [N], context [B * S, T, E], added as for the UNet.
+
+    groups: the number G of texts that guide an image at a time.
+    """
     variables = {"params": control.params}
-    groups = len(context) // len(control.image)
     embedded: Any = net.apply(variables, times, method="embed_time")
     own_added: Any = None
     if net.addition_embed_type == "text_time" and added is not None:
@@ -81,10 +84,10 @@ def _weighted(
     out: Any = net.apply(variables, x, emb, ready.text, ready.hint, method="residuals")
     middle, skips = out
     depths = jnp.asarray(control.depths) * jnp.asarray(control.scale)[i]
-    # pairs of rows, the negative text's first; without guidance all rows are positive
-    pairs = len(x) > len(control.image)
-    first = jnp.asarray(control.of_negative if pairs else 1.0, jnp.float32)
-    rows = jnp.where(jnp.arange(len(x)) % 2 == 0, first, 1.0)[:, None, None, None]
+    # of each image's rows the first is the negative text's; without guidance all are positive
+    groups = len(x) // len(control.image)
+    first = jnp.asarray(control.of_negative if groups > 1 else 1.0, jnp.float32)
+    rows = jnp.where(jnp.arange(len(x)) % groups == 0, first, 1.0)[:, None, None, None]
     scaled = [(skip * (depths[k] * rows)).astype(skip.dtype) for k, skip in enumerate(skips)]
     return (middle * (depths[-1] * rows)).astype(middle.dtype), scaled
 

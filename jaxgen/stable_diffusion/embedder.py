@@ -2,18 +2,20 @@
 """Turns the texts of a request into what the UNet attends to, on the devices."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxgen.adapters import embedding_file
 from jaxgen.stable_diffusion import placement, prompts, text_encoding
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.programs import Programs
 from jaxgen.stable_diffusion.request import BatchRequest
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Params
+from jaxgen.weights import tokenizer
 from jaxgen.weights.tokenizer import Tokenizer
 
 
@@ -26,6 +28,28 @@ class Embedder(NamedTuple):
     programs: Programs
     mesh: Mesh | None
     zero_negative: bool  # no negative prompt means zeros, not the encoding of ""
+    vectors: dict[str, Any]  # by encoder, [R, D]: what the words of `with_embeddings` mean
+
+    def with_embeddings(self, entries: Sequence[embedding_file.Spec]) -> "Embedder":
+        """Returns an embedder that knows the words of textual inversion files, and no others.
+
+        Every word gets as many ids after the encoder's own as it has vectors, the same rows for all
+        encoders.
+        """
+        widths = {name: encoder.hidden_size for name, encoder in self.networks.encoders.items()}
+        embeddings = [one for entry in entries for one in embedding_file.read(entry, widths)]
+        embedding_file.check_words(embeddings, self._num_rows())
+        tokenizers, vectors = {}, {}
+        for name, encoder in self.networks.encoders.items():
+            rows, ids, start = np.zeros((self._num_rows(), widths[name]), np.float32), {}, 0
+            for one in embeddings:
+                end = start + len(one.vectors[name])
+                rows[start:end] = one.vectors[name]
+                ids[one.word] = list(range(encoder.vocab_size + start, encoder.vocab_size + end))
+                start = end
+            tokenizers[name] = self.tokenizers[name]._replace(new_words=tokenizer.new_words(ids))
+            vectors[name] = placement.place_everywhere(self.mesh, rows)
+        return self._replace(tokenizers=tokenizers, vectors=vectors)
 
     def encode(
         self,
@@ -46,41 +70,54 @@ class Embedder(NamedTuple):
             for name, tokens in self.tokenizers.items()
         }
         chunks = placement.place(self.mesh, chunks)
-        return self.programs.embed(self.params, chunks, clip_skip=int(clip_skip))
+        return self.programs.embed(self.params, chunks, self.vectors, clip_skip=int(clip_skip))
 
     def context_of(self, batch: BatchRequest) -> Text:
-        """Encodes the texts of a batch: context [B, G, T, E], G = 2 where negative texts guide."""
-        negatives = [text or "" for text in batch.negatives]
-        num_chunks = self._common_chunks(batch, negatives)
-        positive = self._placed(batch.prompt_embeds)
-        if positive is None:
-            positive = self.encode(
-                batch.prompts or [], batch.clip_skip, batch.weighting, num_chunks
-            )
-        if not batch.guided:
-            return jax.tree.map(lambda x: x[:, None], positive)
+        """Encodes the sets of texts of a batch: context [B, S, T, E], negative ones first."""
+        phases, num_chunks = batch.phases, self._common_chunks(batch)
+        negative, positive = (
+            self._placed(batch.negative_prompt_embeds),
+            self._placed(batch.prompt_embeds),
+        )
+        texts, blank = [], np.zeros((len(batch.seeds), phases.size), bool)
+        for k, column in enumerate(phases.negatives):
+            if negative is None:
+                # as in diffusers, clip_skip is for the prompt only
+                own = [text or "" for text in column]
+                texts.append(self.encode(own, 0, batch.weighting, num_chunks))
+                blank[:, k] = [text is None and self.zero_negative for text in column]
+            else:
+                texts.append(negative)
+        for column in phases.positives:
+            if positive is None:
+                texts.append(self.encode(column, batch.clip_skip, batch.weighting, num_chunks))
+            else:
+                texts.append(positive)
+        if len(texts) == 1:
+            return jax.tree.map(lambda x: x[:, None], texts[0])
+        return self.programs.stack(texts, placement.place(self.mesh, blank))
 
-        negative, blank = self._placed(batch.negative_prompt_embeds), np.zeros(len(negatives), bool)
-        if negative is None:
-            # as in diffusers, clip_skip is for the prompt only
-            negative = self.encode(negatives, 0, batch.weighting, num_chunks)
-            if self.zero_negative:
-                blank = np.asarray([text is None for text in batch.negatives])
-        return self.programs.pair(negative, positive, placement.place(self.mesh, blank))
+    def _num_rows(self) -> int:
+        """Counts the vectors that new words may have."""
+        return len(next(iter(self.vectors.values())))
 
     def _num_chunks(self, texts: Sequence[str], weighting: bool) -> int:
         """Counts the chunks of the longest text, with whichever tokenizer needs more."""
         return max(prompts.count_chunks(t, texts, weighting) for t in self.tokenizers.values())
 
-    def _common_chunks(self, batch: BatchRequest, negatives: list[str]) -> int:
-        """Counts the chunks that all texts get, since prompts and negative texts are stacked."""
+    def _common_chunks(self, batch: BatchRequest) -> int:
+        """Counts the chunks that all texts get, since they are stacked."""
         tokens = next(iter(self.tokenizers.values())).max_length
-        texts, encoded = list(batch.prompts or []), [batch.prompt_embeds]
-        if batch.guided:
-            texts += negatives
-            encoded.append(batch.negative_prompt_embeds)
-        counts = [text.context.shape[1] // tokens for text in encoded if text is not None]
-        return max([1, *counts, *([self._num_chunks(texts, batch.weighting)] if texts else [])])
+        texts, counts = [], [1]
+        for columns, encoded in (
+            (batch.phases.negatives, batch.negative_prompt_embeds),
+            (batch.phases.positives, batch.prompt_embeds),
+        ):
+            if encoded is None:
+                texts += [text or "" for column in columns for text in column]
+            elif columns:
+                counts.append(encoded.context.shape[1] // tokens)
+        return max([*counts, *([self._num_chunks(texts, batch.weighting)] if texts else [])])
 
     def _placed(self, text: Text | None) -> Text | None:
         """Divides texts that the caller has encoded over the mesh."""

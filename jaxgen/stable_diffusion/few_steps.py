@@ -24,6 +24,7 @@ ADVICE = {
     "tcd": "4 to 8 steps, sampler 'tcd', guidance scale 1",
 }
 SCHEDULERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
+NUM_STEPS, GUIDANCE_SCALE = 50, 7.5  # of all other models, as in diffusers
 MOST_STEPS = 12  # of any distilled model
 MOST_GUIDANCE = 3.0
 # A word of a name: DreamShaperXL_v2TurboDpmppSDE, sdxl-turbo, SDXLTurbo, LCM_Dreamshaper_v7
@@ -48,6 +49,22 @@ def kind_of(checkpoint: Checkpoint) -> str | None:
     return SCHEDULERS.get(str(checkpoint.scheduler.get("_class_name")))
 
 
+def defaults(checkpoint: Checkpoint) -> tuple[int, float]:
+    """Returns the number of steps and the guidance scale of calls that do not say them.
+
+    Of distilled models 4 steps, or as many as the name says, without guidance; where the scale is
+    an input of the UNet, 8.5, as its makers have it.
+    """
+    kind = kind_of(checkpoint)
+    if kind is None:
+        return NUM_STEPS, GUIDANCE_SCALE
+    names = (checkpoint.name, checkpoint.index.get("_name_or_path"))
+    counts = [re.search(r"(?<!\d)([1248])[ _-]?steps?", str(name).lower()) for name in names]
+    count = next((int(match[1]) for match in counts if match), 4)
+    takes_scale = checkpoint.components["unet"].config.get("time_cond_proj_dim") is not None
+    return count, 8.5 if takes_scale else 1.0
+
+
 def hint(
     kind: str | None, scheduler: Mapping[str, Any], request: Request, batch: BatchRequest
 ) -> str | None:
@@ -59,7 +76,7 @@ def hint(
     if not isinstance(request.sampler, str | None):
         return None
     faults = [] if kind is None else _faults(request, batch, scheduler, kind)
-    first = _first_time(scheduler, batch)
+    first = 1.0 if request.denoising_start else _first_time(scheduler, batch)
     if first < (0.5 if kind is None else 0.9):
         faults.append(
             f"a first step at {first:.0%} of the training times, where the model expects less noise"

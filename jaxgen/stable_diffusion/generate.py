@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgen.adapters import low_rank
+from jaxgen.adapters.beside import Beside
 from jaxgen.diffusion import sample
 from jaxgen.diffusion.table import Table
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.unet import UNet2DConditionModel
@@ -29,7 +31,8 @@ Nets = tuple[ControlNetModel, ...]
 class Inputs(NamedTuple):
     """Holds all data of a batch of B images; h, w is the latents' size, C their channels.
 
-    G is 2 where a negative and a positive text guide every image, 1 where nothing is guided.
+    Each image has a set of S texts, of which G guide it at a time: 2 where a negative and a
+    positive text do, 1 where nothing is guided, more where AND joins several positive ones.
     Fields that may be None change the program by their presence; all else is data.
     """
 
@@ -38,25 +41,31 @@ class Inputs(NamedTuple):
     clean: AnyArray  # [B, h, w, C] latent of the given image; not used where from_image is False
     from_image: AnyArray  # bool []: begin with the noised `clean`, not with pure noise
     seeds: AnyArray  # uint32 [B], for the noise inside stochastic samplers
-    context: AnyArray  # [B, G, T, E] encoded texts
-    guidance_scale: AnyArray  # [B]
-    guidance_rescale: AnyArray  # [B]
-    pooled: AnyArray | None = None  # [B, G, P] XL: pooled texts
-    time_ids: AnyArray | None = None  # [B, 6] XL: sizes in pixels
+    context: AnyArray  # [B, S, T, E] encoded texts
+    guidance_scale: AnyArray  # [N, B] for the N rows of the table; or [B], for all rows
+    guidance_rescale: AnyArray  # the same
+    pooled: AnyArray | None = None  # [B, S, P] XL: pooled texts
+    time_ids: AnyArray | None = None  # XL: sizes in pixels, [B, 6]; of its refiner [B, S, 5]
     mask: AnyArray | None = None  # [B, h, w, 1] inpainting by blending: 1 where made anew
     extra: AnyArray | None = None  # [B, h, w, C + 1] inpainting UNets: mask and masked image
     # [rows, B, h, w, C] noise of every step that replaces what the seeds draw; the comparisons with
     # diffusers use it, whose noise no seed of JAX gives
     step_noise: AnyArray | None = None
     controls: tuple[Control, ...] = ()  # one for each ControlNet
+    # int32 [N, B, G], which texts hold at each row; None: S = G, and all do, in their order
+    text_index: AnyArray | None = None
+    text_weights: AnyArray | None = None  # [B, G - 1] of the positive texts; None: G is 1 or 2
+    guidance_parallel: AnyArray | None = None  # [B], see `sample.Projection`
+    guidance_limit: AnyArray | None = None  # [B]
+    adapters: Beside | None = None  # low-rank paths of the UNet, chosen by each image
 
 
 class Prepared(NamedTuple):
     """Holds what a run computes once, before its first step."""
 
     times: Array  # [N, D] embedded times of all rows of the table; [N, B, D] in distilled UNets
-    added: Array | None  # [B * G, D] embedded sizes and pooled text of XL
-    text: Any  # keys and values of the text for every cross-attention
+    added: Array | None  # [B * S, D] embedded sizes and pooled text of XL
+    text: Any  # keys and values of all texts for every cross-attention
     controls: tuple[control.Ready, ...] = ()  # the same of every ControlNet
 
 
@@ -84,7 +93,7 @@ def begin(
     unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Nets = ()
 ) -> tuple[Prepared, Array]:
     """Computes what does not depend on the step, and the state that the first row receives."""
-    b, groups, t, e = inputs.context.shape
+    b, size, t, e = inputs.context.shape
     variables = {"params": params}
     times: Any = unet.apply(variables, *_times(unet, inputs), method="embed_time")
     added: Any = None
@@ -92,15 +101,17 @@ def begin(
     if unet.addition_embed_type == "text_time":
         if inputs.pooled is None or inputs.time_ids is None:
             raise ValueError("this UNet takes pooled text and sizes; give pooled and time_ids")
-        pooled = inputs.pooled.reshape(b * groups, -1)
-        sizes = jnp.repeat(jnp.asarray(inputs.time_ids), groups, axis=0)
+        pooled = inputs.pooled.reshape(b * size, -1)
+        sizes = jnp.asarray(inputs.time_ids)
+        sizes = sizes[:, None] if sizes.ndim == 2 else sizes
+        sizes = jnp.broadcast_to(sizes, (b, size, sizes.shape[-1])).reshape(b * size, -1)
         conditions = (pooled, sizes)
         added = unet.apply(variables, *conditions, method="embed_added")
-    context = inputs.context.reshape(b * groups, t, e)
-    text = unet.apply(variables, context, method="text_context")
+    context = inputs.context.reshape(b * size, t, e)
+    text = _apply(unet, params, inputs, context, method="text_context")
     row_times = jnp.asarray(inputs.table.t, jnp.float32)
     controls = tuple(
-        control.begin(net, own, row_times, context, conditions)
+        control.begin(net, own, row_times, context, conditions, groups_of(inputs))
         for net, own in zip(nets, inputs.controls, strict=True)
     )
     return Prepared(times, added, text, controls), sample.first_state(_first_latent(inputs))
@@ -133,7 +144,7 @@ def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Ne
 
 def generate(
     unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     params: Params,
     inputs: Inputs,
     cut: decoding.Cut | None = None,
@@ -147,6 +158,12 @@ def generate(
     return decoding.decode(vae, params["vae"], final, cut)[0]
 
 
+def groups_of(inputs: Inputs) -> int:
+    """Counts the texts that guide an image at a time."""
+    index = inputs.text_index
+    return inputs.context.shape[1] if index is None else jnp.shape(index)[-1]
+
+
 def _times(unet: UNet2DConditionModel, inputs: Inputs) -> tuple[Array, Array | None]:
     """Returns the model's times [N] and None; for UNets that take their guidance scale as an input,
     times [N, B] and the embedded scales [N, B, E].
@@ -157,15 +174,13 @@ def _times(unet: UNet2DConditionModel, inputs: Inputs) -> tuple[Array, Array | N
     times = jnp.asarray(inputs.table.t, jnp.float32)
     if unet.time_cond_proj_dim is None:
         return times, None
-    scales = 1000 * (jnp.asarray(inputs.guidance_scale, jnp.float32) - 1)
+    scales = 1000 * (jnp.asarray(inputs.guidance_scale, jnp.float32) - 1)  # [B] or [N, B]
+    shape = (*times.shape, scales.shape[-1])
     embedded = sinusoid(
-        scales, unet.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
-    )  # [B, E]
-    shape = (*times.shape, *scales.shape)
-    return (
-        jnp.broadcast_to(times[:, None], shape),
-        jnp.broadcast_to(embedded[None], (*shape, embedded.shape[-1])),
-    )
+        jnp.broadcast_to(scales, shape), unet.time_cond_proj_dim, flip_sin_to_cos=False,
+        freq_shift=1,
+    )  # fmt: skip
+    return jnp.broadcast_to(times[:, None], shape), embedded
 
 
 def _first_latent(inputs: Inputs) -> Array:
@@ -178,23 +193,67 @@ def _denoise(
     unet: UNet2DConditionModel, params: Params, inputs: Inputs, prepared: Prepared, nets: Nets
 ) -> sample.Denoise:
     """Returns the UNet as the loop calls it, with latents [B, h, w, C] and the number of a row."""
-    b, groups = inputs.context.shape[:2]
+    b, groups = len(inputs.context), groups_of(inputs)
 
     def denoise(x: Array, i: Array) -> Array:
-        emb = prepared.times[i]
+        emb, own = prepared.times[i], _at_row(inputs, prepared, i)
         emb = jnp.broadcast_to(emb, (b * groups, emb.shape[-1]))
-        if prepared.added is not None:
-            emb = emb + prepared.added
+        if own.added is not None:
+            emb = emb + own.added
         # ControlNets see the latent alone, also beside inpainting UNets
-        added = control.residuals(nets, inputs.controls, prepared.controls, x, i)
+        added = control.residuals(nets, inputs.controls, own.controls, x, i)
         if inputs.extra is not None:
             x = jnp.concatenate([x, jnp.repeat(inputs.extra, groups, axis=0)], axis=-1)
-        out: Any = unet.apply({"params": params}, x, emb, prepared.text, added, method="denoise")
-        return out
+        return _apply(unet, params, inputs, x, emb, own.text, added, method="denoise")
 
     if groups == 1:
         return denoise
-    return sample.guide(denoise, inputs.guidance_scale, inputs.guidance_rescale)
+    projection = None
+    if inputs.guidance_parallel is not None and inputs.guidance_limit is not None:
+        parts = (inputs.guidance_parallel, inputs.guidance_limit)
+        projection = sample.projection(inputs.table, *parts)
+    return sample.guide(
+        denoise, inputs.guidance_scale, inputs.guidance_rescale, projection, inputs.text_weights
+    )
+
+
+def _at_row(inputs: Inputs, prepared: Prepared, i: Array) -> Prepared:
+    """Picks the texts that hold at row i: of B * S rows, B * G."""
+    if inputs.text_index is None:
+        return prepared
+    b, size = inputs.context.shape[:2]
+    places = jnp.asarray(inputs.text_index)[i]  # [B, G]
+
+    def pick(x: Array) -> Array:
+        sets = x.reshape(b, size, *x.shape[1:])
+        index = places.reshape(*places.shape, *(1,) * (x.ndim - 1))
+        return jnp.take_along_axis(sets, index, axis=1).reshape(-1, *x.shape[1:])
+
+    return prepared._replace(
+        added=jax.tree.map(pick, prepared.added),
+        text=jax.tree.map(pick, prepared.text),
+        controls=tuple(
+            own._replace(added=jax.tree.map(pick, own.added), text=jax.tree.map(pick, own.text))
+            for own in prepared.controls
+        ),
+    )
+
+
+def _apply(
+    unet: UNet2DConditionModel,
+    params: Params,
+    inputs: Inputs,
+    rows: AnyArray,
+    *args: Any,
+    method: str,
+) -> Any:
+    """Calls a method of the UNet on rows [B * G, ...], with the adapters of each image."""
+    if inputs.adapters is None:
+        return unet.apply({"params": params}, rows, *args, method=method)
+    factors, scale = inputs.adapters
+    variables = {"params": params, low_rank.COLLECTION: factors}
+    with low_rank.added(jnp.repeat(scale, len(rows) // len(scale), axis=0)):
+        return unet.apply(variables, rows, *args, method=method)
 
 
 def _keys(inputs: Inputs) -> Key | None:

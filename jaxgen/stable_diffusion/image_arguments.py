@@ -3,9 +3,15 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.data import pixels
+from jaxgen.nn.autoencoder_tiny import Autoencoder
+from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.request import Request, is_whole
+
+MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
 
 
 def image(value: Any) -> np.ndarray | None:
@@ -39,3 +45,65 @@ def check_pair(image: np.ndarray | None, mask: np.ndarray | None, inpaints: bool
             f"the mask has {mask.shape[1]} x {mask.shape[2]} pixels (height x width) and the image "
             f"{image.shape[1]} x {image.shape[2]}; they must be of one size"
         )
+
+
+def latents(value: Any, vae: Autoencoder) -> np.ndarray | None:
+    """Checks the noise that the caller brings, float32 [N, h, w, C]."""
+    if value is None:
+        return None
+    array = as_array("latents", value)
+    f, channels = vae.factor, vae.latent_channels
+    numeric = jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "iu"
+    if not numeric or not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError(f"latents of type {array.dtype} hold values that are no finite numbers")
+    if array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
+        raise ValueError(
+            f"latents have shape {array.shape}; expected [B, H/{f}, W/{f}, {channels}]"
+        )
+    return array.astype(np.float32)
+
+
+def size(
+    request: Request,
+    networks: Networks,
+    image: np.ndarray | None,
+    latents: np.ndarray | None,
+    hint: np.ndarray | None,
+) -> tuple[int, int]:
+    """Chooses height and width in pixels: the caller's, his image's, or the model's own."""
+    f, own = networks.vae.factor, networks.default_size
+    if image is not None:
+        own = image.shape[1:3]
+    elif latents is not None:
+        own = (latents.shape[1] * f, latents.shape[2] * f)
+    elif hint is not None:
+        own = hint.shape[1:3]
+    if own is None and (request.height is None or request.width is None):
+        raise ValueError("this model states no size of its own; give height and width in pixels")
+    height, width = (
+        default if value is None else value
+        for value, default in zip((request.height, request.width), own or (0, 0), strict=True)
+    )
+    for name, value in (("height", height), ("width", width)):
+        if not is_whole(value) or value <= 0 or value % f:
+            raise ValueError(
+                f"{name} is {value!r:.80}; it must be a positive multiple of {f} pixels"
+            )
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{height} x {width} pixels are too many; at most {MOST_PIXELS}")
+    if image is not None and (height, width) != image.shape[1:3]:
+        raise ValueError(
+            f"the image has {image.shape[1]} x {image.shape[2]} pixels (height x width), but "
+            f"height and width are {height} x {width}; resize it, or leave height and width out"
+        )
+    if hint is not None and (height, width) != hint.shape[1:3]:
+        raise ValueError(
+            f"the control image has {hint.shape[1]} x {hint.shape[2]} pixels (height x width), but "
+            f"the picture will have {height} x {width}; resize it"
+        )
+    if latents is not None and latents.shape[1:3] != (height // f, width // f):
+        raise ValueError(
+            f"latents have shape {latents.shape}; expected [B, {height // f}, {width // f}, "
+            f"{latents.shape[-1]}] for {height} x {width} pixels"
+        )
+    return int(height), int(width)

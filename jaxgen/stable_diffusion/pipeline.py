@@ -4,14 +4,15 @@
 pipe = jaxgen.StableDiffusion.from_pretrained("folder, file or Hub id", dtype=jnp.bfloat16)
 images = pipe("a lighthouse at dusk", num_steps=30, sampler="dpmpp_2m", seed=7)
 
-The class holds networks, parameters and compiled programs, and no state that a call changes;
-`set_adapters` alone changes it. The computation itself is `generate.generate`, a pure function.
+The class holds networks, parameters and compiled programs, and no state that a call changes; only
+`set_adapters` and `set_embeddings` change it. The computation itself is `generate.generate`, a pure
+function.
 """
 
 import copy
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen.adapters import controlnet_file, merge, spec
+from jaxgen.adapters import beside, controlnet_file, embedding_file, merge, spec
+from jaxgen.nn import quantized
 from jaxgen.stable_diffusion import (
     arguments,
     decoding,
@@ -33,16 +35,15 @@ from jaxgen.stable_diffusion import (
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
-from jaxgen.stable_diffusion.request import BatchRequest, Request
+from jaxgen.stable_diffusion.programs import OnStep
+from jaxgen.stable_diffusion.request import Request, completed
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.types import Array, Params
 from jaxgen.warm import saved_pipeline, stored_programs
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint, Component
 
-# on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
-# row, and the model's present estimate of the final ones
-OnStep = Callable[[int, int, Array, Array], None]
+EMBEDDING_ROWS = 256  # 0.8 MB of memory in Stable Diffusion 1.x
 
 
 class StableDiffusion:
@@ -52,6 +53,7 @@ class StableDiffusion:
     device but on CPU, where dispatching costs nothing beside a step and Ctrl-C is heard after each.
     The pictures are the same. vae_tile: latents larger than this (in latent pixels) are decoded in
     overlapping tiles. programs_folder: keeps programs, traced, for the next start; see `save`.
+    embedding_rows: room for the vectors of `set_embeddings`.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class StableDiffusion:
         vae_tile: int = decoding.TILE,
         controlnets: Sequence[Component] = (),
         programs_folder: str | Path | None = None,
+        embedding_rows: int = EMBEDDING_ROWS,
+        quantize: Literal["int8", "fp8"] | None = None,
     ) -> None:
         if loop not in (None, "device", "host"):
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
@@ -71,11 +75,16 @@ class StableDiffusion:
         self.checkpoint = saved_pipeline.without_weights(checkpoint)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
+        self.defaults = few_steps.defaults(checkpoint)  # number of steps, guidance scale
         folder = None if programs_folder is None else Path(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
-        self.base = loading.load(checkpoint, self.networks, self.mesh, controlnets, shapes_of)
+        self.quantize = quantized.check(quantize)
+        self.base = loading.load(
+            checkpoint, self.networks, self.mesh, controlnets, shapes_of, self.quantize
+        )
         self.params = self.base  # with the adapters that are set merged in
+        self.adapters: beside.Beside | None = None  # those that each image chooses
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
         self.programs = programs.build(self.networks, self.mesh, self.store)
@@ -88,6 +97,7 @@ class StableDiffusion:
             self.programs,
             self.mesh,
             bool(checkpoint.index.get("force_zeros_for_empty_prompt", self.networks.is_xl)),
+            loading.embedding_rows(self.networks, self.mesh, embedding_rows),
         )
 
     def with_params(self, params: dict[str, Params]) -> "StableDiffusion":
@@ -101,21 +111,45 @@ class StableDiffusion:
         other.embedder = self.embedder._replace(params=own)
         return other
 
-    def set_adapters(self, adapters: Sequence[spec.Spec]) -> None:
+    def set_adapters(self, adapters: Sequence[spec.Spec], per_image: Any = None) -> None:
         """Merges LoRA files into the loaded parameters, in place of those that were set before.
 
         adapters: for each a path, (path, strength), or (path, strength, {"text": 0.5}) with factors
         for "unet", "text" (all text encoders) or one of them by name; [] restores the checkpoint's
         own parameters. Every set is merged anew from these, so strengths never add up and rounding
         never grows. Nothing of the pipeline is compiled anew. Files: safetensors of kohya's
-        scripts, LyCORIS, diffusers and PEFT, or folders of the last two. Raises ValueError, and
-        leaves the pipeline as it was, for a file that does not fit it.
+        scripts, LyCORIS, diffusers and PEFT, or folders of the last two.
+        per_image: [B][K] weighs adapter k in image b of the calls to come, which make B images; the
+        adapters then stay beside the weights and must be plain LoRA of the UNet. Raises ValueError,
+        and leaves the pipeline as it was, for a file that does not fit it.
         """
         if isinstance(adapters, (str, Path)) or not isinstance(adapters, Sequence):
             raise ValueError(f"adapters is {adapters!r:.100}; give a list of {spec.SPEC}")
-        self.params = merge.merge(self.base, adapters)
+        if self.quantize and len(adapters):
+            raise ValueError("adapters change full kernels; load the pipeline without quantize")
+        if per_image is not None:
+            beside_ = beside.stack(self.base, adapters, per_image, self.dtype)
+            self.adapters, self.params = beside_, self.base
+        else:
+            self.adapters = None
+            self.params = merge.merge(self.base, adapters) if len(adapters) else self.base
         own = {name: self.params[name] for name in self.networks.encoders}
         self.embedder = self.embedder._replace(params=own)
+
+    def set_embeddings(self, embeddings: Sequence[embedding_file.Spec]) -> None:
+        """Gives prompts the words of textual inversion files, in place of those that were set.
+
+        embeddings: for each a path or (path, word); [] takes all words away. A file of diffusers
+        has its word inside, another's is its own name. In a prompt a word stands for all of its
+        vectors, and means nothing but them. Nothing of the pipeline is compiled anew. Files:
+        safetensors of diffusers, AUTOMATIC1111's interface and kohya's scripts. Raises ValueError,
+        and leaves the pipeline as it was, for a file that does not fit it.
+        """
+        if isinstance(embeddings, (str, Path)) or not isinstance(embeddings, Sequence):
+            raise ValueError(
+                f"embeddings is {embeddings!r:.100}; give a list of {embedding_file.SPEC}"
+            )
+        self.embedder = self.embedder.with_embeddings(embeddings)
 
     @classmethod
     def from_pretrained(
@@ -132,6 +166,8 @@ class StableDiffusion:
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
         programs_folder: str | Path | None = None,
+        embedding_rows: int = EMBEDDING_ROWS,
+        quantize: Literal["int8", "fp8"] | None = None,
     ) -> "StableDiffusion":
         """Loads a pipeline from a diffusers folder, a single .safetensors file, or a Hub id.
 
@@ -141,15 +177,17 @@ class StableDiffusion:
         the checkpoint's own, a folder, a file or a Hub id; controlnet: the same, one or several of
         them, which every call then gives images to. tokenizer and prediction_type: for
         single files, see `hub.open_checkpoint`. programs_folder: keeps programs, traced, for the
-        next start; by default that of a folder that `save` made.
+        next start; by default that of a folder that `save` made. quantize: keeps the kernels of
+        UNet, ControlNets and text encoders in 8 bits; arithmetic stays in dtype.
         """
         loading.check_dtype(dtype)
+        quantized.check(quantize)
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
         loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         nets = [controlnet_file.open_controlnet(path) for path in paths]
         folder = programs_folder or saved_pipeline.programs_of(path_or_id)
-        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder)
+        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows, quantize)
 
     def save(self, folder: str | Path) -> None:
         """Saves a folder that starts faster than the checkpoint: `from_pretrained(folder, dtype)`.
@@ -159,14 +197,16 @@ class StableDiffusion:
         same version of jaxgen and JAX on the same kind of device. Its later calls add theirs. A
         folder that exists is an error.
         """
+        if self.quantize:
+            raise ValueError("kernels in 8 bits are not saved; save the pipeline without quantize")
         saved_pipeline.save(Path(folder), self.checkpoint, self.params, self.store)
 
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str | None] | None = None,
-        num_steps: int = 50,
-        guidance_scale: float | Sequence[float] = 7.5,
+        num_steps: int | None = None,
+        guidance_scale: Any = None,
         sampler: Any = None,
         seed: int | Sequence[int] = 0,
         height: int | None = None,
@@ -177,10 +217,14 @@ class StableDiffusion:
         latents: Any = None,
         output: Literal["image", "latent"] = "image",
         *,
-        guidance_rescale: float | Sequence[float] = 0.0,
+        guidance_rescale: Any = 0.0,
+        guidance_parallel: float | Sequence[float] = 1.0,
+        guidance_limit: float | Sequence[float | None] | None = None,
         spacing: str | None = None,
         levels: str | None = None,
         eta: float | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
         clip_skip: int = 0,
         weighting: bool = True,
         original_size: tuple[int, int] | None = None,
@@ -197,19 +241,24 @@ class StableDiffusion:
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
 
-        B is the length of whatever is given per image: prompt, negative_prompt, guidance_scale,
-        guidance_rescale, seed, image, mask, latents; single values serve all. From one seed, image
-        j takes seed + j. height and width in pixels default to the image's or the model's own.
+        B is the length of whatever is given per image: prompt, negative_prompt, guidance_*, seed,
+        image, mask, latents; single values serve all. From one seed, image j takes seed + j. height
+        and width in pixels default to the image's or the model's own.
         sampler: a name ("dpmpp_2m_karras", "DPM++ 2M Karras", "euler_a"), a function (num_steps,
         start_step) -> Table, or a Table; None is the checkpoint's own. Of samplers by name, and
         from the checkpoint's own schedule: spacing ("leading", "linspace", "trailing") and levels
         ("karras", "exponential", "beta", or "schedule" for those of training), and eta, the fresh
         noise of ddim (0 by default) and tcd (0.3).
+        num_steps and guidance_scale: 50 and 7.5, or what a distilled model needs, unless given.
         guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
-        work that guidance costs is left out. guidance_rescale: 0 to 1.
+        work that guidance costs is left out. guidance_rescale: 0 to 1. Both may also be rows, one
+        for each evaluation of the model, of one number or one for each image, or a function of the
+        table that returns them (see diffusion/guidance.py); such scales are taken as they are.
+        guidance_parallel, 0 to 1, and guidance_limit: adaptive projected guidance.
         image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
         `strength` of the steps are run, and what is white in the mask is made anew.
-        latents: unit noise that replaces the seeds' own.
+        latents: unit noise that replaces the seeds' own. denoising_end, denoising_start: shares of
+        the training times where one call stops and another goes on, from its latents as they are.
         clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
         reads brackets in prompts as text (see prompts.py). original_size and target_size (height,
         width), crop (top, left): inputs of XL. prompt_embeds and negative_prompt_embeds: what
@@ -236,6 +285,7 @@ class StableDiffusion:
 
     def inputs(self, request: Request) -> Inputs:
         """Turns a request into arrays on the devices: what `generate.generate` takes."""
+        request = completed(request, *self.defaults)
         batch = arguments.batch(request, self.networks, self.scheduler)
         hint = few_steps.hint(self.distilled, self.scheduler, request, batch)
         if hint is not None:
@@ -258,33 +308,22 @@ class StableDiffusion:
             context=text.context,
             guidance_scale=batch.guidance_scale,
             guidance_rescale=batch.guidance_rescale,
+            text_index=batch.phases.index,
+            text_weights=batch.phases.weights,
+            guidance_parallel=batch.guidance_parallel,
+            guidance_limit=batch.guidance_limit,
             pooled=text.pooled,
             time_ids=batch.time_ids,
             controls=tuple(
                 Control(self.params[loading.controlnet_name(k)], *own)
                 for k, own in enumerate(batch.controls)
             ),
+            adapters=beside.for_batch(self.adapters, b),
         )
-        return placement.place_inputs(self.mesh, inputs._replace(**self._from_image(batch)))
-
-    def _from_image(self, batch: BatchRequest) -> dict[str, Any]:
-        """Returns the fields of `Inputs` that come from an image and its mask."""
-        if batch.image is None:
-            return {}
-        encode = partial(
-            programs.encode, self.programs, self.networks.vae, self.params["vae"], self.mesh
+        fields = programs.from_image(
+            self.programs, self.networks, self.params["vae"], self.mesh, batch
         )
-        fields: dict[str, Any] = {"clean": encode(batch.image, batch.seeds, "image")}
-        if batch.mask is None:
-            return fields
-        f = self.networks.vae.factor
-        # the nearest pixel, and no average: inpainting models were trained on such masks
-        fields["mask"] = batch.mask[:, ::f, ::f]
-        if self.networks.inpaints:
-            hidden = batch.image * (1 - batch.mask)  # 0 is grey
-            known = np.asarray(encode(hidden, batch.seeds, "masked_image"))
-            fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)
-        return fields
+        return placement.place_inputs(self.mesh, inputs._replace(**fields))
 
     def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
         """Runs all steps: the final latents, float32 [B, h, w, C]. It uses up inputs.noise."""
@@ -294,15 +333,7 @@ class StableDiffusion:
             # the noise travels alone: its buffer is given away, and the latents are put there
             rest = inputs._replace(noise=np.zeros(0, np.float32))
             return self.programs.latents(params, rest, inputs.noise)
-        prepared, state = self.programs.begin(params, inputs)
-        start, end = int(inputs.table.start_row), int(inputs.table.num_rows)
-        for i in range(start, end):
-            state, estimate = self.programs.step(params, inputs, prepared, np.int32(i), state)
-            if on_step is not None:
-                on_step(i - start + 1, end - start, state[0], estimate)
-            # on CPU, many programs in flight only compete for its cores
-            jax.block_until_ready(estimate)
-        return state[0]
+        return programs.step_by_step(self.programs, params, inputs, on_step)
 
     def _compile_decoder(self, shape: tuple[int, ...]) -> None:
         """Compiles the decoder while the text encoder and the UNet are; `decode` waits for it."""
@@ -319,14 +350,8 @@ class StableDiffusion:
         cut = decoding.cut_of(latents.shape, factor, groups, self.vae_tile)
         if latents.shape in self._decoders:
             self._decoders[latents.shape].join()
-        if self.loop == "device" or len(cut.origins) == 1:
-            pictures, finite = self.programs.decode(params, latents, cut=cut)
-        else:
-            pieces = [
-                self.programs.decode_piece(params, latents, cut=cut, origin=origin)
-                for origin in cut.origins
-            ]
-            pictures, finite = self.programs.assemble(pieces, cut=cut)
+        at_once = self.loop == "device" or len(cut.origins) == 1
+        pictures, finite = programs.decode(self.programs, params, latents, cut, at_once)
         decoding.check_finite(np.asarray(finite), self.dtype)
         return np.asarray(pictures)
 

@@ -14,6 +14,7 @@ from jaxgen.stable_diffusion.generate import Inputs
 
 DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
 BEFORE_ATTENTION = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj")
+BY_ROW = ("step_noise", "guidance_scale", "guidance_rescale", "text_index")  # [N, B, ...]
 SHARDED_FROM = 2**14  # entries; smaller parameters are kept whole on every device
 
 
@@ -98,6 +99,11 @@ def place(mesh: Mesh | None, tree: Any) -> Any:
     return jax.device_put(tree) if mesh is None else jax.device_put(tree, rows(mesh))
 
 
+def place_everywhere(mesh: Mesh | None, tree: Any) -> Any:
+    """Moves arrays to the devices, whole to each of them."""
+    return jax.device_put(tree) if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
+
+
 def check_kept(inputs: Inputs) -> None:
     """Raises ValueError for inputs whose noise a run on the device has used up."""
     if isinstance(inputs.noise, jax.Array) and inputs.noise.is_deleted():
@@ -117,12 +123,12 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     shardings: dict[str, Any] = {
         "table": everywhere,
         "from_image": everywhere,
-        "step_noise": rows(mesh, axis=1),
+        **dict.fromkeys(BY_ROW, rows(mesh, axis=1)),
     }
     arrays = {
         name: jax.device_put(value, shardings.get(name, rows(mesh)))
         for name, value in inputs._asdict().items()
-        if name != "controls"
+        if name not in ("controls", "adapters")
     }
     controls = tuple(  # whose parameters lie where they should
         Control(
@@ -132,4 +138,10 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
         )
         for own in inputs.controls
     )
-    return inputs._replace(**arrays, controls=controls)
+    adapters = inputs.adapters
+    if adapters is not None:
+        factors = jax.device_put(adapters.factors, everywhere)
+        adapters = adapters._replace(
+            factors=factors, scale=jax.device_put(adapters.scale, rows(mesh))
+        )
+    return inputs._replace(**arrays, controls=controls, adapters=adapters)

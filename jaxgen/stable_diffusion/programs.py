@@ -12,10 +12,11 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh
 
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion import control, decoding, generate, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.request import BatchRequest
 from jaxgen.types import Array, Params
 from jaxgen.warm.stored_programs import Store
 
@@ -23,12 +24,16 @@ from jaxgen.warm.stored_programs import Store
 for kind in (text_encoding.Text, generate.Prepared, control.Ready):
     export.register_namedtuple_serialization(kind, serialized_name=f"jaxgen.{kind.__name__}")
 
+# on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
+# row, and the model's present estimate of the final ones
+OnStep = Callable[[int, int, Array, Array], None]
+
 
 class Programs(NamedTuple):
     """These functions are jitted: each is compiled once for every batch size and image size."""
 
-    embed: Callable[..., Any]  # (params, chunks, clip_skip) -> Text
-    pair: Callable[..., Any]  # (negative, positive, blank rows) -> Text with both
+    embed: Callable[..., Any]  # (params, chunks, new words, clip_skip) -> Text
+    stack: Callable[..., Any]  # (texts, which are blank) -> Text with all of them
     noise: Callable[..., Any]  # (seeds, shape) -> unit noise
     begin: Callable[..., Any]  # (params, inputs) -> prepared, state
     step: Callable[..., Any]  # (params, inputs, prepared, i, state) -> state, estimate
@@ -68,7 +73,7 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
     static = {"static_argnames": "cut"}
     return Programs(
         embed=jit("embed", partial(text_encoding.encode, networks), static_argnames="clip_skip"),
-        pair=jit("pair", text_encoding.pair),
+        stack=jit("stack", text_encoding.stack),
         noise=jit("noise", generate.initial_noise, static_argnames="shape", out_shardings=batch),
         begin=jit("begin", partial(generate.begin, unet, nets=nets), out_shardings=(None, state)),
         step=jit(
@@ -86,6 +91,53 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
     )
 
 
+def step_by_step(
+    programs: Programs, params: Params, inputs: Inputs, on_step: OnStep | None
+) -> Array:
+    """Runs all steps, each in a dispatch of its own: the final latents, float32 [B, h, w, C]."""
+    prepared, state = programs.begin(params, inputs)
+    start, end = int(inputs.table.start_row), int(inputs.table.num_rows)
+    for i in range(start, end):
+        state, estimate = programs.step(params, inputs, prepared, np.int32(i), state)
+        if on_step is not None:
+            on_step(i - start + 1, end - start, state[0], estimate)
+        # on CPU, many programs in flight only compete for its cores
+        jax.block_until_ready(estimate)
+    return state[0]
+
+
+def decode(
+    programs: Programs, params: Params, latents: Array, cut: decoding.Cut, at_once: bool
+) -> tuple[Array, Array]:
+    """Decodes latents in one dispatch or piece by piece: pictures uint8, and which are finite."""
+    if at_once:
+        return programs.decode(params, latents, cut=cut)
+    pieces = [
+        programs.decode_piece(params, latents, cut=cut, origin=origin) for origin in cut.origins
+    ]
+    return programs.assemble(pieces, cut=cut)
+
+
+def from_image(
+    programs: Programs, networks: Networks, params: Params, mesh: Mesh | None, batch: BatchRequest
+) -> dict[str, Any]:
+    """Returns the fields of `Inputs` that come from an image and its mask."""
+    if batch.image is None:
+        return {}
+    draw = partial(encode, programs, networks.vae, params, mesh)
+    fields: dict[str, Any] = {"clean": draw(batch.image, batch.seeds, "image")}
+    if batch.mask is None:
+        return fields
+    f = networks.vae.factor
+    # the nearest pixel, and no average: inpainting models were trained on such masks
+    fields["mask"] = batch.mask[:, ::f, ::f]
+    if networks.inpaints:
+        hidden = batch.image * (1 - batch.mask)  # 0 is grey
+        known = np.asarray(draw(hidden, batch.seeds, "masked_image"))
+        fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)
+    return fields
+
+
 def compile_decoder(
     programs: Programs, params: Params, shape: tuple[int, ...], cut: decoding.Cut
 ) -> None:
@@ -97,7 +149,7 @@ def compile_decoder(
 
 def encode(
     programs: Programs,
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     params: Params,
     mesh: Mesh | None,
     picture: np.ndarray,

@@ -7,6 +7,7 @@ The notation is the one that AUTOMATIC1111's interface made common:
     (word:1.3)    1.3 times as strong
     [word]        1 / 1.1 as strong
     \\( \\) \\[ \\]   the bracket itself
+    BREAK         ends a chunk of tokens
 
 Brackets that are never closed hold to the end; closing ones that were never opened are text.
 """
@@ -17,10 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen.types import AnyArray
 from jaxgen.weights import tokenizer as tokenizer_io
 from jaxgen.weights.tokenizer import Tokenizer
 
 STRONGER = 1.1
+BREAK = re.compile(r"\s*\bBREAK\b\s*")
 MOST_WEIGHT = 1e3  # beyond it hidden states lose all precision; a typing error
 _PARTS = re.compile(
     r"\\[()\[\]\\]"  # an escaped bracket or backslash
@@ -34,8 +37,8 @@ _PARTS = re.compile(
 class Chunks(NamedTuple):
     """Holds B texts as a text encoder takes them, each in K chunks of T tokens."""
 
-    ids: np.ndarray  # int32 [B, K, T], every chunk with first, last and padding tokens
-    weights: np.ndarray  # float32 [B, K, T], 1 where nothing is emphasised
+    ids: AnyArray  # int32 [B, K, T], every chunk with first, last and padding tokens
+    weights: AnyArray  # float32 [B, K, T], 1 where nothing is emphasised
 
 
 def parse(prompt: str) -> list[tuple[str, float]]:
@@ -62,17 +65,40 @@ def tokenize(tokenizer: Tokenizer, prompt: str, weighting: bool = True) -> tuple
     weighting=False reads brackets as text, as diffusers does. Raises ValueError for words that a
     model of few words does not know.
     """
-    ids: list[int] = []
-    weights: list[float] = []
+    sections = _sections(tokenizer, prompt, weighting)
+    return [i for ids, _ in sections for i in ids], [w for _, own in sections for w in own]
+
+
+def _sections(
+    tokenizer: Tokenizer, prompt: str, weighting: bool
+) -> list[tuple[list[int], list[float]]]:
+    """The ids and weights of what BREAK separates."""
+    sections: list[tuple[list[int], list[float]]] = [([], [])]
     pieces = parse(prompt) if weighting else [(prompt, 1.0)]
-    _check_known(tokenizer, [text for text, _ in pieces])
-    for text, weight in pieces:
+    split = [(BREAK.split(text) if weighting else [text], weight) for text, weight in pieces]
+    _check_known(tokenizer, [text for texts, _ in split for text in texts])
+    for texts, weight in split:
         if not abs(weight) <= MOST_WEIGHT:
-            raise ValueError(f"the weight {weight:g} of {text!r:.60} is beyond {MOST_WEIGHT:g}")
-        text_ids = tokenizer_io.encode(tokenizer, text)
-        ids += text_ids
-        weights += [weight] * len(text_ids)
-    return ids, weights
+            raise ValueError(f"the weight {weight:g} of {texts[0]!r:.60} is beyond {MOST_WEIGHT:g}")
+        for k, text in enumerate(texts):
+            if k > 0:
+                sections.append(([], []))
+            ids = tokenizer_io.encode(tokenizer, text)
+            sections[-1][0].extend(ids)
+            sections[-1][1].extend([weight] * len(ids))
+    return sections
+
+
+def _cuts(
+    tokenizer: Tokenizer, prompt: str, weighting: bool
+) -> list[tuple[list[int], list[float]]]:
+    """The ids and weights of each chunk, which a BREAK and 75 tokens end."""
+    room = tokenizer.max_length - 2
+    return [
+        (ids[start : start + room], weights[start : start + room])
+        for ids, weights in _sections(tokenizer, prompt, weighting)
+        for start in range(0, max(1, len(ids)), room)
+    ]
 
 
 def _check_known(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
@@ -85,9 +111,7 @@ def _check_known(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
 
 def count_chunks(tokenizer: Tokenizer, texts: Sequence[str], weighting: bool = True) -> int:
     """Counts the chunks that the longest of the texts needs, at least one."""
-    room = tokenizer.max_length - 2
-    longest = max(len(tokenize(tokenizer, text, weighting)[0]) for text in texts)
-    return max(1, -(-longest // room))
+    return max(len(_cuts(tokenizer, text, weighting)) for text in texts)
 
 
 def chunk(
@@ -96,16 +120,15 @@ def chunk(
     """Cuts texts into `num_chunks` chunks each; shorter texts are filled up with empty chunks.
 
     A text that fits one chunk gives exactly the ids that diffusers gives; longer ones are cut
-    after every 75 tokens, and each part stands between a first and a last token of its own.
+    after every 75 tokens and at every BREAK, and each part stands between a first and a last token
+    of its own.
     """
-    room = tokenizer.max_length - 2
     ids, weights = [], []
     for text in texts:
-        all_ids, all_weights = tokenize(tokenizer, text, weighting)
-        for start in range(0, num_chunks * room, room):
-            part = all_weights[start : start + room]
-            ids.append(tokenizer_io.pad(tokenizer, all_ids[start : start + room]))
-            weights.append([1.0, *part, *[1.0] * (tokenizer.max_length - 1 - len(part))])
+        cuts = _cuts(tokenizer, text, weighting)
+        for part, own_weights in cuts + [([], [])] * (num_chunks - len(cuts)):
+            ids.append(tokenizer_io.pad(tokenizer, part))
+            weights.append([1.0, *own_weights, *[1.0] * (tokenizer.max_length - 1 - len(part))])
     shape = (len(texts), num_chunks, tokenizer.max_length)
     return Chunks(
         np.asarray(ids, np.int32).reshape(shape), np.asarray(weights, np.float32).reshape(shape)

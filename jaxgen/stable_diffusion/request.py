@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Holds one call of the pipeline: as the caller writes it, and in arrays."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.text_encoding import Text
+from jaxgen.stable_diffusion.texts.phases import Phases
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class Request:
 
     prompt: str | Sequence[str] | None = None
     negative_prompt: str | Sequence[str | None] | None = None
-    num_steps: int = 50
-    guidance_scale: float | Sequence[float] = 7.5
+    num_steps: Any = None
+    guidance_scale: Any = None
     sampler: Any = None
     seed: int | Sequence[int] = 0
     height: int | None = None
@@ -28,10 +30,14 @@ class Request:
     mask: Any = None
     latents: Any = None
     output: str = "image"
-    guidance_rescale: float | Sequence[float] = 0.0
+    guidance_rescale: Any = 0.0
+    guidance_parallel: float | Sequence[float] = 1.0
+    guidance_limit: float | Sequence[float | None] | None = None
     spacing: str | None = None
     levels: str | None = None
     eta: float | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     clip_skip: int = 0
     weighting: bool = True
     original_size: tuple[int, int] | None = None
@@ -46,24 +52,45 @@ class Request:
     guess_mode: bool = False
 
 
+def completed(request: Request, num_steps: int = 50, guidance_scale: float = 7.5) -> Request:
+    """Returns the request with these in place of a None."""
+    own = {"num_steps": num_steps, "guidance_scale": guidance_scale}
+    missing: dict[str, Any] = {
+        name: value for name, value in own.items() if getattr(request, name) is None
+    }
+    return replace(request, **missing) if missing else request
+
+
 class BatchRequest(NamedTuple):
     """Asks for B images of height H and width W; `arguments.batch` has checked it."""
 
-    prompts: list[str] | None  # None where prompt_embeds are given
-    negatives: list[str | None]
+    phases: Phases  # the texts, step by step
     prompt_embeds: Text | None
     negative_prompt_embeds: Text | None
     clip_skip: int
     weighting: bool
-    guided: bool  # by negative texts
-    guidance_scale: np.ndarray  # float32 [B], at least 1
-    guidance_rescale: np.ndarray  # float32 [B]
+    guided: bool  # by negative texts; all G - 1 others are positive
+    guidance_scale: np.ndarray  # float32 [N, B], for the N rows of the table
+    guidance_rescale: np.ndarray  # float32 [N, B]
+    guidance_parallel: np.ndarray  # float32 [B]
+    guidance_limit: np.ndarray  # float32 [B], infinite for none
     seeds: np.ndarray  # uint32 [B]
     size: tuple[int, int]  # H, W
-    time_ids: np.ndarray | None  # float32 [B, 6], XL only
+    time_ids: np.ndarray | None  # float32 [B, 6] of XL, [B, S, 5] of its refiner
     table: Table
     image: np.ndarray | None  # float32 [B, H, W, 3] in [-1, 1]
     mask: np.ndarray | None  # float32 [B, H, W, 1], 1 where the picture is made anew
     latents: np.ndarray | None  # float32 [B, H/f, W/f, C], unit noise
     from_image: bool  # begin with the noised image, not with pure noise
     controls: list[Any]  # a `control_arguments.ControlRequest` for each ControlNet
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    real = isinstance(value, int | float | np.integer | np.floating)
+    return real and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

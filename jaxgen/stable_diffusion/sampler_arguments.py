@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Turns the sampler of a call and its options into the table of the run."""
 
+import bisect
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from jaxgen.diffusion import config, schedule
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.request import Request
+from jaxgen.stable_diffusion.request import Request, is_whole
 
 # of samplers by name, with an example
 OPTIONS = {"eta": 0.5, "spacing": "trailing", "levels": "karras"}
@@ -18,17 +20,20 @@ OPTIONS = {"eta": 0.5, "spacing": "trailing", "levels": "karras"}
 
 def table(
     request: Request, networks: Networks, scheduler: Mapping[str, Any], has_image: bool
-) -> Table:
+) -> tuple[Table, int]:
     """Builds the table from a sampler's name or a configured sampler; a Table stays.
 
-    scheduler: the model's scheduler_config.json, where a name starts from.
+    scheduler: the model's scheduler_config.json, where a name starts from. The number of steps that
+    are run comes with it: some samplers need several rows for one.
     """
     sampler, num_steps = request.sampler, request.num_steps
     by_name = sampler is None or isinstance(sampler, str)
     _check_options(request, by_name)
     if isinstance(sampler, Table):
-        return sampler
-    if not _is_whole(num_steps) or num_steps < 1:
+        if request.denoising_start is not None or request.denoising_end is not None:
+            raise ValueError("a Table says itself where it begins and ends; cut its rows instead")
+        return sampler, int(sampler.num_rows) - int(sampler.start_row)
+    if not is_whole(num_steps) or num_steps < 1:
         raise ValueError(f"num_steps is {num_steps!r:.80}; it must be a whole number, at least 1")
     if by_name:
         options = {name: getattr(request, name) for name in OPTIONS}
@@ -39,7 +44,59 @@ def table(
             f"sampler is a {type(sampler).__name__}; give one of {', '.join(config.SAMPLERS)}, a "
             "function (num_steps, start_step) -> Table, or a Table"
         )
-    return _called(sampler, num_steps, _skipped(request, has_image))
+    first, last = _skipped(request, has_image), int(num_steps)
+    train_steps = scheduler.get("num_train_timesteps", 1000)
+    if request.denoising_start is not None:
+        first = _first_step(sampler, num_steps, request.denoising_start, train_steps)
+    if request.denoising_end is not None:
+        last = _first_step(sampler, num_steps, request.denoising_end, train_steps)
+    if first >= last and (first, last) != (num_steps, num_steps):
+        raise ValueError("no step lies between these shares of the run; use more steps")
+    return _cut(sampler, int(num_steps), first, last, request), last - first
+
+
+def guidance_rows(request: Request, table: Table) -> dict[str, np.ndarray]:
+    """Reads guidance_scale and guidance_rescale where they are given for each row of the table.
+
+    They are then a function of the table, or rows with a number for all images or for each one; by
+    name, float32 [N, 1] or [N, B]. Raises ValueError unless there is a row for each evaluation.
+    """
+    limits = {"guidance_scale": (-math.inf, math.inf), "guidance_rescale": (0, 1)}
+    rows = {name: getattr(request, name) for name in limits}
+    return {
+        name: _rows(name, value, table, *limits[name])
+        for name, value in rows.items()
+        if callable(value) or _is_nested(value)
+    }
+
+
+def _rows(name: str, value: Any, table: Table, low: float, high: float) -> np.ndarray:
+    named = name
+    if callable(value):
+        named, value = f"what {name} returns", value(table)
+    try:
+        rows = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        rows = np.zeros((0, 0))
+    start, end = int(table.start_row), int(table.num_rows)
+    if rows.ndim != 2 or rows.shape[1] == 0 or len(rows) != end - start:
+        raise ValueError(
+            f"{named} is {value!r:.60} of shape {rows.shape}; expected [{end - start}, images], a "
+            "row for each evaluation of the model in this run, with one number for all images or "
+            "one for each"
+        )
+    if not np.isfinite(rows).all() or (rows < low).any() or (rows > high).any():
+        expected = "be finite" if math.isinf(low) else f"lie between {low} and {high}"
+        raise ValueError(f"{named} is {value!r:.60}; all its numbers must {expected}")
+    result = np.ones((len(table.t), rows.shape[1]), np.float32)  # also where nothing is run
+    result[start:end] = rows
+    return result
+
+
+def _is_nested(value: Any) -> bool:
+    if isinstance(value, list | tuple) and value:
+        return isinstance(value[0], list | tuple) or getattr(value[0], "ndim", 0) > 0
+    return getattr(value, "ndim", 0) > 1
 
 
 def _check_options(request: Request, by_name: bool) -> None:
@@ -74,6 +131,35 @@ def _skipped(request: Request, has_image: bool) -> int:
     return skipped
 
 
+def _first_step(sampler: Callable, num_steps: int, share: float, train_steps: int) -> int:
+    """Finds the first step of a run whose time lies beyond this share of the training times.
+
+    By time, not by number, so that two models with grids of their own meet, as in diffusers.
+    """
+    rows, cutoff = int(_called(sampler, num_steps, 0).num_rows), round(train_steps * (1 - share))
+    if rows not in (num_steps, 2 * num_steps - 1, 2 * num_steps):
+        raise ValueError(
+            f"this sampler takes {rows} evaluations for {num_steps} steps, and no share of them is "
+            "a whole number of steps; hand over with another one, such as euler"
+        )
+
+    def is_beyond(step: int) -> bool:
+        begun = _called(sampler, num_steps, step)
+        return bool(begun.t[begun.start_row] < cutoff)
+
+    return bisect.bisect_left(range(num_steps), True, key=is_beyond)
+
+
+def _cut(sampler: Callable, num_steps: int, first: int, last: int, request: Request) -> Table:
+    """Builds the table of steps first to last - 1, which gets and leaves noisy latents."""
+    result = _called(sampler, num_steps, first)
+    if request.denoising_start is not None:  # the latents are given as they are
+        result = result._replace(init_noise_sigma=np.ones(()))
+    if last == num_steps:
+        return result
+    return result._replace(num_rows=_called(sampler, num_steps, last).start_row)
+
+
 def _called(sampler: Callable, num_steps: int, skipped: int) -> Table:
     try:
         inspect.signature(sampler).bind(int(num_steps), start_step=skipped)
@@ -86,7 +172,3 @@ def _called(sampler: Callable, num_steps: int, skipped: int) -> Table:
     if not isinstance(result, Table):
         raise ValueError(f"the sampler returns a {type(result).__name__}; it must return a Table")
     return result
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

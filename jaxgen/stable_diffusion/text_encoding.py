@@ -5,10 +5,11 @@ Stable Diffusion 1 and 2 have one text encoder and use its last state, normed. X
 the state before the last of both, not normed, side by side, and the pooled output of the second.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.prompts import Chunks
@@ -28,10 +29,12 @@ def encode(
     networks: Networks,
     params: Mapping[str, Params],
     chunks: Mapping[str, Chunks],
+    new_words: Mapping[str, Array] | None = None,
     clip_skip: int = 0,
 ) -> Text:
-    """Encodes B texts with all text encoders; params and chunks are given by encoder.
+    """Encodes B texts with all text encoders; params, chunks and new words are given by encoder.
 
+    new_words: [R, D], embeddings of ids beyond the encoder's own.
     clip_skip: how many of the last layers to leave out, counted as in diffusers (0 is none).
     """
     contexts, pooled, is_xl = [], None, networks.is_xl
@@ -39,7 +42,11 @@ def encode(
         b, k, t = chunks[name].ids.shape
         ids = jnp.asarray(chunks[name].ids).reshape(b * k, t)
         encoding: Any = encoder.apply(
-            {"params": params[name]}, ids, skip_layers=clip_skip + is_xl, final_norm=not is_xl
+            {"params": params[name]},
+            ids,
+            skip_layers=clip_skip + is_xl,
+            final_norm=not is_xl,
+            new_words=(new_words or {}).get(name),
         )
         contexts.append(emphasize(encoding.context.reshape(b, k * t, -1), chunks[name].weights))
         if name == POOLED:
@@ -56,6 +63,23 @@ def check_clip_skip(networks: Networks, clip_skip: Any) -> None:
         raise ValueError(f"clip_skip is {clip_skip!r:.80}; use 0 (no layer left out) to {most}")
 
 
+def check_embeds(name: str, text: Text | None, networks: Networks) -> None:
+    """Raises ValueError unless encoded texts of the caller are of this model's kind."""
+    if text is None:
+        return
+    if not isinstance(text, Text):
+        raise ValueError(f"{name} is a {type(text).__name__}; pass what `embed` returns")
+    width = networks.unet.cross_attention_dim
+    shape = np.shape(text.context)
+    if len(shape) != 3 or shape[-1] != width or 0 in shape:
+        raise ValueError(f"{name} has context of shape {shape}; expected [B, T, {width}]")
+    if networks.is_xl != (text.pooled is not None):
+        advice = "needs pooled as well" if networks.is_xl else "takes no pooled"
+        raise ValueError(f"{name}: this model {advice}; pass what `embed` returns")
+    if text.pooled is not None and np.shape(text.pooled)[:-1] != shape[:1]:
+        raise ValueError(f"{name} has pooled of shape {np.shape(text.pooled)}; expected [B, P]")
+
+
 def emphasize(context: Array, weights: AnyArray) -> Array:
     """Multiplies hidden states by their tokens' weights, then restores the mean that they had.
 
@@ -70,20 +94,21 @@ def emphasize(context: Array, weights: AnyArray) -> Array:
     return (weighted * ratio).astype(context.dtype)
 
 
-def pair(negative: Text, positive: Text, blank: AnyArray) -> Text:
-    """Stacks negative and positive texts along a new second axis: [B, 2, T, E] and [B, 2, P].
+def stack(texts: Sequence[Text], blank: AnyArray) -> Text:
+    """Stacks the sets of B images along a new second axis: S texts give [B, S, T, E] and [B, S, P].
 
-    The negative texts become zeros where blank, bool [B], is true: XL's way to say "none".
+    A text becomes zeros where blank, bool [B, S], is true: XL's way to say "no negative prompt".
     """
-    if negative.context.shape != positive.context.shape:
+    shapes = {text.context.shape for text in texts}
+    if len(shapes) > 1:
         raise ValueError(
-            f"the negative prompts encode to {negative.context.shape} and the prompts to "
-            f"{positive.context.shape}; both must have the same batch and number of tokens"
+            f"the negative prompts encode to {texts[0].context.shape} and the prompts to "
+            f"{texts[-1].context.shape}; both must have the same batch and number of tokens"
         )
     keep = ~jnp.asarray(blank)
-    context = jnp.where(keep[:, None, None], negative.context, 0)
-    context = jnp.stack([context, positive.context], axis=1)
-    if positive.pooled is None or negative.pooled is None:
+    context = jnp.stack([text.context for text in texts], axis=1)
+    context = jnp.where(keep[:, :, None, None], context, 0)
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    if len(pooled) < len(texts):
         return Text(context)
-    pooled = jnp.where(keep[:, None], negative.pooled, 0)
-    return Text(context, jnp.stack([pooled, positive.pooled], axis=1))
+    return Text(context, jnp.where(keep[:, :, None], jnp.stack(pooled, axis=1), 0))

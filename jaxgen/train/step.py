@@ -146,16 +146,16 @@ def gan_step(
     return step
 
 
-def scan_steps(step: Step) -> Step:
+def scan_steps(step: Step, shared: Sequence[str] = ()) -> Step:
     """A step that does n steps in one dispatch, on a data set that lies on the device.
 
     batch: (dataset, indices int32 [n, B]) -> metrics [n]; step i sees the examples indices[i].
     dataset: a dict of arrays [N, ...], an argument and never a closure, so that it is not baked
-    into the program. Chunks of any length give the same run, bit for bit where the backend fuses
-    the same operations inside loops and outside. CPU does not always for convolutional networks:
-    one row runs without a loop, and may differ from a scanned one in the last bits. There, scan
-    convolutions only with `cpu.convolution` registered, as `cpu.tune.tune_cpu` does; they are many
-    times slower without.
+    into the program; its entries named in `shared` go to every step whole. Chunks of any length
+    give the same run, bit for bit where the backend fuses the same operations inside loops and
+    outside. CPU does not always for convolutional networks: one row runs without a loop, and may
+    differ from a scanned one in the last bits. There, scan convolutions only with `cpu.convolution`
+    registered, as `cpu.tune.tune_cpu` does; they are many times slower without.
     """
 
     def scanned(
@@ -164,7 +164,11 @@ def scan_steps(step: Step) -> Step:
         dataset, indices = batch
 
         def one(state: Any, row: Array) -> tuple[Any, Metrics]:
-            return step(state, jax.tree.map(lambda x: x[row], dataset), key, axis)
+            batch = {
+                name: part if name in shared else jax.tree.map(lambda x: x[row], part)
+                for name, part in dataset.items()
+            }
+            return step(state, batch, key, axis)
 
         if indices.shape[0] == 1:
             state, metrics = one(state, indices[0])

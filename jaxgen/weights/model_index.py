@@ -2,6 +2,7 @@
 """model_index.json, which names the parts of a pipeline, and what a folder lacks of them."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxgen import files
 # component -> (library, its file stem, the classes that jaxgen implements)
 NETWORKS = {
     "unet": ("diffusers", "diffusion_pytorch_model", ("UNet2DConditionModel",)),
-    "vae": ("diffusers", "diffusion_pytorch_model", ("AutoencoderKL",)),
+    "vae": ("diffusers", "diffusion_pytorch_model", ("AutoencoderKL", "AutoencoderTiny")),
     "text_encoder": ("transformers", "model", ("CLIPTextModel", "CLIPTextModelWithProjection")),
     "text_encoder_2": ("transformers", "model", ("CLIPTextModel", "CLIPTextModelWithProjection")),
 }
@@ -51,7 +52,9 @@ def check_complete(folder: Path, index: dict[str, Any], has_vae: bool) -> list[s
     has_vae: an autoencoder is given, so that the folder needs none.
     """
     faults = _pipeline_faults(index)
-    required = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    # the XL refiner has the second of both alone
+    second = "_2" if all(map(partial(has_part, index), ("text_encoder_2", "tokenizer_2"))) else ""
+    required = ("unet", "vae", f"text_encoder{second}", f"tokenizer{second}", "scheduler")
     faults += [
         f"model_index.json names no {name}" + (VAE_ADVICE if name == "vae" else "")
         for name in required

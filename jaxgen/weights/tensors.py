@@ -133,13 +133,18 @@ def open_files(paths: Iterable[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor], dtype: np.dtype | None = None) -> None:
+def write_file(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: np.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write tensors as one safetensors file, one at a time; floats are cast to `dtype` if given.
 
-    The file appears under its name only when it is complete.
+    metadata: texts beside the tensors. The file appears under its name only when it is complete.
     """
     codes = {name: CODES[stored_dtype(tensor, dtype)] for name, tensor in tensors.items()}
-    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name, tensor in tensors.items():
         end = offset + stored_bytes(tensor, dtype)

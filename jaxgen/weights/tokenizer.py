@@ -7,7 +7,8 @@ transformers' CLIPTokenizer.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,19 @@ from jaxgen import files
 from jaxgen.weights import vocabulary
 from jaxgen.weights.vocabulary import MAX_TOKENS
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+BOS, EOS = vocabulary.BOS, vocabulary.EOS
 WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")  # in the order they are registered
 MIN_LENGTH = 3  # of a prompt in tokens: the first, the last, and one between them
 WORDS_KEY = "known_words"  # in tokenizer_config.json, jaxgen's own; transformers passes over it
+
+
+class NewWords(NamedTuple):
+    """Finds added words in texts."""
+
+    pattern: re.Pattern[str]  # its group k + 1 is word k
+    ids: list[list[int]]
 
 
 class Tokenizer(NamedTuple):
@@ -37,6 +44,7 @@ class Tokenizer(NamedTuple):
     max_length: int  # with the first and last token; 77 in every Stable Diffusion
     encoder: tokenizers.Tokenizer
     words: frozenset[str] | None = None  # all that the model was trained on; None is any text
+    new_words: NewWords | None = None  # beyond the vocabulary
 
     @property
     def bos_id(self) -> int:
@@ -53,16 +61,31 @@ class Tokenizer(NamedTuple):
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text of any length, without first, last and padding tokens."""
-    # Half of a surrogate pair is not text; UTF-8 cannot carry it to the encoder.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return tokenizer.encoder.encode(text, add_special_tokens=False).ids
+    ids: list[int] = []
+    for plain, ids_of_word in _cut(tokenizer.new_words, _as_utf8(text)):
+        ids += tokenizer.encoder.encode(plain, add_special_tokens=False).ids + ids_of_word
+    return ids
 
 
 def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
     """Words and signs of a text that the model was not trained on, in their order."""
-    if tokenizer.words is None:
+    known = tokenizer.words
+    if known is None:
         return []
-    return [word for word in _split(tokenizer.encoder, text) if word not in tokenizer.words]
+    plain = [part for part, _ in _cut(tokenizer.new_words, _as_utf8(text))]
+    return [word for part in plain for word in _split(tokenizer.encoder, part) if word not in known]
+
+
+def new_words(ids: Mapping[str, list[int]]) -> NewWords | None:
+    """These words with their ids; None for none.
+
+    A word is found in any case and the longest first, but not inside of another word.
+    """
+    words = sorted(ids, key=len, reverse=True)
+    if not words:
+        return None
+    pattern = "|".join(_alone(word) for word in words)
+    return NewWords(re.compile(pattern, re.IGNORECASE), [list(ids[word]) for word in words])
 
 
 def pad(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
@@ -151,7 +174,7 @@ def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
         )
     vocabulary.check(vocab, folder)
     config = vocabulary.read_optional(folder / "tokenizer_config.json")
-    roles = {**_special_tokens(folder, config, combined), **(special or {})}
+    roles = {**vocabulary.special_tokens(folder, config, combined), **(special or {})}
     max_length = config.get("model_max_length", 77)
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:
         max_length = 77  # "no limit" is written as 1e30; the text encoders have 77 positions
@@ -179,6 +202,22 @@ def write(folder: Path, tokenizer: Tokenizer) -> None:
     (folder / "tokenizer_config.json").write_text(files.dumps(config), encoding="utf-8")
     special = files.dumps(tokenizer.special)
     (folder / "special_tokens_map.json").write_text(special, encoding="utf-8")
+
+
+def _cut(words: NewWords | None, text: str) -> Iterator[tuple[str, list[int]]]:
+    """The other parts of a text, each with the ids of the new word that follows it."""
+    end = 0
+    if words is not None:
+        for match in words.pattern.finditer(text):
+            yield text[end : match.start()], words.ids[(match.lastindex or 1) - 1]
+            end = match.end()
+    yield text[end:], []
+
+
+def _alone(word: str) -> str:
+    """A pattern of the word where no letter or digit continues it."""
+    before, after = (re.match(r"\w", sign) is not None for sign in (word[0], word[-1]))
+    return r"(?<!\w)" * before + f"({re.escape(word)})" + r"(?!\w)" * after
 
 
 def _encoder(
@@ -210,9 +249,13 @@ def _encoder(
 
 def _split(encoder: tokenizers.Tokenizer, text: str) -> list[str]:
     """The normalised words and signs of a text, before their bytes are merged."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    normal = encoder.normalizer.normalize_str(text)
+    normal = encoder.normalizer.normalize_str(_as_utf8(text))
     return [normal[start:end] for _, (start, end) in encoder.pre_tokenizer.pre_tokenize_str(normal)]
+
+
+def _as_utf8(text: str) -> str:
+    """The text without halves of surrogate pairs, which UTF-8 cannot carry to the encoder."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _words(config: dict[str, Any]) -> list[str] | None:
@@ -232,31 +275,6 @@ def _token(value: Any, role: str) -> dict[str, Any]:
         raise ValueError(f"{role} is {str(value)[:80]}; expected a token's text")
     flags = ("lstrip", "normalized", "rstrip", "single_word")
     return {"content": value["content"], **{name: value.get(name) is True for name in flags}}
-
-
-def _special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any]:
-    """Role -> token. special_tokens_map.json overrides tokenizer_config.json, unless the latter
-    has the newer `added_tokens_decoder`; so reads transformers, and SD 2's "!" hangs on it."""
-    tokens = {role: config[role] for role in SPECIAL if config.get(role) is not None}
-    decoder = config.get("added_tokens_decoder")
-    if isinstance(decoder, dict):
-        added = list(decoder.values())
-    else:
-        roles = vocabulary.read_optional(folder / "special_tokens_map.json")
-        tokens.update({role: roles[role] for role in SPECIAL if roles.get(role) is not None})
-        added = combined.get("added_tokens")
-    entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
-    known = {t["content"]: t for t in entries if isinstance(t.get("content"), str)}
-    texts = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
-    added_tokens = [*known, *vocabulary.read_optional(folder / "added_tokens.json")]
-    unknown = sorted(set(added_tokens) - {BOS, EOS, *map(str, texts.values())})
-    if unknown:
-        listed = files.printable(", ".join(unknown))
-        raise ValueError(
-            f"{folder} adds the tokens {listed}, which jaxgen does not support; "
-            "take a tokenizer without added tokens"
-        )
-    return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}
 
 
 def _check_reached(tokens: Tokenizer) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from jaxgen import files
 
 MAX_TOKENS = 2**20
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")  # in the order they are registered
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
@@ -55,3 +57,28 @@ def check(vocab: dict[str, Any], folder: Path) -> None:
 def read_optional(path: Path, max_bytes: int = files.CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in a file, empty where there is none."""
     return files.read_object(path, max_bytes) if path.is_file() else {}
+
+
+def special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any]:
+    """Role -> token. special_tokens_map.json overrides tokenizer_config.json, unless the latter
+    has the newer `added_tokens_decoder`; so reads transformers, and SD 2's "!" hangs on it."""
+    tokens = {role: config[role] for role in SPECIAL if config.get(role) is not None}
+    decoder = config.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        added = list(decoder.values())
+    else:
+        roles = read_optional(folder / "special_tokens_map.json")
+        tokens.update({role: roles[role] for role in SPECIAL if roles.get(role) is not None})
+        added = combined.get("added_tokens")
+    entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+    known = {t["content"]: t for t in entries if isinstance(t.get("content"), str)}
+    texts = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
+    added_tokens = [*known, *read_optional(folder / "added_tokens.json")]
+    unknown = sorted(set(added_tokens) - {BOS, EOS, *map(str, texts.values())})
+    if unknown:
+        listed = files.printable(", ".join(unknown))
+        raise ValueError(
+            f"{folder} adds the tokens {listed}, which jaxgen does not support; "
+            "take a tokenizer without added tokens"
+        )
+    return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}

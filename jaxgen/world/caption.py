@@ -6,6 +6,8 @@ The six entries of `scene.wording`, each from 0 to 63, choose the words and what
 4 whether the background is named, 5 how.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxgen.world.scene import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scene, take
@@ -33,29 +35,30 @@ PLACE_UNSAID = 24  # leave out the place of an only object
 PLACES_SAID = 24  # say "A on the left and B on the right", and not "A left of B"
 
 
-def caption(scene: Scene) -> str:
-    """The caption of one scene, whose arrays are on the host."""
+def caption(scene: Scene, shapes: Sequence[str] = SHAPES) -> str:
+    """The caption of one scene, whose arrays are on the host; shapes: names by `scene.shape`."""
     wording = [int(w) for w in scene.wording]
-    text = BEGINNINGS[wording[0] % len(BEGINNINGS)] + _object(scene, 0, wording[1])
+    text = BEGINNINGS[wording[0] % len(BEGINNINGS)] + _object(scene, 0, wording[1], shapes)
     relation = RELATIONS[int(scene.relation)]
     first_place, second_place = PLACE_WORDS[relation]
+    second = _object(scene, 1, wording[3], shapes)
     if int(scene.count) == 1:
         text += f" {first_place}" if says_place(scene) else ""
     elif wording[2] < PLACES_SAID:
-        text += f" {first_place} and {_object(scene, 1, wording[3])} {second_place}"
+        text += f" {first_place} and {second} {second_place}"
     else:
         words = RELATION_WORDS[relation]
-        text += f" {words[wording[2] % len(words)]} {_object(scene, 1, wording[3])}"
+        text += f" {words[wording[2] % len(words)]} {second}"
     if wording[4] >= GROUND_UNSAID:
         ground = GROUND_WORDS[wording[5] % len(GROUND_WORDS)]
         text += " " + ground.format(BACKGROUNDS[int(scene.background)])
     return text
 
 
-def captions(scenes: Scene) -> list[str]:
+def captions(scenes: Scene, shapes: Sequence[str] = SHAPES) -> list[str]:
     """The captions of a batch of scenes."""
     host = Scene(*(np.asarray(field) for field in scenes))
-    return [caption(take(host, i)) for i in range(len(host.count))]
+    return [caption(take(host, i), shapes) for i in range(len(host.count))]
 
 
 def says_size(scene: Scene, i: int) -> bool:
@@ -78,9 +81,9 @@ def plain(scene: Scene) -> Scene:
     return scene._replace(wording=np.full_like(np.asarray(scene.wording), 60))
 
 
-def _object(scene: Scene, i: int, wording: int) -> str:
+def _object(scene: Scene, i: int, wording: int, shapes: Sequence[str]) -> str:
     """The words for object i: "a large red star"."""
-    words = [COLORS[int(scene.color[i])], SHAPES[int(scene.shape[i])]]
+    words = [COLORS[int(scene.color[i])], shapes[int(scene.shape[i])]]
     if wording >= SIZE_UNSAID:
         sizes = SIZE_WORDS[SIZES[int(scene.size[i])]]
         words.insert(0, sizes[wording % len(sizes)])

@@ -67,8 +67,11 @@ class SeenScene(NamedTuple):
     objects: tuple[SeenObject, ...]
 
 
-def read(picture: np.ndarray) -> SeenScene:
-    """The background and the objects of one picture, uint8 [SIZE, SIZE, 3]."""
+def read(picture: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> SeenScene:
+    """The background and the objects of one picture, uint8 [SIZE, SIZE, 3].
+
+    shapes: the names that an object may have, SHAPES and some of NEW_SHAPES.
+    """
     if picture.shape != (SIZE, SIZE, 3) or picture.dtype != np.uint8:
         raise ValueError(
             f"a picture of shape {picture.shape} and type {picture.dtype} cannot be read; "
@@ -76,11 +79,11 @@ def read(picture: np.ndarray) -> SeenScene:
         )
     pixels = picture.astype(np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-    ground = np.median(border, axis=0)
+    ground, known = np.median(border, axis=0), templates.canonical(shapes)
     masks = _objects(np.linalg.norm(pixels - ground, axis=-1))
     return SeenScene(
         _nearest(ground, render.BACKGROUNDS),
-        tuple(_identify(pixels, ground, mask, region) for mask, region in masks),
+        tuple(_identify(pixels, ground, mask, region, known) for mask, region in masks),
     )
 
 
@@ -196,7 +199,11 @@ def _split(contrast: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _identify(
-    pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray, region: np.ndarray
+    pixels: np.ndarray,
+    ground: np.ndarray,
+    mask: np.ndarray,
+    region: np.ndarray,
+    known: templates.Templates,
 ) -> SeenObject:
     """The object whose pixels are `mask`, with a soft edge inside `region`."""
     contrast = np.linalg.norm(pixels - ground, axis=-1)
@@ -209,10 +216,10 @@ def _identify(
     if cover.sum() < SMALLEST:  # many colours at once, so that none is the object's
         cover = mask.astype(np.float32)
     centroid = np.asarray(ndimage.center_of_mass(cover))[::-1] + 0.5  # x, y
-    shape, likeness, scale = _shape(cover, centroid, math.sqrt(cover.sum()))
+    shape, likeness, scale = _shape(cover, centroid, math.sqrt(cover.sum()), known)
     unit = scale * math.sqrt(cover.sum())
-    radius = float(templates.canonical().radius[shape] * unit)
-    x, y = centroid + templates.canonical().center[shape] * unit
+    radius = float(known.radius[shape] * unit)
+    x, y = centroid + known.center[shape] * unit
     return SeenObject(
         shape if likeness >= LIKENESS else UNKNOWN,
         _nearest(color, render.COLORS),
@@ -223,13 +230,15 @@ def _identify(
     )
 
 
-def _shape(cover: np.ndarray, centroid: np.ndarray, unit: float) -> tuple[int, float, float]:
+def _shape(
+    cover: np.ndarray, centroid: np.ndarray, unit: float, known: templates.Templates
+) -> tuple[int, float, float]:
     """The template most like the object, their overlap (soft intersection over union), its scale.
 
     cover: [H, W]; unit: sqrt(area) in pixels. Centroid and area, which blur does not change, bring
     the object to the templates' frame.
     """
-    covers = templates.canonical().cover
+    covers = known.cover
     frames = list(itertools.product(SCALES, ASPECTS))
     overlaps = []
     for scale, aspect in frames:
@@ -240,5 +249,5 @@ def _shape(cover: np.ndarray, centroid: np.ndarray, unit: float) -> tuple[int, f
         both = np.minimum(sampled, covers).sum((-2, -1))
         either = np.maximum(sampled, covers).sum((-2, -1))
         overlaps.append((both / either).max(0))  # over the softness
-    best, shape = np.unravel_index(np.argmax(overlaps), (len(frames), len(SHAPES)))
+    best, shape = np.unravel_index(np.argmax(overlaps), (len(frames), covers.shape[1]))
     return int(shape), float(overlaps[best][shape]), frames[best][0]

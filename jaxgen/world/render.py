@@ -43,7 +43,7 @@ def render(scene: Scene) -> Array:
 
 
 def signed_distances(x: Array, y: Array, radius: Array) -> Array:
-    """The distances to the outline of every shape, in the order of SHAPES: [len(SHAPES), ...].
+    """The distances to the outline of every shape, SHAPES and then NEW_SHAPES: [shapes, ...].
 
     x to the right and y down from the centre, in pixels; `radius` reaches to the tips. Near corners
     some are bounds of the distance and not the distance.
@@ -59,6 +59,9 @@ def signed_distances(x: Array, y: Array, radius: Array) -> Array:
             jnp.abs(across - 0.72 * radius) - 0.24 * radius,
             jnp.minimum(_box(x, y, radius, 0.32 * radius), _box(x, y, 0.32 * radius, radius)),
             _rhombus(x, y, 0.68 * radius, radius),
+            jnp.maximum(
+                _box(x, y, 0.8 * radius, 0.8 * radius), -_box(x, y, 0.4 * radius, 0.4 * radius)
+            ),
         ]
     )
 

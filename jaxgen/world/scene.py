@@ -15,6 +15,7 @@ from jaxgen.types import AnyArray, Array, Key
 
 SIZE = 64  # pixels, height and width
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond")
+NEW_SHAPES = ("square ring",)  # drawn and read on request alone: what a model may be taught
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "large")
 # of the first object to the second, or of an only object to the middle of the picture

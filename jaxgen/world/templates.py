@@ -36,10 +36,10 @@ def axis() -> np.ndarray:
 
 
 @functools.cache
-def canonical() -> Templates:
-    """All shapes in the canonical frame, in the order of SHAPES; drawn once for each process."""
+def canonical(shapes: tuple[str, ...] = SHAPES) -> Templates:
+    """These shapes in the canonical frame, in their order; drawn once for each process."""
     covers, radii, centers = [], [], []
-    for shape in SHAPES:
+    for shape in shapes:
         picture = _draw(shape)
         unit = math.sqrt(picture.sum())
         row, column = (float(middle) for middle in np.asarray(ndimage.center_of_mass(picture)))
@@ -91,6 +91,10 @@ def _draw(shape: str) -> np.ndarray:
             polygon((-0.32, -1), (0.32, -1), (0.32, 1), (-0.32, 1))
         case "diamond":
             polygon((0, -1), (0.68, 0), (0, 1), (-0.68, 0))
+        case "square ring":
+            polygon((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8))
+            hole = [middle + DRAWN * end for end in (-0.4, -0.4, 0.4, 0.4)]
+            pen.rectangle(hole, fill=0)
         case _:
             raise ValueError(f"no template of shape {shape!r}; draw it here as the renderer does")
     return np.asarray(image, np.float32)

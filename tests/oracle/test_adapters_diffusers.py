@@ -6,9 +6,10 @@ import copy
 import json
 import warnings
 
+import jax
 import numpy as np
 import pytest
-from support import adapters, checkpoints, pipeline_cases
+from support import adapters, checkpoints, networks, pipeline_cases
 from support.adapters import TEXT, draw
 from support.pipeline_cases import BASE, XL, ours, relative_error
 
@@ -18,7 +19,7 @@ pytest.importorskip("peft")
 
 import make_pipeline_values
 
-from jaxgen.adapters import ldm_stems
+from jaxgen.adapters import ldm_stems, lora_file, low_rank
 from jaxgen.weights import layout
 
 pytestmark = pytest.mark.oracle
@@ -180,3 +181,37 @@ def test_weights_and_pictures_are_diffusers(name, tmp_path, monkeypatch):
     finally:
         pipe.set_adapters([])
         pipeline_cases._with_scheduler.cache_clear()  # a copy of the pipeline with its parameters
+
+
+EVERY_KIND = ("to_q", "to_out.0", "net.0.proj", "proj_in", "conv1", "conv_shortcut", "conv")
+
+
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_diffusers_loads_the_files_that_training_writes(kind, tmp_path):
+    pipe, rng = pipeline_cases.pipeline(kind), np.random.default_rng(4)
+    unet, base = pipe.networks.unet, pipe.base["unet"]
+    kernels = low_rank.layers(base, EVERY_KIND, "unet")
+    factors = jax.tree.map(
+        lambda x: draw(rng, *x.shape), low_rank.init(jax.random.key(0), kernels, RANK)
+    )
+    parts, _ = make_pipeline_values.components(kind)
+    inputs = networks.unet_inputs(checkpoints.UNETS[kind], size=8, tokens=5)
+    merged = {"params": low_rank.merged(base, factors, ALPHA / RANK)}
+    expected = jax.jit(unet.apply)(merged, *inputs)
+    assert relative_error(jax.jit(unet.apply)({"params": base}, *inputs), expected) > 0.01
+    components = checkpoints.checkpoint(kind).components
+    for write in (lora_file.write_peft, lora_file.write_kohya):
+        write(tmp_path / lora_file.PEFT, components, {"unet": factors}, ALPHA)
+        theirs_of = copy.deepcopy(parts)
+        cls = make_pipeline_values.CLASSES["xl" if kind == "xl" else "sd", "text"]
+        options = {"add_watermarker": False} if kind == "xl" else {"requires_safety_checker": False}
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            loaded = cls(**theirs_of, **options)
+            loaded.load_lora_weights(str(tmp_path / lora_file.PEFT))
+            sample, t, text, *more = (torch.from_numpy(np.asarray(x, np.float32)) for x in inputs)
+            added = dict(zip(("text_embeds", "time_ids"), more, strict=False))
+            found = loaded.unet(
+                sample.movedim(-1, 1), t, text, added_cond_kwargs=added
+            ).sample.movedim(1, -1)
+        assert relative_error(found.numpy(), expected) < 1e-5, write.__name__

@@ -30,6 +30,9 @@ UNETS = {
     "sd2": _UNET | {"use_linear_projection": True, "attention_head_dim": [2, 4]},
     "inpaint": _UNET | {"in_channels": 9},
     "xl": _UNET | _XL,
+    "refiner": _UNET
+    | _XL
+    | {"cross_attention_dim": 24, "projection_class_embeddings_input_dim": 5 * 8 + 20},
 }
 VAE = {
     "_class_name": "AutoencoderKL", "block_out_channels": [8, 16], "norm_num_groups": 4,
@@ -54,11 +57,13 @@ CLASSES = {
     "sd2": "StableDiffusionPipeline",
     "inpaint": "StableDiffusionInpaintPipeline",
     "xl": "StableDiffusionXLPipeline",
+    "refiner": "StableDiffusionXLImg2ImgPipeline",
 }
 
 
 def checkpoint(kind="sd1"):
-    """The whole pipeline of a kind in memory: sd1, sd2 (v-prediction), inpaint (9 channels), xl."""
+    """The whole pipeline of a kind in memory: sd1, sd2 (v-prediction), inpaint (9 channels), xl,
+    refiner."""
     components = {
         "unet": _component("UNet2DConditionModel", UNETS[kind]),
         "vae": _component("AutoencoderKL", VAE),
@@ -66,14 +71,17 @@ def checkpoint(kind="sd1"):
     }
     tokens = {"tokenizer": tokenizer.build(VOCAB, MERGES, _padding("sd2" if kind == "sd2" else ""))}
     index = {"_class_name": CLASSES[kind], "requires_safety_checker": False}
-    if kind == "xl":
+    if kind in ("xl", "refiner"):
         small = _CLIP | {"hidden_size": 16, "hidden_act": "quick_gelu"}
         second = _CLIP | {"hidden_size": 24, "hidden_act": "gelu", "projection_dim": 20}
         components["text_encoder"] = _component("CLIPTextModel", small)
         components["text_encoder_2"] = _component("CLIPTextModelWithProjection", second)
         tokens["tokenizer_2"] = tokenizer.build(VOCAB, MERGES, _padding("xl"))
-        index = {"_class_name": CLASSES[kind], "force_zeros_for_empty_prompt": True}
-    scheduler = SCHEDULERS.get(kind, SCHEDULERS["sd1"])
+        index = {"_class_name": CLASSES[kind], "force_zeros_for_empty_prompt": kind == "xl"}
+    if kind == "refiner":
+        del components["text_encoder"], tokens["tokenizer"]
+        index["requires_aesthetics_score"] = True
+    scheduler = SCHEDULERS.get("xl" if kind == "refiner" else kind, SCHEDULERS["sd1"])
     return diffusers.Checkpoint(index, components, tokens, scheduler)
 
 
