@@ -132,7 +132,30 @@ def _merged(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return merged
 
 
-SECTIONS = {"tpu": _estimates, "gpu": _compiled, "start": _starts}  # by the kind of rows
+def _adapters(name: str, result: Row) -> str:
+    rows, cells = result["rows"], []
+    plain = rows[0]
+    for row in rows:
+        own, factor = turns.spread(row["seconds"]), turns.ratio(row["seconds"], plain["seconds"])
+        flops = row["sd15_product_flops"]
+        low, high = 1e3 * own.low, 1e3 * own.high
+        cells.append([
+            row["candidate"], f"{1e3 * own.median:.1f} ({low:.1f} - {high:.1f})",
+            f"{factor.median:.2f}", f"{flops / 1e12:.2f}",
+            f"{flops / plain['sd15_product_flops']:.2f}",
+        ])  # fmt: skip
+    count, rank = plain["batch_size"], plain["rank"]
+    return "\n".join([
+        f"## A step with adapters: {name}", "", *_where(name, result), "",
+        f"One UNet step of {count} images with guidance. ms: the model that comes with jaxgen,",
+        "medians and quartiles of turns. TFLOP: the products, counted at the shapes of Stable",
+        f"Diffusion 1.5. LoRA of each image: {count} files of rank {rank} at once.", "",
+        *table(("candidate", "ms", "x none", "SD 1.5, TFLOP", "x none"), cells), "",
+    ])  # fmt: skip
+
+
+# by the kind of rows
+SECTIONS = {"tpu": _estimates, "gpu": _compiled, "start": _starts, "adapters": _adapters}
 
 
 def start_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -10,7 +10,7 @@ from jaxgen.diffusion import schedule
 from jaxgen.stable_diffusion import arguments, decoding, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.prompts import Chunks
+from jaxgen.stable_diffusion.texts.prompts import Chunks
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler", **schedule.STABLE_DIFFUSION_BETAS, "clip_sample": False,

@@ -36,8 +36,9 @@ from jaxgen.cpu import tune
 from jaxgen.data import pixels
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
-from jaxgen.pictures import images, parameters
+from jaxgen.pictures import edges, images, parameters
 from jaxgen.stable_diffusion import arguments, loading, placement
+from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.pipeline import OnStep, StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.types import Array
@@ -56,8 +57,12 @@ class FromImage:
     image: Path | None = None  # begin with this picture
     strength: float = 0.8  # how much of --image is made anew: 0 nothing, 1 all
     mask: Path | None = None  # white where --image is made anew
+    hires: float | None = None  # draw a small picture, enlarge it by this, and draw from that
+    hires_strength: float = 0.6  # how much is then made anew
+    hires_upscale: Literal["latent", "pixels"] = "latent"  # what is enlarged
     controlnet: tuple[str, ...] = ()  # ControlNets: folders, files or Hub ids
     control_image: tuple[Path, ...] = ()  # the picture of edges, depth, ... for each of them
+    control_edges: bool = False  # give the edges of these pictures, for ControlNets of Canny's
     control_scale: float = 1.0  # how strongly they act
 
 
@@ -151,8 +156,7 @@ def main() -> None:
         script.stopwatch() as time_spent,
         script.steps_bar(signal) as on_step,
     ):
-        latents = pipe.latents(pipe.inputs(request), previewing(config, preview, pipe, on_step))
-        pictures = pipe.decode(latents)
+        pictures = pipe.draw(request, previewing(config, preview, pipe, on_step))
     count, height, width, _ = pictures.shape
     print(
         f"compile {time_spent.compiling:.1f} s\n"
@@ -196,8 +200,17 @@ def request_of(config: Config) -> Request:
         guidance_scale=guidance.interval(scale, *interval) if interval and scale else scale,
         height=config.height, width=config.width, image=image, mask=mask,
         strength=config.from_image.strength, **sampling,
+        hires=hires_of(config),
         control_image=control_images(config, image), control_scale=config.from_image.control_scale,
     )  # fmt: skip
+
+
+def hires_of(config: Config) -> Hires | None:
+    """Returns how the second pass begins, if there is one."""
+    own = config.from_image
+    if own.hires is None:
+        return None
+    return Hires(own.hires, own.hires_strength, own.hires_upscale)
 
 
 def read_pictures(config: Config) -> tuple[Image.Image | None, Image.Image | None]:
@@ -230,6 +243,8 @@ def control_images(config: Config, image: Image.Image | None) -> Any:
     size = image.size if image else (config.width or read[0].width // 8 * 8,
                                      config.height or read[0].height // 8 * 8)  # fmt: skip
     fitted = [ImageOps.fit(one, size, Image.Resampling.LANCZOS) for one in read]
+    if config.from_image.control_edges:
+        fitted = [Image.fromarray(edges.canny(np.asarray(one))) for one in fitted]
     return fitted[0] if len(fitted) == 1 else fitted
 
 
@@ -289,6 +304,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
     chosen = zip(steps_and_guidance(config), pipe.defaults, strict=True)
     steps, scale = (own if own is not None else default for own, default in chosen)
     sampling, from_image = config.sampling, config.from_image
+    own = hires_of(config)
     interval, parallel = sampling.guidance_interval, sampling.guidance_parallel
     settings = {
         "negative_prompt": config.negative,
@@ -305,8 +321,10 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "image": from_image.image,
         "strength": from_image.strength if from_image.image else None,
         "mask": from_image.mask,
+        "hires": own and f"{own.scale:g}, strength {own.strength:g}, {own.upscale}",
         "controlnet": ", ".join(from_image.controlnet) or None,
         "control_image": ", ".join(map(str, from_image.control_image)) or None,
+        "control_edges": from_image.control_edges or None,
         "control_scale": from_image.control_scale if from_image.controlnet else None,
         "model": config.model,
         "vae": config.weights.vae,

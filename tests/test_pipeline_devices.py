@@ -93,8 +93,8 @@ def test_images_and_parameters_lie_where_they_should(on_mesh):
     (data, model) = {"data": (8, 1), "model": (1, 8), "both": (2, 4)}[name]
     inputs = pipe.inputs(Request(PROMPTS, **SETTINGS))
     final = pipe.latents(inputs)
-    for array in (inputs.context, inputs.guidance_scale, final):
-        assert {shard.data.shape[0] for shard in array.addressable_shards} == {8 // data}
+    for array, axis in ((inputs.context, 0), (inputs.guidance_scale, 1), (final, 0)):
+        assert {shard.data.shape[axis] for shard in array.addressable_shards} == {8 // data}
 
     leaves = jax.tree.leaves(pipe.params["unet"])
     whole = sum(x.nbytes for x in leaves)
@@ -116,9 +116,10 @@ def test_an_image_and_a_mask_are_divided_too(on_mesh):
 
 def test_xl_on_a_mesh_gives_the_pictures_of_one_device():
     asked = SETTINGS | {"negative_prompt": None, "output": "latent"}
-    expected = pipeline_cases.pipeline("xl")(PROMPTS, **asked)
+    prompts = [*PROMPTS[:-1], "[a cat:dogs:0.5]"]  # so that texts are picked by an index
+    expected = pipeline_cases.pipeline("xl")(prompts, **asked)
     pipe = StableDiffusion(checkpoints.checkpoint("xl"), mesh=mesh_of("both"))
-    assert pipeline_cases.relative_error(pipe(PROMPTS, **asked), expected) < 1e-5
+    assert pipeline_cases.relative_error(pipe(prompts, **asked), expected) < 1e-5
 
 
 def test_a_batch_that_cannot_be_divided_is_an_error(on_mesh):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support import clip_words
 
-from jaxgen.stable_diffusion import prompts
+from jaxgen.stable_diffusion.texts import prompts
 from jaxgen.weights import tokenizer
 
 TOKENS = tokenizer.build(*clip_words.small_vocabulary())

@@ -137,11 +137,13 @@ def test_eta_reaches_ddim_and_tcd():
         assert np.abs(noisy.update[:, 0, -1]).max() > 0.1
 
 
-@pytest.mark.parametrize("class_name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
 @pytest.mark.parametrize("name", [None, "euler"])
-def test_models_of_other_processes_are_not_sent_to_another_sampler(class_name, name):
-    with pytest.raises(ValueError, match=f"{class_name}.* no sampler here can run them"):
-        config.from_config({"_class_name": class_name}, name)
+def test_models_of_other_processes_are_not_sent_to_another_sampler(name):
+    flow = "FlowMatchEulerDiscreteScheduler"
+    with pytest.raises(ValueError, match=f"{flow}.* no sampler here can run them"):
+        config.from_config({"_class_name": flow}, name)
+    with pytest.raises(ValueError, match=r"levels of EDM .*does not have; use one of euler, dpmpp"):
+        config.from_config({"_class_name": "EDMEulerScheduler"}, "ddim")
 
 
 def test_unknown_names_list_the_known_ones():

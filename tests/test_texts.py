@@ -6,9 +6,8 @@ import pytest
 from support import clip_words, compilations, pipeline_cases
 
 from jaxgen.diffusion import config
-from jaxgen.stable_diffusion import prompts
 from jaxgen.stable_diffusion.request import Request
-from jaxgen.stable_diffusion.texts import notation, phases
+from jaxgen.stable_diffusion.texts import notation, phases, prompts
 from jaxgen.weights import tokenizer
 
 CALL = {

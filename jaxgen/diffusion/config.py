@@ -17,14 +17,13 @@ from jaxgen.diffusion.scheduler_classes import (
     CLASSES,
     CORRECTIONS,
     FIELDS,
+    OF_EDM,
     QUALIFIERS,
     RULES,
     SAMPLERS,
 )
 from jaxgen.diffusion.table import Table
 
-# beginnings of the names of scheduler classes whose models no other class can run either
-OTHER_PROCESSES = ("EDM", "FlowMatch")
 OWN_LEVELS = "schedule"  # says that the levels are those of the schedule, whatever the config says
 
 __all__ = ["SAMPLERS", "Sampler", "from_config", "unknown_keys"]
@@ -132,14 +131,24 @@ def _stated(scheduler_config: Any) -> dict[str, Any]:
 
 def _target(own: Any, name: str | None) -> tuple[str, Mapping[str, Any], str | None]:
     """(class, what the name fixes in it, the levels that the name asks for)."""
-    if isinstance(own, str) and own.startswith(OTHER_PROCESSES):
+    kind = own if isinstance(own, str) else ""
+    if kind.startswith("FlowMatch"):
         raise ValueError(
-            f"the scheduler {fields.shown(own)} is for models of EDM or flow matching, whose noise "
-            "levels are not those of Stable Diffusion; no sampler here can run them"
+            f"the scheduler {fields.shown(own)} is for models of flow matching, whose noise levels "
+            "are not those of Stable Diffusion; no sampler here can run them"
         )
     if name is not None:
         sampler, levels = names.sampler(name)
-        return *SAMPLERS[sampler], levels
+        class_name, fixed = SAMPLERS[sampler]
+        if not kind.startswith("EDM"):
+            return class_name, fixed, levels
+        if class_name not in OF_EDM or levels is not None:
+            known = [own_name for own_name, (cls, _) in SAMPLERS.items() if cls in OF_EDM]
+            raise ValueError(
+                f"the model has noise levels of EDM ({fields.shown(own)}), which the sampler "
+                f"{name} does not have; use one of {', '.join(known)}"
+            )
+        return OF_EDM[class_name], fixed, None
     if not isinstance(own, str) or own not in CLASSES:
         raise ValueError(
             f"scheduler class {fields.shown(own)} is not implemented; known are "

@@ -11,6 +11,7 @@ from converging (test_samplers.py); choose order 2.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,25 @@ from jaxgen.diffusion.exponential import log_snr
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.diffusion.sigmas import Grid
 from jaxgen.diffusion.table import LATENT, MEMORY, Row, Table
+
+
+class _Frame(NamedTuple):
+    scale: float  # the model sees scale * latent
+    noising: tuple[float, float]
+    x0: np.ndarray
+    eps: np.ndarray
+    size: float  # the latent is so many times one of variance 1
+    next_size: float  # the same after the step
+
+
+def _frame(prediction_type: str, levels: np.ndarray, sigma_data: float | None) -> _Frame:
+    """What a latent is at the first of two levels: of variance 1, or in EDM x_0 + sigma eps."""
+    if sigma_data is None:
+        alpha, sigma, x0, eps = prediction.at_unit_variance(prediction_type, levels[0])
+        return _Frame(1.0, (alpha, sigma), x0, eps, 1.0, 1.0)
+    scale, x0, eps = prediction.at_edm_level(prediction_type, levels[0], sigma_data)
+    size, next_size = np.hypot(1, levels)
+    return _Frame(scale, (1.0, levels[0]), x0, eps, size, next_size)
 
 
 def dpm_multistep(
@@ -30,6 +50,7 @@ def dpm_multistep(
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
+    sigma_data: float | None = None,
     start_step: int = 0,
 ) -> Table:
     """The multistep forms of order 1 to 3. Mirrors DPMSolverMultistepScheduler.
@@ -37,7 +58,8 @@ def dpm_multistep(
     DPM-Solver++(2M) is order 2 (arXiv:2211.01095, alg. 2), its SDE form "sde-dpmsolver++", and
     DPM-Solver++(3M) order 3. solver_type: "midpoint" or "heun", of second order.
     lower_order_final: below 15 steps the last two fall to orders 2 and 1. euler_at_final: the last
-    is of order 1, as it is on every grid that ends at sigma 0.
+    is of order 1, as it is on every grid that ends at sigma 0. sigma_data: of models of EDM, on
+    `sigmas.edm_grid`, for the ++ forms; mirrors EDMDPMSolverMultistepScheduler.
     """
     _check(order, algorithm, solver_type, grid)
     num_steps = grid.num_steps
@@ -46,16 +68,18 @@ def dpm_multistep(
     for i in table.steps_from(start_step, grid):
         now = min(order, i - start_step + 1)
         now = min(now, _order_limit(num_steps, i, lower_order_final, euler_last))
-        alpha, sigma, x0, eps = prediction.at_unit_variance(model.prediction_type, grid.sigma[i])
-        values = [x0 if "++" in algorithm else eps, *MEMORY[:2]]
+        frame = _frame(model.prediction_type, grid.sigma[i : i + 2], sigma_data)
+        values = [frame.x0 if "++" in algorithm else frame.eps, *MEMORY[:2]]
         lambdas = [log_snr(level) for level in grid.sigma[i - np.arange(-1, now)]]
         derivatives = _multistep_derivatives(values[:now], lambdas)
         latent = exponential.step(
-            algorithm, LATENT, grid.sigma[i], grid.sigma[i + 1], derivatives,
+            algorithm, LATENT / frame.size, grid.sigma[i], grid.sigma[i + 1], derivatives,
             midpoint=solver_type == "midpoint" and now == 2,
         )  # fmt: skip
-        rows.append(Row(grid.t[i], 1.0, (alpha, sigma), x0, latent, values[:2]))
-    return table.assemble("dpm_multistep", rows, start_step)
+        latent = frame.next_size * latent
+        rows.append(Row(grid.t[i], frame.scale, frame.noising, frame.x0, latent, values[:2]))
+    spread = 1.0 if sigma_data is None else grid.init_noise_sigma
+    return table.assemble("dpm_multistep", rows, start_step, spread)
 
 
 def dpmpp_2s(

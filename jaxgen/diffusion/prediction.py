@@ -47,3 +47,19 @@ def at_level(prediction_type: str, sigma: float) -> tuple[float, np.ndarray, np.
     """(scale, x_0, eps) for a latent x_0 + sigma eps, which the model sees divided by its norm."""
     alpha = 1 / math.sqrt(sigma**2 + 1)
     return alpha, *denoised_and_noise(prediction_type, alpha, sigma * alpha, alpha)
+
+
+def at_edm_level(
+    prediction_type: str, sigma: float, sigma_data: float
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """(scale, x_0, eps) for a latent x_0 + sigma eps, with the preconditioning of EDM.
+
+    Karras et al. 2022 (arXiv:2206.00364) table 1. sigma_data: the spread of the data. Of a
+    v_prediction the output has the other sign, as in diffusers.
+    """
+    if prediction_type == "sample":
+        raise ValueError("prediction_type 'sample' is not implemented with sigma_data")
+    norm = math.sqrt(sigma**2 + sigma_data**2)
+    sign = -1 if prediction_type == "v_prediction" else 1
+    x0 = (sigma_data / norm) ** 2 * table.LATENT + sign * sigma * sigma_data / norm * table.OUTPUT
+    return 1 / norm, x0, (table.LATENT - x0) / sigma

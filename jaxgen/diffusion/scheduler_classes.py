@@ -69,6 +69,12 @@ _MULTISTEP_GRID = functools.partial(sigmas.solver_grid, fractional_cosine=True)
 _UNIPC_GRID = functools.partial(sigmas.solver_grid, repeat_last=True)
 _DEIS_GRID = functools.partial(_UNIPC_GRID, final_sigma="sigma_min")
 
+# models of EDM have no betas; those here are not used
+_EDM = {
+    **_LINEAR_BETAS, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5,
+    "sigma_schedule": "karras", "rho": 7.0, "final_sigmas_type": "zero",
+}  # fmt: skip
+
 CLASSES: Mapping[str, SchedulerClass] = {
     "DDIMScheduler": SchedulerClass(
         samplers.ddim, sigmas.timestep_grid,
@@ -141,6 +147,14 @@ CLASSES: Mapping[str, SchedulerClass] = {
         samplers.lcm, sigmas.distilled_grid, {**_DISTILLED, "timestep_scaling": 10.0}
     ),
     "TCDScheduler": SchedulerClass(samplers.tcd, sigmas.distilled_grid, _DISTILLED),
+    "EDMEulerScheduler": SchedulerClass(samplers.euler, sigmas.edm_grid, _EDM),
+    "EDMDPMSolverMultistepScheduler": SchedulerClass(
+        samplers.dpm_multistep, sigmas.edm_grid,
+        {
+            **_EDM, "solver_order": 2, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
+            "lower_order_final": True, "euler_at_final": False, "thresholding": False,
+        },
+    ),
 }  # fmt: skip
 
 _FLAG = fields.optional(fields.flag(False))  # older files leave flags null
@@ -167,6 +181,9 @@ FIELDS: Mapping[str, fields.Field] = {
     "use_beta_sigmas": _FLAG,
     "sigma_min": _SIGMA,
     "sigma_max": _SIGMA,
+    "sigma_data": fields.number(None, 1e-6, 1e6),
+    "sigma_schedule": fields.choice(None, "karras", "exponential"),
+    "rho": fields.choice(7.0, 7.0),
     "final_sigmas_type": fields.choice(None, "zero", "sigma_min"),
     "interpolation_type": fields.choice(None, "linear", "log_linear"),
     "timestep_type": fields.choice(None, "discrete", "continuous"),
@@ -227,6 +244,10 @@ RULES = (
         "sigma_min must not be above sigma_max",
     ),
     fields.Rule(
+        lambda v: "sigma_data" not in v or None not in (v["sigma_min"], v["sigma_max"]),
+        "sigma_min and sigma_max must be numbers in models of EDM",
+    ),
+    fields.Rule(
         lambda v: v.get("interpolation_type") != "log_linear" or v["timestep_type"] == "discrete",
         "interpolation_type 'log_linear' and timestep_type 'continuous' exclude each other",
     ),
@@ -278,3 +299,8 @@ SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }  # fmt: skip
+# the classes of these samplers for models of EDM
+OF_EDM = {
+    "EulerDiscreteScheduler": "EDMEulerScheduler",
+    "DPMSolverMultistepScheduler": "EDMDPMSolverMultistepScheduler",
+}

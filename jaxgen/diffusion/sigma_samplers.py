@@ -19,18 +19,27 @@ from jaxgen.diffusion.table import LATENT, MEMORY, NOISE, Row, Table
 
 
 def euler(
-    model: Schedule, grid: Grid, *, continuous_time: bool = False, start_step: int = 0
+    model: Schedule,
+    grid: Grid,
+    *,
+    continuous_time: bool = False,
+    sigma_data: float | None = None,
+    start_step: int = 0,
 ) -> Table:
     """Euler's method, Karras et al. 2022 alg. 2 without churn. Mirrors EulerDiscreteScheduler.
 
-    continuous_time: a v_prediction model is given log(sigma) / 4 as its time.
+    continuous_time: a v_prediction model is given log(sigma) / 4 as its time. sigma_data: of models
+    of EDM, on `sigmas.edm_grid`; mirrors EDMEulerScheduler.
     """
     timed = continuous_time and model.prediction_type == "v_prediction"
     rows = []
     for i in table.steps_from(start_step, grid):
         sigma, after = grid.sigma[i : i + 2]
         t = math.log(sigma) / 4 if timed else grid.t[i]
-        scale, x0, eps = prediction.at_level(model.prediction_type, sigma)
+        if sigma_data is None:
+            scale, x0, eps = prediction.at_level(model.prediction_type, sigma)
+        else:
+            scale, x0, eps = prediction.at_edm_level(model.prediction_type, sigma, sigma_data)
         rows.append(Row(t, scale, (1.0, sigma), x0, LATENT + (after - sigma) * eps))
     return table.assemble("euler", rows, start_step, grid.init_noise_sigma)
 

@@ -138,6 +138,20 @@ def solver_grid(
     return Grid(np.trunc(t), sigma, float(sigma[0]))
 
 
+def edm_grid(
+    model: Schedule,
+    num_steps: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    sigma_schedule: str = "karras",
+    final_sigma: str = "zero",
+) -> Grid:
+    """The grid of EDMEuler and EDMDPMSolverMultistep in diffusers: no schedule, log(sigma) / 4."""
+    sigma = placed(sigma_schedule, sigma_min, sigma_max, num_steps)
+    levels = np.append(sigma, final_level(final_sigma, sigma[-1]))
+    return Grid(np.log(sigma) / 4, levels, math.sqrt(sigma_max**2 + 1))
+
+
 def placed(levels: str, lowest: float, highest: float, num_steps: int) -> np.ndarray:
     """num_steps levels from the highest to the lowest, float64 [N].
 

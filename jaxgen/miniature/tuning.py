@@ -19,7 +19,7 @@ from jaxgen.diffusion.schedule import Schedule
 from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion import decoding, loading, text_encoding
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.prompts import Chunks
+from jaxgen.stable_diffusion.texts.prompts import Chunks
 from jaxgen.train import latent_losses
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 from jaxgen.weights import tokenizer

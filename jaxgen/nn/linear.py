@@ -18,6 +18,8 @@ from jaxgen.types import Array
 
 SAME = ((1, 1), (1, 1))  # torch's padding=1, spelled out: flax's "SAME" differs at stride 2
 
+LECUN = nn.initializers.lecun_normal()  # flax's own start of a kernel
+
 
 def add(x: Array, shift: Array) -> Array:
     """x + shift in the dtype of x; the gradient of `shift` is summed in float32.
@@ -43,10 +45,11 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     return _half_add(*primals), tangent.astype(x.dtype)
 
 
-def read_kernel(layer: Any, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+def read_kernel(
+    layer: Any, shape: tuple[int, ...], init: Any = LECUN
+) -> tuple[Array, Array | None]:
     """A layer's kernel in its dtype, and the scales [O] that its product lacks: see `quantized`."""
-    start = getattr(layer, "kernel_init", nn.initializers.lecun_normal())
-    kernel = layer.param("kernel", start, shape)
+    kernel = layer.param("kernel", init, shape)
     if not layer.has_variable("params", quantized.SCALE):
         return kernel.astype(layer.dtype), None
     scale = layer.get_variable("params", quantized.SCALE)
@@ -67,12 +70,12 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     dtype: Any = jnp.float32
-    kernel_init: Any = nn.initializers.lecun_normal()
+    kernel_init: nn.initializers.Initializer = LECUN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        kernel, scale = read_kernel(self, shape)
+        kernel, scale = read_kernel(self, shape, self.kernel_init)
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
         y = rescale(jax.lax.dot_general(x.astype(self.dtype), kernel, contracted), scale)
         if not self.use_bias:

@@ -76,7 +76,8 @@ def hint(
     if not isinstance(request.sampler, str | None):
         return None
     faults = [] if kind is None else _faults(request, batch, scheduler, kind)
-    first = 1.0 if request.denoising_start else _first_time(scheduler, batch)
+    of_edm = str(scheduler.get("_class_name")).startswith("EDM")  # times are no training times
+    first = 1.0 if request.denoising_start or of_edm else _first_time(scheduler, batch)
     if first < (0.5 if kind is None else 0.9):
         faults.append(
             f"a first step at {first:.0%} of the training times, where the model expects less noise"

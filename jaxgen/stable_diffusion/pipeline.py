@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxgen import fields
 from jaxgen.adapters import beside, controlnet_file, embedding_file, merge, spec
 from jaxgen.nn import quantized
 from jaxgen.stable_diffusion import (
@@ -32,9 +33,12 @@ from jaxgen.stable_diffusion import (
     placement,
     programs,
 )
-from jaxgen.stable_diffusion.control import Control
+from jaxgen.stable_diffusion import (
+    hires as two_passes,
+)
 from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.programs import OnStep
 from jaxgen.stable_diffusion.request import Request, completed
 from jaxgen.stable_diffusion.text_encoding import Text
@@ -68,15 +72,15 @@ class StableDiffusion:
         embedding_rows: int = EMBEDDING_ROWS,
         quantize: Literal["int8", "fp8"] | None = None,
     ) -> None:
-        if loop not in (None, "device", "host"):
-            raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
+        if not isinstance(loop, str | None) or loop not in (None, "device", "host"):
+            raise ValueError(f"loop is {fields.shown(loop)}; use 'device', 'host', or None")
         self.dtype, self.mesh = loading.check_dtype(dtype), placement.check(mesh)
         self.networks = loading.networks(checkpoint, self.dtype, controlnets)
         self.checkpoint = saved_pipeline.without_weights(checkpoint)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
         self.defaults = few_steps.defaults(checkpoint)  # number of steps, guidance scale
-        folder = None if programs_folder is None else Path(programs_folder)
+        folder = loading.check_folder(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
         self.quantize = quantized.check(quantize)
@@ -86,7 +90,7 @@ class StableDiffusion:
         self.params = self.base  # with the adapters that are set merged in
         self.adapters: beside.Beside | None = None  # those that each image chooses
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
-        self.vae_tile = vae_tile
+        self.vae_tile = decoding.check_tile(vae_tile)
         self.programs = programs.build(self.networks, self.mesh, self.store)
         self._decoders: dict[tuple[int, ...], threading.Thread] = {}  # by latents' shape; compiling
         encoders = self.networks.encoders
@@ -124,7 +128,7 @@ class StableDiffusion:
         and leaves the pipeline as it was, for a file that does not fit it.
         """
         if isinstance(adapters, (str, Path)) or not isinstance(adapters, Sequence):
-            raise ValueError(f"adapters is {adapters!r:.100}; give a list of {spec.SPEC}")
+            raise ValueError(f"adapters is {fields.shown(adapters)}; give a list of {spec.SPEC}")
         if self.quantize and len(adapters):
             raise ValueError("adapters change full kernels; load the pipeline without quantize")
         if per_image is not None:
@@ -147,7 +151,7 @@ class StableDiffusion:
         """
         if isinstance(embeddings, (str, Path)) or not isinstance(embeddings, Sequence):
             raise ValueError(
-                f"embeddings is {embeddings!r:.100}; give a list of {embedding_file.SPEC}"
+                f"embeddings is {fields.shown(embeddings)}; give a list of {embedding_file.SPEC}"
             )
         self.embedder = self.embedder.with_embeddings(embeddings)
 
@@ -185,8 +189,10 @@ class StableDiffusion:
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
         loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
+        if not isinstance(paths, list | tuple):
+            raise ValueError(f"controlnet is {fields.shown(paths)}; give one or a list of them")
         nets = [controlnet_file.open_controlnet(path) for path in paths]
-        folder = programs_folder or saved_pipeline.programs_of(path_or_id)
+        folder = loading.check_folder(programs_folder) or saved_pipeline.programs_of(path_or_id)
         return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows, quantize)
 
     def save(self, folder: str | Path) -> None:
@@ -237,6 +243,8 @@ class StableDiffusion:
         control_start: float | Sequence[float] = 0.0,
         control_end: float | Sequence[float] = 1.0,
         guess_mode: bool = False,
+        image_latents: Any = None,
+        hires: float | Hires | None = None,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
@@ -257,6 +265,9 @@ class StableDiffusion:
         guidance_parallel, 0 to 1, and guidance_limit: adaptive projected guidance.
         image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
         `strength` of the steps are run, and what is white in the mask is made anew.
+        image_latents: what output="latent" gave, in place of an image.
+        hires: draws a small picture first, makes it so many times larger, and draws from that; a
+        factor, or a `Hires` that says how.
         latents: unit noise that replaces the seeds' own. denoising_end, denoising_start: shares of
         the training times where one call stops and another goes on, from its latents as they are.
         clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
@@ -274,11 +285,21 @@ class StableDiffusion:
         request = Request(**options)
         if on_step is not None and not callable(on_step):
             raise ValueError(f"on_step is a {type(on_step).__name__}; give a function, see above")
-        final = self.latents(self.inputs(request), on_step)
+        result = self.draw(request, on_step)
         if output == "image":
-            pictures = self.decode(final)
             self.store.keep()
-            return pictures
+        return result
+
+    def draw(self, request: Request, on_step: OnStep | None = None) -> np.ndarray:
+        """Draws what a call with the fields of the request does."""
+        request = completed(request, *self.defaults)
+        if request.hires is not None:
+            first, second = two_passes.passes(request, self.networks, self.scheduler)
+            small = self.draw(first, on_step)
+            request = two_passes.enlarged(second, small)
+        final = self.latents(self.inputs(request), on_step)
+        if request.output == "image":
+            return self.decode(final)
         final = np.asarray(final)
         decoding.check_finite(np.asarray(np.isfinite(final).all(axis=(1, 2, 3))), self.dtype)
         return final
@@ -290,40 +311,12 @@ class StableDiffusion:
         hint = few_steps.hint(self.distilled, self.scheduler, request, batch)
         if hint is not None:
             warnings.warn(hint, stacklevel=3)
-        b, (height, width), vae = len(batch.seeds), batch.size, self.networks.vae
-        placement.check_divides(self.mesh, b)
-        shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
+        placement.check_divides(self.mesh, len(batch.seeds))
         if request.output == "image":
-            self._compile_decoder((b, *shape))
+            self._compile_decoder(programs.latent_shape(self.networks.vae, batch))
         text = self.embedder.context_of(batch)
-        noise = batch.latents
-        if noise is None:
-            noise = self.programs.noise(placement.place(self.mesh, batch.seeds), shape=shape)
-        inputs = Inputs(
-            table=jax.tree.map(placement.as_float32, batch.table),
-            noise=noise,
-            clean=np.zeros((b, *shape), np.float32),
-            from_image=np.asarray(batch.from_image),
-            seeds=batch.seeds,
-            context=text.context,
-            guidance_scale=batch.guidance_scale,
-            guidance_rescale=batch.guidance_rescale,
-            text_index=batch.phases.index,
-            text_weights=batch.phases.weights,
-            guidance_parallel=batch.guidance_parallel,
-            guidance_limit=batch.guidance_limit,
-            pooled=text.pooled,
-            time_ids=batch.time_ids,
-            controls=tuple(
-                Control(self.params[loading.controlnet_name(k)], *own)
-                for k, own in enumerate(batch.controls)
-            ),
-            adapters=beside.for_batch(self.adapters, b),
-        )
-        fields = programs.from_image(
-            self.programs, self.networks, self.params["vae"], self.mesh, batch
-        )
-        return placement.place_inputs(self.mesh, inputs._replace(**fields))
+        inputs = programs.inputs(self.programs, self.networks, self.params, self.mesh, batch, text)
+        return inputs._replace(adapters=beside.for_batch(self.adapters, len(batch.seeds)))
 
     def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
         """Runs all steps: the final latents, float32 [B, h, w, C]. It uses up inputs.noise."""

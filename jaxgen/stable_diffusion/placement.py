@@ -9,12 +9,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgen import fields
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.generate import Inputs
 
 DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
-BEFORE_ATTENTION = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj")
 BY_ROW = ("step_noise", "guidance_scale", "guidance_rescale", "text_index")  # [N, B, ...]
+BEFORE_ATTENTION = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj")
 SHARDED_FROM = 2**14  # entries; smaller parameters are kept whole on every device
 
 
@@ -36,6 +37,8 @@ def check(mesh: Mesh | None) -> Mesh | None:
     """Checks a mesh and gives it automatic axes, which let the compiler divide the work."""
     if mesh is None:
         return None
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh is {fields.shown(mesh)}; give a jax.sharding.Mesh, or None")
     unknown = [name for name in mesh.axis_names if name not in (DATA, MODEL)]
     if unknown:
         raise ValueError(

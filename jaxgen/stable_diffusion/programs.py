@@ -12,8 +12,9 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh
 
+from jaxgen.adapters.beside import Beside
 from jaxgen.nn.autoencoder_tiny import Autoencoder
-from jaxgen.stable_diffusion import control, decoding, generate, placement, text_encoding
+from jaxgen.stable_diffusion import control, decoding, generate, loading, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import BatchRequest
@@ -91,6 +92,51 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
     )
 
 
+def latent_shape(vae: Autoencoder, batch: BatchRequest) -> tuple[int, int, int, int]:
+    """The shape [B, h, w, C] of the latents of a batch."""
+    height, width = batch.size
+    return len(batch.seeds), height // vae.factor, width // vae.factor, vae.latent_channels
+
+
+def inputs(
+    programs: Programs,
+    networks: Networks,
+    params: dict[str, Params],
+    mesh: Mesh | None,
+    batch: BatchRequest,
+    text: text_encoding.Text,
+    adapters: Beside | None = None,
+) -> Inputs:
+    """Brings a batch and its encoded texts to the devices, with noise and latents of images."""
+    shape = latent_shape(networks.vae, batch)
+    noise = batch.latents
+    if noise is None:
+        noise = programs.noise(placement.place(mesh, batch.seeds), shape=shape[1:])
+    result = Inputs(
+        table=jax.tree.map(placement.as_float32, batch.table),
+        noise=noise,
+        clean=np.zeros(shape, np.float32),
+        from_image=np.asarray(batch.from_image),
+        seeds=batch.seeds,
+        context=text.context,
+        guidance_scale=batch.guidance_scale,
+        guidance_rescale=batch.guidance_rescale,
+        text_index=batch.phases.index,
+        text_weights=batch.phases.weights,
+        guidance_parallel=batch.guidance_parallel,
+        guidance_limit=batch.guidance_limit,
+        pooled=text.pooled,
+        time_ids=batch.time_ids,
+        controls=tuple(
+            control.Control(params[loading.controlnet_name(k)], *own)
+            for k, own in enumerate(batch.controls)
+        ),
+        adapters=adapters,
+    )
+    fields = from_image(programs, networks, params["vae"], mesh, batch)
+    return placement.place_inputs(mesh, result._replace(**fields))
+
+
 def step_by_step(
     programs: Programs, params: Params, inputs: Inputs, on_step: OnStep | None
 ) -> Array:
@@ -123,7 +169,7 @@ def from_image(
 ) -> dict[str, Any]:
     """Returns the fields of `Inputs` that come from an image and its mask."""
     if batch.image is None:
-        return {}
+        return {} if batch.clean is None else {"clean": batch.clean}
     draw = partial(encode, programs, networks.vae, params, mesh)
     fields: dict[str, Any] = {"clean": draw(batch.image, batch.seeds, "image")}
     if batch.mask is None:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Two passes as one call: a small picture, made larger, from which the large one is drawn.
+
+Models draw well in the size that they were trained in; larger pictures repeat their subject. The
+second pass keeps the first one's layout and adds detail.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxgen.stable_diffusion import arguments
+from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.request import Request, is_number
+
+UPSCALE = ("latent", "pixels")
+
+
+class Hires(NamedTuple):
+    """Says how the second pass begins."""
+
+    scale: float = 2.0  # of height and width
+    strength: float = 0.6  # how much of the enlarged picture is made anew: 0 nothing, 1 all
+    # latents between others are means of these; pixels are filtered (Lanczos)
+    upscale: Literal["latent", "pixels"] = "latent"
+
+
+def passes(
+    request: Request, networks: Networks, scheduler: Mapping[str, Any]
+) -> tuple[Request, Request]:
+    """The two requests of a request with hires; the second begins with zeros for now.
+
+    Raises ValueError for whatever is wrong with either, before the first is run.
+    """
+    own = _checked(request)
+    by_latent = own.upscale == "latent"
+    first = replace(request, hires=None, output="latent" if by_latent else "image")
+    batch = arguments.batch(first, networks, scheduler)
+    f = networks.vae.factor
+    height, width = (own.scale * side for side in batch.size)
+    if height % f or width % f or min(height, width) <= 0:
+        raise ValueError(
+            f"hires makes {batch.size[0]} x {batch.size[1]} pixels {height:g} x {width:g}; both "
+            f"must be multiples of {f}"
+        )
+    second = replace(
+        request, hires=None, height=int(height), width=int(width), latents=None,
+        strength=own.strength, image=None,
+    )  # fmt: skip
+    b, h, w, channels = len(batch.seeds), int(height), int(width), networks.vae.latent_channels
+    if by_latent:
+        zeros = np.zeros((b, h // f, w // f, channels), np.float32)
+        second = replace(second, image_latents=zeros)
+    else:
+        second = replace(second, image_latents=None, image=np.zeros((b, h, w, 3), np.float32))
+    arguments.batch(second, networks, scheduler)
+    return first, second
+
+
+def enlarged(second: Request, small: np.ndarray) -> Request:
+    """The second request, with what the first one drew in the size that it begins with."""
+    if second.image_latents is not None:
+        shape = np.shape(second.image_latents)
+        return replace(second, image_latents=jax.image.resize(small, shape, "linear"))
+    size = (np.shape(second.image)[2], np.shape(second.image)[1])
+    large = [Image.fromarray(x).resize(size, Image.Resampling.LANCZOS) for x in small]
+    return replace(second, image=np.stack([np.asarray(picture) for picture in large]))
+
+
+def _checked(request: Request) -> Hires:
+    own = request.hires
+    own = Hires(own) if is_number(own) else own
+    if not isinstance(own, Hires) or not is_number(own.scale) or own.upscale not in UPSCALE:
+        raise ValueError(
+            f"hires is {request.hires!r:.80}; give a factor such as 2, or Hires(scale, strength, "
+            f"upscale) with upscale one of {', '.join(UPSCALE)}"
+        )
+    if not is_number(own.strength) or not 0 < own.strength <= 1:
+        raise ValueError(f"the strength of hires is {own.strength!r:.80}; it must be above 0, to 1")
+    unfit = ("mask", "control_image", "denoising_start", "denoising_end")
+    both = [name for name in unfit if getattr(request, name) is not None]
+    if both:
+        raise ValueError(f"hires and {' and '.join(both)} cannot be combined; draw in two calls")
+    return own

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""Two passes as one call are the two calls; latents begin a run as their picture does."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from support import pipeline_cases
+
+from jaxgen.stable_diffusion.hires import Hires
+
+CALL = {"prompt": "a cat", "num_steps": 4, "sampler": "euler", "seed": 3}
+SMALL = {"height": 16, "width": 16}
+LARGE = {"height": 32, "width": 32}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipeline_cases.pipeline("sd1")
+
+
+def test_latents_are_enlarged_and_drawn_from(pipe):
+    steps = []
+    once = pipe(
+        hires=Hires(2, 0.5), output="latent", on_step=lambda *step: steps.append(step[:2]),
+        **CALL, **SMALL,
+    )  # fmt: skip
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 2), (2, 2)]
+    small = pipe(output="latent", **CALL, **SMALL)
+    large = jax.image.resize(small, (1, 16, 16, 4), "linear")
+    twice = pipe(image_latents=large, strength=0.5, output="latent", **CALL)
+    np.testing.assert_array_equal(once, twice)
+
+
+def test_pixels_are_enlarged_and_drawn_from(pipe):
+    once = pipe(hires=Hires(2.0, 0.5, "pixels"), **CALL, **SMALL)
+    small = Image.fromarray(pipe(**CALL, **SMALL)[0])
+    twice = pipe(image=small.resize((32, 32), Image.Resampling.LANCZOS), strength=0.5, **CALL)
+    np.testing.assert_array_equal(once, twice)
+
+
+def test_latents_given_back_unchanged_are_the_picture(pipe):
+    latents = pipe(output="latent", **CALL, **LARGE)
+    again = pipe(image_latents=latents, strength=0.0, output="latent", **CALL)
+    np.testing.assert_allclose(again, latents, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hires": "2"}, "give a factor such as 2, or Hires"),
+        ({"hires": Hires(2, 0)}, "strength of hires is 0"),
+        ({"hires": Hires(2, 0.6, "cubic")}, "upscale one of latent, pixels"),
+        ({"hires": 1.1}, "16 x 16 pixels 17.6 x 17.6; both must be multiples"),
+        ({"hires": 2, "mask": np.ones((16, 16)), "image": np.ones((16, 16, 3))}, "mask cannot be"),
+        ({"hires": 2, "guidance_scale": np.full((4, 1), 3.0)}, "a row for each evaluation"),
+        ({"hires": Hires(2, 0.1)}, "no whole step"),
+        ({"image_latents": np.ones((1, 8, 8, 3))}, "image_latents have shape"),
+        ({"image_latents": np.ones((1, 8, 8, 4)), "image": np.ones((16, 16, 3))}, "both given"),
+        ({"image_latents": np.ones((1, 4, 4, 4))}, "expected .B, 8, 8"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_any_step(pipe, wrong, message):
+    steps = []
+    with pytest.raises(ValueError, match=message):
+        pipe(on_step=lambda *step: steps.append(step), **CALL, **SMALL | wrong)
+    assert not steps
