@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Training in bfloat16 against float32: every leaf's gradient, and whole runs."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,10 @@ def latents(count):
     return np.random.default_rng(4).standard_normal((count, 4)).astype(np.float32)
 
 
+def random_maps(count):
+    return np.random.default_rng(6).standard_normal((count, 4, 4, 4)).astype(np.float32)
+
+
 def labels(count):
     return np.arange(count, dtype=np.int32) % 3
 
@@ -53,6 +59,10 @@ SINGLE = {
     "conv encoder": (autoencoder.ConvEncoder(4, 8, 16, "group", 3), images(64), labels(64)),
     "conv decoder": (autoencoder.ConvDecoder(SHAPE, 8, 16, "batch", 3), latents(64), labels(64)),
     "conv generator": (gan.ConvGenerator(SHAPE, 4, num_classes=3), latents(64), labels(64)),
+    "map encoder": (autoencoder.MapEncoder(4, 8), images(64)),
+    "map decoder": (autoencoder.MapDecoder(1, 8), random_maps(64)),
+    "gaussian layer": (autoencoder.GaussianLayer(4, (16,)), latents(2048)),
+    "logit layer": (autoencoder.LogitLayer(SHAPE, (16,)), latents(2048)),
     "conv discriminator": (gan.ConvDiscriminator(8, 3, True), images(64), labels(64)),
 }
 WHOLE = {
@@ -80,6 +90,10 @@ BOUNDS = {
     "conv decoder": (0.01, 0.02),  # 0.51
     "conv generator": (0.1, 0.12),  # 0.88
     "conv discriminator": (0.015, 0.06),  # 0.045
+    "map encoder": (0.03, 0.06),  # 0.22
+    "map decoder": (0.03, 0.06),  # 0.56
+    "gaussian layer": (0.004, 0.01),  # 0.006
+    "logit layer": (0.004, 0.01),  # 0.005
     "classifier": (0.1, 0.2),  # 0.18
     "text encoder": (0.03, 0.03),  # 0.10
     "autoencoder": (0.2, 0.2),  # 0.45
@@ -127,6 +141,12 @@ def test_bfloat16_gradients_are_float32s_up_to_the_rounding_of_activations(name)
             continue
         bound = BOUNDS[name][path[-1].key == "kernel"]
         assert networks.relative_error(other, leaf) < bound, jax.tree_util.keystr(path)
+
+
+def test_networks_have_no_layers_of_flax_that_sum_gradients_in_bfloat16():
+    flaxs = re.compile(r"\bnn\.(Dense|DenseGeneral|Conv|ConvTranspose|Embed)\b")
+    folder = Path(linear.__file__).parent
+    assert not [path.name for path in folder.glob("*.py") if flaxs.search(path.read_text())]
 
 
 @pytest.mark.parametrize("first", ["layers", "images"])

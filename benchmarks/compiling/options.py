@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """XLA's options for GPUs that compiled programs speak for and no GPU has confirmed yet.
 
-None is on: `compile_for_gpu --prepared` counts what each changes, and `python -m benchmarks
---gpu-report` measures it. What pays on a device belongs into the start of every script.
+None is on: `compile_for_gpu --prepared` counts what each changes, and `gpu_report` measures it on a
+device. What pays there belongs into the start of every script.
 """
 
 import os
