@@ -72,12 +72,14 @@ class Config:
     run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
 
 
-PICTURES = Config(
-    run=RunOptions(
-        data="", batch_size=4, learning_rate=1e-4, steps=1000, clip_norm=1.0, draw_every=250,
-        checkpoint_every=250,
+PRESETS = {
+    "pictures": Config(
+        run=RunOptions(
+            data="", batch_size=4, learning_rate=1e-4, steps=1000, clip_norm=1.0, draw_every=250,
+            checkpoint_every=250,
+        )
     )
-)  # fmt: skip
+}  # fmt: skip
 
 
 class Parts(NamedTuple):
@@ -238,7 +240,7 @@ def export(config: Config, parts: Parts) -> None:
 
 
 def main() -> None:
-    config = command_line.parse(NAME, {"pictures": PICTURES}, __doc__)
+    config = command_line.parse(NAME, PRESETS, __doc__)
     script.set_up(config.run.distributed)
     parts = prepare(config)
     if config.action == "export":
