@@ -60,9 +60,8 @@ class Config:
     # ends of the text encoders' layers, such as q_proj k_proj v_proj out_proj; none leaves them
     text_targets: tuple[str, ...] = ()
     caption_dropout: float = 0.1  # share of examples without caption, for guidance
-    remat: bool = (
-        False  # compute activations twice instead of keeping them (gradient checkpointing)
-    )
+    # gradient checkpointing: compute activations twice instead of keeping them
+    remat: bool = False
     prompts: tuple[str, ...] = may_change(())  # to draw while training; none takes captions
     num_steps: int = may_change(20)  # of the sampler, for these pictures
     guidance: float = may_change(5.0)  # and how closely they follow the prompts
