@@ -54,6 +54,9 @@ class Config:
 
     action: Literal["train", "export"] = may_change("train")  # export: write the files
     model: str = hub.EMBEDDED  # a diffusers folder, a .safetensors file or a Hub id
+    # for single files: a folder or Hub id with a CLIP tokenizer; the public one by default
+    tokenizer: str | None = may_change(None)
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None  # for single files
     rank: int = 8  # columns of the factors
     alpha: float | None = None  # the change weighs alpha / rank; None is the rank
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # ends of the UNet's layers
@@ -103,7 +106,9 @@ def prepare(config: Config) -> Parts:
         raise ValueError("--augment changes pictures that are encoded once; leave it out")
     if not config.run.data:
         raise ValueError("which pictures? Give --data a folder with a metadata.jsonl")
-    checkpoint = hub.open_checkpoint(config.model)
+    checkpoint = hub.open_checkpoint(
+        config.model, tokenizer=config.tokenizer, prediction_type=config.prediction_type
+    )
     networks = loading.networks(checkpoint, experiment.network_dtype(config.run))
     networks = networks._replace(unet=networks.unet.clone(remat=config.remat))
     tuning.check_trainable(networks)
