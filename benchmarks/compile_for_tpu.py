@@ -25,7 +25,8 @@ import rich.console
 import rich.table
 import tyro
 
-from benchmarks import sd_models, show, tpu, training
+from benchmarks import sd_models, show, training
+from benchmarks.compiling import programs, tpu
 from jaxgen import script
 from jaxgen.measure import environment
 
@@ -71,21 +72,28 @@ def main() -> None:
 
 def _rows(config: Config, chip: tpu.Chip, devices: list[Any]) -> Iterator[dict[str, Any]]:
     """The rows of all programs for one topology, each as soon as it is compiled."""
-    steps = tuple(name for name in config.models if name in training.SCRIPTS)
-    for program in tpu.training_programs(steps, devices, config.batch_size, config.dtype):
-        yield tpu.estimate(program, chip, len(devices))
-    for model in config.models:
-        for axis in config.axes if model in sd_models.MODELS else ():
-            parts = []
-            for program in tpu.diffusion_programs(
-                model, devices, axis, config.images, config.num_steps, jnp.dtype(config.dtype)
-            ):
-                parts.append(tpu.estimate(program, chip, len(devices)))
-                yield parts[-1]
-            images = config.images * (len(devices) if axis == "data" else 1)
-            whole = tpu.whole_images(parts, images)
-            if whole is not None:
-                yield whole
+    with tpu.as_on_tpu():
+        steps = [name for name in config.models if name in training.SCRIPTS]
+        for program in programs.training_programs(steps, devices, config.batch_size, config.dtype):
+            yield tpu.estimate(program, chip, len(devices))
+        for model in config.models:
+            for axis in config.axes if model in sd_models.MODELS else ():
+                yield from _diffusion_rows(config, chip, devices, model, axis)
+
+
+def _diffusion_rows(
+    config: Config, chip: tpu.Chip, devices: list[Any], model: str, axis: str
+) -> Iterator[dict[str, Any]]:
+    parts = []
+    for program in programs.diffusion_programs(
+        model, devices, axis, config.images, config.num_steps, jnp.dtype(config.dtype)
+    ):
+        parts.append(tpu.estimate(program, chip, len(devices)))
+        yield parts[-1]
+    images = config.images * (len(devices) if axis == "data" else 1)
+    whole = programs.whole_images(parts, images, tpu.SUMMED)
+    if whole is not None:
+        yield whole
 
 
 def _check(config: Config) -> None:

@@ -45,12 +45,16 @@ NOTHING = "\nNo result has been committed yet.\n"
 
 def page(results: Mapping[str, Row]) -> str:
     """The whole page, from the results by file name."""
-    parts = [INTRODUCTION]
+    return f"{INTRODUCTION}\n{sections(results)}" if results else INTRODUCTION + NOTHING
+
+
+def sections(results: Mapping[str, Row]) -> str:
+    """The section of each result, by the kind of its rows."""
+    parts = []
     for name, result in results.items():
         kind = result["rows"][0]["kind"] if result["rows"] else ""
-        section = SECTIONS.get(kind, _measurement)
-        parts.append(section(name, result))
-    return "\n".join(parts if results else [INTRODUCTION + NOTHING])
+        parts.append(SECTIONS.get(kind, _measurement)(name, result))
+    return "\n".join(parts)
 
 
 def _measurement(name: str, result: Row) -> str:
@@ -96,7 +100,38 @@ def _starts(name: str, result: Row) -> str:
     return "\n".join(lines)
 
 
-SECTIONS = {"tpu": _estimates, "start": _starts}  # by the kind of rows
+def _compiled(name: str, result: Row) -> str:
+    lines = [f"## GPU, figures of the compiler: {name}", "", *_where(name, result), ""]
+    lines += [
+        "Nothing here ran on a GPU, and nothing was tuned on one: XLA compiled the programs for it",
+        "on a CPU. Kernels (with copies and calls of libraries), launches by the host, CUDA graphs",
+        "and traffic are those of one round of a program's main loop, a train or a UNet step, or",
+        "of the whole program if it has no loop; traffic is what kernels read and write, in caches",
+        "or not. reused: arguments whose memory results take (donated). attention and",
+        "convolutions: calls of cuDNN. float32: products and convolutions of a bfloat16 network",
+        "that have a float32 operand. Rows of equal figures are one row.",
+        "",
+    ]
+    for place in dict.fromkeys((row["num_devices"], row["target"]) for row in result["rows"]):
+        rows = [row for row in result["rows"] if (row["num_devices"], row["target"]) == place]
+        lines += [f"### {place[0]} {place[1].upper()}", ""]
+        cells = _merged([show.gpu_cells(row) for row in rows])
+        lines += [*table(show.GPU_HEADINGS, cells), ""]
+    return "\n".join(lines)
+
+
+def _merged(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The rows, those that follow each other with equal figures as one: "step jit, pmap"."""
+    merged: list[list[str]] = []
+    for name, *figures in rows:
+        if merged and merged[-1][1:] == figures:
+            merged[-1][0] += f", {name.rsplit(' ', 1)[-1]}"
+        else:
+            merged.append([name, *figures])
+    return merged
+
+
+SECTIONS = {"tpu": _estimates, "gpu": _compiled, "start": _starts}  # by the kind of rows
 
 
 def start_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -144,3 +144,39 @@ def tpu_cells(row: Row) -> list[str]:
         *[f"{number(row[name] * 1e3)} ms" for name in ("arithmetic_s", "memory_s", "network_s")],
         number(images / seconds) if images else "",
     ]
+
+
+# --- GPU programs, counted by the compiler -----------------------------------------------------
+
+GPU_HEADINGS = [
+    "program", "kernels", "launches", "graphs", "traffic", "arguments", "temporaries", "reused",
+    "collectives", "attention", "convolutions", "float32",
+]  # fmt: skip
+
+
+def gpu_cells(row: Row) -> list[str]:
+    """The cells of a compiled program, in the order of `GPU_HEADINGS`."""
+    if "kernels" not in row:
+        return [row["program"], f"FAILED: {row['error']}", *[""] * (len(GPU_HEADINGS) - 2)]
+    whole = row["program"].endswith("from the sum")  # memory and calls are those of its parts
+    kinds = ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items())
+    wide = row["wide_convolutions"] + row["wide_products"]
+    sizes = [row[f"{name}_bytes"] for name in ("argument", "temp", "alias")]
+    return [
+        row["program"] + (" FAILED: " + row["error"] if row["error"] else ""),
+        *[number(row[name]) if row[name] else "0" for name in ("kernels", "launches", "graphs")],
+        _bytes(row["bytes"]),
+        *["" if whole else _bytes(size) for size in sizes],
+        f"{kinds} ({_bytes(row['collective_bytes'])})" if kinds else "none",
+        *["" if whole else _calls(row, name) for name in ("fmha", "$conv")],
+        "" if whole or row["dtype"] == "float32" else str(wide),
+    ]
+
+
+def _bytes(size: int) -> str:
+    return f"{number(size / 1e9)} GB" if size >= 1e9 else f"{number(size / 1e6)} MB"
+
+
+def _calls(row: Row, part: str) -> str:
+    """The calls of cuDNN whose name has this part."""
+    return str(sum(count for name, count in row["calls"].items() if part in name))

@@ -5,6 +5,8 @@ Examples:
     python experiments/autoencoder.py                            # handwritten digits, a minute
     python experiments/autoencoder.py --latent-dim 2             # with a map of its latent space
     python experiments/autoencoder.py --noise 0.5                # denoising
+    python experiments/autoencoder.py --mmd 10                   # Wasserstein: codes like N(0, I)
+    python experiments/autoencoder.py --latent-dim 64 --sparse 8
     python experiments/autoencoder.py --preset mnist --network conv
     python experiments/autoencoder.py --run-dir runs/autoencoder-digits --action evaluate
 """
@@ -32,8 +34,9 @@ from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Examples, System
-from jaxgen.train import augment, losses, step
-from jaxgen.types import Array, Key, Params
+from jaxgen.train import augment, losses, penalties, step
+from jaxgen.train.losses import Apply
+from jaxgen.types import Array, Key, LossFn, Params
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Config:
     norm: Literal["none", "group", "layer"] = "none"  # conv: normalisation
     reconstruction: Literal["mse", "bernoulli"] = "mse"  # what is minimised
     noise: float = 0.0  # standard deviation added to the encoder's input (images span -1 to 1)
+    sparse: int = 0  # entries of a code that are kept, the largest; 0 keeps all
+    contractive: float = 0.0  # weight of the squared norm of the code's Jacobian
+    mmd: float = 0.0  # weight of the distance of the batch's codes from N(0, I) (WAE)
     num_samples: int = may_change(64)  # sample: how many images
     # sample: the PNG to write; in the run's folder by default
     output: str | None = may_change(None)
@@ -87,10 +93,15 @@ def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
 def build(config: Config, examples: Examples) -> System:
     """The System of the autoencoder: its first state, its step, its pictures."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
-    plan.check_range(config, 0, "noise")
+    plan.check_range(config, 0, "noise", "sparse", "contractive", "mmd")
+    plan.check_range(config, 0, "sparse", high=config.latent_dim)
+    if config.mmd and config.run.accumulate > 1:
+        raise ValueError("--mmd looks at the whole batch; use --accumulate 1")
+    if config.mmd and config.run.batch_size < 2:
+        raise ValueError("--mmd compares the codes of a batch; use a --batch-size of 2 or more")
     encoder, decoder = networks(config, examples)
-    encode, decode = functional.apply(encoder), functional.apply(decoder)
-    loss = losses.autoencoder_loss(encode, decode, config.reconstruction, config.noise)
+    encode, decode = encode_of(config, encoder), functional.apply(decoder)
+    loss = loss_of(config, encode, decode)
     options = config.run
     num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
@@ -113,6 +124,23 @@ def build(config: Config, examples: Examples) -> System:
         progress_metrics=("loss", "mse"),
         convolutional=config.network == "conv",
     )
+
+
+def encode_of(config: Config, encoder: Any) -> Apply:
+    """The encoder as a function (params, x) -> z; with --sparse, of sparse codes."""
+    encode = functional.apply(encoder)
+    return penalties.sparse(encode, config.sparse) if config.sparse else encode
+
+
+def loss_of(config: Config, encode: Apply, decode: Apply) -> LossFn:
+    """The reconstruction error with the penalties that are asked for."""
+    loss = losses.autoencoder_loss(encode, decode, config.reconstruction, config.noise)
+    if config.contractive:
+        contraction = penalties.contraction(encode)
+        loss = penalties.with_penalty(loss, "contraction", contraction, config.contractive)
+    if config.mmd:
+        loss = penalties.with_penalty(loss, "mmd", penalties.mmd(encode), config.mmd)
+    return loss
 
 
 def shown_as(config: Config, output: Array) -> Array:
@@ -150,7 +178,7 @@ def sample(config: Config) -> None:
     encoder, decoder = networks(config, examples)
     params = experiment.model(state, config.run).params
     test = run.load_split(config.run, "test")
-    encode = jax.jit(functional.apply(encoder))
+    encode = jax.jit(encode_of(config, encoder))
     codes = np.concatenate([
         np.asarray(encode(params["encoder"], augment.to_unit_range(jnp.asarray(part))))
         for part in np.array_split(test.images, max(1, len(test.images) // 1000))
@@ -177,7 +205,7 @@ def evaluate(config: Config) -> None:
     encoder, decoder = networks(config, examples)
     loss = augment.on_uint8(
         losses.autoencoder_loss(
-            functional.apply(encoder), functional.apply(decoder), config.reconstruction
+            encode_of(config, encoder), functional.apply(decoder), config.reconstruction
         )
     )
     test = run.load_split(config.run, "test")

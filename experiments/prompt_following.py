@@ -18,6 +18,7 @@ if __name__ == "__main__":
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich import progress
@@ -46,6 +47,7 @@ class Config:
     steps: int = NUM_STEPS  # of the sampler
     guidance: float = GUIDANCE_SCALE  # how closely to follow the prompt; 1 is no guidance
     sampler: str | None = None  # the model's own by default
+    quantize: Literal["int8", "fp8"] | None = None  # keep kernels in 8 bits
     seed: int = 0  # of the first picture of each group
     batch_size: int = 64  # pictures made at once
     output: Path = Path("outputs/prompt_following")  # beginning of the names of the three files
@@ -58,7 +60,9 @@ def main() -> None:
     if config.num_prompts < 1 or config.batch_size < 1:
         raise ValueError("--num-prompts and --batch-size must be 1 or more")
     config = replace(config, batch_size=min(config.batch_size, config.num_prompts))
-    groups = measure(config, StableDiffusion.from_pretrained(config.model))
+    groups = measure(
+        config, StableDiffusion.from_pretrained(config.model, quantize=config.quantize)
+    )
     table = following.table(groups)
     show(table)
     for path in write(config, groups, table):
@@ -104,6 +108,7 @@ def write(config: Config, groups: dict[str, following.Group], shares: dict) -> l
         "num_steps": config.steps,
         "guidance_scale": config.guidance,
         "sampler": config.sampler,
+        "quantize": config.quantize,
         "seed": config.seed,
         "batch_size": config.batch_size,
     }

@@ -40,11 +40,15 @@ from jaxgen.pictures import edges, images, parameters
 from jaxgen.stable_diffusion import arguments, loading, placement
 from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.programs import OnStep
 from jaxgen.stable_diffusion.request import Request
+from jaxgen.types import Array
 from jaxgen.warm import saved_pipeline
-from jaxgen.weights import hub
+from jaxgen.weights import autoencoder, hub
+from jaxgen.weights.diffusers import Component
 
 OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # told in the PNG file
+OWN = "own"  # a value of --preview
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Weights:
 
     # of parameters and arithmetic; auto is float32 on CPU, elsewhere bfloat16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantize: Literal["int8", "fp8"] | None = None  # keep kernels in 8 bits: half of bfloat16
     variant: str | None = None  # of the weight files, as fp16
     vae: str | None = None  # take this autoencoder: a folder, a file, or a Hub id
     lora: tuple[str, ...] = ()  # merge these files, each as FILE or FILE:STRENGTH
@@ -125,6 +130,9 @@ class Config:
     width: int | None = None  # pixels; the picture's or the model's own by default
     height: int | None = None  # pixels
     output: Path = Path("outputs")  # folder
+    # write OUTPUT/preview.png after every step, decoded by this autoencoder: a tiny one, which is
+    # fast, or "own" for the model's
+    preview: str | None = None
     from_image: tyro.conf.OmitArgPrefixes[FromImage] = field(default_factory=FromImage)
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     weights: tyro.conf.OmitArgPrefixes[Weights] = field(default_factory=Weights)
@@ -137,6 +145,7 @@ def main() -> None:
     script.compilation_cache()
     tune.tune_cpu()
     request = request_of(config)
+    preview = preview_of(config)
     with script.stopwatch() as loading_time:
         pipe = load_model(config, request)
     # flush: a pipe would show it with the pictures only
@@ -148,7 +157,7 @@ def main() -> None:
         script.stopwatch() as time_spent,
         script.steps_bar(signal) as on_step,
     ):
-        pictures = pipe.draw(request, on_step)
+        pictures = pipe.draw(request, previewing(config, preview, pipe, on_step))
     count, height, width, _ = pictures.shape
     print(
         f"compile {time_spent.compiling:.1f} s\n"
@@ -256,11 +265,38 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     if programs is None and (cache := script.cache_folder()) is not None:
         programs = cache / "programs"
     pipe = StableDiffusion(
-        checkpoint, jnp.dtype(dtype), mesh, controlnets=nets, programs_folder=programs
+        checkpoint,
+        jnp.dtype(dtype),
+        mesh,
+        controlnets=nets,
+        programs_folder=programs,
+        quantize=weights.quantize,
     )
     pipe.set_adapters([spec.from_text(text) for text in weights.lora])
     pipe.set_embeddings([embedding_file.from_text(text) for text in weights.embedding])
     return pipe
+
+
+def preview_of(config: Config) -> Component | None:
+    """Opens the autoencoder of the previews, if it is another than the model's own."""
+    if config.preview in (None, OWN):
+        return None
+    return autoencoder.read(hub.resolve_vae(config.preview))
+
+
+def previewing(
+    config: Config, preview: Component | None, pipe: StableDiffusion, on_step: OnStep
+) -> OnStep:
+    """Returns on_step, and before it a picture of the present estimate where one is asked for."""
+    if config.preview is None:
+        return on_step
+    decode = pipe.decode if preview is None else loading.previewer(preview, pipe.networks)
+
+    def with_preview(done: int, total: int, latents: Array, estimate: Array) -> None:
+        images.save(config.output / "preview.png", images.grid(decode(estimate)))
+        on_step(done, total, latents, estimate)
+
+    return with_preview
 
 
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
@@ -296,6 +332,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "lora": ", ".join(config.weights.lora) or None,
         "embedding": ", ".join(config.weights.embedding) or None,
         "dtype": pipe.dtype.name,
+        "quantize": pipe.quantize,
         "software": f"jaxgen {jaxgen.__version__}",
     }
     settings = {name: value for name, value in settings.items() if value is not None}

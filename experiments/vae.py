@@ -5,6 +5,9 @@ Examples:
     python experiments/vae.py                                    # handwritten digits, a minute
     python experiments/vae.py --preset mnist --network conv      # MNIST through TFDS
     python experiments/vae.py --data path/to/images --image-size 32 --likelihood logistic
+    python experiments/vae.py --objective iwae --bound-samples 5 --top-dim 10
+    python experiments/vae.py --objective dreg --bound-samples 8 --pseudo-inputs 100
+    python experiments/vae.py --objective beta_tc --beta 4
     python experiments/vae.py --run-dir runs/vae-digits --resume --steps 8000
     python experiments/vae.py --run-dir runs/vae-digits --action evaluate
     python experiments/vae.py --run-dir runs/vae-digits --action sample --num-samples 100
@@ -17,13 +20,14 @@ if __name__ == "__main__":
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from PIL import Image
 
@@ -34,8 +38,11 @@ from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Examples, System
-from jaxgen.train import augment, losses, step
-from jaxgen.types import Array, Key, Params
+from jaxgen.train import augment, latent_models, losses, objectives, step
+from jaxgen.train.latent_models import LatentModel
+from jaxgen.types import Array, Key, LossFn, Params
+
+Objective = Literal["elbo", "free_bits", "beta_tc", "k_sample", "iwae", "dreg"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class Config:
     conditional: bool = False  # condition both networks on the class label
     likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"  # of pixels, given z
     binarize: bool = True  # bernoulli: draw every pixel as 0 or 1 anew each time it is seen
+    objective: Objective = "elbo"  # what is minimised; docs/objectives.md has the equations
+    bound_samples: int = 1  # k_sample, iwae, dreg: draws of z per image
+    free_bits: float = 0.1  # free_bits: nats of each entry of z that cost nothing more
+    top_dim: int = 0  # entries of a second stochastic layer above z; 0 leaves it out
+    pseudo_inputs: int = 0  # images whose posteriors are the prior (VAMP); 0: the prior is N(0, I)
     beta: float = 1.0  # weight of the KL term at the end of its warm-up
     kl_warmup_steps: int = 0  # steps over which that weight rises from 0
     # evaluate: importance samples per image for log p(x); 0 leaves it out
@@ -94,29 +106,23 @@ def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
     )
 
 
+def top_networks(config: Config) -> tuple[Any, Any]:
+    """The networks between z and the layer above it: h1 -> moments of h2, and h2 -> of h1."""
+    hidden = (5 * config.top_dim,) * 2
+    return (
+        autoencoder.GaussianLayer(config.top_dim, hidden),
+        autoencoder.GaussianLayer(config.latent_dim, hidden),
+    )
+
+
 def build(config: Config, examples: Examples) -> System:
     """The System of the VAE: its first state, its step, its pictures."""
-    plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
-    plan.check_range(config, 0, "beta", "kl_warmup_steps")
-    if binary(config) and examples.image_shape[-1] == 3:
-        warnings.warn(
-            "pixels of colour images are drawn as 0 or 1, which leaves static; for photographs use "
-            "--likelihood gaussian or logistic, or --no-binarize",
-            stacklevel=2,
-        )
+    check(config, examples)
     encoder, decoder = networks(config, examples)
-    encode, decode = functional.apply(encoder), functional.apply(decoder)
-
-    loss = losses.vae_loss(
-        encode,
-        decode,
-        losses.LIKELIHOODS[config.likelihood].log_likelihood,
-        losses.linear_warmup(config.kl_warmup_steps, config.beta),
-        binary(config),
-    )
     options = config.run
     num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
+    loss = loss_of(config, examples)
 
     def init(key: Key) -> Any:
         encoder_key, decoder_key = jax.random.split(key)
@@ -129,18 +135,93 @@ def build(config: Config, examples: Examples) -> System:
         }
         if losses.LIKELIHOODS[config.likelihood].learns_scale:
             params["log_scale"] = jnp.full((examples.image_shape[-1],), -1.0)
-        return step.init_state(params, tx)
+        extra_key = jax.random.fold_in(key, 2)
+        return step.init_state(params | extra_parameters(config, examples, extra_key), tx)
 
     return System(
         init=init,
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
         ),
-        draw=partial(draw, config, encode, decode),
+        draw=partial(draw, config, functional.apply(encoder), functional.apply(decoder)),
         images_per_step=options.batch_size,
         progress_metrics=("neg_elbo_nats", "recon_nats", "kl_nats"),
         convolutional=config.network == "conv",
     )
+
+
+def check(config: Config, examples: Examples) -> None:
+    """Raises ValueError for options out of range, or that do not go together."""
+    plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples", "bound_samples")
+    plan.check_range(config, 0, "beta", "kl_warmup_steps", "free_bits", "top_dim", "pseudo_inputs")
+    name = config.objective
+    for option in ("top_dim", "pseudo_inputs"):
+        if getattr(config, option):
+            objectives.check_prior(name, f"--{option.replace('_', '-')}")
+    if name not in objectives.BOUNDS and config.bound_samples > 1:
+        raise ValueError(
+            f"objective {name} draws z once; --bound-samples {config.bound_samples} is for "
+            f"{', '.join(objectives.BOUNDS)}"
+        )
+    if config.top_dim and config.pseudo_inputs:
+        raise ValueError("--top-dim and --pseudo-inputs are two priors; give one of them")
+    if config.pseudo_inputs and config.conditional:
+        raise ValueError("--pseudo-inputs have no labels; leave out --conditional")
+    if name in objectives.OF_WHOLE_BATCH and config.run.accumulate > 1:
+        raise ValueError(f"objective {name} looks at the whole batch; use --accumulate 1")
+    if binary(config) and examples.image_shape[-1] == 3:
+        warnings.warn(
+            "pixels of colour images are drawn as 0 or 1, which leaves static; for photographs use "
+            "--likelihood gaussian or logistic, or --no-binarize",
+            stacklevel=3,
+        )
+
+
+def extra_parameters(config: Config, examples: Examples, key: Key) -> dict[str, Any]:
+    """The parameters of a second stochastic layer, or the first pseudo-inputs."""
+    if config.top_dim:
+        up_key, down_key = jax.random.split(key)
+        up, down = top_networks(config)
+        return {
+            "encoder_top": functional.init(up, up_key, jnp.zeros(config.latent_dim)),
+            "decoder_top": functional.init(down, down_key, jnp.zeros(config.top_dim)),
+        }
+    if config.pseudo_inputs:
+        shape = (config.pseudo_inputs, *examples.image_shape)
+        # Tomczak & Welling's, 0.05 +- 0.01 on the scale of [0, 1]
+        return {"pseudo_inputs": -0.9 + 0.02 * jax.random.normal(key, shape)}
+    return {}
+
+
+def model_of(config: Config, examples: Examples) -> LatentModel:
+    """The densities of the model and its posterior."""
+    encode, decode = map(functional.apply, networks(config, examples))
+    log_likelihood = losses.LIKELIHOODS[config.likelihood].log_likelihood
+    if config.top_dim:
+        up, down = map(functional.apply, top_networks(config))
+        top = latent_models.normal_prior(config.top_dim)
+        return latent_models.two_layers(encode, up, down, decode, log_likelihood, top)
+    prior = (
+        latent_models.vamp_prior(encode)
+        if config.pseudo_inputs
+        else latent_models.normal_prior(config.latent_dim)
+    )
+    return latent_models.one_layer(encode, decode, log_likelihood, prior)
+
+
+def loss_of(config: Config, examples: Examples) -> LossFn:
+    """The objective of --objective, of one image in [-1, 1]."""
+    encode, decode = map(functional.apply, networks(config, examples))
+    parts = objectives.VaeParts(
+        encode,
+        decode,
+        losses.LIKELIHOODS[config.likelihood].log_likelihood,
+        model_of(config, examples),
+        examples.num_examples,
+        losses.linear_warmup(config.kl_warmup_steps, config.beta),
+        binary(config),
+    )
+    return objectives.vae_objective(config.objective, parts, config.bound_samples, config.free_bits)
 
 
 def binary(config: Config) -> bool:
@@ -172,7 +253,7 @@ def draw(
         "reconstructions": images.beside(images.to_uint8(x), images.to_uint8(show(label, mean))),
         "samples": latent_space.samples(
             partial(show, classes),
-            latent_space.normal(sample_key, 100, config.latent_dim),
+            prior_draws(config, examples, state.params, sample_key, 100),
             len(classes) if config.conditional else 10,
         ),
         "interpolation": latent_space.interpolation(
@@ -189,16 +270,24 @@ def draw(
     return pictures
 
 
+def prior_draws(config: Config, examples: Examples, params: Params, key: Key, count: int) -> Array:
+    """Draws [count, D] of the prior of z; with a layer above it, by way of that."""
+    if not (config.top_dim or config.pseudo_inputs):
+        return latent_space.normal(key, count, config.latent_dim)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    generate = model_of(config, examples).generate
+    return jax.jit(jax.vmap(generate, (None, 0)))(params, keys)
+
+
 def sample(config: Config) -> None:
     """Draws from the prior and writes one grid."""
     state, done, examples = run.restore(config, build)
     _, decoder = networks(config, examples)
-    params = experiment.model(state, config.run).params["decoder"]
-    z = latent_space.normal(
-        experiment.sample_key(config.run), config.num_samples, config.latent_dim
-    )
+    params = experiment.model(state, config.run).params
+    key = experiment.sample_key(config.run)
+    z = prior_draws(config, examples, params, key, config.num_samples)
     labels = jnp.arange(config.num_samples, dtype=jnp.int32) % max(len(examples.class_names), 1)
-    output = jax.jit(functional.apply(decoder))(params, z, labels)
+    output = jax.jit(functional.apply(decoder))(params["decoder"], z, labels)
     means = losses.LIKELIHOODS[config.likelihood].mean(output)
 
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
@@ -214,15 +303,11 @@ def evaluate(config: Config) -> None:
             f"--nll-samples is {config.nll_samples}; above {likelihood.CHUNK} use a multiple of it"
         )
     state, done, examples = run.restore(config, build)
-    encode, decode = (functional.apply(module) for module in networks(config, examples))
-    pixels = losses.LIKELIHOODS[config.likelihood]
     # one function of each kind for all models, which compiles once
-    loss = augment.on_uint8(
-        losses.vae_loss(encode, decode, pixels.log_likelihood, dynamic_binarization=binary(config))
-    )
-    log_weight = partial(
-        log_weight_of, config, losses.log_weight(encode, decode, pixels.log_likelihood)
-    )
+    kind = "elbo" if config.objective not in objectives.BOUNDS else "k_sample"
+    plain = replace(config, objective=kind, bound_samples=1, beta=1.0, kl_warmup_steps=0)
+    loss = augment.on_uint8(loss_of(plain, examples))
+    log_weight = partial(log_weight_of, config, model_of(config, examples))
     test = run.load_split(config.run, "test")
     bound_key, weight_key = jax.random.split(experiment.sample_key(config.run))
     size = math.prod(examples.image_shape)
@@ -234,22 +319,40 @@ def evaluate(config: Config) -> None:
         for name in ("neg_elbo_nats", "recon_nats", "kl_nats"):
             mean, error = terms[name]
             print(f"  {name:16s} {mean:9.3f} +- {error:.3f}")
-        if pixels.is_of_bytes:
+        if losses.LIKELIHOODS[config.likelihood].is_of_bytes:
             print(f"  bits per dim     {terms['neg_elbo_nats'][0] / size / math.log(2):9.4f}")
         if config.nll_samples:
-            mean, error = likelihood.importance_nll(
-                log_weight, params, test._asdict(), weight_key, config.nll_samples
-            )
-            print(f"  nll_nats         {mean:9.3f} +- {error:.3f}  (k = {config.nll_samples})")
+            show_nll(log_weight, params, test._asdict(), weight_key, config.nll_samples)
+        print(f"  active units     {active_units(config, examples, params, test)}")
+
+
+def show_nll(log_weight: Any, params: Params, test: dict, key: Key, num_samples: int) -> None:
+    """Prints the bound of so many samples: its error over images, and that of its samples."""
+    estimates = likelihood.importance_estimates(log_weight, params, test, key, [num_samples])
+    nats, error, noise, gap = estimates[num_samples]
+    print(
+        f"  nll_nats         {nats:9.3f} +- {error:.3f}  (k = {num_samples}; its samples make "
+        f"+- {noise:.3f}, and about {gap:.3f} too much)"
+    )
+
+
+def active_units(config: Config, examples: Examples, params: Params, test: Any) -> str:
+    """The number of entries of z that 500 images move, out of all."""
+    encode = jax.jit(functional.apply(networks(config, examples)[0]))
+    x = augment.to_unit_range(jnp.asarray(test.images[:500]))
+    labels = jnp.asarray(test.labels[:500])
+    mean = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)[0]
+    return f"{likelihood.active_units(np.asarray(mean)).sum()} of {config.latent_dim}"
 
 
 def log_weight_of(
-    config: Config, log_weight: Any, params: Params, example: Any, key: Key, weight_key: Key
+    config: Config, model: LatentModel, params: Params, example: Any, key: Key, weight_key: Key
 ) -> Array:
     """The log importance weight of one uint8 image; `key` binarizes it, `weight_key` draws z."""
     x = augment.to_unit_range(example["image"])
     x = losses.binarize(key, x) if binary(config) else x
-    return log_weight(params, x, example["label"], weight_key)
+    z = model.draw(params, x, example["label"], weight_key)
+    return latent_models.log_weight(model, params, z, x, example["label"])
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import diffusion, grid, race, sd_models, show, tpu, training
+from benchmarks import diffusion, grid, race, sd_models, show, training
 from benchmarks import docs as benchmark_docs
+from benchmarks.compiling import programs, tpu
 from benchmarks.options import Config, Training
 from benchmarks.peers import twins
 from jaxgen import script
@@ -198,14 +199,14 @@ def test_the_page_shows_every_row_of_a_result(tmp_path):
 def test_a_program_that_does_not_compile_or_fit_is_a_failure():
     chip = tpu.Chip(100.0, 1e12, 1e9, 1e9)
     x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
-    fits = tpu.estimate(tpu.Program("fits", jax.jit(lambda x: x @ x), (x,), {}, 8), chip, 1)
+    fits = tpu.estimate(programs.Program("fits", jax.jit(lambda x: x @ x), (x,), {}, 8), chip, 1)
     assert fits["error"].startswith("needs 0.0 GB")
     chip = chip._replace(hbm_bytes=1e6)
-    fits = tpu.estimate(tpu.Program("fits", jax.jit(lambda x: x @ x), (x,), {}, 8), chip, 1)
+    fits = tpu.estimate(programs.Program("fits", jax.jit(lambda x: x @ x), (x,), {}, 8), chip, 1)
     assert fits["error"] is None
     assert fits["seconds_estimated"] == fits["memory_s"] == fits["bytes"] / 1e9
 
-    broken = tpu.Program("broken", jax.jit(lambda x: x @ x[0, 0]), (x,), {}, 8)
+    broken = programs.Program("broken", jax.jit(lambda x: x @ x[0, 0]), (x,), {}, 8)
     assert tpu.estimate(broken, chip, 1)["error"]
     assert "FAILED" in "".join(show.tpu_cells(tpu.estimate(broken, chip, 1)))
 
@@ -216,11 +217,12 @@ def test_whole_images_on_a_tpu_are_the_sum_of_their_parts():
     part |= {"seconds_estimated": 1.0, "memory_bytes": 5, "collectives": {"all-reduce": 2}}
     parts = [part | {"rounds": rounds} for rounds in (2, 20, 1)]
     parts[2] |= {"collectives": {"all-gather": 1}}
-    whole = tpu.whole_images(parts, 8)
+    whole = programs.whole_images(parts, 8, tpu.SUMMED)
     assert whole["seconds_estimated"] == whole["flops"] == 23
     assert whole["images_per_step"] == 8
     assert whole["collectives"] == {"all-reduce": 44, "all-gather": 1}
-    assert tpu.whole_images([*parts[:2], parts[2] | {"error": "broken"}], 8) is None
+    failed = [*parts[:2], parts[2] | {"error": "broken"}]
+    assert programs.whole_images(failed, 8, tpu.SUMMED) is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import scipy.stats
 from support import linear_gaussian
 from support.gradients import SHAPE, SIZE, decode, encode, gradient_error, image, linear, parameters
 
-from jaxgen.train import bounds, latent_models, losses
+from jaxgen.train import latent_models, losses, objectives
 
 LATENT = 2
 
@@ -71,15 +71,19 @@ def assert_same_mean(a, b):
 )
 def test_gradients_of_bounds_equal_finite_differences(name, bound):
     model, params = MODELS[name]
-    loss = bounds.bound_loss(
-        model(), bounds.BOUNDS[bound], 3, losses.linear_warmup(8, 2.0), dynamic_binarization=True
+    loss = objectives.bound_loss(
+        model(),
+        objectives.BOUNDS[bound],
+        3,
+        losses.linear_warmup(8, 2.0),
+        dynamic_binarization=True,
     )
     assert gradient_error(loss, params(), {"image": image(), "step": 3}) < 1e-7
 
 
 def test_one_sample_has_the_gradient_of_the_elbo_in_expectation():
     """The KL is sampled here and analytic there."""
-    sampled = bounds.bound_loss(one_layer(), bounds.iwae, 1)
+    sampled = objectives.bound_loss(one_layer(), objectives.iwae, 1)
     analytic = losses.vae_loss(encode, decode, losses.gaussian)
     assert_same_mean(
         gradients(sampled, parameters(), 6000), gradients(analytic, parameters(), 6000)
@@ -90,8 +94,8 @@ def test_all_bounds_of_one_sample_are_equal_for_one_key():
     model, params = MODELS["two_layers"]
     params = jax.tree.map(jnp.float32, params())
     values = [
-        jax.jit(bounds.bound_loss(model(), bound, 1))(params, example(), jax.random.key(0))[0]
-        for bound in bounds.BOUNDS.values()
+        jax.jit(objectives.bound_loss(model(), bound, 1))(params, example(), jax.random.key(0))[0]
+        for bound in objectives.BOUNDS.values()
     ]
     np.testing.assert_allclose(values, values[0], rtol=1e-6)
 
@@ -106,24 +110,24 @@ def test_iwae_rises_with_k_to_the_exact_likelihood_and_the_k_sample_bound_stays(
     x = {"image": test["images"][0], "step": jnp.int32(0)}
 
     def gap(bound, k):
-        loss = bounds.bound_loss(model, bound, k)
+        loss = objectives.bound_loss(model, bound, k)
         keys = jax.random.split(jax.random.key(k), 20_000 // k)
         values = jax.jit(jax.vmap(lambda key: loss(params, x, key)[0]))(keys)
         return np.mean(values) - linear_gaussian.exact_nll(test)[0]
 
-    gaps = [gap(bounds.iwae, k) for k in (1, 4, 20, 500)]
+    gaps = [gap(objectives.iwae, k) for k in (1, 4, 20, 500)]
     assert gaps[0] == pytest.approx(np.exp(1.5) - 2.5, abs=0.1)
     assert gaps[0] > 1.5 * gaps[1] > 2 * gaps[2] > 0.05
     assert abs(gaps[3]) < 0.02
-    assert gap(bounds.k_sample, 20) == pytest.approx(np.exp(1.5) - 2.5, abs=0.1)
+    assert gap(objectives.k_sample, 20) == pytest.approx(np.exp(1.5) - 2.5, abs=0.1)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_dreg_has_the_mean_of_iwae_and_less_variance_for_the_encoder(name):
     """The decoder's gradients are equal for each key; so are the values of the loss."""
     model, params = MODELS[name]
-    of = lambda bound: gradients(bounds.bound_loss(model(), bound, 8), params(), 4000)  # noqa: E731
-    iwae, dreg = of(bounds.iwae), of(bounds.dreg)
+    of = lambda bound: gradients(objectives.bound_loss(model(), bound, 8), params(), 4000)  # noqa: E731
+    iwae, dreg = of(objectives.iwae), of(objectives.dreg)
 
     assert_same_mean(iwae, dreg)
     for part in ("decoder", "log_scale"):
@@ -134,7 +138,7 @@ def test_dreg_has_the_mean_of_iwae_and_less_variance_for_the_encoder(name):
 
 
 def test_metrics_are_the_parts_of_the_one_sample_bound():
-    loss = bounds.bound_loss(one_layer(), bounds.k_sample, 4, losses.linear_warmup(0, 0.5))
+    loss = objectives.bound_loss(one_layer(), objectives.k_sample, 4, losses.linear_warmup(0, 0.5))
     params = jax.tree.map(jnp.float32, parameters())
     value, terms = jax.jit(loss)(params, example(), jax.random.key(0))
     assert set(terms) == {"loss", "recon_nats", "kl_nats", "neg_elbo_nats", "beta"}
@@ -144,7 +148,7 @@ def test_metrics_are_the_parts_of_the_one_sample_bound():
 
 def test_a_bound_of_no_samples_is_refused():
     with pytest.raises(ValueError, match="a bound of 0 samples; use 1 or more"):
-        bounds.bound_loss(one_layer(), bounds.iwae, 0)
+        objectives.bound_loss(one_layer(), objectives.iwae, 0)
 
 
 # --- models ---------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 CODE = [
     "README.md", "docs/start.md", "docs/run_on.md", "docs/your_own.md", "docs/stable_diffusion.md",
-    "docs/adapters.md", "docs/controlnet.md", "docs/design.md", "CONTRIBUTING.md",
+    "docs/adapters.md", "docs/controlnet.md", "docs/objectives.md", "docs/design.md",
+    "CONTRIBUTING.md",
 ]  # fmt: skip
 
 

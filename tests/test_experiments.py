@@ -74,6 +74,8 @@ def test_a_finished_vae_can_be_evaluated(straight):
     nats = {line.split()[0]: float(line.split()[1]) for line in out.splitlines() if "+-" in line}
     assert nats["neg_elbo_nats"] == pytest.approx(nats["recon_nats"] + nats["kl_nats"], abs=2e-3)
     assert nats["nll_nats"] < nats["neg_elbo_nats"]
+    assert "k = 10; its samples make +- 0." in out
+    assert int(out.split("active units")[1].split()[0]) in range(21)
 
 
 def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(straight, tmp_path):
@@ -184,6 +186,36 @@ def start_hosts(count: int, flags: list) -> list[subprocess.Popen]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("vq_vae", ["--width", "4", "--codes", "8", "--code-dim", "2"]),
+        pytest.param(
+            "vae",
+            ["--objective", "dreg", "--bound-samples", "2", "--top-dim", "2", "--hidden", "8"],
+            marks=SLOW,
+        ),
+        pytest.param(
+            "vae",
+            ["--objective", "iwae", "--pseudo-inputs", "3", "--hidden", "8"],
+            marks=SLOW,
+        ),
+        pytest.param("vae", ["--objective", "beta_tc", "--hidden", "8"], marks=SLOW),
+        pytest.param("autoencoder", ["--mmd", "1", "--sparse", "4", "--hidden", "8"], marks=SLOW),
+    ],
+)
+def test_objectives_resume_to_the_same_bits_and_are_drawn_and_evaluated(script, flags, tmp_path):
+    flags = [*TINY, *ALONE, *flags, "--scan-steps", "1", "--checkpoint-every", "4"]
+    call(script, *flags, "--steps", "8", "--run-dir", tmp_path / "whole")
+    call(script, *flags, "--steps", "4", "--run-dir", tmp_path / "parts")
+    call(script, *ALONE, "--steps", "8", "--run-dir", tmp_path / "parts", "--resume")
+
+    assert newest_state(tmp_path / "parts") == newest_state(tmp_path / "whole")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert "+-" in call(script, "--run-dir", tmp_path / "parts", "--action", "evaluate")
+    assert "step 8" in call(script, "--run-dir", tmp_path / "parts", "--action", "sample")
+
+
 @SLOW
 def test_streamed_data_trains_and_resumes_to_the_same_bits(tmp_path):
     pytest.importorskip("grain")
@@ -225,6 +257,26 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_as_another(straigh
         ("gan", ["--r1", "-1"], "--r1 is -1.0; use 0 or more"),
         ("gan", ["--ema-decay", "2"], "--ema-decay is 2.0"),
         ("vae", ["--beta", "nan"], "--beta is nan"),
+        ("vae", ["--top-dim", "2"], "objective elbo needs the KL to N(0, I); with --top-dim use"),
+        ("vae", ["--bound-samples", "5"], "objective elbo draws z once; --bound-samples 5 is for"),
+        (
+            "vae",
+            ["--objective", "iwae", "--top-dim", "2", "--pseudo-inputs", "9"],
+            "are two priors",
+        ),
+        (
+            "vae",
+            ["--objective", "dreg", "--pseudo-inputs", "9", "--conditional"],
+            "have no labels",
+        ),
+        ("vae", ["--objective", "beta_tc", "--accumulate", "2"], "use --accumulate 1"),
+        ("vae", ["--objective", "free_bits", "--free-bits", "-1"], "--free-bits is -1.0; use 0"),
+        ("autoencoder", ["--sparse", "17"], "--sparse is 17; use 0 to 16"),
+        ("autoencoder", ["--mmd", "1", "--accumulate", "2"], "use --accumulate 1"),
+        ("autoencoder", ["--mmd", "1", "--batch-size", "1"], "use a --batch-size of 2 or more"),
+        ("vq_vae", ["--stages", "4"], "8x8 is no multiple of 16"),
+        ("vq_vae", ["--codebook-decay", "1"], "a codebook's decay of 1.0; use 0 to below 1"),
+        ("vq_vae", ["--accumulate", "2"], "use --accumulate 1"),
         ("vae", ["--hidden", "0"], "--hidden is 0; use 1 or more"),
         ("vae", ["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
         ("vae", ["--epochs", "inf"], "--epochs is inf; use a positive number"),

@@ -9,7 +9,7 @@ from support import compilations
 from support.linear_gaussian import LATENT, decode, drawn, encode, exact_nll, model
 
 from jaxgen.evaluate import likelihood
-from jaxgen.train import losses
+from jaxgen.train import losses, parallel
 
 
 def log_weight(params, example, key, weight_key):
@@ -20,6 +20,12 @@ def log_weight(params, example, key, weight_key):
 def nll(params, test, num_samples, seed=0, **options):
     return likelihood.importance_nll(
         log_weight, params, test, jax.random.key(seed), num_samples, **options
+    )
+
+
+def estimates_of(params, test, ks, seed=0, **options):
+    return likelihood.importance_estimates(
+        log_weight, params, test, jax.random.key(seed), ks, **options
     )
 
 
@@ -65,6 +71,55 @@ def test_importance_sampling_falls_from_the_bound_to_the_likelihood_as_samples_g
     assert gaps[0] == pytest.approx(np.e**2 - 3, abs=1.3)
     assert gaps[0] > gaps[1] > gaps[2] > 0.05
     assert abs(gaps[3]) < 0.03
+
+
+def test_estimates_agree_with_the_exact_likelihood_within_what_they_state():
+    """With e times the variance of the posterior, the gap of k = 1 is known, e - 2 nats, and those
+    of larger k to first order; the noise is of the samples alone, the images being the same."""
+    test = drawn(20)
+    ks = [1, 10, 100, 1000, 5000]
+    estimates = estimates_of(model(worse=1.0), test, ks)
+    exact = exact_nll(test).mean()
+    first = LATENT * (np.e - 2) / 2
+    for k in ks:
+        nats, _, noise, gap = estimates[k]
+        expected = {1: first, 10: gap * 0.9}.get(k, gap)  # of the second order at k = 10
+        assert abs(nats - exact - expected) < 4.5 * noise + 0.1 * gap * (1 < k <= 10), k
+        assert noise < 0.01
+    assert estimates[5000].gap == pytest.approx(
+        ((np.e / (2 * np.e - 1) ** 0.5) ** 2 - 1) / 1e4, rel=0.1
+    )
+    heights = [estimates[k].nats for k in ks]
+    assert heights == sorted(heights, reverse=True)
+
+
+def test_the_stated_noise_is_that_of_other_draws():
+    test = drawn(6)
+    many = [estimates_of(model(worse=1.0), test, [1, 10, 100], seed=i) for i in range(40)]
+    for k in (1, 10, 100):
+        spread = np.std([estimates[k].nats for estimates in many], ddof=1)
+        stated = np.mean([estimates[k].noise for estimates in many])
+        assert spread == pytest.approx(stated, rel=0.5)
+
+
+def test_a_test_set_on_a_mesh_has_the_same_figures():
+    test, params, mesh = drawn(10), model(worse=1.0), parallel.data_mesh(4)
+    alone = estimates_of(params, test, [2, 10])
+    spread = estimates_of(params, test, [2, 10], batch_size=3, mesh=mesh)
+    for k in (2, 10):
+        np.testing.assert_allclose(spread[k], alone[k], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        terms(params, test, batch_size=4, mesh=mesh)["loss"], terms(params, test)["loss"], rtol=1e-5
+    )
+
+
+def test_active_units_are_those_whose_mean_the_images_move():
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((500, 3)) * np.sqrt([0.5, 0.02, 0.002]) + 7
+    assert likelihood.active_units(means).tolist() == [True, True, False]
+    assert likelihood.active_units(means, 0.1).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match="a variance over 1 images; use 2"):
+        likelihood.active_units(means[:1])
 
 
 def test_samples_taken_in_chunks_are_all_counted_once():

@@ -196,3 +196,46 @@ def test_norms_keep_float32_parameters_and_statistics_under_bfloat16(kind):
 def test_unknown_norm_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown norm 'instance'; use one of none, group, layer"):
         norm.Norm("instance").init(jax.random.key(0), batch())
+
+
+@pytest.mark.parametrize(("ratio", "bound"), [(0, 3e-3), (1, 3e-3), (10, 3e-3), (100, 2e-2)])
+def test_one_pass_over_16_bit_images_errs_less_than_their_rounding(monkeypatch, ratio, bound):
+    """ratio: of the mean to the standard deviation. The reference is float64 throughout."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    exact = ratio + np.random.default_rng(0).standard_normal((2, 32, 32, 16))
+    rounded = jnp.asarray(exact, jnp.bfloat16)
+
+    layer = norm.GroupNorm(4, 1e-5, jnp.bfloat16)
+    y = layer.apply({"params": {"scale": jnp.ones(16), "bias": jnp.zeros(16)}}, rounded)
+    error = np.linalg.norm(np.asarray(y, np.float64) - standardized(np.asarray(rounded, float)))
+    error_of_rounding = np.linalg.norm(
+        standardized(np.asarray(rounded, float)) - standardized(exact)
+    )
+    assert error < bound * np.sqrt(y.size)  # 2^-9 is the rounding of y alone
+    assert ratio < 100 or error < error_of_rounding / 4
+
+
+def standardized(x):
+    grouped = x.reshape(*x.shape[:-1], 4, -1)
+    mean, var = (f(grouped, axis=(1, 2, 4), keepdims=True) for f in (np.mean, np.var))
+    return ((grouped - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend", "one_pass"),
+    [
+        ("float32", "gpu", False),
+        ("float16", "gpu", False),
+        ("bfloat16", "cpu", False),
+        ("bfloat16", "gpu", True),
+        ("bfloat16", "tpu", True),
+    ],
+)
+def test_only_bfloat16_on_accelerators_is_normed_in_one_pass(monkeypatch, dtype, backend, one_pass):
+    """Where the mean is large, the last digits tell one pass from two."""
+    x = jnp.asarray(100 + np.random.default_rng(0).standard_normal((1, 16, 16, 8)), dtype)
+    parameters = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
+    expected = norm.GroupNorm(4, 1e-5).apply(parameters, x)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    y = norm.GroupNorm(4, 1e-5).apply(parameters, x)
+    assert np.array_equal(y, expected) != one_pass

@@ -28,6 +28,27 @@ def test_eight_devices_train_like_one(name, how):
         np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(name, "shard_map") for name in ("dreg", "free_bits", "beta_tc", "mmd", "vq_vae")]
+    + [("beta_tc", "pmap"), ("vq_vae", "pmap"), ("vq_vae", "jit")]
+    + [
+        pytest.param(name, how, marks=SLOW)
+        for name in systems.OBJECTIVES
+        for how in ("jit", "pmap")
+        if (name, how) not in (("beta_tc", "pmap"), ("vq_vae", "pmap"), ("vq_vae", "jit"))
+    ],
+)
+def test_objectives_of_one_example_and_of_the_batch_train_alike_on_four_devices(name, how):
+    expected, metrics = systems.run(name, "jit", 1, (2,))
+
+    state, spread = systems.run(name, how, 4, (2,))
+
+    assert systems.largest_difference(state, expected) < TOLERANCE
+    for term in metrics:
+        np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("devices", [2, 4])
 def test_other_numbers_of_devices_train_like_one(devices):
     expected, _ = systems.run("vae", "jit", 1)

@@ -133,6 +133,19 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
     assert "Sampler: DPM++ 2M Karras," in story["parameters"]
 
 
+def test_the_last_preview_is_the_picture(model, tmp_path):
+    flags = ("--model", model, "--prompt", "a cat", "--steps", 3, "--sampler", "euler")
+    scripts.call("text_to_image", *flags, "--preview", "own", "--output", tmp_path / "out")
+    pictures = []
+    for name in ("preview.png", "00001.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            pictures.append(np.asarray(picture.convert("RGB")).astype(int))
+    last, final = pictures
+    margin = (np.asarray(last.shape) - final.shape) // 2
+    cut = last[margin[0] : margin[0] + SIZE, margin[1] : margin[1] + SIZE]
+    assert np.abs(cut - final).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -145,6 +158,7 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
             "no levels",
         ),
         (["--model", "MODEL", "--prompt", "a", "--vae", "none/x.bin"], "no such file or folder"),
+        (["--model", "MODEL", "--prompt", "a", "--preview", "x.bin"], "no such file or folder"),
         (
             ["--model", "MODEL", "--prompt", "a", "--lora", "no.safetensors:0.5"],
             "Expected a LoRA",
@@ -198,7 +212,7 @@ def test_help_explains_every_option():
     assert titles == ["", "from-image", "sampling", "weights", "devices"]
     first = stdout[: stdout.index("from-image options")]
     flags = ["prompt", "negative", "model", "steps", "guidance", "seed", "batch-size", "width",
-             "height", "output"]  # fmt: skip
+             "height", "output", "preview"]  # fmt: skip
     assert re.findall(r"│ --([a-z-]+)", first) == flags
 
 

@@ -8,8 +8,7 @@ import optax
 import pytest
 from sklearn.cluster import KMeans
 
-from jaxgen.nn import functional
-from jaxgen.nn import vector_quantized as networks
+from jaxgen.nn import autoencoder, functional
 from jaxgen.train import step, vector_quantized
 from jaxgen.train.vector_quantized import Codebook
 
@@ -111,13 +110,13 @@ def test_gradients_pass_straight_through_and_leave_the_vectors_alone():
 def test_maps_are_halved_and_doubled_as_often_as_asked():
     key, x = jax.random.key(0), jnp.zeros((12, 8, 3))
     for stages, side in ((1, (6, 4)), (2, (3, 2))):
-        encoder = networks.MapEncoder(D, 4, stages)
-        decoder = networks.MapDecoder(3, 4, stages)
+        encoder = autoencoder.MapEncoder(D, 4, stages)
+        decoder = autoencoder.MapDecoder(3, 4, stages)
         z, _ = jax.eval_shape(encoder.init_with_output, key, x)
         assert z.shape == (*side, D)
         assert jax.eval_shape(decoder.init_with_output, key, z)[0].shape == x.shape
     with pytest.raises(ValueError, match="12x8 is no multiple of 8: use --stages"):
-        functional.init(networks.MapEncoder(D, 4, 3), key, x)
+        functional.init(autoencoder.MapEncoder(D, 4, 3), key, x)
 
 
 def test_options_out_of_range_are_refused():

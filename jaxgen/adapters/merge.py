@@ -52,9 +52,9 @@ def merge(base: Mapping[str, Params], specs: Sequence[Spec]) -> dict[str, Params
     specs: what `StableDiffusion.set_adapters` takes. Raises one ValueError that names the file;
     `base` is never changed.
     """
-    adaptable = {name: _leaves(params) for name, params in base.items() if name in ADAPTABLE}
-    modules = {name: _module_names(leaves) for name, leaves in adaptable.items()}
-    weighted = [_open(entry, modules) for entry in specs]
+    adaptable = {name: leaves_of(params) for name, params in base.items() if name in ADAPTABLE}
+    modules = {name: module_names(leaves) for name, leaves in adaptable.items()}
+    weighted = [open_adapter(entry, modules) for entry in specs]
     for adapter, _ in weighted:
         _check_biases(adapter, adaptable)
     merged = dict(base)
@@ -64,17 +64,17 @@ def merge(base: Mapping[str, Params], specs: Sequence[Spec]) -> dict[str, Params
     return merged
 
 
-def _leaves(params: Params) -> dict[Path_, Array]:
+def leaves_of(params: Params) -> dict[Path_, Array]:
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     return {tuple(str(key.key) for key in keys): leaf for keys, leaf in flat}
 
 
-def _module_names(leaves: Mapping[Path_, Any]) -> list[str]:
+def module_names(leaves: Mapping[Path_, Any]) -> list[str]:
     """The modules that have these leaves, in diffusers' spelling."""
     return list(dict.fromkeys(layout.tensor_name(path).rpartition(".")[0] for path in leaves))
 
 
-def _open(entry: Spec, modules: Mapping[str, Sequence[str]]) -> Weighted:
+def open_adapter(entry: Spec, modules: Mapping[str, Sequence[str]]) -> Weighted:
     path, strength, factors = spec.parts_of(entry)
     adapter = adapter_file.read(path, modules)
     strengths = {}
@@ -100,8 +100,8 @@ def _merged_leaf(component: str, path: Path_, leaf: Array, weighted: Sequence[We
         parts, strength = adapter.parts.get(module), strengths[component]
         if parts is None or strength == 0:
             continue
-        with _named(adapter):
-            own = _change(module, parts, kind, leaf, adapter.scales.get(module))
+        with named(adapter):
+            own = change_of(module, parts, kind, leaf, adapter.scales.get(module))
             if own is not None:
                 total = _widened(leaf) if total is None else total
                 total = _add(total, leaf, own, strength, kind)
@@ -109,7 +109,7 @@ def _merged_leaf(component: str, path: Path_, leaf: Array, weighted: Sequence[We
 
 
 @contextlib.contextmanager
-def _named(adapter: Adapter) -> Iterator[None]:
+def named(adapter: Adapter) -> Iterator[None]:
     """Adds the file, and what it was made for, to errors about its tensors."""
     try:
         yield
@@ -120,7 +120,7 @@ def _named(adapter: Adapter) -> Iterator[None]:
         ) from None
 
 
-def _change(
+def change_of(
     module: Module, parts: adapter_file.Parts, kind: str, leaf: Array, scale: float | None
 ) -> Change | None:
     shape = tuple(leaf.shape[axis] for axis in TO_TORCH[kind, leaf.ndim])

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: MIT
 """Likelihood bounds over a whole test set: means with standard errors, in nats per image.
 
-Test images are numpy dicts {"images": [N, ...], "labels": [N]}; example i gets the key
-fold_in(key, i), so a figure does not depend on how the set is cut into batches.
+Everything is compiled once, for batches of one size (the last is filled up and cut), and goes
+through the test set batch by batch; with a mesh, a batch lies on its devices. Test images are numpy
+dicts {"images": [N, ...], "labels": [N]}; example i gets the key fold_in(key, i), so a figure does
+not depend on how the set is cut into batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxgen.train import parallel
 from jaxgen.types import Array, Key, LossFn, Params
 
 MeanAndError = tuple[float, float]
@@ -21,17 +25,33 @@ LogWeight = Callable[[Params, dict, Key, Key], Array]
 CHUNK = 50  # importance samples at once
 
 
+class Estimate(NamedTuple):
+    """A bound on -log p(x) from k samples an image, in nats per image, and its errors."""
+
+    nats: float  # mean over the images; on average too high, by less for larger k
+    error: float  # standard error of the mean over images, as of another draw of the test set
+    noise: float  # standard error of the mean for these images, of another draw of the samples
+    gap: float  # its mean height above -log p(x), to first order: var(w) / (2 k mean(w)^2)
+
+
 def mean_terms(
-    loss_fn: LossFn, params: Params, test: dict[str, Any], key: Key, batch_size: int = 500
+    loss_fn: LossFn,
+    params: Params,
+    test: dict[str, Any],
+    key: Key,
+    batch_size: int = 500,
+    mesh: Mesh | None = None,
 ) -> dict[str, MeanAndError]:
     """Every metric of a per-example loss, averaged over the test set, with its standard error.
 
     Compiled once for each function `loss_fn`: make that once for all models.
     """
-    parts = [_terms(loss_fn, params, key, start, *cut) for start, cut in _batches(test, batch_size)]
+    parts = [
+        {name: np.asarray(x)[:size] for name, x in _terms(loss_fn, params, key, *batch).items()}
+        for size, *batch in _batches(test, batch_size, mesh)
+    ]
     return {
-        name: _mean_and_error(np.concatenate([np.asarray(part[name]) for part in parts]))
-        for name in parts[0]
+        name: _mean_and_error(np.concatenate([part[name] for part in parts])) for name in parts[0]
     }
 
 
@@ -43,23 +63,65 @@ def importance_nll(
     num_samples: int,
     batch_size: int = 50,
     chunk: int = CHUNK,
+    mesh: Mesh | None = None,
 ) -> MeanAndError:
     """-log p(x) by importance sampling, and its standard error over images.
 
         log p(x) ~ log 1/k sum_k w_k,   w = p(x, z) / q(z | x),   z ~ q(z | x)
 
     Burda et al. 2016 (arXiv:1509.00519), eq. 8: a lower bound on log p(x) that tightens with k.
-    Samples are taken `chunk` at a time, so memory does not grow with k. Compiled once for each
-    function `log_weight`.
+    Networks run on `chunk` samples at a time. Compiled once for each function `log_weight`.
     """
-    chunk = min(chunk, num_samples)
-    if num_samples % chunk:
-        raise ValueError(f"{num_samples} samples are not a multiple of {chunk}; use one")
-    parts = [
-        np.asarray(_nll(log_weight, num_samples, chunk, params, key, start, *cut))
-        for start, cut in _batches(test, batch_size)
-    ]
-    return _mean_and_error(np.concatenate(parts))
+    ks = [num_samples]
+    estimates = importance_estimates(
+        log_weight, params, test, key, ks, batch_size=batch_size, chunk=chunk, mesh=mesh
+    )
+    return estimates[num_samples].nats, estimates[num_samples].error
+
+
+def importance_estimates(
+    log_weight: LogWeight,
+    params: Params,
+    test: dict[str, Any],
+    key: Key,
+    ks: Sequence[int],
+    batch_size: int = 50,
+    chunk: int = CHUNK,
+    mesh: Mesh | None = None,
+) -> dict[int, Estimate]:
+    """The bounds of several numbers of samples, from one set of max(ks) weights per image.
+
+    The estimate for k averages over all max(ks) / k groups of k weights. `importance_nll` says
+    what a weight is. Raises ValueError where a k does not divide the largest, or that is not a
+    multiple of `chunk`.
+    """
+    most = max(ks)
+    chunk = min(chunk, most)
+    if most % chunk:
+        raise ValueError(f"{most} samples are not a multiple of {chunk}; use one")
+    for k in ks:
+        if k < 1 or most % k:
+            raise ValueError(f"{k} samples do not divide {most}; use a divisor, 1 or more")
+
+    parts: dict[int, list[np.ndarray]] = {k: [] for k in ks}
+    for size, *batch in _batches(test, batch_size, mesh):
+        log_w = _log_weights(log_weight, most, chunk, params, key, *batch)
+        for k in ks:
+            parts[k].append(np.asarray(_bound(log_w, k))[:, :size])
+    return {k: _estimate(np.concatenate(parts[k], axis=1)) for k in ks}
+
+
+def active_units(means: np.ndarray, threshold: float = 0.01) -> np.ndarray:
+    """Says which latent entries the images move: [N, D] -> bool [D].
+
+        var over x of E_q(z | x) z_d > threshold
+
+    means: the posterior means of N images. Burda et al. 2016 (arXiv:1509.00519), section 5.2.
+    Raises ValueError for less than two images.
+    """
+    if len(means) < 2:
+        raise ValueError(f"a variance over {len(means)} images; use 2 or more")
+    return np.var(np.asarray(means, np.float64), axis=0) > threshold
 
 
 @partial(jax.jit, static_argnames="loss_fn")
@@ -77,7 +139,7 @@ def _terms(
 
 
 @partial(jax.jit, static_argnames=("log_weight", "num_samples", "chunk"))
-def _nll(
+def _log_weights(
     log_weight: LogWeight,
     num_samples: int,
     chunk: int,
@@ -87,7 +149,7 @@ def _nll(
     images: Array,
     labels: Array,
 ) -> Array:
-    """-log p(x) of a batch, as `_terms` takes it."""
+    """The log weights [B, num_samples / chunk, chunk] of a batch, as `_terms` takes it."""
 
     def one(params: Params, example: dict, key: Key) -> Array:
         example_key, samples_key = jax.random.split(key)
@@ -95,14 +157,25 @@ def _nll(
         def some(i: Array) -> Array:
             keys = jax.random.split(jax.random.fold_in(samples_key, i), chunk)
             same_key = jax.random.clone(example_key)  # all samples see one draw of the image
-            weights = jax.vmap(lambda k: log_weight(params, example, same_key, k))(keys)
-            return jax.nn.logsumexp(weights)
+            return jax.vmap(lambda k: log_weight(params, example, same_key, k))(keys)
 
-        sums = jax.lax.map(some, jnp.arange(num_samples // chunk))
-        return jnp.log(num_samples) - jax.nn.logsumexp(sums)
+        return jax.lax.map(some, jnp.arange(num_samples // chunk))
 
     examples = {"image": images, "label": labels}
     return jax.vmap(one, (None, 0, 0))(params, examples, _keys(key, start, len(images)))
+
+
+@partial(jax.jit, static_argnames="k")
+def _bound(log_w: Array, k: int) -> Array:
+    """Each image's bound, the variance of that, and its gap: log weights [B, ...] -> [3, B]."""
+    groups = log_w.reshape(len(log_w), -1, k)
+    bounds = jnp.log(k) - jax.nn.logsumexp(groups, axis=-1)  # [B, groups]
+    w = jnp.exp(log_w.reshape(len(log_w), -1) - jnp.max(log_w, axis=(1, 2), keepdims=True)[..., 0])
+    spread = jnp.var(w, axis=-1) / jnp.mean(w, axis=-1) ** 2
+    count = bounds.shape[-1]
+    # with many groups, of their spread; with one or few, of the spread of the weights
+    variance = jnp.var(bounds, axis=-1) / (count - 1) if count > 9 else spread / (k * count)
+    return jnp.stack([jnp.mean(bounds, axis=-1), variance, spread / (2 * k)])
 
 
 def _keys(key: Key, start: Array, count: int) -> Key:
@@ -110,10 +183,33 @@ def _keys(key: Key, start: Array, count: int) -> Key:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(count))
 
 
-def _batches(test: dict[str, Any], size: int) -> Iterator[tuple[int, tuple[Any, Any]]]:
-    """The number of the first example of each batch, and its images and labels."""
-    for start in range(0, len(test["images"]), size):
-        yield start, (test["images"][start : start + size], test["labels"][start : start + size])
+def _batches(
+    test: dict[str, Any], size: int, mesh: Mesh | None
+) -> Iterator[tuple[int, int, Any, Any]]:
+    """Of each batch its number of examples, the number of its first, and its images and labels.
+
+    All batches are equally large: the last repeats its last example.
+    """
+    count = len(test["images"])
+    if count == 0:
+        raise ValueError("an average over no images; give a test set of 1 or more")
+    size = min(size, count)
+    if mesh is not None:
+        size = -(-size // mesh.size) * mesh.size
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        batch = (test["images"][rows], test["labels"][rows])
+        if mesh is not None:
+            batch = parallel.put(batch, mesh, (parallel.EXAMPLES, parallel.EXAMPLES))
+        yield min(size, count - start), start, *batch
+
+
+def _estimate(parts: np.ndarray) -> Estimate:
+    """The estimate from each image's bound, variance and gap [3, N]."""
+    values, variances, gaps = np.asarray(parts, np.float64)
+    mean, error = _mean_and_error(values)
+    noise = float(np.sqrt(np.sum(variances)) / len(values))
+    return Estimate(mean, error, noise, float(np.mean(gaps)))
 
 
 def _mean_and_error(values: np.ndarray) -> MeanAndError:

@@ -5,12 +5,12 @@ import re
 from collections import Counter
 from typing import Any, NamedTuple
 
+from jaxgen.measure import hlo
+
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
 _COLLECTIVE = re.compile(
     rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\("  # "= f32[64,10]{{1,0}} all-reduce("
 )
-_SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 
 
 class Cost(NamedTuple):
@@ -59,13 +59,5 @@ def collectives(program: str) -> tuple[dict[str, int], int]:
     result_bytes = 0
     for shape, kind in _COLLECTIVE.findall(program):
         kinds[kind] += 1
-        result_bytes += sum(_size(*part) for part in _SHAPE.findall(shape))
+        result_bytes += hlo.size(shape)
     return dict(kinds), result_bytes
-
-
-def _size(dtype: str, sides: str) -> int:
-    """The bytes of an array, such as "f32" and "64,10"."""
-    total = _BYTES.get(dtype, 4)
-    for side in filter(None, sides.split(",")):
-        total *= int(side)
-    return total

@@ -49,26 +49,24 @@ def measure(pipe: StableDiffusion, count: int, batch_size: int = 64) -> dict[str
 
     As `following.table`; picture j of a group has seed j.
     """
-    table = {}
+    table: dict[str, Any] = {}
     for name, two_objects in (("new shape, one object", 0.0), ("new shape, two objects", 1.0)):
         asked = scenes("prompts", count, two_objects)
         prompts = caption.captions(asked, SHAPES)
         checks = []
         for start in range(0, count, batch_size):
-            rows = np.arange(start, start + batch_size) % count
+            rows = [j % count for j in range(start, start + batch_size)]
             pictures = pipe(
                 [prompts[j] for j in rows], num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE,
-                seed=rows.tolist(),
+                seed=rows,
             )  # fmt: skip
             checks += [
                 reader.check(scene.take(asked, j), reader.read(picture, SHAPES))
                 for j, picture in zip(rows, pictures, strict=True)
             ]
-        shares = reader.report(checks[:count]).items()
-        table[name] = {"prompts": count} | {
-            attribute: {"share": round(share, 4), "asked": number}
-            for attribute, (share, number) in shares
-        }
+        table[name] = {"prompts": count}
+        for attribute, (share, number) in reader.report(checks[:count]).items():
+            table[name][attribute] = {"share": round(share, 4), "asked": number}
     return table
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxgen.adapters import low_rank
 from jaxgen.diffusion import config
 from jaxgen.diffusion.schedule import Schedule
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion import decoding, loading, text_encoding
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.texts.prompts import Chunks
@@ -62,7 +62,7 @@ def token_ids(checkpoint: Checkpoint, networks: Networks, captions: Sequence[str
     return np.stack([tokenizer.tokenize(table, captions) for table in tables], axis=1)
 
 
-def encode_pictures(vae: AutoencoderKL, params: Params, pictures: Array) -> tuple[Array, Array]:
+def encode_pictures(vae: Autoencoder, params: Params, pictures: Array) -> tuple[Array, Array]:
     """Mean and log-variance of pictures [B, H, W, 3] in the sampler's scale, a few at a time.
 
     Each is [B, h, w, C].

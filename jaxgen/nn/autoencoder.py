@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Encoders and mirrored decoders, dense and convolutional, of the autoencoder and the VAE."""
+"""Encoders and decoders of autoencoder, VAE and VQ-VAE: dense, convolutional, between layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,8 @@ from jaxgen.nn import blocks
 from jaxgen.nn.linear import Conv, Dense
 from jaxgen.nn.norm import Norm
 from jaxgen.types import Array
+
+GLOROT = nn.initializers.xavier_uniform()
 
 
 def with_label(h: Array, label: Array | None, num_classes: int) -> Array:
@@ -149,3 +151,103 @@ def encoder_and_decoder(
             ConvDecoder(image_shape, width, norm=norm, **common),
         )
     raise ValueError(f"unknown network {kind!r}; use dense or conv")
+
+
+class GaussianLayer(nn.Module):
+    """h [..., D_in] -> the mean and the log-variance of a Gaussian, concatenated: [..., 2 D].
+
+    `hidden` layers of tanh, then a linear head for each of mean and log standard deviation, as in
+    Burda et al. 2016 (arXiv:1509.00519), section 5 and appendix C.
+    """
+
+    features: int
+    hidden: Sequence[int] = (100, 100)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        h = h.astype(self.dtype)
+        for features in self.hidden:
+            h = nn.tanh(nn.Dense(features, dtype=self.dtype, kernel_init=GLOROT)(h))
+        mean, log_std = (
+            nn.Dense(self.features, dtype=self.dtype, kernel_init=GLOROT, name=name)(h)
+            for name in ("mean", "log_std")
+        )
+        return jnp.concatenate([mean, 2 * log_std], axis=-1).astype(jnp.float32)
+
+
+class LogitLayer(nn.Module):
+    """z [..., D] -> the logits of pixels [..., H, W, C], by layers as in `GaussianLayer`."""
+
+    image_shape: tuple[int, int, int]
+    hidden: Sequence[int] = (200, 200)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        height, width, channels = self.image_shape
+        h = z.astype(self.dtype)
+        for features in self.hidden:
+            h = nn.tanh(nn.Dense(features, dtype=self.dtype, kernel_init=GLOROT)(h))
+        size = height * width * channels
+        x = nn.Dense(size, dtype=self.dtype, kernel_init=GLOROT, name="head")(h)
+        return x.reshape(*z.shape[:-1], *self.image_shape).astype(jnp.float32)
+
+
+class Residual(nn.Module):
+    """x + f(x) with two convolutions, 3x3 and 1x1: [..., H, W, C] -> the same shape."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(x))
+        return x + nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype)(nn.relu(h))
+
+
+class MapEncoder(nn.Module):
+    """An image as a map of vectors: [..., H, W, C] -> [..., H / 2^stages, W / 2^stages, features].
+
+    4x4 convolutions with stride 2, then two residual blocks, as in van den Oord et al. 2017
+    (arXiv:1711.00937), section 4.1. Raises ValueError for images that cannot be halved so often.
+    """
+
+    features: int
+    width: int = 64
+    stages: int = 2
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, label: Array | None = None) -> Array:
+        height, width = x.shape[-3:-1]
+        side = 2**self.stages
+        if height % side or width % side:
+            raise ValueError(
+                f"{self.stages} stages halve the image; {height}x{width} is no multiple of {side}: "
+                f"use --stages or --image-size"
+            )
+        h = x.astype(self.dtype)
+        for _ in range(self.stages):
+            h = nn.relu(nn.Conv(self.width, (4, 4), strides=2, dtype=self.dtype)(h))
+        for _ in range(2):
+            h = Residual(dtype=self.dtype)(h)
+        return nn.Conv(self.features, (1, 1), dtype=self.dtype, name="head")(h).astype(jnp.float32)
+
+
+class MapDecoder(nn.Module):
+    """The mirror of `MapEncoder`: [..., h, w, D] -> [..., h 2^stages, w 2^stages, channels]."""
+
+    channels: int
+    width: int = 64
+    stages: int = 2
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, label: Array | None = None) -> Array:
+        h = nn.Conv(self.width, (3, 3), dtype=self.dtype)(z.astype(self.dtype))
+        for _ in range(2):
+            h = Residual(dtype=self.dtype)(h)
+        h = nn.relu(h)
+        for _ in range(self.stages - 1):
+            h = nn.relu(blocks.Upsample(self.width, dtype=self.dtype)(h))
+        return blocks.Upsample(self.channels, dtype=self.dtype, name="head")(h).astype(jnp.float32)

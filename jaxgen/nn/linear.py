@@ -13,20 +13,57 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxgen.nn import quantized
 from jaxgen.types import Array
 
 SAME = ((1, 1), (1, 1))  # torch's padding=1, spelled out: flax's "SAME" differs at stride 2
 
 
 def add(x: Array, shift: Array) -> Array:
-    """x + shift in the dtype of x, summed in float32; shift is broadcast over axes of x.
+    """x + shift in the dtype of x; the gradient of `shift` is summed in float32.
 
-    x: [..., C], shift: [C] or of as many axes as x. So the gradient of `shift`, which is summed
-    over these axes, is summed in float32 too.
+    x: [..., C], shift: [C], or [..., C] of as many axes, to be broadcast over axes of x.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
     shift = shift.reshape((1,) * (x.ndim - shift.ndim) + shift.shape)
-    return (x.astype(wide) + shift.astype(wide)).astype(x.dtype)
+    if x.dtype.itemsize >= 4:
+        return x + shift.astype(x.dtype)
+    return _half_add(x, shift)
+
+
+@jax.custom_vjp
+def _half_add(x: Array, shift: Array) -> Array:
+    # not added in float32, which has the right gradient too: cuDNN would not fuse it any more
+    return x + shift.astype(x.dtype)
+
+
+def _half_add_forward(x: Array, shift: Array) -> tuple[Array, Array]:
+    return _half_add(x, shift), shift
+
+
+def _half_add_backward(shift: Array, slope: Array) -> tuple[Array, Array]:
+    axes = [axis for axis, size in enumerate(shift.shape) if size != slope.shape[axis]]
+    total = jnp.sum(slope.astype(jnp.float32), axis=axes, keepdims=True)
+    return slope, total.astype(shift.dtype)
+
+
+_half_add.defvjp(_half_add_forward, _half_add_backward)
+
+
+def read_kernel(layer: Any, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """A layer's kernel in its dtype, and the scales [O] that its product lacks: see `quantized`."""
+    kernel = layer.param("kernel", nn.initializers.lecun_normal(), shape)
+    if not layer.has_variable("params", quantized.SCALE):
+        return kernel.astype(layer.dtype), None
+    scale = layer.get_variable("params", quantized.SCALE)
+    return jnp.asarray(kernel, layer.dtype) * quantized.UNITS[kernel.dtype.name], scale
+
+
+def rescale(y: Array, scale: Array | None) -> Array:
+    """y [..., O] times the scales of its features, in float32 and back; y itself without any."""
+    if scale is None:
+        return y
+    scale = scale.reshape((1,) * (y.ndim - 1) + scale.shape)
+    return (y.astype(jnp.float32) * scale).astype(y.dtype)
 
 
 class Dense(nn.Module):
@@ -39,9 +76,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        kernel, scale = read_kernel(self, shape)
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel, contracted)
+        y = rescale(jax.lax.dot_general(x.astype(self.dtype), kernel, contracted), scale)
         if not self.use_bias:
             return y
         return add(y, self.param("bias", nn.initializers.zeros, (self.features,)))
@@ -55,17 +92,18 @@ class Conv(nn.Module):
     strides: int = 1
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-
+        kernel, scale = read_kernel(self, shape)
         lead = x.shape[:-3]
         x = x.reshape(math.prod(lead), *x.shape[-3:]).astype(self.dtype)
         strides = (self.strides, self.strides)
-        y = add(_convolution(x, kernel, strides, self.padding), bias)
+        y = rescale(_convolution(x, kernel, strides, self.padding), scale)
+        if self.use_bias:
+            y = add(y, self.param("bias", nn.initializers.zeros, (self.features,)))
         return y.reshape(*lead, *y.shape[1:])
 
 
@@ -96,13 +134,13 @@ class Conv3x3(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel, scale = read_kernel(self, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
 
         if _product_is_faster(x.shape, self.features):
-            return add(_as_product(x, kernel), bias)
-        return add(_convolution(x, kernel, (1, 1), SAME), bias)
+            return add(rescale(_as_product(x, kernel), scale), bias)
+        return add(rescale(_convolution(x, kernel, (1, 1), SAME), scale), bias)
 
 
 def _product_is_faster(shape: tuple[int, ...], features: int) -> bool:

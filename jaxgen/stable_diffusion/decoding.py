@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.types import Array, Params
 
 PIXELS_AT_ONCE = 1024 * 1024  # per device: one image of 1024x1024, or four of 512x512
@@ -54,7 +54,7 @@ def cut_of(shape: Sequence[int], factor: int, groups: int = 1, tile: int = TILE)
 
 
 def decode(
-    vae: AutoencoderKL, params: Params, z: Array, cut: Cut | None = None
+    vae: Autoencoder, params: Params, z: Array, cut: Cut | None = None
 ) -> tuple[Array, Array]:
     """Decodes sampled latents [B, h, w, C]: pictures uint8 [B, H, W, 3], and which are finite [B].
 
@@ -73,7 +73,7 @@ def decode(
 
 
 def decode_piece(
-    vae: AutoencoderKL, params: Params, z: Array, cut: Cut, origin: Array | np.ndarray
+    vae: Autoencoder, params: Params, z: Array, cut: Cut, origin: Array | np.ndarray
 ) -> Array:
     """Decodes the piece that begins at `origin`: [images, tile height, tile width, 3].
 
@@ -97,15 +97,13 @@ def assemble(pieces: Array, cut: Cut) -> tuple[Array, Array]:
     return jnp.round(levels).astype(jnp.uint8), finite
 
 
-def encode_chunk(
-    vae: AutoencoderKL, params: Params, picture: Array, cut: Cut, index: Array
-) -> Array:
+def encode_chunk(vae: Autoencoder, params: Params, picture: Array, cut: Cut, index: Array) -> Array:
     """Encodes one chunk of pictures: mean and log-variance, [images, h, w, 2 C]."""
     moments: Any = vae.apply({"params": params}, _chunk(picture, cut, index), method="encode")
     return jnp.concatenate(moments, axis=-1)
 
 
-def draw(vae: AutoencoderKL, moments: Sequence[Array], noise: Array, cut: Cut) -> Array:
+def draw(vae: Autoencoder, moments: Sequence[Array], noise: Array, cut: Cut) -> Array:
     """Draws latents for the sampler from the posterior, [B, h, w, C].
 
     moments: what `encode_chunk` gives for every chunk. noise: unit noise [B, h, w, C].
@@ -114,19 +112,19 @@ def draw(vae: AutoencoderKL, moments: Sequence[Array], noise: Array, cut: Cut) -
     return scaled(vae, mean + jnp.exp(0.5 * logvar) * noise)
 
 
-def scaled(vae: AutoencoderKL, z: Array) -> Array:
+def scaled(vae: Autoencoder, z: Array) -> Array:
     """Scales the autoencoder's latents to about unit variance, as the sampler takes them."""
     mean, std = _statistics(vae)
     return (z - (vae.shift_factor or 0.0) - mean) * (vae.scaling_factor / std)
 
 
-def unscaled(vae: AutoencoderKL, z: Array) -> Array:
+def unscaled(vae: Autoencoder, z: Array) -> Array:
     """Inverts `scaled`."""
     mean, std = _statistics(vae)
     return z * (std / vae.scaling_factor) + mean + (vae.shift_factor or 0.0)
 
 
-def _statistics(vae: AutoencoderKL) -> tuple[Array | float, Array | float]:
+def _statistics(vae: Autoencoder) -> tuple[Array | float, Array | float]:
     if vae.latents_mean is None or vae.latents_std is None:
         return 0.0, 1.0
     shape = (1, 1, 1, -1)

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgen.adapters import low_rank
+from jaxgen.adapters.beside import Beside
 from jaxgen.diffusion import sample
 from jaxgen.diffusion.table import Table
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.unet import UNet2DConditionModel
@@ -55,6 +57,7 @@ class Inputs(NamedTuple):
     text_weights: AnyArray | None = None  # [B, G - 1] of the positive texts; None: G is 1 or 2
     guidance_parallel: AnyArray | None = None  # [B], see `sample.Projection`
     guidance_limit: AnyArray | None = None  # [B]
+    adapters: Beside | None = None  # low-rank paths of the UNet, chosen by each image
 
 
 class Prepared(NamedTuple):
@@ -105,7 +108,7 @@ def begin(
         conditions = (pooled, sizes)
         added = unet.apply(variables, *conditions, method="embed_added")
     context = inputs.context.reshape(b * size, t, e)
-    text = unet.apply(variables, context, method="text_context")
+    text = _apply(unet, params, inputs, context, method="text_context")
     row_times = jnp.asarray(inputs.table.t, jnp.float32)
     controls = tuple(
         control.begin(net, own, row_times, context, conditions, groups_of(inputs))
@@ -141,7 +144,7 @@ def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Ne
 
 def generate(
     unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     params: Params,
     inputs: Inputs,
     cut: decoding.Cut | None = None,
@@ -201,8 +204,7 @@ def _denoise(
         added = control.residuals(nets, inputs.controls, own.controls, x, i)
         if inputs.extra is not None:
             x = jnp.concatenate([x, jnp.repeat(inputs.extra, groups, axis=0)], axis=-1)
-        out: Any = unet.apply({"params": params}, x, emb, own.text, added, method="denoise")
-        return out
+        return _apply(unet, params, inputs, x, emb, own.text, added, method="denoise")
 
     if groups == 1:
         return denoise
@@ -235,6 +237,23 @@ def _at_row(inputs: Inputs, prepared: Prepared, i: Array) -> Prepared:
             for own in prepared.controls
         ),
     )
+
+
+def _apply(
+    unet: UNet2DConditionModel,
+    params: Params,
+    inputs: Inputs,
+    rows: AnyArray,
+    *args: Any,
+    method: str,
+) -> Any:
+    """Calls a method of the UNet on rows [B * G, ...], with the adapters of each image."""
+    if inputs.adapters is None:
+        return unet.apply({"params": params}, rows, *args, method=method)
+    factors, scale = inputs.adapters
+    variables = {"params": params, low_rank.COLLECTION: factors}
+    with low_rank.added(jnp.repeat(scale, len(rows) // len(scale), axis=0)):
+        return unet.apply(variables, rows, *args, method=method)
 
 
 def _keys(inputs: Inputs) -> Key | None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.data import pixels
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import Request, is_whole
 
@@ -47,7 +47,7 @@ def check_pair(image: np.ndarray | None, mask: np.ndarray | None, inpaints: bool
         )
 
 
-def latents(value: Any, vae: AutoencoderKL, name: str = "latents") -> np.ndarray | None:
+def latents(value: Any, vae: Autoencoder, name: str = "latents") -> np.ndarray | None:
     """Checks latents or noise that the caller brings, float32 [N, h, w, C]."""
     if value is None:
         return None

@@ -3,6 +3,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,18 +13,21 @@ from jax.sharding import Mesh
 
 from jaxgen import files
 from jaxgen.diffusion import config
+from jaxgen.nn import quantized
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder, AutoencoderTiny
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.unet import UNet2DConditionModel
 from jaxgen.nn.unet_blocks import UNetEncoder
-from jaxgen.stable_diffusion import placement
+from jaxgen.stable_diffusion import decoding, placement
 from jaxgen.types import Array, Params
 from jaxgen.weights import diffusers, layout
 from jaxgen.weights.diffusers import Checkpoint, Component
 
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+QUANTIZED_FROM = 2**14  # entries; the first and the last layer of a UNet have fewer
 ENCODERS = ("text_encoder", "text_encoder_2")  # in the order of their features in the context
 
 MODULES: Mapping[str, Callable[..., Any]] = {
@@ -32,6 +36,11 @@ MODULES: Mapping[str, Callable[..., Any]] = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModel,
 }
+
+
+def module_of(name: str, component: Component) -> Callable[..., Any]:
+    """Returns the class of a component; there are two of autoencoders."""
+    return AutoencoderTiny if component.class_name == "AutoencoderTiny" else MODULES[name]
 
 
 def warn_of_scheduler_keys(checkpoint: Checkpoint) -> None:
@@ -48,7 +57,7 @@ class Networks(NamedTuple):
     """The modules of a pipeline, and what follows from their configurations."""
 
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: Autoencoder
     encoders: dict[str, CLIPTextModel]  # those of ENCODERS: one, or in XL both
     controlnets: tuple[ControlNetModel, ...] = ()
 
@@ -89,7 +98,7 @@ def networks(
     modules = {}
     for name, component in checkpoint.components.items():
         own = jnp.float32 if name == "vae" and dtype == jnp.float16 else dtype
-        modules[name] = MODULES[name](**diffusers.fields(component), dtype=own)
+        modules[name] = module_of(name, component)(**diffusers.fields(component), dtype=own)
     encoders = {name: modules[name] for name in ENCODERS if name in modules}
     controls = tuple(
         ControlNetModel(**diffusers.fields(component), dtype=dtype) for component in controlnets
@@ -106,11 +115,13 @@ def load(
     mesh: Mesh | None = None,
     controlnets: Sequence[Component] = (),
     shapes_of: Callable[[Any], Params] | None = None,
+    quantize: str | None = None,
 ) -> dict[str, Params]:
     """Loads the parameters by component, in the type that each network computes in.
 
     With a mesh they are copied to all of its devices, or divided over its axis "model".
-    shapes_of: what to take instead of `shapes`, which traces each network.
+    shapes_of: what to take instead of `shapes`, which traces each network. quantize: the kind of 8
+    bits in which kernels are kept, but the autoencoder's; see `nn.quantized`.
     """
     shapes_of = shapes_of or shapes
     modules: dict[str, Any] = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
@@ -122,10 +133,20 @@ def load(
     for name, module in modules.items():
         tensors = components[name].tensors
         try:
-            params[name] = layout.load(tensors, shapes_of(module), module.dtype, shardings)
+            convert = None if quantize is None or name == "vae" else partial(_in_8_bits, quantize)
+            shapes_of_leaves, dtype = shapes_of(module), module.dtype
+            params[name] = layout.load(tensors, shapes_of_leaves, dtype, shardings, convert)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return params
+
+
+def _in_8_bits(kind: str, path: layout.Path, values: np.ndarray) -> dict[layout.Path, np.ndarray]:
+    """Quantises a leaf, if it is a kernel that is large enough to gain by it."""
+    if path[-1] != "kernel" or values.size < QUANTIZED_FROM:
+        return {path: values}
+    stored, scale = quantized.quantize(values, kind)
+    return {path: stored, (*path[:-1], quantized.SCALE): scale}
 
 
 def embedding_rows(networks: Networks, mesh: Mesh | None, count: Any) -> dict[str, Array]:
@@ -137,6 +158,27 @@ def embedding_rows(networks: Networks, mesh: Mesh | None, count: Any) -> dict[st
         for name, encoder in networks.encoders.items()
     }
     return placement.place_everywhere(mesh, rows)
+
+
+def previewer(
+    component: Component, networks: Networks, dtype: Any = jnp.float32
+) -> Callable[[Array], np.ndarray]:
+    """Returns a function that decodes estimates with another autoencoder than the pipeline's own.
+
+    component: a tiny one, whose latents are the sampler's. The function takes latents [B, h, w, C]
+    and gives pictures, uint8 [B, H, W, 3]; it compiles at its first call.
+    """
+    module = module_of("vae", component)(**diffusers.fields(component), dtype=dtype)
+    own, vae = (module.factor, module.latent_channels), networks.vae
+    if own != (vae.factor, vae.latent_channels):
+        raise ValueError(
+            f"the preview's autoencoder makes latents {own[0]} times smaller with {own[1]} "
+            f"channels, and the model's {vae.factor} times with {vae.latent_channels}; take one "
+            "that was made for this model"
+        )
+    params = layout.load(component.tensors, shapes(module), dtype)
+    decode = jax.jit(partial(decoding.decode, module))
+    return lambda latents: np.asarray(decode(params, latents)[0])
 
 
 def controlnet_name(k: int) -> str:
@@ -180,7 +222,7 @@ def example_inputs(module: Any) -> list[Array]:
                         f"{module.projection_class_embeddings_input_dim}"
                     )
                 inputs += [jnp.zeros((1, pooled)), jnp.zeros((1, 6))]
-        case AutoencoderKL():
+        case AutoencoderKL() | AutoencoderTiny():
             inputs = [jnp.zeros((1, module.factor, module.factor, module.in_channels))]
         case _:
             inputs = [jnp.zeros((1, 1), jnp.int32)]

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen.adapters import controlnet_file, embedding_file, merge, spec
+from jaxgen.adapters import beside, controlnet_file, embedding_file, merge, spec
+from jaxgen.nn import quantized
 from jaxgen.stable_diffusion import (
     arguments,
     decoding,
@@ -68,6 +69,7 @@ class StableDiffusion:
         controlnets: Sequence[Component] = (),
         programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
+        quantize: Literal["int8", "fp8"] | None = None,
     ) -> None:
         if loop not in (None, "device", "host"):
             raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
@@ -80,8 +82,12 @@ class StableDiffusion:
         folder = None if programs_folder is None else Path(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
-        self.base = loading.load(checkpoint, self.networks, self.mesh, controlnets, shapes_of)
+        self.quantize = quantized.check(quantize)
+        self.base = loading.load(
+            checkpoint, self.networks, self.mesh, controlnets, shapes_of, self.quantize
+        )
         self.params = self.base  # with the adapters that are set merged in
+        self.adapters: beside.Beside | None = None  # those that each image chooses
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = vae_tile
         self.programs = programs.build(self.networks, self.mesh, self.store)
@@ -108,19 +114,28 @@ class StableDiffusion:
         other.embedder = self.embedder._replace(params=own)
         return other
 
-    def set_adapters(self, adapters: Sequence[spec.Spec]) -> None:
+    def set_adapters(self, adapters: Sequence[spec.Spec], per_image: Any = None) -> None:
         """Merges LoRA files into the loaded parameters, in place of those that were set before.
 
         adapters: for each a path, (path, strength), or (path, strength, {"text": 0.5}) with factors
         for "unet", "text" (all text encoders) or one of them by name; [] restores the checkpoint's
         own parameters. Every set is merged anew from these, so strengths never add up and rounding
         never grows. Nothing of the pipeline is compiled anew. Files: safetensors of kohya's
-        scripts, LyCORIS, diffusers and PEFT, or folders of the last two. Raises ValueError, and
-        leaves the pipeline as it was, for a file that does not fit it.
+        scripts, LyCORIS, diffusers and PEFT, or folders of the last two.
+        per_image: [B][K] weighs adapter k in image b of the calls to come, which make B images; the
+        adapters then stay beside the weights and must be plain LoRA of the UNet. Raises ValueError,
+        and leaves the pipeline as it was, for a file that does not fit it.
         """
         if isinstance(adapters, (str, Path)) or not isinstance(adapters, Sequence):
             raise ValueError(f"adapters is {adapters!r:.100}; give a list of {spec.SPEC}")
-        self.params = merge.merge(self.base, adapters)
+        if self.quantize and len(adapters):
+            raise ValueError("adapters change full kernels; load the pipeline without quantize")
+        if per_image is not None:
+            beside_ = beside.stack(self.base, adapters, per_image, self.dtype)
+            self.adapters, self.params = beside_, self.base
+        else:
+            self.adapters = None
+            self.params = merge.merge(self.base, adapters) if len(adapters) else self.base
         own = {name: self.params[name] for name in self.networks.encoders}
         self.embedder = self.embedder._replace(params=own)
 
@@ -155,6 +170,7 @@ class StableDiffusion:
         vae_tile: int = decoding.TILE,
         programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
+        quantize: Literal["int8", "fp8"] | None = None,
     ) -> "StableDiffusion":
         """Loads a pipeline from a diffusers folder, a single .safetensors file, or a Hub id.
 
@@ -164,15 +180,17 @@ class StableDiffusion:
         the checkpoint's own, a folder, a file or a Hub id; controlnet: the same, one or several of
         them, which every call then gives images to. tokenizer and prediction_type: for
         single files, see `hub.open_checkpoint`. programs_folder: keeps programs, traced, for the
-        next start; by default that of a folder that `save` made.
+        next start; by default that of a folder that `save` made. quantize: keeps the kernels of
+        UNet, ControlNets and text encoders in 8 bits; arithmetic stays in dtype.
         """
         loading.check_dtype(dtype)
+        quantized.check(quantize)
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
         loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         nets = [controlnet_file.open_controlnet(path) for path in paths]
         folder = programs_folder or saved_pipeline.programs_of(path_or_id)
-        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows)
+        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows, quantize)
 
     def save(self, folder: str | Path) -> None:
         """Saves a folder that starts faster than the checkpoint: `from_pretrained(folder, dtype)`.
@@ -182,6 +200,8 @@ class StableDiffusion:
         same version of jaxgen and JAX on the same kind of device. Its later calls add theirs. A
         folder that exists is an error.
         """
+        if self.quantize:
+            raise ValueError("kernels in 8 bits are not saved; save the pipeline without quantize")
         saved_pipeline.save(Path(folder), self.checkpoint, self.params, self.store)
 
     def __call__(
@@ -292,7 +312,10 @@ class StableDiffusion:
         if request.output == "image":
             self._compile_decoder(programs.latent_shape(self.networks.vae, batch))
         text = self.embedder.context_of(batch)
-        return programs.inputs(self.programs, self.networks, self.params, self.mesh, batch, text)
+        own = beside.for_batch(self.adapters, len(batch.seeds))
+        return programs.inputs(
+            self.programs, self.networks, self.params, self.mesh, batch, text, own
+        )
 
     def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
         """Runs all steps: the final latents, float32 [B, h, w, C]. It uses up inputs.noise."""

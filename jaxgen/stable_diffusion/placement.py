@@ -123,7 +123,7 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     arrays = {
         name: jax.device_put(value, shardings.get(name, rows(mesh)))
         for name, value in inputs._asdict().items()
-        if name != "controls"
+        if name not in ("controls", "adapters")
     }
     controls = tuple(  # whose parameters lie where they should
         Control(
@@ -133,4 +133,10 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
         )
         for own in inputs.controls
     )
-    return inputs._replace(**arrays, controls=controls)
+    adapters = inputs.adapters
+    if adapters is not None:
+        factors = jax.device_put(adapters.factors, everywhere)
+        adapters = adapters._replace(
+            factors=factors, scale=jax.device_put(adapters.scale, rows(mesh))
+        )
+    return inputs._replace(**arrays, controls=controls, adapters=adapters)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh
 
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion import control, decoding, generate, loading, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
@@ -91,7 +91,7 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
     )
 
 
-def latent_shape(vae: AutoencoderKL, batch: BatchRequest) -> tuple[int, int, int, int]:
+def latent_shape(vae: Autoencoder, batch: BatchRequest) -> tuple[int, int, int, int]:
     """The shape [B, h, w, C] of the latents of a batch."""
     height, width = batch.size
     return len(batch.seeds), height // vae.factor, width // vae.factor, vae.latent_channels
@@ -104,8 +104,12 @@ def inputs(
     mesh: Mesh | None,
     batch: BatchRequest,
     text: text_encoding.Text,
+    adapters: Any = None,
 ) -> Inputs:
-    """Brings a batch and its encoded texts to the devices, with noise and latents of images."""
+    """Brings a batch and its encoded texts to the devices, with noise and latents of images.
+
+    adapters: those of each image, as `generate.Inputs` has them.
+    """
     shape = latent_shape(networks.vae, batch)
     noise = batch.latents
     if noise is None:
@@ -129,6 +133,7 @@ def inputs(
             control.Control(params[loading.controlnet_name(k)], *own)
             for k, own in enumerate(batch.controls)
         ),
+        adapters=adapters,
     )
     fields = from_image(programs, networks, params["vae"], mesh, batch)
     return placement.place_inputs(mesh, result._replace(**fields))
@@ -192,7 +197,7 @@ def compile_decoder(
 
 def encode(
     programs: Programs,
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     params: Params,
     mesh: Mesh | None,
     picture: np.ndarray,

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The optimiser from a few options: Adam, a learning-rate schedule, clipping."""
 
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import optax
+
+from jaxgen.types import Array, Params
 
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -52,3 +58,37 @@ def adam(
         raise ValueError(f"clip norm {clip_norm}; use 0 (no clipping) or a positive norm")
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     return optax.chain(*clip, optax.adam(learning_rate, b1=b1))
+
+
+class AdamOfOnes(NamedTuple):
+    """The state of `adam_of_ones`."""
+
+    count: Array  # int32 [], updates so far
+    first: Params  # moving average of the gradients
+    second: Params  # of their squares
+
+
+def adam_of_ones(
+    learning_rate: optax.Schedule, b1: float = 0.99, b2: float = 0.999, epsilon: float = 1e-4
+) -> optax.GradientTransformation:
+    """Adam as in the code of Burda et al. 2016 (arXiv:1509.00519), whose second moment begins at 1.
+
+        rate_t = rate sqrt(1 - b2^t) / (1 - b1^t),   update = -rate_t m / (sqrt(v) + epsilon)
+
+    The correction for the start is that of Kingma & Ba 2015 (arXiv:1412.6980, section 2), although
+    v does not begin at 0: steps are smaller at first. b1 is 0.99 in the code and 0.9 in the paper.
+    """
+
+    def init(params: Params) -> AdamOfOnes:
+        zeros, ones = (jax.tree.map(f, params) for f in (jnp.zeros_like, jnp.ones_like))
+        return AdamOfOnes(jnp.zeros((), jnp.int32), zeros, ones)
+
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, updates)
+        second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.second, updates)
+        t = state.count + 1
+        rate = learning_rate(state.count) * jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        moves = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + epsilon), first, second)
+        return moves, AdamOfOnes(t, first, second)
+
+    return optax.GradientTransformation(init, update)

@@ -7,6 +7,7 @@ the batch: a term of value 0 is linear in the codebook's parameters, with the st
 So the mean over microbatches, devices and hosts, and a checkpoint, are those of any parameter.
 """
 
+import typing
 from typing import Any, NamedTuple
 
 import jax
@@ -97,7 +98,7 @@ def _carrier(codebook: Codebook, z: Array, chosen: Array, step: Array) -> Array:
     def slope(value: Array, statistic: Array) -> Array:
         return jnp.sum((value - jax.lax.stop_gradient(value)) * statistic)
 
-    return sum(map(slope, codebook, statistics))
+    return jnp.sum(jnp.stack([*map(slope, codebook, statistics)]))
 
 
 def moved_codebook(
@@ -137,10 +138,11 @@ def optimizer(
     def networks(params: Params) -> Params:
         return {name: part for name, part in params.items() if name != "codebook"}
 
-    def update(grads: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
+        moves, state = tx.update(networks(updates), state, networks(params))
         codebook = params["codebook"]
-        updates, state = tx.update(networks(grads), state, networks(params))
-        moved = moved_codebook(codebook, grads["codebook"], decay, restart_below)
-        return updates | {"codebook": jax.tree.map(jnp.subtract, moved, codebook)}, state
+        moved = moved_codebook(codebook, updates["codebook"], decay, restart_below)
+        change = {"codebook": jax.tree.map(jnp.subtract, moved, codebook)}
+        return typing.cast(dict[str, Any], moves) | change, state
 
     return optax.GradientTransformation(lambda params: tx.init(networks(params)), update)

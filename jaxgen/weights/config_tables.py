@@ -65,6 +65,10 @@ def _per_channel(default: Any, item: Field) -> Field:
 # Rules between fields
 
 
+def _of_half(half: str) -> tuple[str, str]:
+    return f"{half}_block_out_channels", f"num_{half}_blocks"
+
+
 def _levels(values: Mapping[str, Any]) -> int:
     return len(values["block_out_channels"])
 
@@ -122,6 +126,7 @@ UNET_RULES = (
         "transformer depths that are lists must have one entry a layer",
     ),
 )
+HALVES = ("encoder", "decoder")  # of AutoencoderTiny
 VAE_RULES = (
     Rule(lambda v: _have_length(v, ("down_block_types", "up_block_types")), LEVELS),
     GROUPS,
@@ -131,6 +136,16 @@ VAE_RULES = (
             for key in ("latents_mean", "latents_std")
         ),
         "latents_mean and latents_std must have one number for each of latent_channels",
+    ),
+)
+TINY_RULES = (
+    Rule(
+        lambda v: all(len(set(v[f"{half}_block_out_channels"])) == 1 for half in HALVES),
+        "encoder_block_out_channels and decoder_block_out_channels must each be one width",
+    ),
+    Rule(
+        lambda v: len({len(v[key]) for half in HALVES for key in _of_half(half)}) == 1,
+        "the four lists of channels and blocks must have one entry for each level",
     ),
 )
 CLIP_RULES = (
@@ -234,6 +249,29 @@ _AUTOENCODER_KL = Table(
     ignored=("sample_size", "force_upcast"),
 )
 
+_AUTOENCODER_TINY = Table(
+    fields={
+        "in_channels": _count(3),
+        "out_channels": _count(3),
+        "encoder_block_out_channels": _widths((64,) * 4),
+        "decoder_block_out_channels": _widths((64,) * 4),
+        "latent_channels": _count(4),
+        "num_encoder_blocks": _widths((1, 3, 3, 3)),
+        "num_decoder_blocks": _widths((3, 3, 3, 1)),
+        "scaling_factor": fields.number(1.0, 1e-6, 1e6),
+        "shift_factor": fields.optional(fields.number(0.0, -1e6, 1e6)),
+    },
+    options={
+        **_NOT_QUANTISED,
+        "act_fn": fields.choice("relu", "relu"),
+        "upsampling_scaling_factor": fields.choice(2, 2),
+        "upsample_fn": fields.choice("nearest", "nearest"),
+    },
+    rules=TINY_RULES,
+    # the two numbers of latents are for storing them as bytes
+    ignored=("force_upcast", "latent_magnitude", "latent_shift"),
+)
+
 _CLIP_TEXT = Table(
     fields={
         "vocab_size": _count(49408, MAX_TOKENS),
@@ -289,6 +327,7 @@ _CONTROLNET = Table(
 TABLES = {
     "UNet2DConditionModel": _UNET,
     "AutoencoderKL": _AUTOENCODER_KL,
+    "AutoencoderTiny": _AUTOENCODER_TINY,
     "ControlNetModel": _CONTROLNET,
     "CLIPTextModel": _CLIP_TEXT,
 }

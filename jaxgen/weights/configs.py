@@ -25,6 +25,11 @@ def autoencoder_kl_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return _read(config, "AutoencoderKL")
 
 
+def autoencoder_tiny_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of AutoencoderTiny."""
+    return _read(config, "AutoencoderTiny")
+
+
 def controlnet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of ControlNetModel."""
     return _read(config, "ControlNetModel")

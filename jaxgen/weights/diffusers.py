@@ -53,6 +53,8 @@ def fields(component: Component) -> dict[str, Any]:
             return configs.unet_fields(component.config)
         case "AutoencoderKL":
             return configs.autoencoder_kl_fields(component.config)
+        case "AutoencoderTiny":
+            return configs.autoencoder_tiny_fields(component.config)
         case "ControlNetModel":
             return configs.controlnet_fields(component.config)
         case "CLIPTextModel" | "CLIPTextModelWithProjection" as name:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import Sharding
 
 from jaxgen import files
@@ -28,6 +29,7 @@ from jaxgen.weights import tensors as tensors_io
 from jaxgen.weights.tensors import Tensor
 
 Path = tuple[str, ...]
+Convert = Callable[[Path, np.ndarray], dict[Path, np.ndarray]]  # a leaf -> leaves, on the host
 
 # AutoencoderKL's attention before diffusers 0.17; only where the parent is `attentions.N`.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -48,23 +50,25 @@ def load(
     abstract: Params,
     dtype: Any = jnp.float32,
     sharding: Callable[[Path, tuple[int, ...]], Sharding] | None = None,
+    convert: Convert | None = None,
 ) -> Params:
     """The parameter tree whose shapes `abstract` gives, filled with `tensors` cast to `dtype`.
 
     abstract: the "params" of `jax.eval_shape(model.init, ...)`. sharding: where a leaf goes, by its
-    path and shape; None is the default device. Tensors are read, laid out, cast and moved to the
-    devices one by one. Raises ValueError, before anything is read, that
-    lists all unknown, missing, repeated and wrongly shaped tensors.
+    path and shape; None is the default device. convert: the leaves to keep instead of one. Tensors
+    are read, laid out, cast, converted and moved to the devices one by one. Raises ValueError,
+    before anything is read, that lists all unknown, missing, repeated and wrongly shaped tensors.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(abstract)
     shapes = {_path(keys): tuple(leaf.shape) for keys, leaf in leaves}
     plan = match({name: tensor.shape for name, tensor in tensors.items()}, shapes)
     _check_floating(tensors, plan)
-    values = [
-        _put(tensors[plan[path]], path, shape, dtype, sharding and sharding(path, shape))
-        for path, shape in shapes.items()
-    ]
-    return jax.tree.unflatten(tree, values)
+    put: dict[Path, Array] = {}
+    for path, shape in shapes.items():
+        values = linen_layout(path[-1], tensors[plan[path]].read(), shape, dtype)
+        for own, kept in (convert(path, values) if convert else {path: values}).items():
+            put[own] = _put(kept, sharding and sharding(own, kept.shape))
+    return traverse_util.unflatten_dict(put)
 
 
 def match(
@@ -257,8 +261,7 @@ def _check_floating(tensors: Mapping[str, Tensor], plan: Mapping[Path, str]) -> 
         )
 
 
-def _put(tensor: Tensor, path: Path, shape: tuple[int, ...], dtype: Any, sharding: Any) -> Array:
-    values = linen_layout(path[-1], tensor.read(), shape, dtype)
+def _put(values: np.ndarray, sharding: Any) -> Array:
     # Waiting frees the host copy: otherwise every transfer in flight would hold its own.
     return jax.block_until_ready(jax.device_put(values, sharding))
 

@@ -11,7 +11,7 @@ from jaxgen import files
 # component -> (library, its file stem, the classes that jaxgen implements)
 NETWORKS = {
     "unet": ("diffusers", "diffusion_pytorch_model", ("UNet2DConditionModel",)),
-    "vae": ("diffusers", "diffusion_pytorch_model", ("AutoencoderKL",)),
+    "vae": ("diffusers", "diffusion_pytorch_model", ("AutoencoderKL", "AutoencoderTiny")),
     "text_encoder": ("transformers", "model", ("CLIPTextModel", "CLIPTextModelWithProjection")),
     "text_encoder_2": ("transformers", "model", ("CLIPTextModel", "CLIPTextModelWithProjection")),
 }

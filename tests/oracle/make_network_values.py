@@ -20,9 +20,11 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from support.networks import (
     CLIP_ONLY_OURS,
     CLIPS,
+    TINY,
     UNETS,
     VAE,
     make_clip,
+    make_tiny,
     make_unet,
     make_vae,
     token_ids,
@@ -53,6 +55,13 @@ def vae_values():
     }
 
 
+def tiny_values():
+    tiny = to_torch(weights_by_path(make_tiny(TINY)[1]), diffusers.AutoencoderTiny(**TINY))
+    x, z = vae_inputs()
+    latents, image = tiny.encode(nchw(x)).latents, tiny.decode(nchw(z)).sample
+    return {"tiny/latent": nhwc(latents), "tiny/image": nhwc(image)}
+
+
 def clip_values(name):
     config = {k: v for k, v in CLIPS[name].items() if k not in CLIP_ONLY_OURS}
     projected = "with_projection" in CLIPS[name]
@@ -75,6 +84,7 @@ def main():
         for name in UNETS:
             values |= unet_values(name)
         values |= vae_values()
+        values |= tiny_values()
         for name in CLIPS:
             values |= clip_values(name)
     np.savez_compressed(TESTS / "data" / "networks.npz", **values)

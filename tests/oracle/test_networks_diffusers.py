@@ -16,9 +16,11 @@ from diffusers.models.autoencoders import vae as torch_vae
 from support.networks import (
     CLIP_ONLY_OURS,
     CLIPS,
+    TINY,
     UNETS,
     VAE,
     make_clip,
+    make_tiny,
     make_unet,
     make_vae,
     norm_epsilons,
@@ -31,6 +33,7 @@ from torch_weights import from_torch, nchw, nhwc, perturb, torch_module
 
 from jaxgen.nn import autoencoder_kl, convolution, embeddings, transformer
 from jaxgen.nn import resnet as resnets
+from jaxgen.weights import layout
 
 pytestmark = pytest.mark.oracle
 
@@ -249,3 +252,31 @@ def test_text_encoder_equals_transformers(name):
     assert relative_error(actual.context, expected.last_hidden_state) < NETWORK_ERROR
     pooled = expected.text_embeds if projected else expected.pooler_output
     assert relative_error(actual.pooled, pooled) < NETWORK_ERROR
+
+
+def test_the_tiny_autoencoder_equals_torch():
+    theirs = seeded(lambda: diffusers.AutoencoderTiny(**TINY))
+    ours, shapes = make_tiny(TINY)
+    params = {"params": from_torch(theirs.state_dict(), shapes)}
+    x, z = array(3, 2, 24, 16, 3), 3 * array(4, 2, 6, 4, 4)
+    with torch.no_grad():
+        latents, image = theirs.encode(nchw(x)).latents, theirs.decode(nchw(z)).sample
+    found, _ = ours.apply(params, x, method="encode")
+    assert relative_error(found, nhwc(latents)) < BLOCK_ERROR
+    found = ours.apply(params, z, method="decode")
+    assert relative_error(found, nhwc(image)) < BLOCK_ERROR
+
+
+def test_the_published_tiny_autoencoder_has_the_names_and_shapes_of_torchs():
+    with torch.device("meta"):
+        stored = diffusers.AutoencoderTiny().state_dict()
+    ours, shapes = make_tiny({})
+    assert ours.factor == 8
+    expected = {name: tuple(value.shape) for name, value in stored.items()}
+    flat, _ = jax.tree_util.tree_flatten_with_path(shapes)
+    wanted = {tuple(k.key for k in keys): leaf.shape for keys, leaf in flat}
+    assert len(layout.match(expected, wanted)) == len(expected)
+    halves = [
+        sum(leaf.size for leaf in jax.tree.leaves(shapes[half])) for half in ("encoder", "decoder")
+    ]
+    assert halves == [1_222_532, 1_222_531]

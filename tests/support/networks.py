@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.autoencoder_tiny import AutoencoderTiny
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.unet import UNet2DConditionModel
 
@@ -71,6 +72,12 @@ VAE = {
     "layers_per_block": 1,
     "norm_num_groups": 4,
 }
+TINY = {  # of AutoencoderTiny
+    "encoder_block_out_channels": (8, 8, 8),
+    "decoder_block_out_channels": (12, 12, 12),
+    "num_encoder_blocks": (1, 2, 1),
+    "num_decoder_blocks": (2, 1, 1),
+}
 _CLIP = {
     "vocab_size": 1000,
     "hidden_size": 32,
@@ -97,6 +104,11 @@ def make_vae(config, dtype=jnp.float32):
     vae = AutoencoderKL(**config, dtype=dtype)
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     return vae, shapes_of(vae, jnp.zeros((1, factor, factor, 3)))
+
+
+def make_tiny(config, dtype=jnp.float32):
+    tiny = AutoencoderTiny(**config, dtype=dtype)
+    return tiny, shapes_of(tiny, jnp.zeros((1, tiny.factor, tiny.factor, 3)))
 
 
 def make_clip(config, dtype=jnp.float32):

@@ -10,10 +10,22 @@ import numpy as np
 import optax
 
 from jaxgen.nn import autoencoder, functional, gan
-from jaxgen.train import adversarial, augment, losses, parallel, step
+from jaxgen.train import (
+    adversarial,
+    augment,
+    latent_models,
+    losses,
+    objectives,
+    parallel,
+    penalties,
+    step,
+    vector_quantized,
+)
 
 SHAPE = (8, 8, 1)
 NAMES = ("autoencoder", "vae", "gan")
+# objectives of a VAE, of which those of the whole batch see other examples; and autoencoders
+OBJECTIVES = (*(name for name in objectives.VAE_OBJECTIVES if name != "elbo"), "mmd", "vq_vae")
 
 
 def dataset(size: int = 64) -> dict[str, np.ndarray]:
@@ -36,11 +48,18 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
     tx = optax.sgd(1e-3)
     if name == "gan":
         return _gan(network, norm, tx, accumulate)
+    if name == "vq_vae":
+        return _vq_vae(tx)
 
-    encoder, decoder = _pair(network, 4 if name == "autoencoder" else 8, norm)
+    encoder, decoder = _pair(network, 4 if name in ("autoencoder", "mmd") else 8, norm)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
     if name == "autoencoder":
         loss = losses.autoencoder_loss(encode, decode, noise=0.3)
+    elif name == "mmd":
+        plain = losses.autoencoder_loss(encode, decode)
+        loss = penalties.with_penalty(plain, "mmd", penalties.mmd(encode), 3.0)
+    elif name in OBJECTIVES:
+        loss = _objective(name, encode, decode)
     else:
         loss = losses.vae_loss(encode, decode, losses.bernoulli, dynamic_binarization=True)
 
@@ -50,9 +69,45 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
             "encoder": functional.init(encoder, encoder_key, jnp.zeros(SHAPE), jnp.int32(0)),
             "decoder": functional.init(decoder, decoder_key, jnp.zeros(4), jnp.int32(0)),
         }
+        if name in OBJECTIVES:
+            top_key = jax.random.fold_in(key, 2)
+            params["encoder_top"] = functional.init(UP, jax.random.clone(top_key), jnp.zeros(4))
+            params["decoder_top"] = functional.init(DOWN, top_key, jnp.zeros(2))
         return step.init_state(params, tx)
 
     return init, step.gradient_step(augment.on_uint8(loss, augment.shift), tx, accumulate)
+
+
+UP, DOWN = autoencoder.GaussianLayer(2, (4,)), autoencoder.GaussianLayer(4, (4,))
+
+
+def _objective(name: str, encode, decode):
+    """The loss with this name; the bounds of several samples are of a model of two layers."""
+    model = latent_models.two_layers(
+        encode, functional.apply(UP), functional.apply(DOWN), decode, losses.bernoulli,
+        latent_models.normal_prior(2),
+    )  # fmt: skip
+    parts = objectives.VaeParts(
+        encode, decode, losses.bernoulli, model, 64, dynamic_binarization=True
+    )
+    return objectives.vae_objective(name, parts, 2, 0.2)
+
+
+def _vq_vae(tx):
+    encoder, decoder = autoencoder.MapEncoder(3, 4, 1), autoencoder.MapDecoder(1, 4, 1)
+    loss = vector_quantized.vq_loss(functional.apply(encoder), functional.apply(decoder))
+    tx = vector_quantized.optimizer(tx, 0.5, 0.5)  # many restarts in few steps
+
+    def init(key):
+        encoder_key, decoder_key, codebook_key = jax.random.split(key, 3)
+        params = {
+            "encoder": functional.init(encoder, encoder_key, jnp.zeros(SHAPE)),
+            "decoder": functional.init(decoder, decoder_key, jnp.zeros((4, 4, 3))),
+            "codebook": vector_quantized.init_codebook(codebook_key, 8, 3, 16),
+        }
+        return step.init_state(params, tx)
+
+    return init, step.gradient_step(augment.on_uint8(loss), tx)
 
 
 def _gan(network: str, norm: str, tx, accumulate: int):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Objectives of k samples of z: k-sample VAE, IWAE and DReG, each for ONE example and ONE key.
+"""The objectives of a VAE by name, and those of k samples of z: k-sample VAE, IWAE and DReG.
 
-All take any `LatentModel`. With the weights w_i = p(x, z_i) / q(z_i | x), z_i ~ q(z | x):
+The latter take any `LatentModel`. With the weights w_i = p(x, z_i) / q(z_i | x), z_i ~ q(z | x):
 
     k_sample   1/k sum_i log w_i        Kingma & Welling 2014 (arXiv:1312.6114), eq. 6
     iwae       log 1/k sum_i w_i        Burda et al. 2016 (arXiv:1509.00519), eq. 8
@@ -10,13 +10,14 @@ All take any `LatentModel`. With the weights w_i = p(x, z_i) / q(z_i | x), z_i ~
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxgen.train import losses
+from jaxgen.train import divergences, losses
 from jaxgen.train.latent_models import Latent, LatentModel
+from jaxgen.train.losses import Apply, Likelihood
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
 # (params, draws of z [k, ...], params of log q) -> log w [k]
@@ -92,6 +93,55 @@ def bound_loss(
         return value, {"loss": value, **parts}
 
     return loss
+
+
+VAE_OBJECTIVES = ("elbo", "free_bits", "beta_tc", *BOUNDS)
+OF_WHOLE_BATCH = ("free_bits", "beta_tc")  # a batch that is accumulated in parts is another one
+
+
+class VaeParts(NamedTuple):
+    """What the losses of a VAE are made of."""
+
+    encode: Apply  # (params, x, label) -> mean and logvar of the first layer
+    decode: Apply
+    log_likelihood: Likelihood
+    model: LatentModel  # the same as densities, with any prior or second layer
+    num_examples: int  # of the training set
+    beta: Callable[[Array], Array] | None = None
+    dynamic_binarization: bool = False
+
+
+def vae_objective(
+    name: str, parts: VaeParts, num_samples: int = 1, free_nats: float = 0.0
+) -> LossFn:
+    """The loss with this name; num_samples is for the bounds, free_nats for free bits.
+
+    Raises ValueError for a name that is not in `VAE_OBJECTIVES`.
+    """
+    networks = (parts.encode, parts.decode, parts.log_likelihood)
+    options = (parts.beta, parts.dynamic_binarization)
+    match name:
+        case "elbo":
+            return losses.vae_loss(*networks, *options)
+        case "free_bits":
+            return divergences.divergence_loss(
+                *networks, divergences.free_bits(free_nats), *options
+            )
+        case "beta_tc":
+            correlation = divergences.total_correlation(parts.num_examples)
+            return divergences.divergence_loss(*networks, correlation, *options)
+        case "k_sample" | "iwae" | "dreg":
+            return bound_loss(parts.model, BOUNDS[name], num_samples, *options)
+    raise ValueError(f"unknown VAE objective {name!r}; use one of {', '.join(VAE_OBJECTIVES)}")
+
+
+def check_prior(name: str, option: str) -> None:
+    """Raises ValueError where `option` asks for a prior whose KL has no closed form."""
+    if name not in BOUNDS:
+        raise ValueError(
+            f"objective {name} needs the KL to N(0, I); with {option} use one of "
+            f"{', '.join(BOUNDS)}"
+        )
 
 
 def _terms(

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""XLA's options for GPUs that compiled programs speak for and no GPU has confirmed yet.
+
+None is on: `compile_for_gpu --prepared` counts what each changes, and `python -m benchmarks
+--gpu-report` measures it. What pays on a device belongs into the start of every script.
+"""
+
+import os
+
+GPU: dict[str, dict[str, str]] = {
+    # cuDNN's convolutions as parts of CUDA graphs; XLA leaves them out, since not all can be
+    "graphs": {"xla_gpu_enable_command_buffer": "+CONVOLUTION"},
+    # and a whole scan as one graph
+    "scans": {"xla_gpu_enable_command_buffer": "+CONVOLUTION,+WHILE"},
+    # convolutions with what follows them as one call of cuDNN
+    "convolutions": {"xla_gpu_experimental_enable_conv_fusion": "true"},
+    # the products of queries, keys and values apart: merged ones are split by copies
+    "products": {"xla_gpu_dot_merger_threshold_mb": "0"},
+    # also short runs of kernels as graphs; XLA's default is 5 and more
+    "short": {"xla_gpu_graph_min_graph_size": "2"},
+}
+
+
+def flags(names: tuple[str, ...]) -> str:
+    """The options as XLA_FLAGS. Raises ValueError for an unknown name, or two of one option."""
+    settings: dict[str, str] = {}
+    for name in names:
+        if name not in GPU:
+            raise ValueError(f"unknown prepared option {name!r}; use {', '.join(GPU)}")
+        for flag, value in GPU[name].items():
+            if flag in settings:
+                raise ValueError(f"two of {', '.join(names)} set {flag}; name one of them")
+            settings[flag] = value
+    return " ".join(f"--{flag}={value}" for flag, value in settings.items())
+
+
+def use(names: tuple[str, ...]) -> None:
+    """Adds the options to those of this process; before it compiles anything."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags(names)}".strip()

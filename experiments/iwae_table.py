@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: MIT
+"""Reproduces Table 1 of Burda, Grosse & Salakhutdinov 2016 (arXiv:1509.00519) on dynamic MNIST.
+
+Every setting is that of the authors' code (github.com/yburda/iwae), which differs from the paper in
+places: Adam with b1 = 0.99, epsilon 1e-4 and a second moment that begins at 1; gradients summed
+over batches of 20; no shuffling; the first 59,600 images; every use of an image binarizes it anew,
+in testing too; stages of 3^i epochs at rounded rates.
+
+Examples:
+    python experiments/iwae_table.py --data path/to/mnist_idx --budget 3     # stages 0 to 3 of 7
+    python experiments/iwae_table.py --data path/to/mnist_idx --cells 1x1 1x5 --seeds 3
+    python experiments/iwae_table.py --action table --table docs/iwae_table.md
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from iwae_cells import NUM_STAGES, Cell, epoch_of, init, model_of, networks
+
+from jaxgen import files, script
+from jaxgen.data import sets
+from jaxgen.evaluate import likelihood
+from jaxgen.measure import environment
+from jaxgen.nn import functional
+from jaxgen.train import augment, latent_models, losses, step
+from jaxgen.types import Array, Key, Params
+
+# (stochastic layers, k) -> test -log p(x) in nats of (VAE, IWAE), and their active units
+PAPER = {
+    (1, 1): ((86.76, "19"), (86.76, "19")),
+    (1, 5): ((86.47, "20"), (85.54, "22")),
+    (1, 50): ((86.35, "20"), (84.78, "25")),
+    (2, 1): ((85.33, "16+5"), (85.33, "16+5")),
+    (2, 5): ((85.01, "17+5"), (83.89, "21+5")),
+    (2, 50): ((84.78, "17+5"), (82.90, "26+7")),
+}
+KINDS = ("vae", "iwae")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the table."""
+
+    action: Literal["run", "table"] = "run"  # train and evaluate, or write the table
+    data: str = "mnist"  # as in the other scripts: a TFDS name, a folder of IDX files, mnist5k
+    budget: int = 7  # the last stage that is run, 0 to 7; stage i has 3^i epochs
+    cells: tuple[str, ...] = ("1x1", "1x5", "1x50", "2x1", "2x5", "2x50")  # layers x k
+    seeds: int = 1  # independent runs of each cell; those of a cell are trained at once
+    swap: bool = False  # the last stage with the other objective, as in the paper's Table 2
+    nll_samples: int = 5000  # of z, for each test image
+    test_images: int | None = None  # the first ones; all by default
+    batch_size: int = 20  # 20 in the paper; another is not the paper's
+    save_every: int = 27  # epochs; a run that ended early goes on from there
+    folder: Path = Path("runs/iwae_table")  # states and raw results
+    table: Path = Path("outputs/iwae_table.md")  # action table: the file to write
+
+
+def training_images(data: str, size: int) -> np.ndarray:
+    """The first 59,600 of MNIST's images, as in the code; of other sets, whole batches of all."""
+    images = sets.load(data, "train").images
+    count = 59_600 if len(images) == 60_000 else len(images)
+    if count < size:
+        raise ValueError(f"{data} has {count} training images, less than --batch-size {size}")
+    return images[: count // size * size]
+
+
+def runs_of(config: Config, cell: Cell) -> list[tuple[str, int]]:
+    """(objective, seed) of the runs of a cell; for k = 1 both objectives are one."""
+    kinds = KINDS[:1] if cell.k == 1 else KINDS
+    return [(kind, seed) for kind in kinds for seed in range(config.seeds)]
+
+
+def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float]:
+    """The states of a cell's runs at the end of the budget, and microseconds per step of one run.
+
+    Everything is a function of seed and step, and so a run that goes on from its file is the same.
+    """
+    names = runs_of(config, cell)
+    keys = jax.vmap(jax.random.key)(jnp.array([seed for _, seed in names]))
+    init_keys, train_keys = jax.vmap(partial(jax.random.split, num=2))(keys).T
+    epoch, tx = epoch_of(cell, images, config.batch_size)
+    states: Any = jax.vmap(lambda key: step.init_state(init(cell, images, key), tx))(init_keys)
+    path = state_path(config, cell)
+    states = restored(config, path, states)
+    steps, last = len(images) // config.batch_size, sum(3**i for i in range(config.budget + 1))
+    total = last + 3**config.budget * config.swap
+    done = int(states.step[0]) // steps
+    if done > total:
+        raise ValueError(
+            f"{path} has seen {done} epochs, more than the {total} of --budget {config.budget}; "
+            f"use a larger budget or another --folder"
+        )
+
+    on_device, seconds = jnp.asarray(images), []
+    for number in range(done, total):
+        swapped = number >= last
+        is_iwae = jnp.array([(kind == "iwae") != swapped for kind, _ in names])
+        start = time.perf_counter()
+        states, values = epoch(states, on_device, train_keys, is_iwae)
+        values = np.asarray(values)
+        seconds.append(time.perf_counter() - start)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{cell} is not finite in epoch {number}; {path} holds the one before")
+        if (number + 1) % config.save_every == 0 or number + 1 == total:
+            file = {"settings": settings(config), "states": jax.device_get(states)}
+            content = flax.serialization.to_bytes(file)
+            files.write_whole(path, lambda p, content=content: p.write_bytes(content))
+            print(f"{cell}: epoch {number + 1} of {total}, {values}", flush=True)
+    # the first epoch compiles
+    spent = np.median(seconds[1:]) if len(seconds) > 1 else np.nan
+    return states, float(spent / steps / len(names) * 1e6)
+
+
+def settings(config: Config) -> str:
+    """What a continuation must have in common with the run that it goes on with."""
+    return f"--data {config.data} --batch-size {config.batch_size} --seeds {config.seeds}"
+
+
+def restored(config: Config, path: Path, states: Any) -> Any:
+    """The states in the file, or those given where there is none.
+
+    Raises ValueError for a file of other settings.
+    """
+    if not path.is_file():
+        return states
+    with files.one_error(path):
+        content: Any = flax.serialization.msgpack_restore(path.read_bytes())
+        if content["settings"] != settings(config):
+            raise ValueError(f"{path} is of {content['settings']}, not of {settings(config)}")
+        return flax.serialization.from_state_dict(states, content["states"])
+
+
+def state_path(config: Config, cell: Cell) -> Path:
+    """The file of a cell's states, of one budget's schedule: all budgets begin alike."""
+    swap = f"-swap{config.budget}" if config.swap else ""
+    return config.folder / f"{cell.layers}x{cell.k}-{config.seeds}{swap}.msgpack"
+
+
+def evaluate(config: Config, cell: Cell, states: Any, images: np.ndarray) -> Iterator[dict]:
+    """The results of each run of a cell, as plain numbers."""
+    model = model_of(cell, images.shape[1:])
+    test = sets.load(config.data, "test")
+    cut = {"images": test.images[: config.test_images], "labels": test.labels[: config.test_images]}
+
+    def log_weight(params: Params, example: Any, key: Key, weight_key: Key) -> Array:
+        x = losses.binarize(key, augment.to_unit_range(example["image"]))
+        z = model.draw(params, x, None, weight_key)
+        return latent_models.log_weight(model, params, z, x, None)
+
+    for i, (kind, seed) in enumerate(runs_of(config, cell)):
+        params = jax.tree.map(lambda x, i=i: x[i], states.params)
+        key = jax.random.key(seed + 1000)
+        k = config.nll_samples
+        estimate = likelihood.importance_estimates(log_weight, params, cut, key, [k])[k]
+        yield {
+            "layers": cell.layers, "k": cell.k, "objective": kind, "seed": seed,
+            "swapped": config.swap, "stages": config.budget + 1, "data": config.data,
+            "training_images": len(images), "test_images": len(cut["images"]),
+            "batch_size": config.batch_size, "nll_samples": k,
+            "active": active_units(cell, params, images), **estimate._asdict(),
+        }  # fmt: skip
+
+
+def active_units(cell: Cell, params: Params, images: np.ndarray) -> str:
+    """The active units of each layer for 500 images; the upper layer sees the lower one's mean."""
+    parts = networks(cell, images.shape[1:])
+    x = jnp.round(jnp.asarray(images[:500]) / 255).reshape(len(images[:500]), -1)
+    counts = []
+    for name in ("encoder", "encoder_top")[: cell.layers]:
+        x = jnp.split(functional.apply(parts[name])(params[name], x), 2, axis=-1)[0]
+        counts.append(str(likelihood.active_units(np.asarray(x)).sum()))
+    return "+".join(counts)
+
+
+def run(config: Config) -> None:
+    """Trains and evaluates the cells one after the other; each leaves a file of raw results."""
+    images = training_images(config.data, config.batch_size)
+    for text in config.cells:
+        cell = cell_of(text)
+        states, micros = train(config, cell, images)
+        rows = list(evaluate(config, cell, states, images))
+        results = {"environment": environment.record(), "us_per_step": micros, "rows": rows}
+        name = f"{text}-stage{config.budget}{'-swap' if config.swap else ''}.json"
+        content = json.dumps(results, indent=1)
+        files.write_whole(config.folder / name, lambda p, c=content: p.write_text(c + "\n"))
+        for row in rows:
+            print(
+                f"{text} {row['objective']} seed {row['seed']}: {row['nats']:.2f} nats", flush=True
+            )
+
+
+def cell_of(text: str) -> Cell:
+    """The cell "LAYERSxK". Raises ValueError for one that is not in the paper's table."""
+    for layers, k in PAPER:
+        if text == f"{layers}x{k}":
+            return Cell(layers, k)
+    known = ", ".join(f"{layers}x{k}" for layers, k in PAPER)
+    raise ValueError(f"unknown cell {text!r}; use one of {known}")
+
+
+def table(results: list[dict]) -> str:
+    """The results beside the paper's numbers, as Markdown: means over seeds with their spread."""
+    lines = [
+        "| layers | k | objective | stages | training images | seeds | nats here | paper, 8 stages | difference | active here | paper |",  # noqa: E501
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows = [row for result in results for row in result["rows"] if not row["swapped"]]
+    names = ("layers", "k", "objective", "stages", "training_images")
+    for group in sorted({tuple(row[name] for name in names) for row in rows}):
+        same = [row for row in rows if tuple(row[name] for name in names) == group]
+        layers, k, kind, stages, count = group
+        paper, active = PAPER[layers, k][KINDS.index(kind)]
+        nats = np.array([row["nats"] for row in same])
+        spread = f" +- {nats.std(ddof=1):.2f}" if len(nats) > 1 else ""
+        units = ", ".join(row["active"] for row in same)
+        lines.append(
+            f"| {layers} | {k} | {kind.upper()} | {stages} of {NUM_STAGES} | {count} | {len(same)} "
+            f"| {nats.mean():.2f}{spread} | {paper:.2f} | {nats.mean() - paper:+.2f} "
+            f"| {units} | {active} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_table(config: Config) -> None:
+    """Writes the table of all raw results in the folder."""
+    paths = sorted(config.folder.glob("*-stage*.json"))
+    if not paths:
+        raise ValueError(f"{config.folder} holds no results; run the cells first (--action run)")
+    content = table([files.read_object(path) for path in paths])
+    files.write_whole(config.table, lambda p: p.write_text(content))
+    print(content + f"\n{config.table}")
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    if not 0 <= config.budget < NUM_STAGES:
+        raise ValueError(f"--budget is {config.budget}; use 0 to {NUM_STAGES - 1}")
+    for name in ("seeds", "nll_samples", "batch_size", "save_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}; use 1 or more"
+            )
+    script.set_up()
+    run(config) if config.action == "run" else write_table(config)
+
+
+if __name__ == "__main__":
+    script.main(main)

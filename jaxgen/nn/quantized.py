@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""Kernels in 8 bits, for inference: a scale for every output feature.
+
+    kernel[..., o] = stored[..., o] * unit * scale[o]
+
+int8 keeps 254 steps between the largest values of a feature; fp8 (e4m3) keeps 3 bits behind the
+first and so small values better. Layers of `linear.py` read a kernel of such a type with its
+"kernel_scale" beside it: the product is computed in the layer's type from the stored values, which
+that type holds exactly, and scaled afterwards. Only weights are in 8 bits, not what they multiply.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+SCALE = "kernel_scale"  # float32 [O], beside "kernel"
+
+
+class Kind(NamedTuple):
+    """A type of stored values."""
+
+    dtype: np.dtype
+    largest: float  # stored value
+    unit: float  # a power of two that brings stored values to 1 at most, safe for float16 too
+
+
+KINDS = {
+    "int8": Kind(np.dtype(np.int8), 127, 2.0**-7),
+    "fp8": Kind(np.dtype(jnp.float8_e4m3fn), 448, 2.0**-9),
+}
+UNITS = {kind.dtype.name: kind.unit for kind in KINDS.values()}
+
+
+def check(kind: str | None) -> str | None:
+    """Returns the name of a kind; raises ValueError unless it is in KINDS, or None."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"quantize is {kind!r:.80}; use {' or '.join(map(repr, KINDS))}, or None")
+    return kind
+
+
+def quantize(kernel: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel [..., O] as stored values of the same shape, and their scales float32 [O]."""
+    dtype, most, unit = KINDS[kind]
+    kernel = np.asarray(kernel, np.float32)
+    largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
+    scale = np.where(largest > 0, largest, 1) / np.float32(most)
+    stored = kernel / scale
+    if dtype == np.int8:
+        stored = np.rint(stored)
+    return stored.astype(dtype), (scale / unit).astype(np.float32)
+
+
+def dequantize(stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The kernel [..., O] that stored values and their scales stand for, float32."""
+    return stored.astype(np.float32) * np.float32(UNITS[stored.dtype.name]) * scale

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""The settings of Burda et al. 2016's code, and a table that goes on where it stopped."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support.scripts import call, loaded, refusal
+
+from jaxgen.train import optimizer
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (44, 4, 4, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, images=IMAGES, labels=np.zeros(44, np.int64))
+    return path
+
+
+def flags(data, folder, budget, *more):
+    common = ["--data", data, "--cells", "1x5", "--batch-size", "10", "--nll-samples", "10"]
+    return [*common, "--folder", folder, "--budget", budget, *more]
+
+
+def test_without_epsilon_it_is_adam_whose_second_moment_begins_at_one():
+    params = {"w": jnp.array([0.5, -2.0]), "b": jnp.float32(3.0)}
+    ours = optimizer.adam_of_ones(optax.constant_schedule(0.1), epsilon=0.0)
+    theirs = optax.adam(0.1, b1=0.99, eps=0.0)
+    adam, *rest = theirs.init(params)
+    state, other = ours.init(params), (adam._replace(nu=jax.tree.map(jnp.ones_like, params)), *rest)
+    for scale in (1.0, -3.0, 0.2):
+        grads = jax.tree.map(lambda x, s=scale: s * x, params)
+        moves, state = ours.update(grads, state)
+        expected, other = theirs.update(grads, other)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), moves, expected)
+
+
+def test_epsilon_is_added_to_the_root_of_the_second_moment():
+    """A gradient of 0 keeps m = 0; one of g gives 0.01 g / (sqrt(0.999 + 0.001 g^2) + epsilon)."""
+    tx = optimizer.adam_of_ones(optax.constant_schedule(1.0), epsilon=0.5)
+    moves, _ = tx.update(jnp.array([0.0, 2.0]), tx.init(jnp.zeros(2)))
+    correction = np.sqrt(0.001) / 0.01
+    np.testing.assert_allclose(
+        moves, [0, -correction * 0.02 / (np.sqrt(0.999 + 0.004) + 0.5)], rtol=1e-4
+    )
+
+
+def test_the_schedule_is_the_papers():
+    with loaded("iwae_cells") as cells:
+        rates = [1.0e-3, 7.2e-4, 5.2e-4, 3.7e-4, 2.7e-4, 1.9e-4, 1.4e-4, 1.0e-4]
+        np.testing.assert_allclose(cells.stage_rates(), rates)
+        rate = cells.learning_rate(2980)
+        ends = np.cumsum(3 ** np.arange(8)) * 2980
+        assert ends[-1] == 9_774_400
+        for i, end in enumerate(ends):
+            assert float(rate(end - 1)) == pytest.approx(rates[i])
+        assert float(rate(ends[-1] + 1)) == pytest.approx(1e-4)  # the swapped stage
+
+
+@pytest.mark.parametrize(("text", "count"), [("1x1", 425_284), ("2x50", 521_084)])
+def test_models_have_the_parameters_and_the_start_of_the_code(text, count):
+    """784-200-200-50 and back; 784-200-200-100-100-100-50 and back, with two heads a layer."""
+    images = np.random.default_rng(1).integers(0, 256, (30, 28, 28, 1), dtype=np.uint8)
+    images[:, 0, 0] = 0
+    with loaded("iwae_table") as table:
+        cell = table.cell_of(text)
+        params = jax.jit(lambda key: table.init(cell, images, key))(jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(params)) == count
+    bias = params["decoder"]["head"]["bias"]
+    assert float(bias[0]) == pytest.approx(np.log(0.001 / 0.999), rel=1e-4)
+    mean = images.reshape(30, -1).mean(axis=0)[1:] / 255
+    np.testing.assert_allclose(jax.nn.sigmoid(bias[1:]), mean, rtol=1e-4)
+    bound = np.sqrt(6 / (200 + {"1x1": 50, "2x50": 100}[text]))
+    kernel = np.asarray(params["encoder"]["mean"]["kernel"])
+    assert 0.95 * bound < abs(kernel).max() <= bound
+
+
+def test_a_table_goes_on_where_it_stopped_and_stands_beside_the_papers(data, tmp_path):
+    whole, parts, page = tmp_path / "whole", tmp_path / "parts", tmp_path / "table.md"
+    call("iwae_table", *flags(data, whole, 1, "--seeds", "2"))
+    call("iwae_table", *flags(data, parts, 0, "--seeds", "2"))
+    call("iwae_table", *flags(data, parts, 1, "--seeds", "2"))
+
+    read = lambda folder: json.loads((folder / "1x5-stage1.json").read_text())["rows"]  # noqa: E731
+    assert read(parts) == read(whole)
+    assert [(row["objective"], row["seed"]) for row in read(whole)] == [
+        ("vae", 0), ("vae", 1), ("iwae", 0), ("iwae", 1),
+    ]  # fmt: skip
+    assert len({row["nats"] for row in read(whole)}) == 4
+    assert {(row["stages"], row["training_images"]) for row in read(whole)} == {(2, 30)}
+
+    written = call("iwae_table", "--action", "table", "--folder", parts, "--table", page)
+    assert page.read_text() in written
+    lines = page.read_text().splitlines()
+    mean = np.mean([row["nats"] for row in read(parts)[2:]])
+    wanted = f"| {mean - 85.54:+.2f} |"
+    assert [line for line in lines if "| IWAE | 2 of 8 |" in line and wanted in line]
+
+
+def test_bad_input_of_the_table_is_one_line(data, tmp_path):
+    assert "unknown cell '3x1'; use one of 1x1, 1x5" in refusal(
+        "iwae_table", "--data", data, "--cells", "3x1"
+    )
+    assert "--budget is 8; use 0 to 7" in refusal("iwae_table", "--budget", "8")
+    assert "less than --batch-size 100" in refusal(
+        "iwae_table", "--data", data, "--batch-size", "100"
+    )
+    assert "holds no results; run the cells first" in refusal(
+        "iwae_table", "--action", "table", "--folder", tmp_path
+    )
+    call("iwae_table", *flags(data, tmp_path, 1))
+    assert "has seen 4 epochs, more than the 1 of --budget 0" in refusal(
+        "iwae_table", *flags(data, tmp_path, 0)
+    )
