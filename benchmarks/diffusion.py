@@ -72,7 +72,7 @@ def start(model: Model, size: Size) -> tuple[dict[str, Part], Start]:
 
     latents, picture = np.asarray(step.output[0][0]), np.asarray(decode.output[0])
     begin_flops = products.flops(run.begin, unet, inputs)  # once an image, not in every step
-    steps = _chain(partial(step.call, unet, inputs, fixed), first_state, size.num_steps)
+    steps = chain(partial(step.call, unet, inputs, fixed), first_state, size.num_steps)
     encodings = _calls(partial(embed.call, encoders, chunks))
     decodings = _calls(partial(decode.call, vae, inputs.noise))
     parts = {
@@ -157,7 +157,7 @@ def _calls(call: Callable[[], Any]) -> turns.Candidate:
     return turns.Candidate(run)
 
 
-def _chain(step: Callable[..., Any], state: Array, num_steps: int) -> turns.Candidate:
+def chain(step: Callable[..., Any], state: Array, num_steps: int) -> turns.Candidate:
     """A candidate whose calls each go on from the state of the one before: step donates it."""
     done = 0
 

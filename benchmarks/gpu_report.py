@@ -118,23 +118,26 @@ def run(part: Part, folder: Path, left: float) -> Row:
             end = "finished" if code == 0 else f"failed with status {code}, see {part.name}.txt"
         except subprocess.TimeoutExpired:
             end = f"cut short after {time.monotonic() - began:.0f} s; what it had is kept"
-    return record | {"end": end, "seconds": time.monotonic() - began}
+    seconds = time.monotonic() - began
+    return record | {"end": end, "seconds": seconds, "left_out": left_out(Path(f"{output}.txt"))}
+
+
+def left_out(log: Path) -> list[str]:
+    """What a part itself says that it left out: absent peers, cases without time, skipped tests."""
+    signs = ("without ", "SKIPPED ")
+    lines = log.read_text(errors="replace").splitlines()
+    return [line for line in lines if line.startswith(signs) or "Not measured:" in line]
 
 
 def report(folder: Path, records: Sequence[Row]) -> str:
     """The page of the parts: how each ended, what the options change, and all tables."""
     results = _results(folder, records)
-    lines = [
-        "# One GPU",
-        "",
-        *page.table(["part", "end"], [[r["name"], r["end"]] for r in records]),
-    ]
-    lines += [
-        "",
-        "## Prepared options",
-        "",
-        "Images a second, divided by those without the option.",
-    ]
+    ends = [[record["name"], record["end"]] for record in records]
+    omitted = [f"- {r['name']}: {line}" for r in records for line in r.get("left_out", ())]
+    lines = ["# One GPU", "", *page.table(["part", "end"], ends), ""]
+    lines += ["Left out by the parts themselves:", "", *(omitted or ["- nothing"])]
+    lines += ["", "## Prepared options", ""]
+    lines += ["Images a second, divided by those without the option."]
     lines += ["One process after the other: differences of a few per cent mean nothing.", ""]
     rows = [[name, *cells] for name, cells in gains(results).items()]
     lines += (

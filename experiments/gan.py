@@ -26,7 +26,8 @@ import tyro
 from PIL import Image
 
 from jaxgen import script
-from jaxgen.evaluate import classes, judge
+from jaxgen.data.source import Dataset
+from jaxgen.evaluate import classes, judge, quality
 from jaxgen.nn import functional, gan
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
@@ -35,7 +36,9 @@ from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import adversarial, augment, step
 from jaxgen.types import Array, Key, LossFn, Params
 
-Objective = Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"]
+Objective = Literal[
+    "minimax", "non_saturating", "least_squares", "wasserstein", "hinge", "relativistic"
+]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Config:
     norm: Literal["none", "group", "layer", "batch"] = "group"  # conv: in the generator
     spectral: bool = False  # spectral normalisation of the discriminator
     conditional: bool = False  # condition both players on the class label
+    # conditional: a projection of the label in the discriminator, or an auxiliary classifier
+    conditioning: Literal["projection", "auxiliary"] = "projection"
     objective: Objective = "non_saturating"  # the losses of generator and discriminator
     discriminator_steps: int = 1  # per generator step, each on a batch of its own
     gradient_penalty: float = 0.0  # weight of (|grad D| - 1)^2 between real and fake (usually 10)
@@ -60,6 +65,8 @@ class Config:
     discriminator_rate: float | None = None  # its learning rate; the generator's by default
     b1: float = 0.5  # Adam's momentum
     ema_decay: float = 0.999  # of the generator's moving average, which samples are drawn with
+    # evaluate: also train a classifier on samples of a conditional run, and test it on real images
+    classification_score: bool = may_change(False)
     num_samples: int = may_change(64)  # sample: how many images
     # sample: the PNG to write; in the run's folder by default
     output: str | None = may_change(None)
@@ -95,14 +102,16 @@ def players(config: Config, examples: Examples) -> tuple[Any, Any]:
         "num_classes": experiment.num_classes(examples, config.conditional),
         "dtype": experiment.network_dtype(config.run),
     }
+    judging: dict[str, Any] = {"spectral": config.spectral, "auxiliary": is_auxiliary(config)}
+    judging |= common
     if config.network == "dense":
         return (
             gan.DenseGenerator(examples.image_shape, config.hidden, **common),
-            gan.DenseDiscriminator(spectral=config.spectral, **common),
+            gan.DenseDiscriminator(**judging),
         )
     return (
         gan.ConvGenerator(examples.image_shape, config.width, config.norm, **common),
-        gan.ConvDiscriminator(config.width, spectral=config.spectral, **common),
+        gan.ConvDiscriminator(config.width, **judging),
     )
 
 
@@ -113,6 +122,8 @@ def build(config: Config, examples: Examples) -> System:
     )
     plan.check_range(config, 0, "gradient_penalty", "r1", "r2")
     plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
+    if config.conditioning == "auxiliary" and not config.conditional:
+        raise ValueError("--conditioning auxiliary needs --conditional")
     generator, discriminator = players(config, examples)
     d_loss, g_loss = losses_of(config, functional.apply(generator), functional.apply(discriminator))
     options, k = config.run, config.discriminator_steps
@@ -145,11 +156,22 @@ def losses_of(config: Config, generate: Any, discriminate: Any) -> tuple[LossFn,
     game = adversarial.objective(config.objective)
     penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
     transform = augment.differentiable if config.diff_augment else adversarial.identity
-    d_loss = adversarial.discriminator_loss(
-        generate, discriminate, game, config.latent_dim, penalties, transform
-    )
-    g_loss = adversarial.generator_loss(generate, discriminate, game, config.latent_dim, transform)
-    return augment.on_uint8(d_loss, augment.by_name(config.run.augment)), g_loss
+    change, classify = augment.by_name(config.run.augment), None
+    if is_auxiliary(config):
+        outputs = discriminate
+        discriminate = lambda params, x, label: outputs(params, x)[0]  # noqa: E731
+        classify = lambda params, x: outputs(params, x)[1:]  # noqa: E731
+    common = (generate, discriminate, game, config.latent_dim)
+    d_loss = adversarial.discriminator_loss(*common, penalties, transform, classify)
+    g_loss = adversarial.generator_loss(*common, transform, classify)
+    if game.relative is not None:  # the generator sees real images too
+        g_loss = augment.on_uint8(g_loss, change)
+    return augment.on_uint8(d_loss, change), g_loss
+
+
+def is_auxiliary(config: Config) -> bool:
+    """Says whether the discriminator classifies images instead of being told their label."""
+    return config.conditional and config.conditioning == "auxiliary"
 
 
 def optimizers(config: Config, num_steps: int) -> tuple[Any, Any]:
@@ -248,7 +270,10 @@ def evaluate(config: Config) -> None:
     """Trains a classifier on the real images and prints its figures for 10,000 samples."""
     source = trained(config)
     train_set = run.load_split(config.run, "train")
-    classify, accuracy = judge.train(train_set, run.load_split(config.run, "test"))
+    test = run.load_split(config.run, "test")
+    if config.classification_score and not config.conditional:
+        raise ValueError("--classification-score needs labels of samples: a --conditional run")
+    classify, accuracy = judge.train(train_set, test)
     print(f"classifier: {accuracy:.4f} of the real test images right")
     for i in range(config.run.num_models):
         pictures, labels = draws(config, source, 10_000, i)
@@ -257,6 +282,18 @@ def evaluate(config: Config) -> None:
         show(classes.report(probabilities), train_set.class_names)
         if config.conditional:
             print(f"  as asked         {classes.agreement(probabilities, labels):.4f}")
+        if min(len(train_set.images), len(test.images)) >= quality.LEAST_IMAGES:
+            compared = quality.compare(pictures, train_set.images, test.images)
+            print(*quality.lines(compared), sep="\n")
+        else:
+            print(f"  distances        need {quality.LEAST_IMAGES} test images or more")
+        if config.classification_score:
+            generated = Dataset(pictures, labels, train_set.class_names)
+            score = judge.train(generated, test)[1]
+            print(
+                f"  classification   {score:.4f} of the real test images, by a classifier that "
+                f"generated images trained; {accuracy:.4f} by real ones"
+            )
 
 
 def show(report: classes.ClassReport, names: tuple[str, ...]) -> None:

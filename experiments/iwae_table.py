@@ -80,7 +80,7 @@ def runs_of(config: Config, cell: Cell) -> list[tuple[str, int]]:
     return [(kind, seed) for kind in kinds for seed in range(config.seeds)]
 
 
-def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float]:
+def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | None]:
     """The states of a cell's runs at the end of the budget, and microseconds per step of one run.
 
     Everything is a function of seed and step, and so a run that goes on from its file is the same.
@@ -116,9 +116,9 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float]:
             content = flax.serialization.to_bytes(file)
             files.write_whole(path, lambda p, content=content: p.write_bytes(content))
             print(f"{cell}: epoch {number + 1} of {total}, {values}", flush=True)
-    # the first epoch compiles
-    spent = np.median(seconds[1:]) if len(seconds) > 1 else np.nan
-    return states, float(spent / steps / len(names) * 1e6)
+    if len(seconds) < 2:  # the first epoch compiles
+        return states, None
+    return states, float(np.median(seconds[1:]) / steps / len(names) * 1e6)
 
 
 def settings(config: Config) -> str:

@@ -125,7 +125,7 @@ def build(config: Config, examples: Examples) -> System:
     loss = loss_of(config, examples)
 
     def init(key: Key) -> Any:
-        encoder_key, decoder_key = jax.random.split(key)
+        encoder_key, decoder_key, extra_key = jax.random.split(key, 3)
         label = jnp.int32(0)
         params = {
             "encoder": functional.init(
@@ -135,7 +135,6 @@ def build(config: Config, examples: Examples) -> System:
         }
         if losses.LIKELIHOODS[config.likelihood].learns_scale:
             params["log_scale"] = jnp.full((examples.image_shape[-1],), -1.0)
-        extra_key = jax.random.fold_in(key, 2)
         return step.init_state(params | extra_parameters(config, examples, extra_key), tx)
 
     return System(
@@ -308,6 +307,7 @@ def evaluate(config: Config) -> None:
     plain = replace(config, objective=kind, bound_samples=1, beta=1.0, kl_warmup_steps=0)
     loss = augment.on_uint8(loss_of(plain, examples))
     log_weight = partial(log_weight_of, config, model_of(config, examples))
+    encode = jax.jit(functional.apply(networks(config, examples)[0]))
     test = run.load_split(config.run, "test")
     bound_key, weight_key = jax.random.split(experiment.sample_key(config.run))
     size = math.prod(examples.image_shape)
@@ -323,7 +323,7 @@ def evaluate(config: Config) -> None:
             print(f"  bits per dim     {terms['neg_elbo_nats'][0] / size / math.log(2):9.4f}")
         if config.nll_samples:
             show_nll(log_weight, params, test._asdict(), weight_key, config.nll_samples)
-        print(f"  active units     {active_units(config, examples, params, test)}")
+        print(f"  active units     {active_units(config, encode, params, test)}")
 
 
 def show_nll(log_weight: Any, params: Params, test: dict, key: Key, num_samples: int) -> None:
@@ -336,9 +336,8 @@ def show_nll(log_weight: Any, params: Params, test: dict, key: Key, num_samples:
     )
 
 
-def active_units(config: Config, examples: Examples, params: Params, test: Any) -> str:
+def active_units(config: Config, encode: Any, params: Params, test: Any) -> str:
     """The number of entries of z that 500 images move, out of all."""
-    encode = jax.jit(functional.apply(networks(config, examples)[0]))
     x = augment.to_unit_range(jnp.asarray(test.images[:500]))
     labels = jnp.asarray(test.labels[:500])
     mean = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)[0]

@@ -66,9 +66,10 @@ def check(
 def shown(value: Any) -> str:
     """A foreign value as it may stand in a message: escaped, on one line, at most 80 characters."""
     try:
-        text = _SHORT.repr(value)
+        text = " ".join(_SHORT.repr(value).split())
     except ValueError:  # Python writes out no integer of more than 4300 digits
         text = "an integer of thousands of digits"
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: QUOTED + 1])
     return text if len(text) <= QUOTED else text[: QUOTED - 3] + "..."
 
 
@@ -137,3 +138,13 @@ def optional(field: Field) -> Field:
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def plain(value: Any) -> Any:
+    """Returns NumPy's and JAX's single numbers as Python's, also in a list; all else stays."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    is_single = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    dtype = getattr(value, "dtype", None)
+    is_numeric = getattr(dtype, "kind", "") in tuple("biuf") or str(dtype) == "bfloat16"
+    return value.item() if is_single and is_numeric else value

@@ -29,6 +29,15 @@ def read_object(
     return parse_object(read_bytes(path, max_bytes), str(path), infinities)
 
 
+def existing(value: Any) -> Path | None:
+    """The path of something that exists; None also for values that no file can be called."""
+    try:
+        path = Path(value).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, TypeError, RuntimeError):  # too long, a null, no text, no home
+        return None
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file, which is refused unread when it is larger than `max_bytes`."""
     data = read_bytes_at(path, 0, max_bytes + 1)  # never trusts the size that is reported

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from support.gradients import gradient_error
 
@@ -91,6 +92,70 @@ def test_games_equal_the_formulas_of_their_papers(name):
     np.testing.assert_allclose(
         game.generator(jnp.float32(GRID)), GENERATOR[name](GRID), rtol=1e-4, atol=1e-5
     )
+
+
+def test_the_relativistic_game_is_that_of_the_difference_of_the_logits():
+    """-log of the probability that the real image is the more real one, and of the opposite."""
+    game = adversarial.objective("relativistic")
+    real, fake = np.meshgrid(GRID, GRID)
+    np.testing.assert_allclose(
+        game.discriminator(jnp.float32(real), jnp.float32(fake)), -np.log(sigmoid(real - fake)),
+        rtol=1e-4, atol=1e-6,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        game.relative(jnp.float32(real), jnp.float32(fake)), -np.log(sigmoid(fake - real)),
+        rtol=1e-4, atol=1e-6,
+    )  # fmt: skip
+    np.testing.assert_allclose(game.generator(GRID), game.relative(jnp.zeros(25), GRID), rtol=1e-6)
+
+
+def test_a_relativistic_game_does_not_see_a_constant_added_to_all_logits():
+    shifted = lambda params, x, label: judge(params["net"], x, label) + params["shift"]  # noqa: E731
+    losses_of = (
+        adversarial.discriminator_loss(
+            generate, shifted, adversarial.objective("relativistic"), LATENT
+        ),
+        adversarial.generator_loss(
+            generate, shifted, adversarial.objective("relativistic"), LATENT
+        ),
+    )
+    values = []
+    for shift in (0.0, 3.0):
+        d_params = {"net": jax.tree.map(jnp.float32, judge_params()), "shift": jnp.float32(shift)}
+        g_params = jax.tree.map(jnp.float32, generator_params())
+        image = jnp.float32(real_image())
+        d = losses_of[0](d_params, {"image": image, "generator": g_params}, jax.random.key(0))
+        g = losses_of[1](g_params, {"image": image, "discriminator": d_params}, jax.random.key(0))
+        values.append([float(d[0]), float(g[0])])
+    np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+def classify(params, x):
+    return jnp.tanh(params["w"] @ x.ravel())
+
+
+def test_an_auxiliary_classifier_adds_the_nats_of_the_label_to_both_losses():
+    game, label = adversarial.objective("hinge"), 2
+    params, g_params = judge_params(), generator_params()
+    real = {"image": real_image(), "generator": g_params, "label": label}
+    fake = {"discriminator": params, "label": label}
+    nats = lambda x: -scipy.special.log_softmax(np.tanh(params["w"] @ np.ravel(x)))[label]  # noqa: E731
+
+    def value(make, params, example, **options):
+        loss = make(generate, judge, game, LATENT, **options)
+        return float(loss(params, example, jax.random.key(0))[0])
+
+    shown = []
+    spy = lambda params, x: (shown.append(np.asarray(x)), classify(params, x))[1]  # noqa: E731
+    d = adversarial.discriminator_loss
+    gain = value(d, params, real, classify=spy) - value(d, params, real)
+    assert gain == pytest.approx(np.mean([nats(x) for x in shown]), rel=1e-4)
+    np.testing.assert_allclose(shown[0], real_image(), rtol=1e-5)
+    g = adversarial.generator_loss
+    gain = value(g, g_params, fake, classify=spy) - value(g, g_params, fake)
+    assert gain == pytest.approx(nats(shown[2]), rel=1e-4)
+    with pytest.raises(ValueError, match="an auxiliary classifier needs labels"):
+        value(g, g_params, {"discriminator": params}, classify=classify)
 
 
 @pytest.mark.parametrize("name", ["minimax", "non_saturating"])
@@ -219,20 +284,23 @@ def scaled(key, x):
     return x * jax.random.uniform(key, minval=0.5)
 
 
-@pytest.mark.parametrize("name", adversarial.OBJECTIVES)
+@pytest.mark.parametrize("name", adversarial.OBJECTIVES | adversarial.RELATIVISTIC)
 def test_discriminator_gradient_equals_finite_differences(name):
     weights = adversarial.Penalties(gradient=10.0, r1=1.0, r2=1.0)
     loss = adversarial.discriminator_loss(
-        generate, judge, adversarial.objective(name), LATENT, weights, scaled
+        generate, judge, adversarial.objective(name), LATENT, weights, scaled, classify
     )
-    example = {"image": real_image(), "generator": generator_params()}
+    example = {"image": real_image(), "generator": generator_params(), "label": 1}
     assert gradient_error(loss, judge_params(), example) < 1e-6
 
 
-@pytest.mark.parametrize("name", adversarial.OBJECTIVES)
+@pytest.mark.parametrize("name", adversarial.OBJECTIVES | adversarial.RELATIVISTIC)
 def test_generator_gradient_equals_finite_differences(name):
-    loss = adversarial.generator_loss(generate, judge, adversarial.objective(name), LATENT, scaled)
-    assert gradient_error(loss, generator_params(), {"discriminator": judge_params()}) < 1e-7
+    loss = adversarial.generator_loss(
+        generate, judge, adversarial.objective(name), LATENT, scaled, classify
+    )
+    example = {"discriminator": judge_params(), "image": real_image(), "label": 1}
+    assert gradient_error(loss, generator_params(), example) < 1e-7
 
 
 def test_generator_climbs_the_critic_and_the_critic_parts_the_images():

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
 """Training in bfloat16 against float32: every leaf's gradient, and whole runs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from support import networks, scripts
 
-from jaxgen.nn import autoencoder, classifier, controlnet, gan
+from jaxgen.nn import autoencoder, classifier, controlnet, gan, linear
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.train import parallel
 
 SHAPE = (16, 16, 1)
 LEVEL = {
@@ -123,6 +127,29 @@ def test_bfloat16_gradients_are_float32s_up_to_the_rounding_of_activations(name)
             continue
         bound = BOUNDS[name][path[-1].key == "kernel"]
         assert networks.relative_error(other, leaf) < bound, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("first", ["layers", "images"])
+def test_a_bias_is_summed_over_the_devices_of_a_shard_map(first):
+    """jax adds gradients of what is the same on all devices; `first` is what has a gradient."""
+    mesh = parallel.data_mesh(4)
+    layer = linear.Dense(3, dtype=jnp.bfloat16)
+    x = jnp.asarray(images(1024).reshape(1024, -1))
+    params = layer.init(jax.random.key(0), x)
+
+    def loss(params, x):
+        return jnp.sum(layer.apply(params, x).astype(jnp.float32) + 0.5)
+
+    which = ("layers", "images").index(first)
+    specs = (P(), P("data"))
+    slopes = jax.shard_map(
+        jax.grad(loss, which), mesh=mesh, in_specs=specs, out_specs=specs[which]
+    )(params, x)  # fmt: skip
+    expected = jax.grad(loss, which)(params, x)
+    close = partial(np.testing.assert_allclose, rtol=1e-2, atol=0.1)  # kernels: parts are rounded
+    jax.tree.map(close, slopes, expected)
+    if first == "layers":
+        np.testing.assert_array_equal(slopes["params"]["bias"], 1024)  # bfloat16 counts to 256
 
 
 @pytest.mark.slow

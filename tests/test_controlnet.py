@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
 """ControlNets in the pipeline: nothing recompiles, a scale of 0 changes no bit, errors."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from support import checkpoints, compilations, controlnets
 from support.checkpoints import SIZE
+from support.networks import relative_error
 
 from jaxgen.adapters import controlnet_file
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers, layout, tensors
 
+STORED = Path(__file__).parent / "data" / "controlnet.npz"
 CALL = {"num_steps": 3, "sampler": "euler", "seed": 1, "output": "latent"}
 
 
@@ -46,6 +50,12 @@ def test_a_scale_of_zero_changes_no_bit_and_images_scales_and_windows_compile_no
     assert not compiled
     np.testing.assert_array_equal(off, expected)
     assert len({latents.tobytes() for latents in (controlled, off, *others)}) == 8
+
+
+@pytest.mark.parametrize("i", range(len(controlnets.STORED)))
+def test_latents_are_those_that_diffusers_stored(pipe, i):
+    expected = np.load(STORED)[str(i)]
+    assert relative_error(controlnets.ours(controlnets.STORED[i], pipe), expected) < 1e-3
 
 
 def test_every_image_of_a_batch_takes_its_own_control(pipe):

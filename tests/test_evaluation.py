@@ -27,7 +27,7 @@ def counting(function, counts):
 
 
 def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
-    counts = {"mean_terms": [], "importance_nll": []}
+    counts = {"mean_terms": [], "importance_estimates": []}
     scripts.call("vae", *TINY, "--run-dir", tmp_path / "run")
     for name, numbers in counts.items():
         monkeypatch.setattr(likelihood, name, counting(getattr(likelihood, name), numbers))

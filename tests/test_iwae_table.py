@@ -92,7 +92,7 @@ def test_a_table_goes_on_where_it_stopped_and_stands_beside_the_papers(data, tmp
         ("vae", 0), ("vae", 1), ("iwae", 0), ("iwae", 1),
     ]  # fmt: skip
     assert len({row["nats"] for row in read(whole)}) == 4
-    assert {(row["stages"], row["training_images"]) for row in read(whole)} == {(2, 30)}
+    assert {(row["stages"], row["training_images"]) for row in read(whole)} == {(2, 40)}
 
     written = call("iwae_table", "--action", "table", "--folder", parts, "--table", page)
     assert page.read_text() in written

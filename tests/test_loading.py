@@ -9,6 +9,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from support import checkpoints
 
+from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.clip import CLIPTextModel
 from jaxgen.nn.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import loading, placement
 
@@ -102,3 +104,24 @@ def test_a_tokenizer_of_another_vocabulary_is_refused():
     components = checkpoint.components | {"text_encoder": smaller}
     with pytest.raises(ValueError, match=f"tokenizer gives ids up to {size}, and text_encoder has"):
         loading.networks(checkpoint._replace(components=components))
+
+
+@pytest.mark.parametrize(
+    ("backend", "heads", "divided"),
+    [("gpu", (8, 16), True), ("gpu", (8, 12), False), ("tpu", (12,), True), ("gpu", (), True)],
+)
+def test_on_gpus_queries_are_divided_only_by_whole_heads(monkeypatch, backend, heads, divided):
+    """Otherwise cuDNN's attention does not compile: jax cannot name such a division."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    sharding = placement.of_parameters(Mesh(np.array(jax.devices()), ("model",)), heads)
+    assert (sharding(("attn1", "to_q", "kernel"), (768, 768)).spec == P(None, "model")) == divided
+    assert sharding(("attn1", "to_out_0", "kernel"), (768, 768)).spec == P(None, "model")
+
+
+def test_the_heads_of_every_network_are_known():
+    heads = loading.attention_heads
+    assert heads(UNet2DConditionModel(attention_head_dim=(5, 10, 20, 20))) == (5, 10, 20, 20)
+    assert heads(UNet2DConditionModel(attention_head_dim=8)) == (8,)
+    assert heads(UNet2DConditionModel(attention_head_dim=8, num_attention_heads=4)) == (4,)
+    assert heads(CLIPTextModel(num_attention_heads=12)) == (12,)
+    assert heads(AutoencoderKL()) == (1,)

@@ -137,7 +137,7 @@ def diffusion_programs(
 
 def _parameters(module: Any, dtype: Any, mesh: Mesh) -> Any:
     """The shapes of a module's parameters, sharded as in the pipeline."""
-    sharding_of: Any = placement.of_parameters(mesh)
+    sharding_of: Any = placement.of_parameters(mesh, loading.attention_heads(module))
 
     def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         names = tuple(part.key for part in path)

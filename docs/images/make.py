@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import tyro
 from PIL import Image
 
@@ -36,6 +37,12 @@ from jaxgen.stable_diffusion.pipeline import StableDiffusion  # noqa: E402
 
 SIDE = 300  # pixels of a panel
 SEED = 1
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TAUGHT = (
+    "a large purple square ring on cream",
+    "a large green square ring on a black background",
+    "a large orange square above a small blue ring",
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,16 @@ def shapes() -> Image.Image:
     return images.captioned(drawn(demo.PROMPTS), demo.PROMPTS, columns=3)
 
 
+def strengths() -> Image.Image:
+    """Two prompts of the shape that a LoRA taught, at rising strengths, and one of an old word."""
+    pipe, rows = StableDiffusion.from_pretrained("shapes"), []
+    for strength in STRENGTHS:
+        pipe.set_adapters([(ROOT / "docs" / "square_ring.safetensors", strength)])
+        rows.append(pipe(TAUGHT, num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, seed=SEED))
+    columns = np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
+    return images.grid(columns, columns=len(STRENGTHS))
+
+
 def square(picture: Image.Image, cells: int = 6) -> Image.Image:
     """The first rows and columns of a grid, `SIDE` pixels wide; a smaller picture is whole."""
     side = min(*picture.size, cells * (images.TILE + images.GAP) + images.GAP)
@@ -95,7 +112,11 @@ def square(picture: Image.Image, cells: int = 6) -> Image.Image:
     return cut.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-PICTURES: dict[str, Callable[[], Image.Image]] = {"systems": systems, "shapes": shapes}
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "systems": systems,
+    "shapes": shapes,
+    "strengths": strengths,
+}
 
 # of runs that take an hour or more: copied from their folders
 OF_LONG_RUNS = {

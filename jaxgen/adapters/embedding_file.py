@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import files
+from jaxgen import fields, files
 from jaxgen.weights import hub, tensors
 from jaxgen.weights.tensors import Tensor
 
@@ -102,7 +102,7 @@ def _parts_of(entry: Spec) -> tuple[str | Path, str | None]:
             return path, None
         case [str() | Path() as path, str() as word]:
             return path, word
-    raise ValueError(f"an embedding is {entry!r:.200}; give {SPEC}")
+    raise ValueError(f"an embedding is {fields.shown(entry)}; give {SPEC}")
 
 
 def _stored(path_or_id: str | Path) -> tuple[str, Stored]:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Which adapters, and how strongly: what a caller or a command line says of them."""
 
-import math
 from pathlib import Path
 
+from jaxgen import fields, files
+
+_LARGEST = 3e38  # beyond it a float32 is infinite
 WHERE = ("unet", "text", "text_encoder", "text_encoder_2")
 SPEC = 'a path, (path, strength) or (path, strength, {"text": 0.5}), with finite numbers'
 Spec = str | Path | tuple  # a path, (path, strength), or (path, strength, {component: factor})
@@ -19,18 +21,20 @@ def parts_of(entry: Spec) -> tuple[str | Path, float, dict[str, float]]:
         case [str() | Path() as path, strength, dict() as factors]:
             pass
         case _:
-            raise ValueError(f"an adapter is {entry!r:.200}; give {SPEC}")
-    numbers = [strength, *factors.values()]
-    if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in numbers) or not all(
-        map(math.isfinite, numbers)
-    ):
-        raise ValueError(f"the strengths of adapter {path} are {numbers!r:.200}; give {SPEC}")
+            raise ValueError(f"an adapter is {fields.shown(entry)}; give {SPEC}")
+    numbers = fields.plain([strength, *factors.values()])
+    if not all(fields.is_number(x) and abs(x) <= _LARGEST for x in numbers):
+        raise ValueError(
+            f"the strengths of adapter {files.printable(path)} are {fields.shown(numbers)}; "
+            f"give {SPEC}"
+        )
     unknown = sorted(str(key) for key in factors if key not in WHERE)
     if unknown:
         raise ValueError(
-            f"adapter {path} has a strength for {', '.join(unknown)}; use {', '.join(WHERE)}"
+            f"adapter {files.printable(path)} has a strength for {fields.shown(unknown)}; "
+            f"use {', '.join(WHERE)}"
         )
-    return path, float(strength), factors
+    return path, float(numbers[0]), dict(zip(factors, map(float, numbers[1:]), strict=True))
 
 
 def from_text(text: str) -> tuple[str, float]:

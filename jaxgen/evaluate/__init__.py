@@ -3,6 +3,8 @@
 
 Users import
 
-    likelihood                             mean_terms, importance_nll
+    likelihood                             mean_terms, importance_estimates, active_units
+    quality                                compare: generated images beside the floor of real ones
+    distances, neighbourhoods, modes       its figures, of features; modes of toy distributions
     judge.train, classes.report            a classifier of the data, and its view of samples
 """

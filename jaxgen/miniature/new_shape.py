@@ -6,6 +6,7 @@ never seen them side by side.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ SHAPES = (*scene.SHAPES, *scene.NEW_SHAPES)
 # the new shape in every colour
 PAIRS = np.asarray([(len(scene.SHAPES), color) for color in range(len(scene.COLORS))], np.int32)
 
+# name -> probability of a second object, which is of the world
+GROUPS = {"new shape, one object": 0.0, "new shape, two objects": 1.0}
+
 
 def scenes(stream: str, count: int, two_objects: float) -> Scene:
     """Scenes whose first object has the new shape."""
@@ -37,21 +41,23 @@ def write(folder: Path, count: int) -> None:
     both = Scene(*(np.concatenate(pair) for pair in zip(new, old, strict=True)))
     folder.mkdir(parents=True)
     lines = []
-    pictures, texts = np.asarray(_pictures(both)), caption.captions(both, SHAPES)
+    pictures, texts = np.asarray(pictures_of(both)), caption.captions(both, SHAPES)
     for i, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         Image.fromarray(picture).save(folder / f"{i:05}.png")
         lines.append(json.dumps({"file_name": f"{i:05}.png", "text": text}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def measure(pipe: StableDiffusion, count: int, batch_size: int = 64) -> dict[str, Any]:
+def measure(
+    pipe: StableDiffusion, count: int, batch_size: int = 64, groups: Sequence[str] = tuple(GROUPS)
+) -> dict[str, Any]:
     """The share of prompts for the new shape that hold each attribute, for one and two objects.
 
     As `following.table`; picture j of a group has seed j.
     """
     table: dict[str, Any] = {}
-    for name, two_objects in (("new shape, one object", 0.0), ("new shape, two objects", 1.0)):
-        asked = scenes("prompts", count, two_objects)
+    for name in groups:
+        asked = scenes("prompts", count, GROUPS[name])
         prompts = caption.captions(asked, SHAPES)
         checks = []
         for start in range(0, count, batch_size):
@@ -71,6 +77,6 @@ def measure(pipe: StableDiffusion, count: int, batch_size: int = 64) -> dict[str
 
 
 @jax.jit
-def _pictures(scenes: Scene) -> Array:
+def pictures_of(scenes: Scene) -> Array:
     """Rendered scenes, uint8 [N, SIZE, SIZE, 3]."""
     return jnp.rint((jax.vmap(render.render)(scenes) + 1) * 127.5).astype(jnp.uint8)

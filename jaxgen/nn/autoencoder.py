@@ -168,9 +168,9 @@ class GaussianLayer(nn.Module):
     def __call__(self, h: Array) -> Array:
         h = h.astype(self.dtype)
         for features in self.hidden:
-            h = nn.tanh(nn.Dense(features, dtype=self.dtype, kernel_init=GLOROT)(h))
+            h = nn.tanh(Dense(features, dtype=self.dtype, kernel_init=GLOROT)(h))
         mean, log_std = (
-            nn.Dense(self.features, dtype=self.dtype, kernel_init=GLOROT, name=name)(h)
+            Dense(self.features, dtype=self.dtype, kernel_init=GLOROT, name=name)(h)
             for name in ("mean", "log_std")
         )
         return jnp.concatenate([mean, 2 * log_std], axis=-1).astype(jnp.float32)
@@ -188,9 +188,9 @@ class LogitLayer(nn.Module):
         height, width, channels = self.image_shape
         h = z.astype(self.dtype)
         for features in self.hidden:
-            h = nn.tanh(nn.Dense(features, dtype=self.dtype, kernel_init=GLOROT)(h))
+            h = nn.tanh(Dense(features, dtype=self.dtype, kernel_init=GLOROT)(h))
         size = height * width * channels
-        x = nn.Dense(size, dtype=self.dtype, kernel_init=GLOROT, name="head")(h)
+        x = Dense(size, dtype=self.dtype, kernel_init=GLOROT, name="head")(h)
         return x.reshape(*z.shape[:-1], *self.image_shape).astype(jnp.float32)
 
 
@@ -201,8 +201,8 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(x))
-        return x + nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype)(nn.relu(h))
+        h = Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(x))
+        return x + Conv(x.shape[-1], (1, 1), dtype=self.dtype)(nn.relu(h))
 
 
 class MapEncoder(nn.Module):
@@ -228,10 +228,10 @@ class MapEncoder(nn.Module):
             )
         h = x.astype(self.dtype)
         for _ in range(self.stages):
-            h = nn.relu(nn.Conv(self.width, (4, 4), strides=2, dtype=self.dtype)(h))
+            h = nn.relu(Conv(self.width, (4, 4), strides=2, dtype=self.dtype)(h))
         for _ in range(2):
             h = Residual(dtype=self.dtype)(h)
-        return nn.Conv(self.features, (1, 1), dtype=self.dtype, name="head")(h).astype(jnp.float32)
+        return Conv(self.features, (1, 1), dtype=self.dtype, name="head")(h).astype(jnp.float32)
 
 
 class MapDecoder(nn.Module):
@@ -244,7 +244,7 @@ class MapDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, label: Array | None = None) -> Array:
-        h = nn.Conv(self.width, (3, 3), dtype=self.dtype)(z.astype(self.dtype))
+        h = Conv(self.width, (3, 3), dtype=self.dtype)(z.astype(self.dtype))
         for _ in range(2):
             h = Residual(dtype=self.dtype)(h)
         h = nn.relu(h)

@@ -41,12 +41,14 @@ class DenseDiscriminator(nn.Module):
 
     Maxout layers (Goodfellow et al. 2013, arXiv:1302.4389) of `hidden` units with `pieces` pieces,
     as in Goodfellow et al. 2014 section 5; without its dropout, so that a loss needs one key only.
+    `auxiliary` gives [..., 1 + num_classes]: the logit of "real", then those of the classes.
     """
 
     hidden: Sequence[int] = (240, 240)
     pieces: int = 5
     num_classes: int = 0
     spectral: bool = False
+    auxiliary: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -56,6 +58,8 @@ class DenseDiscriminator(nn.Module):
         for i, features in enumerate(self.hidden):
             h = dense(features * self.pieces, dtype=self.dtype, name=f"Dense_{i}")(h)
             h = jnp.max(h.reshape(*h.shape[:-1], features, self.pieces), axis=-1)
+        if self.auxiliary:
+            return _logits(h, self.num_classes, dense, self.dtype)
         return _logit(h, label, self.num_classes, dense, self.dtype)
 
 
@@ -95,12 +99,13 @@ class ConvDiscriminator(nn.Module):
 
     4x4 convolutions with stride 2 and leaky rectifiers (slope 0.2), as in DCGAN, without norms.
     `spectral` divides every kernel by its largest singular value (Miyato et al. 2018,
-    arXiv:1802.05957).
+    arXiv:1802.05957). `auxiliary` gives [..., 1 + num_classes] as in `DenseDiscriminator`.
     """
 
     width: int = 64
     num_classes: int = 0
     spectral: bool = False
+    auxiliary: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -113,7 +118,19 @@ class ConvDiscriminator(nn.Module):
             h = conv(self.width * 2**stage, (4, 4), strides=2, dtype=self.dtype, name=name)(h)
             h = nn.leaky_relu(h, 0.2)
         h = h.reshape(*x.shape[:-3], -1)
+        if self.auxiliary:
+            return _logits(h, self.num_classes, dense, self.dtype)
         return _logit(h, label, self.num_classes, dense, self.dtype)
+
+
+def _logits(h: Array, num_classes: int, dense: type[nn.Module], dtype: Any) -> Array:
+    """The logit of "real", then those of the classes, of features h [..., D]: [..., 1 + classes].
+
+    The auxiliary classifier of Odena et al. 2017 (arXiv:1610.09585), which is not told the label.
+    """
+    if num_classes < 1:
+        raise ValueError("an auxiliary classifier needs classes; use a conditional network")
+    return dense(1 + num_classes, dtype=dtype, name="head")(h).astype(jnp.float32)
 
 
 def _logit(

@@ -18,6 +18,8 @@ from jaxgen.types import Array
 
 SAME = ((1, 1), (1, 1))  # torch's padding=1, spelled out: flax's "SAME" differs at stride 2
 
+LECUN = nn.initializers.lecun_normal()  # flax's own start of a kernel
+
 
 def add(x: Array, shift: Array) -> Array:
     """x + shift in the dtype of x; the gradient of `shift` is summed in float32.
@@ -30,28 +32,24 @@ def add(x: Array, shift: Array) -> Array:
     return _half_add(x, shift)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _half_add(x: Array, shift: Array) -> Array:
     # not added in float32, which has the right gradient too: cuDNN would not fuse it any more
     return x + shift.astype(x.dtype)
 
 
-def _half_add_forward(x: Array, shift: Array) -> tuple[Array, Array]:
-    return _half_add(x, shift), shift
+@_half_add.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, shift = tangents
+    tangent = x.astype(jnp.float32) + shift.astype(jnp.float32)
+    return _half_add(*primals), tangent.astype(x.dtype)
 
 
-def _half_add_backward(shift: Array, slope: Array) -> tuple[Array, Array]:
-    axes = [axis for axis, size in enumerate(shift.shape) if size != slope.shape[axis]]
-    total = jnp.sum(slope.astype(jnp.float32), axis=axes, keepdims=True)
-    return slope, total.astype(shift.dtype)
-
-
-_half_add.defvjp(_half_add_forward, _half_add_backward)
-
-
-def read_kernel(layer: Any, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+def read_kernel(
+    layer: Any, shape: tuple[int, ...], init: Any = LECUN
+) -> tuple[Array, Array | None]:
     """A layer's kernel in its dtype, and the scales [O] that its product lacks: see `quantized`."""
-    kernel = layer.param("kernel", nn.initializers.lecun_normal(), shape)
+    kernel = layer.param("kernel", init, shape)
     if not layer.has_variable("params", quantized.SCALE):
         return kernel.astype(layer.dtype), None
     scale = layer.get_variable("params", quantized.SCALE)
@@ -72,11 +70,12 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = LECUN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        kernel, scale = read_kernel(self, shape)
+        kernel, scale = read_kernel(self, shape, self.kernel_init)
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
         y = rescale(jax.lax.dot_general(x.astype(self.dtype), kernel, contracted), scale)
         if not self.use_bias:

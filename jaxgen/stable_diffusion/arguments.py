@@ -6,11 +6,13 @@ All of it is NumPy on the host, so that a bad request fails before any long work
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion import (
     control_arguments,
@@ -42,6 +44,9 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
 
     scheduler: the model's scheduler_config.json. Raises one ValueError that says what is wrong.
     """
+    request = replace(
+        request, **{name: fields.plain(value) for name, value in vars(request).items()}
+    )
     request = completed(request)
     _check_single_values(request, networks)
     image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
@@ -100,7 +105,7 @@ def time_ids(
     if not all(_is_list(pair) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs):
         raise ValueError(
             "original_size, crop and target_size are two numbers each: (height, width), (top, "
-            f"left), (height, width); got {original_size!r:.80}, {crop!r:.80}, {target_size!r:.80}"
+            f"left), (height, width); got {', '.join(map(fields.shown, pairs))}"
         )
     # float32, not the networks' type: bfloat16 would make 1024 of 1023
     return np.tile(np.asarray(pairs, np.float32).ravel(), (batch_size, 1))
@@ -109,13 +114,17 @@ def time_ids(
 def _check_single_values(request: Request, networks: Networks) -> None:
     """Raises ValueError for a wrong value among those that hold for all images."""
     if not isinstance(request.output, str) or request.output not in OUTPUTS:
-        raise ValueError(f"output is {request.output!r:.80}; use one of {', '.join(OUTPUTS)}")
+        raise ValueError(
+            f"output is {fields.shown(request.output)}; use one of {', '.join(OUTPUTS)}"
+        )
     if not is_number(request.strength) or not 0 <= request.strength <= 1:
-        raise ValueError(f"strength is {request.strength!r:.80}; it must lie between 0 and 1")
+        raise ValueError(
+            f"strength is {fields.shown(request.strength)}; it must lie between 0 and 1"
+        )
     if request.eta is not None and (not is_number(request.eta) or request.eta < 0):
-        raise ValueError(f"eta is {request.eta!r:.80}; it must be a number of at least 0")
+        raise ValueError(f"eta is {fields.shown(request.eta)}; it must be a number of at least 0")
     if not isinstance(request.weighting, bool):
-        raise ValueError(f"weighting is {request.weighting!r:.80}; use True or False")
+        raise ValueError(f"weighting is {fields.shown(request.weighting)}; use True or False")
     text_encoding.check_clip_skip(networks, request.clip_skip)
     if request.prompt is None and request.prompt_embeds is None:
         raise ValueError("give a prompt (a string or a list of strings), or prompt_embeds")
@@ -134,7 +143,7 @@ def _check_hand_over(request: Request, latents: np.ndarray | None) -> None:
     start, end = request.denoising_start, request.denoising_end
     for name, share in (("denoising_start", start), ("denoising_end", end)):
         if share is not None and (not is_number(share) or not 0 < share < 1):
-            raise ValueError(f"{name} is {share!r:.80}; it must lie between 0 and 1")
+            raise ValueError(f"{name} is {fields.shown(share)}; it must lie between 0 and 1")
     has_image = request.image is not None or request.image_latents is not None
     if start is not None and (latents is None or has_image):
         raise ValueError(
@@ -206,7 +215,7 @@ def _texts(name: str, value: Any, b: int) -> list:
     texts = _each(value, b)
     for text in texts:
         if not isinstance(text, str) and not (text is None and name == "negative_prompt"):
-            raise ValueError(f"{name} holds {text!r:.80}; expected a string")
+            raise ValueError(f"{name} holds {fields.shown(text)}; expected a string")
     return texts
 
 
@@ -215,7 +224,7 @@ def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarr
     numbers = _each(value, b)
     if not all(is_number(number) and low <= number <= high for number in numbers):
         expected = "finite" if math.isinf(low) else f"between {low} and {high}"
-        raise ValueError(f"{name} is {value!r:.80}; it must be {expected}")
+        raise ValueError(f"{name} is {fields.shown(value)}; it must be {expected}")
     return np.asarray(numbers, np.float32)
 
 
@@ -258,10 +267,18 @@ def _guidance(
 
 def _limits(value: Any, b: int) -> np.ndarray:
     """Gives each image the largest norm of its guidance, float32 [B]; None is infinite."""
-    limits = [math.inf if limit is None else limit for limit in _each(value, b)]
-    if not all(limit == math.inf or (is_number(limit) and limit > 0) for limit in limits):
-        raise ValueError(f"guidance_limit is {value!r:.80}; it must be positive, or None for none")
+    limits = [
+        math.inf if limit is None or _is_infinite(limit) else limit for limit in _each(value, b)
+    ]
+    if not all(limit is math.inf or (is_number(limit) and limit > 0) for limit in limits):
+        raise ValueError(
+            f"guidance_limit is {fields.shown(value)}; it must be positive, or None for none"
+        )
     return np.asarray(limits, np.float32)
+
+
+def _is_infinite(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value == math.inf)
 
 
 def _seeds(value: Any, b: int) -> np.ndarray:
@@ -271,15 +288,15 @@ def _seeds(value: Any, b: int) -> np.ndarray:
         seeds = [seeds[0] + j for j in range(b)]
     for seed in seeds:
         if not is_whole(seed) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed is {seed!r:.80}; it must be a whole number from 0 to 2**32 - 1")
+            raise ValueError(
+                f"seed is {fields.shown(seed)}; it must be a whole number from 0 to 2**32 - 1"
+            )
     return np.asarray(seeds, np.uint32)
 
 
 def _each(value: Any, b: int) -> list:
     """Repeats a single value for b images; a list stays. Arrays become Python's numbers."""
-    entries = list(value) if _is_list(value) else [value]
-    entries = [entry.item() if getattr(entry, "ndim", None) == 0 else entry
-               for entry in entries]  # fmt: skip
+    entries = fields.plain(list(value)) if _is_list(value) else [value]
     return entries * b if len(entries) == 1 else entries
 
 

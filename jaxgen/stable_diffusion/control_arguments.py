@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.data import pixels
 from jaxgen.diffusion.table import Table
 from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.stable_diffusion import control
 from jaxgen.stable_diffusion.request import Request
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class ControlRequest(NamedTuple):
@@ -53,7 +56,7 @@ def requests(
     """Builds the weights of every ControlNet for the rows of a table."""
     count, result = len(nets), []
     if not isinstance(request.guess_mode, bool):
-        raise ValueError(f"guess_mode is {request.guess_mode!r:.80}; use True or False")
+        raise ValueError(f"guess_mode is {fields.shown(request.guess_mode)}; use True or False")
     scales = _each("control_scale", request.control_scale, count, -math.inf, math.inf)
     starts = _each("control_start", request.control_start, count, 0, 1)
     ends = _each("control_end", request.control_end, count, 0, 1)
@@ -80,9 +83,11 @@ def _each(name: str, value: Any, count: int, low: float, high: float) -> list[fl
     """Gives each ControlNet its number."""
     numbers = list(value) if isinstance(value, list | tuple) else [value] * count
     if len(numbers) != count or not all(
-        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers
+        fields.is_number(x) and abs(x) <= _LARGEST for x in numbers
     ):
-        raise ValueError(f"{name} is {value!r:.80}; give a number, or one for each ControlNet")
+        raise ValueError(
+            f"{name} is {fields.shown(value)}; give a number, or one for each ControlNet"
+        )
     if not all(low <= x <= high for x in numbers):
-        raise ValueError(f"{name} is {value!r:.80}; it must lie between {low} and {high}")
+        raise ValueError(f"{name} is {fields.shown(value)}; it must lie between {low} and {high}")
     return [float(x) for x in numbers]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.types import Array, Params
 
@@ -40,6 +41,14 @@ class Cut(NamedTuple):
             for left in self.lefts
         ]
         return np.asarray(origins, np.int32)
+
+
+def check_tile(tile: Any) -> int:
+    """Returns the side of a tile, in latent pixels; raises ValueError unless it is a number."""
+    tile = fields.plain(tile)
+    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
+        raise ValueError(f"vae_tile is {fields.shown(tile)}; it must be a whole number, at least 1")
+    return tile
 
 
 def cut_of(shape: Sequence[int], factor: int, groups: int = 1, tile: int = TILE) -> Cut:

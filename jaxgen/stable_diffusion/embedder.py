@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxgen import fields
 from jaxgen.adapters import embedding_file
 from jaxgen.stable_diffusion import placement, text_encoding
 from jaxgen.stable_diffusion.loading import Networks
@@ -18,6 +19,8 @@ from jaxgen.stable_diffusion.texts import prompts
 from jaxgen.types import Params
 from jaxgen.weights import tokenizer
 from jaxgen.weights.tokenizer import Tokenizer
+
+MOST_CHUNKS = 1000  # or what the longest text needs
 
 
 class Embedder(NamedTuple):
@@ -60,11 +63,19 @@ class Embedder(NamedTuple):
         num_chunks: int | None = None,
     ) -> Text:
         """Encodes texts; see `StableDiffusion.embed`."""
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts) or not texts:
-            raise ValueError(f"texts is {texts!r:.80}; give a list of one or more strings")
+        is_list = isinstance(texts, list | tuple) or getattr(texts, "ndim", 0) == 1
+        if not is_list or not all(isinstance(text, str) for text in texts) or not len(texts):
+            raise ValueError(f"texts is {fields.shown(texts)}; give a list of one or more strings")
+        if not isinstance(weighting, bool):
+            raise ValueError(f"weighting is {fields.shown(weighting)}; use True or False")
+        clip_skip, num_chunks = fields.plain((clip_skip, num_chunks))
         needed = self._num_chunks(texts, weighting)
-        if num_chunks is not None and num_chunks < needed:
-            raise ValueError(f"the longest text needs {needed} chunks; num_chunks is {num_chunks}")
+        whole = isinstance(num_chunks, int) and not isinstance(num_chunks, bool)
+        if num_chunks is not None and not (whole and needed <= num_chunks <= MOST_CHUNKS):
+            raise ValueError(
+                f"num_chunks is {fields.shown(num_chunks)}; it must be {needed}, which the longest "
+                f"text needs, or more, at most {MOST_CHUNKS}"
+            )
         text_encoding.check_clip_skip(self.networks, clip_skip)
         chunks = {
             name: prompts.chunk(tokens, texts, num_chunks or needed, weighting)

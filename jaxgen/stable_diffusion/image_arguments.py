@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.data import pixels
 from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion.loading import Networks
@@ -54,7 +55,9 @@ def latents(value: Any, vae: Autoencoder, name: str = "latents") -> np.ndarray |
     array = as_array(name, value)
     f, channels = vae.factor, vae.latent_channels
     numeric = jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "iu"
-    if not numeric or not np.isfinite(array.astype(np.float32)).all():
+    with np.errstate(over="ignore"):  # what overflows is not finite either
+        is_finite = numeric and np.isfinite(array.astype(np.float32)).all()
+    if not is_finite:
         raise ValueError(f"{name} of type {array.dtype} hold values that are no finite numbers")
     if array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
         raise ValueError(f"{name} have shape {array.shape}; expected [B, H/{f}, W/{f}, {channels}]")
@@ -85,10 +88,13 @@ def size(
     for name, value in (("height", height), ("width", width)):
         if not is_whole(value) or value <= 0 or value % f:
             raise ValueError(
-                f"{name} is {value!r:.80}; it must be a positive multiple of {f} pixels"
+                f"{name} is {fields.shown(value)}; it must be a positive multiple of {f} pixels"
             )
     if height * width > MOST_PIXELS:
-        raise ValueError(f"{height} x {width} pixels are too many; at most {MOST_PIXELS}")
+        raise ValueError(
+            f"{fields.shown(height)} x {fields.shown(width)} pixels are too many; "
+            f"at most {MOST_PIXELS}"
+        )
     if image is not None and (height, width) != image.shape[1:3]:
         raise ValueError(
             f"the image has {image.shape[1]} x {image.shape[2]} pixels (height x width), but "

@@ -4,6 +4,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import files
+from jaxgen import fields, files
 from jaxgen.diffusion import config
 from jaxgen.nn import quantized
 from jaxgen.nn.autoencoder_kl import AutoencoderKL
@@ -25,6 +26,7 @@ from jaxgen.types import Array, Params
 from jaxgen.weights import diffusers, layout
 from jaxgen.weights.diffusers import Checkpoint, Component
 
+MOST_ROWS = 100_000  # for vectors of new words
 DTYPES = ("float32", "bfloat16", "float16")
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 QUANTIZED_FROM = 2**14  # entries; the first and the last layer of a UNet have fewer
@@ -128,9 +130,9 @@ def load(
     components = dict(checkpoint.components)
     for k, (module, component) in enumerate(zip(networks.controlnets, controlnets, strict=True)):
         modules[controlnet_name(k)], components[controlnet_name(k)] = module, component
-    shardings = placement.of_parameters(mesh)
     params = {}
     for name, module in modules.items():
+        shardings = placement.of_parameters(mesh, attention_heads(module))
         tensors = components[name].tensors
         try:
             convert = None if quantize is None or name == "vae" else partial(_in_8_bits, quantize)
@@ -151,8 +153,12 @@ def _in_8_bits(kind: str, path: layout.Path, values: np.ndarray) -> dict[layout.
 
 def embedding_rows(networks: Networks, mesh: Mesh | None, count: Any) -> dict[str, Array]:
     """Makes rows for the vectors of new words, by encoder: zeros [count, D] on the devices."""
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ValueError(f"embedding_rows is {count!r:.80}; it must be a whole number, 0 or more")
+    count = fields.plain(count)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MOST_ROWS:
+        raise ValueError(
+            f"embedding_rows is {fields.shown(count)}; it must be a whole number, 0 or more, at "
+            f"most {MOST_ROWS}"
+        )
     rows = {
         name: np.zeros((count, encoder.hidden_size), np.float32)
         for name, encoder in networks.encoders.items()
@@ -188,10 +194,20 @@ def controlnet_name(k: int) -> str:
 
 def check_dtype(dtype: Any) -> Any:
     """Returns the type of arithmetic and parameters; raises ValueError unless it is in DTYPES."""
-    name = jnp.dtype(dtype).name
+    try:
+        name = None if dtype is None else jnp.dtype(dtype).name  # NumPy takes None for float64
+    except Exception:  # NumPy writes the value into its message
+        name = None
     if name not in DTYPES:
-        raise ValueError(f"dtype is {name}; use one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype is {name or fields.shown(dtype)}; use one of {', '.join(DTYPES)}")
     return jnp.dtype(name)
+
+
+def check_folder(folder: Any) -> Path | None:
+    """Returns the folder of programs; raises ValueError for what is no path."""
+    if not isinstance(folder, str | Path | None):
+        raise ValueError(f"programs_folder is {fields.shown(folder)}; give a path, or None")
+    return None if folder is None else Path(folder)
 
 
 def shapes(module: Any) -> Params:
@@ -294,3 +310,10 @@ def _faults_of_control(name: str, net: ControlNetModel, networks: Networks) -> l
     if 2 ** (len(net.conditioning_embedding_out_channels) - 1) != networks.vae.factor:
         faults.append(f"{name} does not make its image {networks.vae.factor} times smaller")
     return faults
+
+
+def attention_heads(module: Any) -> tuple[int, ...]:
+    """The numbers of attention heads of a network, of each level or of all layers."""
+    heads = getattr(module, "num_attention_heads", None)  # in a UNet it overrides the other
+    heads = heads or getattr(module, "attention_head_dim", 1)  # an autoencoder has one
+    return (heads,) if isinstance(heads, int) else tuple(heads)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxgen import fields
 from jaxgen.adapters import beside, controlnet_file, embedding_file, merge, spec
 from jaxgen.nn import quantized
 from jaxgen.stable_diffusion import (
@@ -71,15 +72,15 @@ class StableDiffusion:
         embedding_rows: int = EMBEDDING_ROWS,
         quantize: Literal["int8", "fp8"] | None = None,
     ) -> None:
-        if loop not in (None, "device", "host"):
-            raise ValueError(f"loop is {loop!r}; use 'device', 'host', or None to choose")
+        if not isinstance(loop, str | None) or loop not in (None, "device", "host"):
+            raise ValueError(f"loop is {fields.shown(loop)}; use 'device', 'host', or None")
         self.dtype, self.mesh = loading.check_dtype(dtype), placement.check(mesh)
         self.networks = loading.networks(checkpoint, self.dtype, controlnets)
         self.checkpoint = saved_pipeline.without_weights(checkpoint)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
         self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
         self.defaults = few_steps.defaults(checkpoint)  # number of steps, guidance scale
-        folder = None if programs_folder is None else Path(programs_folder)
+        folder = loading.check_folder(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
         self.quantize = quantized.check(quantize)
@@ -89,7 +90,7 @@ class StableDiffusion:
         self.params = self.base  # with the adapters that are set merged in
         self.adapters: beside.Beside | None = None  # those that each image chooses
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
-        self.vae_tile = vae_tile
+        self.vae_tile = decoding.check_tile(vae_tile)
         self.programs = programs.build(self.networks, self.mesh, self.store)
         self._decoders: dict[tuple[int, ...], threading.Thread] = {}  # by latents' shape; compiling
         encoders = self.networks.encoders
@@ -127,7 +128,7 @@ class StableDiffusion:
         and leaves the pipeline as it was, for a file that does not fit it.
         """
         if isinstance(adapters, (str, Path)) or not isinstance(adapters, Sequence):
-            raise ValueError(f"adapters is {adapters!r:.100}; give a list of {spec.SPEC}")
+            raise ValueError(f"adapters is {fields.shown(adapters)}; give a list of {spec.SPEC}")
         if self.quantize and len(adapters):
             raise ValueError("adapters change full kernels; load the pipeline without quantize")
         if per_image is not None:
@@ -150,7 +151,7 @@ class StableDiffusion:
         """
         if isinstance(embeddings, (str, Path)) or not isinstance(embeddings, Sequence):
             raise ValueError(
-                f"embeddings is {embeddings!r:.100}; give a list of {embedding_file.SPEC}"
+                f"embeddings is {fields.shown(embeddings)}; give a list of {embedding_file.SPEC}"
             )
         self.embedder = self.embedder.with_embeddings(embeddings)
 
@@ -188,8 +189,10 @@ class StableDiffusion:
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
         loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
+        if not isinstance(paths, list | tuple):
+            raise ValueError(f"controlnet is {fields.shown(paths)}; give one or a list of them")
         nets = [controlnet_file.open_controlnet(path) for path in paths]
-        folder = programs_folder or saved_pipeline.programs_of(path_or_id)
+        folder = loading.check_folder(programs_folder) or saved_pipeline.programs_of(path_or_id)
         return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows, quantize)
 
     def save(self, folder: str | Path) -> None:

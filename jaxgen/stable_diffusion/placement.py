@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Says where arrays lie on a mesh: images along its axis "data", parameters along "model"."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,11 +9,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgen import fields
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.generate import Inputs
 
 DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
 BY_ROW = ("step_noise", "guidance_scale", "guidance_rescale", "text_index")  # [N, B, ...]
+BEFORE_ATTENTION = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj")
 SHARDED_FROM = 2**14  # entries; smaller parameters are kept whole on every device
 
 
@@ -35,6 +37,8 @@ def check(mesh: Mesh | None) -> Mesh | None:
     """Checks a mesh and gives it automatic axes, which let the compiler divide the work."""
     if mesh is None:
         return None
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh is {fields.shown(mesh)}; give a jax.sharding.Mesh, or None")
     unknown = [name for name in mesh.axis_names if name not in (DATA, MODEL)]
     if unknown:
         raise ValueError(
@@ -58,20 +62,24 @@ def check_divides(mesh: Mesh | None, batch: int) -> None:
 
 
 def of_parameters(
-    mesh: Mesh | None,
+    mesh: Mesh | None, heads: Sequence[int] = ()
 ) -> Callable[[tuple[str, ...], tuple[int, ...]], NamedSharding] | None:
     """Returns a function (path, shape) -> sharding of a parameter; None without a mesh.
 
     Large kernels are divided over "model" by their last axis, the features that they compute: each
     device computes its own, and the compiler gathers them where the next layer needs all.
+    heads: the network's numbers of attention heads. On a GPU the kernels of queries, keys and
+    values stay whole if one of these cannot be divided: cuDNN's attention takes whole heads only.
     """
     if mesh is None:
         return None
     parts = mesh.shape.get(MODEL, 1)
+    heads_divide = jax.default_backend() != "gpu" or not any(count % parts for count in heads)
 
     def sharding(path: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
         large = len(shape) > 1 and np.prod(shape) >= SHARDED_FROM
-        if parts == 1 or not large or shape[-1] % parts:
+        whole = not heads_divide and path[-2] in BEFORE_ATTENTION
+        if parts == 1 or not large or shape[-1] % parts or whole:
             return NamedSharding(mesh, P())
         return NamedSharding(mesh, P(*(None,) * (len(shape) - 1), MODEL))
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh
 
+from jaxgen.adapters.beside import Beside
 from jaxgen.nn.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion import control, decoding, generate, loading, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
@@ -104,7 +105,7 @@ def inputs(
     mesh: Mesh | None,
     batch: BatchRequest,
     text: text_encoding.Text,
-    adapters: Any = None,
+    adapters: Beside | None = None,
 ) -> Inputs:
     """Brings a batch and its encoded texts to the devices, with noise and latents of images.
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Holds one call of the pipeline: as the caller writes it, and in arrays."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.stable_diffusion.texts.phases import Phases
@@ -88,12 +88,14 @@ class BatchRequest(NamedTuple):
     controls: list[Any]  # a `control_arguments.ControlRequest` for each ControlNet
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    real = isinstance(value, int | float | np.integer | np.floating)
-    return real and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number that float32 holds."""
+    return fields.is_number(value) and abs(value) <= _LARGEST  # false for NaN, too
 
 
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.diffusion import config, schedule
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import Request, is_whole
 
 # of samplers by name, with an example
+MOST_STEPS = 100_000
 OPTIONS = {"eta": 0.5, "spacing": "trailing", "levels": "karras"}
 
 
@@ -33,8 +35,10 @@ def table(
         if request.denoising_start is not None or request.denoising_end is not None:
             raise ValueError("a Table says itself where it begins and ends; cut its rows instead")
         return sampler, int(sampler.num_rows) - int(sampler.start_row)
-    if not is_whole(num_steps) or num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps!r:.80}; it must be a whole number, at least 1")
+    if not is_whole(num_steps) or not 1 <= num_steps <= MOST_STEPS:
+        raise ValueError(
+            f"num_steps is {fields.shown(num_steps)}; it must be a whole number, at least 1"
+        )
     if by_name:
         options = {name: getattr(request, name) for name in OPTIONS}
         pipeline = _pipeline(request, networks)
@@ -76,30 +80,45 @@ def guidance_rows(request: Request, table: Table) -> dict[str, np.ndarray]:
 def _rows(name: str, value: Any, table: Table, low: float, high: float) -> np.ndarray:
     named = name
     if callable(value):
-        named, value = f"what {name} returns", value(table)
+        named, value = f"what {name} returns", _result(name, value, table)
     try:
-        rows = np.asarray(value, np.float32)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):  # what overflows is not finite either
+            rows = np.asarray(value, np.float32)
+    except (TypeError, ValueError, OverflowError):
         rows = np.zeros((0, 0))
     start, end = int(table.start_row), int(table.num_rows)
     if rows.ndim != 2 or rows.shape[1] == 0 or len(rows) != end - start:
         raise ValueError(
-            f"{named} is {value!r:.60} of shape {rows.shape}; expected [{end - start}, images], a "
-            "row for each evaluation of the model in this run, with one number for all images or "
-            "one for each"
+            f"{named} is {fields.shown(value)} of shape {rows.shape}; expected "
+            f"[{end - start}, images], a row for each evaluation of the model in this run, with "
+            "one number for all images or one for each"
         )
     if not np.isfinite(rows).all() or (rows < low).any() or (rows > high).any():
         expected = "be finite" if math.isinf(low) else f"lie between {low} and {high}"
-        raise ValueError(f"{named} is {value!r:.60}; all its numbers must {expected}")
+        raise ValueError(f"{named} is {fields.shown(value)}; all its numbers must {expected}")
     result = np.ones((len(table.t), rows.shape[1]), np.float32)  # also where nothing is run
     result[start:end] = rows
     return result
 
 
+def _result(name: str, function: Callable, table: Table) -> Any:
+    try:
+        return function(table)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} is {fields.shown(function)}, which cannot be called with the Table of the run"
+        ) from error
+
+
 def _is_nested(value: Any) -> bool:
     if isinstance(value, list | tuple) and value:
-        return isinstance(value[0], list | tuple) or getattr(value[0], "ndim", 0) > 0
-    return getattr(value, "ndim", 0) > 1
+        return isinstance(value[0], list | tuple) or _num_axes(value[0]) > 0
+    return _num_axes(value) > 1
+
+
+def _num_axes(value: Any) -> int:
+    axes = getattr(value, "ndim", 0)
+    return axes if isinstance(axes, int) else 0  # some things have a function of that name
 
 
 def _check_options(request: Request, by_name: bool) -> None:
@@ -111,7 +130,9 @@ def _check_options(request: Request, by_name: bool) -> None:
                 f"already; leave {name} out, or configure it with config.from_config"
             )
         if name != "eta" and not isinstance(value, str | None):
-            raise ValueError(f"{name} is {value!r:.80}; it must be a string such as {example!r}")
+            raise ValueError(
+                f"{name} is {fields.shown(value)}; it must be a string such as {example!r}"
+            )
 
 
 def _pipeline(request: Request, networks: Networks) -> str:
@@ -168,8 +189,8 @@ def _called(sampler: Callable, num_steps: int, skipped: int) -> Table:
         inspect.signature(sampler).bind(int(num_steps), start_step=skipped)
     except (TypeError, ValueError):
         raise ValueError(
-            f"sampler {sampler!r:.80} cannot be called as sampler(num_steps, start_step=0); give a "
-            "function that can and returns a Table"
+            f"sampler {fields.shown(sampler)} cannot be called as "
+            "sampler(num_steps, start_step=0); give a function that can and returns a Table"
         ) from None
     result = sampler(int(num_steps), start_step=skipped)
     if not isinstance(result, Table):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.texts.prompts import Chunks
 from jaxgen.types import AnyArray, Array, Params
@@ -60,7 +61,9 @@ def check_clip_skip(networks: Networks, clip_skip: Any) -> None:
     most = layers - networks.is_xl
     whole = isinstance(clip_skip, int) and not isinstance(clip_skip, bool)
     if not whole or not 0 <= clip_skip <= most:
-        raise ValueError(f"clip_skip is {clip_skip!r:.80}; use 0 (no layer left out) to {most}")
+        raise ValueError(
+            f"clip_skip is {fields.shown(clip_skip)}; use 0 (no layer left out) to {most}"
+        )
 
 
 def check_embeds(name: str, text: Text | None, networks: Networks) -> None:

@@ -18,13 +18,19 @@ from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 Generate = Callable[..., Array]  # (params, z, label) -> image in [-1, 1]
 Discriminate = Callable[..., Array]  # (params, image, label) -> logit []
 Augment = Callable[[Key, Array], Array]  # differentiable, one image
+Classify = Callable[[Params, Array], Array]  # (the discriminator's params, image) -> logits [K]
 
 
 class Objective(NamedTuple):
-    """A game: the discriminator's loss of the (real, fake) logits, the generator's of the fake."""
+    """A game: the discriminator's loss of the (real, fake) logits, the generator's of the fake.
+
+    A relativistic one has `relative`, the generator's loss of both logits, which is then used;
+    `generator` is it for a real logit of 0.
+    """
 
     discriminator: Callable[[Array, Array], Array]
     generator: Callable[[Array], Array]
+    relative: Callable[[Array, Array], Array] | None = None
 
 
 class Penalties(NamedTuple):
@@ -63,12 +69,23 @@ OBJECTIVES = {
     ),
 }
 
+RELATIVISTIC = {
+    # Jolicoeur-Martineau 2019 (arXiv:1807.00734), eq. 3: each real image is paired with a generated
+    # one. With R1 and R2 it is the loss of R3GAN, Huang et al. 2024 (arXiv:2501.05441), eq. 3
+    "relativistic": Objective(
+        lambda real, fake: jax.nn.softplus(fake - real),
+        lambda fake: jax.nn.softplus(-fake),
+        lambda real, fake: jax.nn.softplus(real - fake),
+    ),
+}
+
 
 def objective(name: str) -> Objective:
-    """The game with this name in `OBJECTIVES`. Raises ValueError for another name."""
-    if name not in OBJECTIVES:
-        raise ValueError(f"unknown GAN objective {name!r}; use one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name]
+    """The game with this name in one of the two tables. Raises ValueError for another name."""
+    games = OBJECTIVES | RELATIVISTIC
+    if name not in games:
+        raise ValueError(f"unknown GAN objective {name!r}; use one of {', '.join(games)}")
+    return games[name]
 
 
 def identity(key: Key, x: Array) -> Array:
@@ -83,12 +100,14 @@ def discriminator_loss(
     latent_dim: int,
     penalties: Penalties = NO_PENALTIES,
     augment: Augment = identity,
+    classify: Classify | None = None,
 ) -> LossFn:
     """The discriminator's loss for one real image and one generated from a new z ~ N(0, I).
 
     `augment` changes both images, each with its own draw, before the discriminator sees them (Zhao
     et al. 2020, arXiv:2006.10738, section 3.2). Metrics: loss, penalty, and the probabilities
-    d_real and d_fake that the discriminator gives to "real".
+    d_real and d_fake that the discriminator gives to "real". With `classify` it also learns the
+    label of both images (`_label_nats`), and `class_nats` is a metric.
     """
 
     def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
@@ -103,7 +122,12 @@ def discriminator_loss(
         value = game.discriminator(real_logit, fake_logit)
         penalty = _penalty(discriminate, params, real, fake, label, between_key, penalties)
         terms = {"d_real": jax.nn.sigmoid(real_logit), "d_fake": jax.nn.sigmoid(fake_logit)}
-        return value + penalty, {"loss": value + penalty, "penalty": penalty, **terms}
+        total = value + penalty
+        if classify is not None:
+            both = (_label_nats(classify, params, x, label) for x in (real, fake))
+            terms["class_nats"] = sum(both, jnp.float32(0)) / 2
+            total += terms["class_nats"]
+        return total, {"loss": total, "penalty": penalty, **terms}
 
     return loss
 
@@ -114,18 +138,39 @@ def generator_loss(
     game: Objective,
     latent_dim: int,
     augment: Augment = identity,
+    classify: Classify | None = None,
 ) -> LossFn:
-    """The generator's loss for one image generated from a new z ~ N(0, I), augmented as above."""
+    """The generator's loss for one image generated from a new z ~ N(0, I), augmented as above.
+
+    A relativistic game compares it with the example's real image; with `classify` the generator is
+    also paid for an image that shows its label.
+    """
 
     def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
-        z_key, augment_key = jax.random.split(key)
-        label = example.get("label")
+        z_key, augment_key, real_key = jax.random.split(key, 3)
+        label, judge = example.get("label"), example["discriminator"]
         fake = generate(params, jax.random.normal(z_key, (latent_dim,)), label)
-        fake_logit = discriminate(example["discriminator"], augment(augment_key, fake), label)
-        value = game.generator(fake_logit)
+        fake = augment(augment_key, fake)
+        fake_logit = discriminate(judge, fake, label)
+        if game.relative is None:
+            value = game.generator(fake_logit)
+        else:
+            real = augment(real_key, example["image"])
+            value = game.relative(discriminate(judge, real, label), fake_logit)
+        if classify is not None:
+            value += _label_nats(classify, judge, fake, label)
         return value, {"loss": value}
 
     return loss
+
+
+def _label_nats(classify: Classify, params: Params, x: Array, label: Array | None) -> Array:
+    """-log p(label | x), the auxiliary classifier's loss: Odena et al. 2017 (arXiv:1610.09585),
+    eq. 3. Raises ValueError where there is no label.
+    """
+    if label is None:
+        raise ValueError("an auxiliary classifier needs labels, and the examples have none")
+    return -jax.nn.log_softmax(classify(params, x))[label]
 
 
 def _penalty(

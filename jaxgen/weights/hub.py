@@ -16,7 +16,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors
 
-from jaxgen import files
+from jaxgen import fields, files
 from jaxgen.weights import autoencoder, diffusers, single_file, weight_files
 from jaxgen.weights.diffusers import Checkpoint
 
@@ -62,6 +62,11 @@ def open_checkpoint(
     tokenizer and tokenizer_2) as a path or a Hub id, by default the public one of CLIP from the
     Hub or its cache; and prediction_type as in `single_file.read`.
     """
+    for name, value in (("variant", variant), ("prediction_type", prediction_type)):
+        if not isinstance(value, str | None):
+            raise ValueError(f"{name} is {fields.shown(value)}; give a string, or leave it out")
+    if variant is not None and not re.fullmatch(r"[\w.-]{1,80}", variant):
+        raise ValueError(f"variant is {fields.shown(variant)}; give one such as 'fp16'")
     path = resolve(path_or_id, variant)
     own_vae = None if vae is None else autoencoder.read(resolve_vae(vae, variant), variant)
     if path.is_dir():
@@ -153,14 +158,20 @@ def _tokenizer_files(names: list[str]) -> list[str]:
 
 def _existing(path_or_id: str | Path, expected: str) -> Path | None:
     """The path if there is one, None for what may be a Hub id, else ValueError."""
-    path, text = Path(path_or_id).expanduser(), str(path_or_id)
-    if text and path.exists():
+    if not isinstance(path_or_id, str | Path):
+        raise ValueError(
+            f"{fields.shown(path_or_id)} is no path and no Hub id. Expected {expected}"
+        )
+    path, text = files.existing(path_or_id), str(path_or_id)
+    if text and path is not None:
         return path
     if text == EMBEDDED:
         return MODELS / EMBEDDED
     is_id = isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     if not is_id or text.endswith((".safetensors", *weight_files.UNSAFE)):
-        raise ValueError(f"no such file or folder: {text!r:.400}. Expected {expected}")
+        raise ValueError(
+            f"no such file or folder: {files.printable(text, 400)!r}. Expected {expected}"
+        )
     return None
 
 

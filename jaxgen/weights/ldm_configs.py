@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxgen import files
+from jaxgen import fields, files
 from jaxgen.weights.tensors import Tensor
 
 SHAPES = Mapping[str, Tensor]
@@ -89,7 +89,9 @@ def scheduler(
     if prediction_type is None:
         prediction_type = "epsilon" if inpainting else _prediction_type(kind, stored)
     if prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(f"prediction_type is {prediction_type!r}; use 'epsilon' or 'v_prediction'")
+        raise ValueError(
+            f"prediction_type is {fields.shown(prediction_type)}; use 'epsilon' or 'v_prediction'"
+        )
     config = {**BETAS, "prediction_type": prediction_type}
     if kind == "v1" or (kind == "v2" and inpainting):
         return {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **config}

@@ -7,8 +7,9 @@ import tempfile
 
 import numpy as np
 import pytest
-from support import checkpoints, pipeline_cases
-from support.pipeline_cases import BASE, IMAGE, INPAINT, XL, noise, relative_error
+from support import checkpoints, controlnets, pipeline_cases
+from support.controlnets import SETTINGS, hints
+from support.pipeline_cases import BASE, IMAGE, INPAINT, XL, relative_error
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -34,12 +35,6 @@ CLASSES = {
 MODULES = (
     *make_pipeline_values.MODULES, pipeline_controlnet_img2img, pipeline_controlnet_inpaint,
 )  # fmt: skip
-SETTINGS = {
-    "control_scale": "controlnet_conditioning_scale",
-    "control_start": "control_guidance_start",
-    "control_end": "control_guidance_end",
-    "guess_mode": "guess_mode",
-}
 UNET_ONLY = ("_class_name", "sample_size", "up_block_types")
 SD = BASE | {"sampler": "ddim", "num_steps": 20}
 
@@ -54,15 +49,6 @@ def net(kind, seed, changes):
     for parameter in result.parameters():
         torch.nn.init.normal_(parameter, 0, 0.1)
     return result.eval()
-
-
-def hints(count):
-    """Pictures in [0, 1] for each ControlNet, [B, H, W, 3]."""
-    size, b = checkpoints.SIZE, len(BASE["prompt"])
-    return [
-        np.random.default_rng(k).uniform(0, 1, (b, size, size, 3)).astype(np.float32)
-        for k in range(count)
-    ]
 
 
 def theirs(case, nets, monkeypatch):
@@ -98,18 +84,7 @@ def pipeline(kind, nets):
 
 
 def ours(case, nets):
-    pipe = pipeline(case["kind"], tuple(nets))
-    names = ("prompt", "negative_prompt", "num_steps", "guidance_scale", "sampler", "seed",
-             "strength", *SETTINGS)  # fmt: skip
-    images = [2 * image - 1 for image in hints(len(nets))]
-    return pipe(
-        **{name: case[name] for name in names if name in case},
-        image=pipeline_cases.image(case) if case.get("task") else None,
-        mask=pipeline_cases.mask(case) if case.get("task") == "inpaint" else None,
-        latents=noise(case),
-        control_image=images[0] if len(nets) == 1 else images,
-        output="latent",
-    )
+    return controlnets.ours(case, pipeline(case["kind"], tuple(nets)))
 
 
 CASES = {

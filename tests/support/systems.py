@@ -64,15 +64,14 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
         loss = losses.vae_loss(encode, decode, losses.bernoulli, dynamic_binarization=True)
 
     def init(key):
-        encoder_key, decoder_key = jax.random.split(key)
+        encoder_key, decoder_key, up_key, down_key = jax.random.split(key, 4)
         params = {
             "encoder": functional.init(encoder, encoder_key, jnp.zeros(SHAPE), jnp.int32(0)),
             "decoder": functional.init(decoder, decoder_key, jnp.zeros(4), jnp.int32(0)),
         }
         if name in OBJECTIVES:
-            top_key = jax.random.fold_in(key, 2)
-            params["encoder_top"] = functional.init(UP, jax.random.clone(top_key), jnp.zeros(4))
-            params["decoder_top"] = functional.init(DOWN, top_key, jnp.zeros(2))
+            params["encoder_top"] = functional.init(UP, up_key, jnp.zeros(4))
+            params["decoder_top"] = functional.init(DOWN, down_key, jnp.zeros(2))
         return step.init_state(params, tx)
 
     return init, step.gradient_step(augment.on_uint8(loss, augment.shift), tx, accumulate)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""Distances between two samples of features, of generated and of real images, in float64.
+
+Features are [N, D] arrays of one width; N may differ. Beside every figure belongs the same figure
+of real training images against real test images: the floor.
+"""
+
+import numpy as np
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """The Frechet distance between Gaussians with the samples' means and covariances.
+
+        |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)
+
+    Dowson & Landau 1982 (J. Multivariate Analysis 12), Heusel et al. 2017 (arXiv:1706.08500), eq. 6
+    (the FID only with the features of their Inception network). Too large by about 1/N on average.
+    Raises ValueError for features of different width and for too few samples for a covariance.
+    """
+    a, b = _checked(a, b)
+    for sample in (a, b):
+        if len(sample) <= sample.shape[1]:
+            raise ValueError(
+                f"a covariance of {sample.shape[1]} features needs more than {len(sample)} "
+                f"samples; give at least {sample.shape[1] + 1}"
+            )
+    covariance_a, covariance_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    # symmetric throughout: the square root of a product of two covariances may turn complex
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    product = np.linalg.eigvalsh(root @ covariance_b @ root)
+    cross = np.sum(np.sqrt(np.maximum(product, 0)))
+    means = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
+    return float(means + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross)
+
+
+def frechet_of_infinitely_many(
+    generated: np.ndarray, real: np.ndarray, seed: int = 0, num_points: int = 15
+) -> float:
+    """The Frechet distance that a line in 1/N predicts for N -> infinity generated images.
+
+    Chong & Forsyth 2020 (arXiv:1911.07023), section 4: distances of random subsets of N / 10 (but
+    always more than the features) to N images, and least squares. Real images stay as they are.
+    """
+    generated, real = _checked(generated, real)
+    least = max(len(generated) // 10, generated.shape[1] + 1)
+    if len(generated) < 2 * least:
+        raise ValueError(
+            f"a line needs sizes from {least} on; give at least {2 * least} generated images, not "
+            f"{len(generated)}"
+        )
+    rng = np.random.default_rng(seed)
+    sizes = np.linspace(least, len(generated), num_points).astype(int)
+    distances = [frechet(rng.permutation(generated)[:size], real) for size in sizes]
+    return float(np.polynomial.polynomial.polyfit(1 / sizes, distances, 1)[0])
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The unbiased estimate of the squared maximum mean discrepancy with a cubic kernel.
+
+        k(x, y) = (x . y / D + 1)^3
+
+    Binkowski et al. 2018 (arXiv:1801.01401), section 4 (the KID only with features of Inception).
+    Zero on average for samples of one distribution, for any N, and so negative half of the time.
+    Raises ValueError for features of different width and for fewer than 2 samples.
+    """
+    a, b = _checked(a, b)
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a kernel distance of {len(a)} and {len(b)} samples; give 2 or more")
+    return float(_within(a) + _within(b) - 2 * _kernel(a, b) / (len(a) * len(b)))
+
+
+def _within(x: np.ndarray) -> float:
+    """The mean of the kernel over pairs of different samples."""
+    same = np.sum(_cubed(np.sum(x * x, axis=1), x))
+    return (_kernel(x, x) - same) / (len(x) * (len(x) - 1))
+
+
+def _kernel(x: np.ndarray, y: np.ndarray, rows: int = 1000) -> float:
+    """The sum of the kernel over all pairs, some rows at a time."""
+    return sum(np.sum(_cubed(x[i : i + rows] @ y.T, x)) for i in range(0, len(x), rows))
+
+
+def _cubed(products: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return (products / x.shape[1] + 1) ** 3
+
+
+def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both samples in float64. Raises ValueError unless they are finite and of one width."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features {a.shape} and {b.shape}; give two arrays [N, D] of one width D")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("features that are not finite; look at the images or the network")
+    return a, b
