@@ -310,7 +310,7 @@ class StableDiffusion:
         batch = arguments.batch(request, self.networks, self.scheduler)
         hint = few_steps.hint(self.distilled, self.scheduler, request, batch)
         if hint is not None:
-            warnings.warn(hint, stacklevel=3)
+            warnings.warn(hint, stacklevel=4)  # the caller of __call__
         placement.check_divides(self.mesh, len(batch.seeds))
         if request.output == "image":
             self._compile_decoder(programs.latent_shape(self.networks.vae, batch))
@@ -359,6 +359,7 @@ class StableDiffusion:
     ) -> Text:
         """Encodes texts with the text encoders: context [B, K * T, E], and in XL pooled [B, P].
 
-        K is num_chunks, or what the longest text needs; see `prompts.chunk`.
+        K is num_chunks, or what the longest text needs; see `prompts.chunk`. Of the notation of
+        prompts, emphasis and BREAK are read; AND and texts that change belong to whole runs.
         """
         return self.embedder.encode(texts, clip_skip, weighting, num_chunks)
