@@ -17,7 +17,7 @@ import safetensors.numpy  # noqa: E402
 from diffusers.loaders import single_file_utils  # noqa: E402
 from support import ldm_shapes  # noqa: E402
 
-from jaxgen.nn import autoencoder_kl, clip, unet  # noqa: E402
+from jaxgen.nn.stable_diffusion import autoencoder_kl, clip, unet  # noqa: E402
 from jaxgen.weights import (  # noqa: E402
     autoencoder,
     diffusers,

@@ -31,8 +31,9 @@ from support.networks import (
 )
 from torch_weights import from_torch, nchw, nhwc, perturb, torch_module
 
-from jaxgen.nn import autoencoder_kl, convolution, embeddings, transformer
-from jaxgen.nn import resnet as resnets
+from jaxgen.nn import convolution, embeddings
+from jaxgen.nn.stable_diffusion import autoencoder_kl, transformer
+from jaxgen.nn.stable_diffusion import resnet as resnets
 from jaxgen.weights import layout
 
 pytestmark = pytest.mark.oracle
