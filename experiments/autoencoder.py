@@ -28,7 +28,7 @@ import tyro
 from PIL import Image
 
 from jaxgen import script
-from jaxgen.evaluate import likelihood
+from jaxgen.evaluate import latents, likelihood, quality
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
@@ -55,6 +55,8 @@ class Config:
     sparse: int = 0  # entries of a code that are kept, the largest; 0 keeps all
     contractive: float = 0.0  # weight of the squared norm of the code's Jacobian
     mmd: float = 0.0  # weight of the distance of the batch's codes from N(0, I) (WAE)
+    # sample: where latents come from: N(0, I), or a Gaussian or ten of them fitted to the codes
+    codes: Literal["normal", "gaussian", "mixture"] = may_change("gaussian")
     num_samples: int = may_change(64)  # sample: how many images
     # sample: the PNG to write; in the run's folder by default
     output: str | None = may_change(None)
@@ -173,30 +175,44 @@ def draw(
 
 
 def sample(config: Config) -> None:
-    """Decodes draws from a Gaussian fitted to the test set's codes: an autoencoder has no prior."""
+    """Decodes draws from --codes, fitted to the training images' codes: it has no prior itself."""
     state, done, examples = run.restore(config, build)
-    encoder, decoder = networks(config, examples)
-    params = experiment.model(state, config.run).params
-    test = run.load_split(config.run, "test")
-    encode = jax.jit(encode_of(config, encoder))
-    codes = np.concatenate([
-        np.asarray(encode(params["encoder"], augment.to_unit_range(jnp.asarray(part))))
-        for part in np.array_split(test.images, max(1, len(test.images) // 1000))
-    ])  # fmt: skip
-    z = fitted_gaussian(experiment.sample_key(config.run), codes, config.num_samples)
-    output = shown_as(config, jax.jit(functional.apply(decoder))(params["decoder"], z))
+    encode, decode = on_pictures(config, examples, experiment.model(state, config.run).params)
+    codes = encode(run.load_split(config.run, "train").images)
+    z = latents.draw(config.codes, codes, config.num_samples, config.run.seed)
 
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
-    images.save(path, images.grid(images.to_uint8(output)))
-    print(f"{config.num_samples} samples of a Gaussian over the codes, step {done}: {path}")
+    images.save(path, images.grid(decode(z)))
+    print(f"{config.num_samples} samples of {NAMES[config.codes]}, step {done}: {path}")
 
 
-def fitted_gaussian(key: Key, codes: np.ndarray, count: int) -> Array:
-    """Draws [count, D] from the normal distribution with the codes' mean and covariance."""
-    covariance = np.cov(codes, rowvar=False).reshape(codes.shape[1], codes.shape[1])
-    root = np.linalg.cholesky(covariance + 1e-6 * np.eye(codes.shape[1]))
-    eps = latent_space.normal(key, count, codes.shape[1])
-    return jnp.asarray(codes.mean(axis=0, keepdims=True)) + eps @ jnp.asarray(root.T, jnp.float32)
+NAMES = {
+    "normal": "N(0, I)",
+    "gaussian": "a Gaussian over the codes",
+    "mixture": "a mixture of Gaussians over the codes",
+}
+
+
+def on_pictures(
+    config: Config, examples: Examples, params: Params
+) -> tuple[latents.Encode, latents.Decode]:
+    """Encoder and decoder between uint8 images and codes, on the host, 1,000 at a time."""
+    encoder, decoder = networks(config, examples)
+    encode = jax.jit(encode_of(config, encoder))
+    decode = jax.jit(functional.apply(decoder))
+
+    def parts(x: np.ndarray) -> list[np.ndarray]:
+        return [x[i : i + 1000] for i in range(0, len(x), 1000)]
+
+    def codes(pixels: np.ndarray) -> np.ndarray:
+        x = (augment.to_unit_range(jnp.asarray(part)) for part in parts(pixels))
+        return np.concatenate([np.asarray(encode(params["encoder"], part)) for part in x])
+
+    def pictures(z: np.ndarray) -> np.ndarray:
+        outputs = (decode(params["decoder"], jnp.float32(part)) for part in parts(z))
+        return np.concatenate([images.to_uint8(shown_as(config, x)) for x in outputs])
+
+    return codes, pictures
 
 
 def evaluate(config: Config) -> None:
@@ -220,6 +236,10 @@ def evaluate(config: Config) -> None:
             f"model {i}, step {done}, {len(test.images)} test images: mse {mse:.5f} +- {error:.5f} "
             f"on [-1, 1], {mse / 4:.5f} on [0, 1], PSNR {-10 * np.log10(mse / 4):.2f} dB"
         )
+        if len(test.images) >= quality.LEAST_IMAGES:
+            train = run.load_split(config.run, "train")
+            functions = on_pictures(config, examples, params)
+            print(*latents.lines(latents.compare(*functions, train.images, test.images)), sep="\n")
 
 
 def main() -> None:

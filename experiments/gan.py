@@ -53,6 +53,7 @@ class Config:
     width: int = 64  # conv: features at the image's own size
     norm: Literal["none", "group", "layer", "batch"] = "group"  # conv: in the generator
     spectral: bool = False  # spectral normalisation of the discriminator
+    slope: float = 1.0  # spectral: the largest slope of the discriminator; 8 for images of 8x8
     conditional: bool = False  # condition both players on the class label
     # conditional: a projection of the label in the discriminator, or an auxiliary classifier
     conditioning: Literal["projection", "auxiliary"] = "projection"
@@ -120,7 +121,9 @@ def build(config: Config, examples: Examples) -> System:
     plan.check_range(
         config, 1, "latent_dim", "hidden", "width", "num_samples", "discriminator_steps"
     )
-    plan.check_range(config, 0, "gradient_penalty", "r1", "r2")
+    plan.check_range(config, 0, "gradient_penalty", "r1", "r2", "slope")
+    if config.slope != 1 and not config.spectral:
+        raise ValueError("--slope needs --spectral, which bounds the discriminator's slope")
     plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
     if config.conditioning == "auxiliary" and not config.conditional:
         raise ValueError("--conditioning auxiliary needs --conditional")
@@ -157,6 +160,9 @@ def losses_of(config: Config, generate: Any, discriminate: Any) -> tuple[LossFn,
     penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
     transform = augment.differentiable if config.diff_augment else adversarial.identity
     change, classify = augment.by_name(config.run.augment), None
+    if config.slope != 1:
+        bounded = discriminate
+        discriminate = lambda *inputs: config.slope * bounded(*inputs)  # noqa: E731
     if is_auxiliary(config):
         outputs = discriminate
         discriminate = lambda params, x, label: outputs(params, x)[0]  # noqa: E731

@@ -54,15 +54,17 @@ class Config:
 
     action: Literal["train", "export"] = may_change("train")  # export: write the files
     model: str = hub.EMBEDDED  # a diffusers folder, a .safetensors file or a Hub id
+    # for single files: a folder or Hub id with a CLIP tokenizer; the public one by default
+    tokenizer: str | None = may_change(None)
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None  # for single files
     rank: int = 8  # columns of the factors
     alpha: float | None = None  # the change weighs alpha / rank; None is the rank
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # ends of the UNet's layers
     # ends of the text encoders' layers, such as q_proj k_proj v_proj out_proj; none leaves them
     text_targets: tuple[str, ...] = ()
     caption_dropout: float = 0.1  # share of examples without caption, for guidance
-    remat: bool = (
-        False  # compute activations twice instead of keeping them (gradient checkpointing)
-    )
+    # gradient checkpointing: compute activations twice instead of keeping them
+    remat: bool = False
     prompts: tuple[str, ...] = may_change(())  # to draw while training; none takes captions
     num_steps: int = may_change(20)  # of the sampler, for these pictures
     guidance: float = may_change(5.0)  # and how closely they follow the prompts
@@ -72,12 +74,14 @@ class Config:
     run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
 
 
-PICTURES = Config(
-    run=RunOptions(
-        data="", batch_size=4, learning_rate=1e-4, steps=1000, clip_norm=1.0, draw_every=250,
-        checkpoint_every=250,
+PRESETS = {
+    "pictures": Config(
+        run=RunOptions(
+            data="", batch_size=4, learning_rate=1e-4, steps=1000, clip_norm=1.0, draw_every=250,
+            checkpoint_every=250,
+        )
     )
-)  # fmt: skip
+}  # fmt: skip
 
 
 class Parts(NamedTuple):
@@ -102,7 +106,9 @@ def prepare(config: Config) -> Parts:
         raise ValueError("--augment changes pictures that are encoded once; leave it out")
     if not config.run.data:
         raise ValueError("which pictures? Give --data a folder with a metadata.jsonl")
-    checkpoint = hub.open_checkpoint(config.model)
+    checkpoint = hub.open_checkpoint(
+        config.model, tokenizer=config.tokenizer, prediction_type=config.prediction_type
+    )
     networks = loading.networks(checkpoint, experiment.network_dtype(config.run))
     networks = networks._replace(unet=networks.unet.clone(remat=config.remat))
     tuning.check_trainable(networks)
@@ -238,7 +244,7 @@ def export(config: Config, parts: Parts) -> None:
 
 
 def main() -> None:
-    config = command_line.parse(NAME, {"pictures": PICTURES}, __doc__)
+    config = command_line.parse(NAME, PRESETS, __doc__)
     script.set_up(config.run.distributed)
     parts = prepare(config)
     if config.action == "export":

@@ -27,19 +27,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from PIL import Image, ImageOps
+from PIL import Image
 
 import jaxgen
 from jaxgen import script
 from jaxgen.adapters import controlnet_file, embedding_file, spec
 from jaxgen.cpu import tune
-from jaxgen.data import pixels
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
-from jaxgen.pictures import edges, images, parameters
-from jaxgen.stable_diffusion import arguments, loading, placement
+from jaxgen.pictures import images, parameters
+from jaxgen.stable_diffusion import arguments, loading, picture_files, placement
 from jaxgen.stable_diffusion.hires import Hires
-from jaxgen.stable_diffusion.pipeline import OnStep, StableDiffusion
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
+from jaxgen.stable_diffusion.programs import OnStep
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.types import Array
 from jaxgen.warm import saved_pipeline
@@ -186,7 +186,7 @@ def request_of(config: Config) -> Request:
         raise ValueError(f"--batch-size is {config.batch_size}; it must be at least 1")
     if config.output.exists() and not config.output.is_dir():
         raise ValueError(f"--output {config.output} is a file; give a folder")
-    image, mask = read_pictures(config)
+    image, mask, hints = read_pictures(config)
     steps, scale = steps_and_guidance(config)
     interval = config.sampling.guidance_interval  # which is no field of Request
     if interval and scale is None:
@@ -201,7 +201,7 @@ def request_of(config: Config) -> Request:
         height=config.height, width=config.width, image=image, mask=mask,
         strength=config.from_image.strength, **sampling,
         hires=hires_of(config),
-        control_image=control_images(config, image), control_scale=config.from_image.control_scale,
+        control_image=hints, control_scale=config.from_image.control_scale,
     )  # fmt: skip
 
 
@@ -213,39 +213,19 @@ def hires_of(config: Config) -> Hires | None:
     return Hires(own.hires, own.hires_strength, own.hires_upscale)
 
 
-def read_pictures(config: Config) -> tuple[Image.Image | None, Image.Image | None]:
-    """Reads image and mask, upright, cut and resized to --width, --height or multiples of 8."""
-    image_path, mask_path = config.from_image.image, config.from_image.mask
-    if image_path is None:
-        if mask_path is not None:
-            raise ValueError("--mask says which part of --image to make anew; give both")
-        return None, None
-    image = pixels.image_file(image_path)
-    mask = None if mask_path is None else pixels.mask_file(mask_path)
-    if mask is not None and mask.size != image.size:
-        raise ValueError(
-            f"{mask_path} has {mask.width} x {mask.height} pixels and {image_path} "
-            f"{image.width} x {image.height}; they must be of one size"
-        )
-    size = (config.width or image.width // 8 * 8, config.height or image.height // 8 * 8)
-    if min(size) < 8:
-        raise ValueError(f"{size[0]} x {size[1]} pixels are too few; use 8 at least")
-    image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-    return image, mask and ImageOps.fit(mask, size, Image.Resampling.NEAREST)
-
-
-def control_images(config: Config, image: Image.Image | None) -> Any:
-    """Reads the pictures that ControlNets follow, in the size of the image to be made."""
-    paths = config.from_image.control_image
-    if not paths:
-        return None
-    read = [pixels.image_file(path) for path in paths]
-    size = image.size if image else (config.width or read[0].width // 8 * 8,
-                                     config.height or read[0].height // 8 * 8)  # fmt: skip
-    fitted = [ImageOps.fit(one, size, Image.Resampling.LANCZOS) for one in read]
-    if config.from_image.control_edges:
-        fitted = [Image.fromarray(edges.canny(np.asarray(one))) for one in fitted]
-    return fitted[0] if len(fitted) == 1 else fitted
+def read_pictures(config: Config) -> tuple[Image.Image | None, Image.Image | None, Any]:
+    """Reads image, mask and what ControlNets follow, all in the size of the picture to be made."""
+    own, width, height = config.from_image, config.width, config.height
+    image = mask = hints = None
+    if own.image is not None:
+        image, mask = picture_files.image_and_mask(own.image, own.mask, width, height)
+        width, height = image.size
+    elif own.mask is not None:
+        raise ValueError("--mask says which part of --image to make anew; give both")
+    if own.control_image:
+        hints = picture_files.hints(own.control_image, width, height, own.control_edges)
+        hints = hints[0] if len(hints) == 1 else hints
+    return image, mask, hints
 
 
 def load_model(config: Config, request: Request) -> StableDiffusion:

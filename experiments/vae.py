@@ -32,7 +32,7 @@ import tyro
 from PIL import Image
 
 from jaxgen import script
-from jaxgen.evaluate import likelihood
+from jaxgen.evaluate import latents, likelihood, quality
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
@@ -324,6 +324,32 @@ def evaluate(config: Config) -> None:
         if config.nll_samples:
             show_nll(log_weight, params, test._asdict(), weight_key, config.nll_samples)
         print(f"  active units     {active_units(config, encode, params, test)}")
+        if not config.conditional and len(test.images) >= quality.LEAST_IMAGES:
+            functions = on_pictures(config, examples, params, bound_key)
+            train = run.load_split(config.run, "train")
+            print(*latents.lines(latents.compare(*functions, train.images, test.images)), sep="\n")
+
+
+def on_pictures(
+    config: Config, examples: Examples, params: Params, key: Key
+) -> tuple[latents.Encode, latents.Decode]:
+    """The posterior's mean, and the decoder's mean picture, on the host, 1,000 at a time."""
+    encode, decode = (jax.jit(functional.apply(part)) for part in networks(config, examples))
+
+    def codes(pixels: np.ndarray) -> np.ndarray:
+        x = augment.to_unit_range(jnp.asarray(pixels))
+        x = losses.binarize(jax.random.clone(key), x) if binary(config) else x
+        parts = [encode(params["encoder"], x[i : i + 1000]) for i in range(0, len(x), 1000)]
+        return np.split(np.concatenate(parts), 2, axis=1)[0]
+
+    def pictures(z: np.ndarray) -> np.ndarray:
+        parts = [jnp.float32(z[i : i + 1000]) for i in range(0, len(z), 1000)]
+        mean = losses.LIKELIHOODS[config.likelihood].mean
+        return np.concatenate(
+            [images.to_uint8(mean(decode(params["decoder"], part))) for part in parts]
+        )
+
+    return codes, pictures
 
 
 def show_nll(log_weight: Any, params: Params, test: dict, key: Key, num_samples: int) -> None:

@@ -131,11 +131,14 @@ def _one_report() -> Iterator[None]:
 def _report(error: Exception) -> None:
     """Prints an error in one line; one that nobody foresaw says what it is and how to see more."""
     if isinstance(error, (ValueError, OSError, ImportError, loop.NonFiniteError)):
-        print(f"error: {error}", file=sys.stderr)
+        lines = str(error).split("\n")  # which may quote names that command a terminal
+        shown = "\n".join(files.printable(line, files.MESSAGE_CHARACTERS) for line in lines)
+        print(f"error: {shown}", file=sys.stderr)
         return
     kind = type(error).__name__
+    text = files.printable(files.first_line(error))
     print(
-        f"error: {kind}: {files.first_line(error)} (JAXGEN_TRACEBACK=1 shows where)",
+        f"error: {kind}: {text} (JAXGEN_TRACEBACK=1 shows where)",
         file=sys.stderr,
     )
 
@@ -149,7 +152,8 @@ def _show_note(
     line: str | None = None,
 ) -> None:
     """Prints a warning as one line, without the place in the source that Python shows."""
-    print(f"note: {message}", file=sys.stderr, flush=True)
+    shown = files.printable(message, files.MESSAGE_CHARACTERS)
+    print(f"note: {shown}", file=sys.stderr, flush=True)
 
 
 def set_up(distributed: bool = False) -> None:

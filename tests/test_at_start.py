@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxgen import script
+
 ROOT = Path(__file__).parent.parent
 WHILE_IMPORTING = """
 import os, signal, sys
@@ -96,3 +98,12 @@ def test_every_script_catches_signals_before_its_slow_imports():
 
 def is_docstring(node):
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def test_names_in_errors_and_notes_cannot_command_the_terminal(capsys):
+    script._report(ValueError("no a\x1b[2J\u202e\nhelp"))
+    script._report(KeyError("\x1b[2J"))
+    script._show_note("b\x1b[2J", UserWarning, "", 0)
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: no a\\x1b[2J\\u202e\nhelp\n")
+    assert all(line.isprintable() for line in errors.splitlines())

@@ -76,5 +76,5 @@ def test_the_script_gives_edges_to_the_controlnet(tmp_path):
     Image.fromarray(picture).save(tmp_path / "a.png")
     with scripts.loaded("text_to_image") as module:
         options = module.FromImage(control_image=(tmp_path / "a.png",), control_edges=True)
-        hint = module.control_images(module.Config(from_image=options), None)
+        _, _, hint = module.read_pictures(module.Config(from_image=options))
     np.testing.assert_array_equal(np.asarray(hint), edges.canny(picture))

@@ -269,6 +269,7 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_as_another(straigh
         ("vae", ["--preset", "imagenet"], "unknown preset 'imagenet'"),
         ("gan", ["--discriminator-steps", "0"], "--discriminator-steps is 0; use 1 or more"),
         ("gan", ["--r1", "-1"], "--r1 is -1.0; use 0 or more"),
+        ("gan", ["--slope", "8"], "--slope needs --spectral"),
         ("gan", ["--conditioning", "auxiliary"], "--conditioning auxiliary needs --conditional"),
         ("gan", ["--ema-decay", "2"], "--ema-decay is 2.0"),
         ("vae", ["--beta", "nan"], "--beta is nan"),

@@ -103,8 +103,7 @@ def test_a_call_is_a_request(pipe, monkeypatch):
     assert [(p.name, p.default) for p in parameters] == [(f.name, f.default) for f in fields]
 
     requests = []
-    monkeypatch.setattr(StableDiffusion, "inputs", lambda self, request: requests.append(request))
-    monkeypatch.setattr(StableDiffusion, "latents", lambda *arguments: np.zeros((1, 1, 1, 1)))
+    monkeypatch.setattr(StableDiffusion, "draw", lambda self, request, _: requests.append(request))
     values = {field.name: f"value of {field.name}" for field in fields}
     pipe(**values)
     assert requests == [Request(**values)]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -208,7 +209,7 @@ def test_a_run_killed_before_its_configuration_leaves_a_folder_that_is_free(tmp_
     "change",
     [
         {"mse": None}, {"loss": "x"}, {"loss": [1, True]}, {"other": 1}, {"loss": math.nan},
-        {"step": 1}, {"step": 900},
+        {"loss": 10**400}, {"step": 1}, {"step": 900},
     ],
 )  # fmt: skip
 def test_rows_of_another_form_are_passed_over(run, change):
@@ -219,6 +220,29 @@ def test_rows_of_another_form_are_passed_over(run, change):
     with pytest.warns(UserWarning, match="1 lines are damaged"):
         steps = [row["step"] for row in log.read_rows(path)]
     assert steps == [json.loads(line)["step"] for line in (lines[0], *lines[2:])]
+
+
+@pytest.mark.parametrize("change", ["a digit", "a row"])
+def test_a_valid_row_that_was_changed_or_lost_is_said_when_the_run_goes_on(run, change):
+    path = run / "metrics.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    first = rows[1].index('"loss": ') + len('"loss": ')
+    digit = "3" if rows[1][first] == "2" else "2"
+    rows[1] = rows[1][:first] + digit + rows[1][first + 1 :] if change == "a digit" else ""
+    path.write_text("".join(rows))
+    with pytest.warns(UserWarning, match="a row up to step 10 was changed or lost after"):
+        resume(run)
+
+
+def test_rows_have_the_same_digest_however_often_a_run_was_continued(whole, run):
+    for step in ("8", "10"):
+        shutil.rmtree(run / "checkpoints" / step)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resume(run)
+        resume(run)
+    assert not any("changed or lost" in str(warning.message) for warning in caught)
+    assert newest_state(run) == newest_state(whole)  # the digest of the rows is one of these
 
 
 def test_a_platform_without_a_device_is_named(monkeypatch):

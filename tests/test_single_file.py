@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 from support import checkpoints, clip_words
 from support.ldm_shapes import TINY_V1, TINY_V2, TINY_XL, V1, V2, XL, shapes
 
+from jaxgen.stable_diffusion import few_steps
 from jaxgen.weights import (
     diffusers,
     hub,
@@ -132,6 +134,38 @@ def test_file_becomes_a_folder_with_the_same_numbers(ldm, save, words, tmp_path)
         wanted = {n: t.read() for n, t in component.tensors.items()}
         found = {n: t.read() for n, t in again.components[name].tensors.items()}
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kind"),
+    [
+        ({"modelspec.title": "SDXL Turbo", "ss_output_name": "x"}, "turbo"),
+        ({"modelspec.title": " ", "ss_output_name": "my_xl_lightning"}, "lightning"),
+        ({"modelspec.title": "a lighthouse"}, None),
+        (None, None),
+    ],
+)
+def test_a_renamed_file_is_known_by_the_title_inside(words, tmp_path, metadata, kind):
+    path = tmp_path / "renamed.safetensors"
+    safetensors.numpy.save_file(_arrays(TINY_V1), path, metadata)
+    assert few_steps.kind_of(single_file.read(path, words)) == kind
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_weights_of_8_bits_are_their_values_in_float32(words, tmp_path, dtype):
+    path = tmp_path / "model.safetensors"
+    arrays = {name: x.astype(dtype) for name, x in _arrays(TINY_V1).items()}
+    tensors.write_file(path, {name: tensors.from_array(x) for name, x in arrays.items()})
+    stored = single_file.read(path, words).components["unet"].tensors
+    ours = stored["time_embedding.linear_1.weight"].read().astype(np.float32)
+    theirs = arrays["model.diffusion_model.time_embed.0.weight"].astype(np.float32)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["model.diffusion_model.out.2.scale_weight", "scaled_fp8"])
+def test_weights_with_scales_beside_them_are_refused(words, save, name):
+    with pytest.raises(ValueError, match=r"its weights have scales .* plain fp8 file"):
+        single_file.read(save(_arrays(TINY_V1) | {name: np.ones(1, np.float32)}), words)
 
 
 def test_kinds_differ_in_padding_and_pipeline(save, words):

@@ -106,7 +106,7 @@ def test_orientation_turns_the_photo_and_its_mask_and_16_bits_are_not_clipped(
     for name in ("image.png", "mask.png"):
         Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / name, exif=exif)
     from_image = text_to_image.FromImage(image=tmp_path / "image.png", mask=tmp_path / "mask.png")
-    image, mask = text_to_image.read_pictures(text_to_image.Config(from_image=from_image))
+    image, mask, _ = text_to_image.read_pictures(text_to_image.Config(from_image=from_image))
     np.testing.assert_array_equal(np.asarray(image)[..., 0], np.rot90(grey, 3))
     np.testing.assert_array_equal(np.asarray(mask) > 0, np.rot90(grey, 3) >= 128)
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import fields
+
 SCALE = "kernel_scale"  # float32 [O], beside "kernel"
 
 
@@ -34,8 +36,10 @@ UNITS = {kind.dtype.name: kind.unit for kind in KINDS.values()}
 
 def check(kind: str | None) -> str | None:
     """Returns the name of a kind; raises ValueError unless it is in KINDS, or None."""
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"quantize is {kind!r:.80}; use {' or '.join(map(repr, KINDS))}, or None")
+    if not isinstance(kind, str | None) or (kind is not None and kind not in KINDS):
+        raise ValueError(
+            f"quantize is {fields.shown(kind)}; use {' or '.join(map(repr, KINDS))}, or None"
+        )
     return kind
 
 

@@ -21,6 +21,8 @@ from jaxgen.runs import run_folder
 from jaxgen.train import loop
 from jaxgen.types import Array
 
+ROWS = "rows of metrics.jsonl"  # beside the paths of the state's leaves
+
 
 def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.CheckpointManager:
     """Opens the checkpoints under `folder`, which is made if need be; the newest `keep` stay.
@@ -47,8 +49,10 @@ def _check_regular(folder: Path) -> None:
             raise ValueError(f"{files.printable(special[0])} is no regular file; remove it")
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+def save(manager: ocp.CheckpointManager, step: int, state: Any, rows: int | None = None) -> None:
     """Starts writing the state after `step` steps; returns once it is copied off the devices.
+
+    rows: the digest of the metrics up to here, which `rows_digest` gives back.
 
     Does nothing if that step is there already. Raises NonFiniteError for a state with NaN or
     infinite numbers, OSError if orbax declines to save.
@@ -58,13 +62,20 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     faulty = _non_finite(state)
     if faulty:
         raise loop.NonFiniteError(step, faulty)
+    numbers = digests(state) | ({} if rows is None else {ROWS: rows})
     args = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests(state))
+        state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(numbers)
     )
     with files.named_when_full(Path(str(manager.directory))):  # also of the save before this one
         is_saved = manager.save(step, args=args)
     if not is_saved:
         raise OSError(f"orbax did not save step {step} in {manager.directory}")
+
+
+def rows_digest(manager: ocp.CheckpointManager, step: int) -> int | None:
+    """The digest of the metrics that was saved with a step; None if there is none."""
+    args = ocp.args.Composite(digests=ocp.args.JsonRestore())
+    return manager.restore(step, args=args)["digests"].get(ROWS)
 
 
 def wait(manager: ocp.CheckpointManager) -> None:

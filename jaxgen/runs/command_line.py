@@ -4,7 +4,6 @@
 import argparse
 import dataclasses
 import json
-import math
 import sys
 import types
 import typing
@@ -219,7 +218,7 @@ def _is_of(value: Any, hint: Any) -> bool:
         case origin if origin is tuple:
             return isinstance(value, tuple) and all(_is_of(each, arguments[0]) for each in value)
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is (type(None) if hint is None else hint)
 
 

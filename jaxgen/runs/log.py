@@ -2,11 +2,11 @@
 """The logs of a run: JSON lines always, TensorBoard and W&B on request, progress on screen."""
 
 import json
-import math
 import os
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxgen import files
 
+_LARGEST = sys.float_info.max
 _MOST_BYTES = 2**30  # of a metrics file
 
 Record = Callable[[int, dict[str, Any]], None]  # (step, metrics): writes them to one log
@@ -47,20 +48,36 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in _parsed(path)]
 
 
+def digest(path: Path, last: int) -> int | None:
+    """The CRC-32 of the rows up to step `last`; None where other warnings say what is wrong."""
+    if not path.is_file():
+        return None
+    pairs, damaged = _examined(path)
+    rows = b"".join(line + b"\n" for line, row in pairs if row["step"] <= last)
+    return None if damaged else zlib.crc32(rows)
+
+
 def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Lines and rows. Only of the last line is nothing said: a kill may have cut it off."""
+    pairs, damaged = _examined(path)
+    if damaged:
+        warnings.warn(
+            f"{path}: {len(damaged)} lines are damaged and passed over, first line {damaged[0]}",
+            stacklevel=3,
+        )
+    return pairs
+
+
+def _examined(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
+    """Lines and rows, and the numbers of the damaged lines but the last."""
     lines = files.read_bytes(path, _MOST_BYTES).removesuffix(b"\n").split(b"\n")
     rows = [_row(line) for line in lines]
     names = next((row.keys() for row in rows if row is not None), None)
     rows = [row if row is not None and row.keys() == names else None for row in rows]
     rows = _rising(rows)
     damaged = [i for i, row in enumerate(rows[:-1], start=1) if row is None]
-    if damaged:
-        warnings.warn(
-            f"{path}: {len(damaged)} lines are damaged and passed over, first line {damaged[0]}",
-            stacklevel=3,
-        )
-    return [(line, row) for line, row in zip(lines, rows, strict=True) if row is not None]
+    pairs = [(line, row) for line, row in zip(lines, rows, strict=True) if row is not None]
+    return pairs, damaged
 
 
 def _rising(rows: list[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
@@ -88,32 +105,37 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_metric(value: Any) -> bool:
-    """Whether a value is a finite number, or one for each of several models."""
+    """Whether a value is a finite number of a float's range, or one for each of several models."""
     values = value if isinstance(value, list) else [value]
-    return all(type(each) in (int, float) and math.isfinite(each) for each in values)
+    return all(type(each) in (int, float) and abs(each) <= _LARGEST for each in values)
 
 
 @contextmanager
-def json_lines(path: Path) -> Iterator[tuple[Record, Callable[[], None]]]:
+def json_lines(path: Path) -> Iterator[tuple[Record, Callable[[], int]]]:
     """Appends one object per step; yields (record, flush), where flush writes down to the disk.
 
-    The file holds no times, so that a resumed run's file equals an uninterrupted one's.
+    flush gives the `digest` of all rows. The file holds no times, so that a resumed run's file
+    equals an uninterrupted one's.
     """
     # unbuffered: a row is there for readers at once, and none is left to write at the end, when
     # the disk may be full
+    crc = zlib.crc32(path.read_bytes()) if path.exists() else 0
     with path.open("ab", buffering=0) as file:
 
         def record(step: int, metrics: dict[str, Any]) -> None:
             row = {"step": step} | {name: plain(x) for name, x in metrics.items()}
+            nonlocal crc
             rest = json.dumps(row).encode() + b"\n"
+            crc = zlib.crc32(rest, crc)
             with files.named_when_full(path):
                 while rest:  # a disk that is nearly full takes a part of a row
                     rest = rest[file.write(rest) :]
 
-        def flush() -> None:
+        def flush() -> int:
             with files.named_when_full(path):
                 os.fsync(file.fileno())
             _check_place(path, file.fileno())
+            return crc
 
         try:
             yield record, flush

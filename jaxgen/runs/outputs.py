@@ -85,6 +85,18 @@ def keep_metrics(folder: Path, name: str, start: int) -> None:
         )
 
 
+def check_metrics(folder: Path, manager: Any, start: int) -> None:
+    """Warns where the rows up to step `start` are not those that its checkpoint was saved with."""
+    metrics = folder / "metrics.jsonl"
+    expected = checkpoint.rows_digest(manager, start)
+    if expected is not None and log.digest(metrics, start) not in (None, expected):
+        warnings.warn(
+            f"{metrics}: a row up to step {start} was changed or lost after it was written; the "
+            "state is not concerned",
+            stacklevel=2,
+        )
+
+
 def _keep_rows(folder: Path, is_wanted: Callable[[int], bool], newest: int) -> None:
     """Drops the rows that are not wanted; warns where the last ones, up to `newest`, are lost."""
     metrics = folder / "metrics.jsonl"
@@ -202,9 +214,9 @@ def _wandb(stretch: Stretch) -> AbstractContextManager[log.Record]:
     return log.wandb(stretch.folder, project, asdict(stretch.config))
 
 
-def _save(manager: Any, flush: Callable[[], None], done: int, state: Any) -> None:
-    flush()  # the rows of these steps first: a resumed run keeps them
-    checkpoint.save(manager, done, state)
+def _save(manager: Any, flush: Callable[[], int | None], done: int, state: Any) -> None:
+    rows = flush()  # the rows of these steps first: a resumed run keeps them
+    checkpoint.save(manager, done, state, rows)
 
 
 @contextlib.contextmanager

@@ -91,6 +91,8 @@ def _train(
             stretch = outputs.Stretch(
                 folder, job.config, job.system, job.examples, start, num_steps, speed
             )
+            if start and jax.process_index() == 0:
+                outputs.check_metrics(folder, manager, start)
             if start == num_steps:
                 outputs.complete(stretch, state)
                 return

@@ -47,12 +47,9 @@ def module_of(name: str, component: Component) -> Callable[..., Any]:
 
 def warn_of_scheduler_keys(checkpoint: Checkpoint) -> None:
     """Says in one warning which keys of the scheduler's config no class knows."""
-    keys = config.unknown_keys(checkpoint.scheduler)
-    if keys:
-        listed = files.printable(", ".join(keys[:12]), 300) + (" ..." if len(keys) > 12 else "")
-        text = f"scheduler_config.json: passed over {len(keys)} unknown keys ({listed})"
-        name = files.printable(checkpoint.name)
-        warnings.warn(f"{name}: {text}", stacklevel=3)
+    notes = diffusers.key_notes("scheduler", config.unknown_keys(checkpoint.scheduler))
+    if notes:
+        warnings.warn(f"{files.printable(checkpoint.name)}: {notes[0]}", stacklevel=3)
 
 
 class Networks(NamedTuple):

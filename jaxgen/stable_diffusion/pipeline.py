@@ -310,13 +310,15 @@ class StableDiffusion:
         batch = arguments.batch(request, self.networks, self.scheduler)
         hint = few_steps.hint(self.distilled, self.scheduler, request, batch)
         if hint is not None:
-            warnings.warn(hint, stacklevel=3)
+            warnings.warn(hint, stacklevel=4)  # the caller of __call__
         placement.check_divides(self.mesh, len(batch.seeds))
         if request.output == "image":
             self._compile_decoder(programs.latent_shape(self.networks.vae, batch))
         text = self.embedder.context_of(batch)
-        inputs = programs.inputs(self.programs, self.networks, self.params, self.mesh, batch, text)
-        return inputs._replace(adapters=beside.for_batch(self.adapters, len(batch.seeds)))
+        own = beside.for_batch(self.adapters, len(batch.seeds))
+        return programs.inputs(
+            self.programs, self.networks, self.params, self.mesh, batch, text, own
+        )
 
     def latents(self, inputs: Inputs, on_step: OnStep | None = None) -> Array:
         """Runs all steps: the final latents, float32 [B, h, w, C]. It uses up inputs.noise."""
@@ -357,6 +359,7 @@ class StableDiffusion:
     ) -> Text:
         """Encodes texts with the text encoders: context [B, K * T, E], and in XL pooled [B, P].
 
-        K is num_chunks, or what the longest text needs; see `prompts.chunk`.
+        K is num_chunks, or what the longest text needs; see `prompts.chunk`. Of the notation of
+        prompts, emphasis and BREAK are read; AND and texts that change belong to whole runs.
         """
         return self.embedder.encode(texts, clip_skip, weighting, num_chunks)

@@ -107,7 +107,10 @@ def inputs(
     text: text_encoding.Text,
     adapters: Beside | None = None,
 ) -> Inputs:
-    """Brings a batch and its encoded texts to the devices, with noise and latents of images."""
+    """Brings a batch and its encoded texts to the devices, with noise and latents of images.
+
+    adapters: those of each image, as `generate.Inputs` has them.
+    """
     shape = latent_shape(networks.vae, batch)
     noise = batch.latents
     if noise is None:

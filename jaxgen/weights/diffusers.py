@@ -8,7 +8,7 @@ tokenizer/  tokenizer_2/       vocab.json, merges.txt, tokenizer_config.json, ..
 scheduler/                     scheduler_config.json
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,11 +135,16 @@ def _scheduler_notes(scheduler: Mapping[str, Any], class_name: str) -> list[str]
 
 def config_notes(name: str, component: Component) -> list[str]:
     """What a component's config says that its class does not know, as a note."""
-    keys = configs.unknown_keys(component.class_name, component.config)
+    return key_notes(name, configs.unknown_keys(component.class_name, component.config))
+
+
+def key_notes(part: str, keys: Sequence[str]) -> list[str]:
+    """A note on keys of a part's config that were passed over, if there are any."""
     if not keys:
         return []
+    file = "scheduler_config.json" if part == "scheduler" else "config.json"
     listed = files.printable(", ".join(keys[:12]), 300) + (" ..." if len(keys) > 12 else "")
-    return [f"{name}/config.json: passed over {len(keys)} unknown keys ({listed})"]
+    return [f"{part}/{file}: passed over {len(keys)} unknown keys ({listed})"]
 
 
 def with_scaling(vae: Component, config: Mapping[str, Any]) -> Component:

@@ -5,7 +5,7 @@ The file has weights only. The UNet says which model it is, the shapes give the 
 neither tells (heads, scheduler, scaling factor) follows from the model. The tokenizer is not in it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jaxgen import files
@@ -20,6 +20,9 @@ from jaxgen.weights import (
 )
 from jaxgen.weights.diffusers import Checkpoint, Component
 from jaxgen.weights.tokenizer import Tokenizer
+
+SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale")  # of 8-bit weights
+TITLES = ("modelspec.title", "ss_output_name", "ss_sd_model_name")  # the first that says something
 
 
 def read(
@@ -49,6 +52,7 @@ def _read(
     vae: Component | None,
 ) -> Checkpoint:
     stored = tensors.open_file(path)
+    _check_unscaled(stored)
     kind = ldm_kinds.kind_of(stored, str(path), has_vae=vae is not None)
     parts, strays = ldm_names.rename(stored, kind)
     inpainting = ldm_kinds.is_inpainting(stored)
@@ -66,9 +70,26 @@ def _read(
         components["unet"].config["sample_size"] = size
     folder = Path(folder() if callable(folder) else folder)
     tokens = _tokenizers(folder, kind)
-    index = ldm_configs.index(kind, inpainting)
+    index = ldm_configs.index(kind, inpainting) | _title(path)
     notes = tuple(ldm_kinds.stray_notes(strays))
     return Checkpoint(index, components, tokens, scheduler, notes)
+
+
+def _check_unscaled(names: Iterable[str]) -> None:
+    """Raises ValueError for 8-bit weights that have scales, which loading would leave out."""
+    scales = [name for name in names if name.endswith(SCALES) or "scaled_fp8" in name]
+    if scales:
+        raise ValueError(
+            f"its weights have scales ({files.printable(scales[0], 80)}), which is not "
+            "implemented; fetch the float16 or the plain fp8 file"
+        )
+
+
+def _title(path: Path) -> dict[str, str]:
+    """What trainers write into a file of its name, which a renamed file does not tell."""
+    metadata = tensors.metadata(path)
+    titles = [metadata[key] for key in TITLES if metadata.get(key, "").strip()]
+    return {"_name_or_path": titles[0]} if titles else {}
 
 
 def _tokenizers(folder: Path, kind: str) -> dict[str, Tokenizer]:

@@ -23,6 +23,8 @@ DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
+    "F8_E5M2": np.dtype(jnp.float8_e5m2),
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
@@ -169,7 +171,7 @@ def write_file(
 
 def stored_dtype(tensor: Tensor, dtype: np.dtype | None) -> np.dtype:
     """The type that `write_file` gives a tensor: `dtype` for floats, its own for the rest."""
-    floating = tensor.dtype.kind == "f" or tensor.dtype == DTYPES["BF16"]
+    floating = jnp.issubdtype(tensor.dtype, jnp.floating)
     return np.dtype(dtype) if dtype is not None and floating else tensor.dtype
 
 

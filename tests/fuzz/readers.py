@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from PIL import Image
 from support import checkpoints, clip_words, ldm_shapes
 
 from experiments import autoencoder
+from fuzz import part_readers
 from jaxgen import files
 from jaxgen.data import caption_folder, sets
 from jaxgen.data.source import read_all
@@ -91,12 +93,10 @@ def _named(where: Path):
         raise ValueError(f"{where}: {error}") from error
 
 
-def _make_single_file(folder: Path) -> None:
-    rng = np.random.default_rng(0)
+def _make_single_file(kind: ldm_shapes.Ldm, folder: Path) -> None:
     whole = len(checkpoints.VOCAB)  # the tokenizer's, each of whose ids needs a row
-    shapes = ldm_shapes.shapes(ldm_shapes.TINY_V1._replace(clip=(whole, 16, 2)))
-    arrays = {name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
-    safetensors.numpy.save_file(arrays, folder / "model.safetensors")
+    own = {"clip": (whole, *kind.clip[1:]), "open_clip": (whole, *kind.open_clip[1:])}
+    part_readers.make_single_file(folder, kind._replace(**own))
     _make_tokenizer(folder)
 
 
@@ -260,7 +260,18 @@ READERS = {
     "json": Reader(_make_json, lambda folder: files.read_object(folder / "config.json")),
     "safetensors": Reader(_make_safetensors, _read_safetensors),
     "model folder": Reader(_make_model, _read_model, slow=4),
-    "single file": Reader(_make_single_file, _read_single_file, slow=4),
+    "single file": Reader(
+        partial(_make_single_file, ldm_shapes.TINY_V1), _read_single_file, slow=4
+    ),
+    "single file 2": Reader(
+        partial(_make_single_file, ldm_shapes.TINY_V2), _read_single_file, slow=16
+    ),
+    "single file xl": Reader(
+        partial(_make_single_file, ldm_shapes.TINY_XL), _read_single_file, slow=16
+    ),
+    "adapter": Reader(part_readers.make_adapter, part_readers.read_adapter, slow=10),
+    "controlnet": Reader(part_readers.make_controlnet, part_readers.read_controlnet, slow=16),
+    "embedding": Reader(part_readers.make_embedding, part_readers.read_embedding),
     "tokenizer": Reader(_make_tokenizer, _read_tokenizer),
     "tokenizer.json": Reader(_make_tokenizer_json, _read_tokenizer),
     "idx": Reader(_make_idx, _read_set),

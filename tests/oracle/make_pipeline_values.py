@@ -26,7 +26,10 @@ from diffusers.pipelines.stable_diffusion import (
     pipeline_stable_diffusion_img2img,
     pipeline_stable_diffusion_inpaint,
 )
-from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl_img2img
+from diffusers.pipelines.stable_diffusion_xl import (
+    pipeline_stable_diffusion_xl_img2img,
+    pipeline_stable_diffusion_xl_inpaint,
+)
 from support import checkpoints, pipeline_cases
 
 from jaxgen.weights import diffusers as diffusers_io
@@ -37,11 +40,13 @@ CLASSES = {
     ("sd", "inpaint"): diffusers.StableDiffusionInpaintPipeline,
     ("xl", "text"): diffusers.StableDiffusionXLPipeline,
     ("xl", "image"): diffusers.StableDiffusionXLImg2ImgPipeline,
+    ("xl", "inpaint"): diffusers.StableDiffusionXLInpaintPipeline,
 }
 MODULES = (
     pipeline_stable_diffusion_img2img,
     pipeline_stable_diffusion_inpaint,
     pipeline_stable_diffusion_xl_img2img,
+    pipeline_stable_diffusion_xl_inpaint,
 )
 TEXT_SETTINGS = ("negative_prompt", "guidance_scale", "guidance_rescale", "clip_skip")
 
@@ -53,9 +58,9 @@ def components(kind):
         warnings.simplefilter("ignore")
         folder = pathlib.Path(folder) / kind
         diffusers_io.write(folder, checkpoints.checkpoint(kind))
-        task = "inpaint" if kind == "inpaint" else "text"
-        cls = CLASSES["xl" if kind == "xl" else "sd", task]
-        options = {} if kind == "xl" else {"safety_checker": None}
+        task = "inpaint" if kind.startswith("inpaint") else "text"
+        cls = CLASSES["xl" if "xl" in kind else "sd", task]
+        options = {} if "xl" in kind else {"safety_checker": None}
         pipe = cls.from_pretrained(folder, **options)
         # diffusers' clip_skip asks for the layers under a name that transformers 5.6 took away
         encoder = pipe.text_encoder
@@ -67,7 +72,7 @@ def theirs(case, output="latent"):
     """Final latents [B, h, w, C] of a case in PyTorch, or its images [B, H, W, 3] in [0, 1]."""
     kind, task = case["kind"], case.get("task", "text")
     parts, scheduler_config = components(kind)
-    cls = CLASSES["xl" if kind == "xl" else "sd", task]
+    cls = CLASSES["xl" if "xl" in kind else "sd", task]
     changes = {**case.get("scheduler", {})}
     if "spacing" in case:
         changes["timestep_spacing"] = case["spacing"]
@@ -78,7 +83,7 @@ def theirs(case, output="latent"):
     defaulted = set(given.get("_use_default_values", ())) - changes.keys()
     given["_use_default_values"] = sorted(defaulted)
     parts = {**parts, "scheduler": make_sampler_values.scheduler(given, case.get("sampler"))}
-    options = {"add_watermarker": False} if kind == "xl" else {"requires_safety_checker": False}
+    options = {"add_watermarker": False} if "xl" in kind else {"requires_safety_checker": False}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         pipe = cls(**parts, **options)

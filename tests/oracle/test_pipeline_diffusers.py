@@ -142,3 +142,9 @@ def test_pictures_differ_by_one_level_at_most():
     for case in (BASE, BASE | XL, BASE | INPAINT):
         expected = np.round(theirs(case, "image") * 255)
         assert np.abs(ours(case, "image") - expected).max() <= 1
+
+
+def test_inpainting_with_xl():
+    """XL beside nine channels, as its inpainting checkpoint has them, and by blending."""
+    few = BASE | XL | INPAINT | {"num_steps": 4}
+    assert compare(few | {"kind": "inpaint_xl", "strength": 1.0}, few) == 2

@@ -30,6 +30,7 @@ UNETS = {
     "sd2": _UNET | {"use_linear_projection": True, "attention_head_dim": [2, 4]},
     "inpaint": _UNET | {"in_channels": 9},
     "xl": _UNET | _XL,
+    "inpaint_xl": _UNET | _XL | {"in_channels": 9},
     "refiner": _UNET
     | _XL
     | {"cross_attention_dim": 24, "projection_class_embeddings_input_dim": 5 * 8 + 20},
@@ -57,13 +58,14 @@ CLASSES = {
     "sd2": "StableDiffusionPipeline",
     "inpaint": "StableDiffusionInpaintPipeline",
     "xl": "StableDiffusionXLPipeline",
+    "inpaint_xl": "StableDiffusionXLInpaintPipeline",
     "refiner": "StableDiffusionXLImg2ImgPipeline",
 }
 
 
 def checkpoint(kind="sd1"):
     """The whole pipeline of a kind in memory: sd1, sd2 (v-prediction), inpaint (9 channels), xl,
-    refiner."""
+    inpaint_xl, refiner."""
     components = {
         "unet": _component("UNet2DConditionModel", UNETS[kind]),
         "vae": _component("AutoencoderKL", VAE),
@@ -71,17 +73,18 @@ def checkpoint(kind="sd1"):
     }
     tokens = {"tokenizer": tokenizer.build(VOCAB, MERGES, _padding("sd2" if kind == "sd2" else ""))}
     index = {"_class_name": CLASSES[kind], "requires_safety_checker": False}
-    if kind in ("xl", "refiner"):
+    of_xl = kind in ("xl", "inpaint_xl", "refiner")
+    if of_xl:
         small = _CLIP | {"hidden_size": 16, "hidden_act": "quick_gelu"}
         second = _CLIP | {"hidden_size": 24, "hidden_act": "gelu", "projection_dim": 20}
         components["text_encoder"] = _component("CLIPTextModel", small)
         components["text_encoder_2"] = _component("CLIPTextModelWithProjection", second)
         tokens["tokenizer_2"] = tokenizer.build(VOCAB, MERGES, _padding("xl"))
-        index = {"_class_name": CLASSES[kind], "force_zeros_for_empty_prompt": kind == "xl"}
+        index = {"_class_name": CLASSES[kind], "force_zeros_for_empty_prompt": kind != "refiner"}
     if kind == "refiner":
         del components["text_encoder"], tokens["tokenizer"]
         index["requires_aesthetics_score"] = True
-    scheduler = SCHEDULERS.get("xl" if kind == "refiner" else kind, SCHEDULERS["sd1"])
+    scheduler = SCHEDULERS.get("xl" if of_xl else kind, SCHEDULERS["sd1"])
     return diffusers.Checkpoint(index, components, tokens, scheduler)
 
 

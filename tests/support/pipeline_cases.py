@@ -93,7 +93,7 @@ def posterior_noise(case):
         np.asarray(generate.posterior_noise(case["seed"] + np.arange(2), LATENT, purpose))
         for purpose in ("image", "masked_image")
     )
-    only_masked = case["kind"] == "inpaint" and case.get("strength") == 1
+    only_masked = case["kind"].startswith("inpaint") and case.get("strength") == 1
     return [second] if only_masked else [first, second]
 
 

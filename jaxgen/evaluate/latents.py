@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""Where latents are drawn from: the prior, or a distribution fitted to the codes of images.
+
+A figure of an autoencoder's or VAE's samples says which: Ghosh et al. 2020 (arXiv:1903.12436),
+table 1, found the same decoder far better with a mixture fitted to its codes than with N(0, I).
+"""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxgen.evaluate import quality
+
+Encode = Callable[[np.ndarray], np.ndarray]  # uint8 images [N, H, W, C] -> codes [N, D]
+Decode = Callable[[np.ndarray], np.ndarray]  # codes -> uint8 images
+SOURCES = ("normal", "gaussian", "mixture")
+NUM_COMPONENTS = 10  # as in Ghosh et al.
+
+
+def draw(source: str, codes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Latents [count, D] from one of `SOURCES`, fitted to the codes [N, D] of training images.
+
+    "normal" is N(0, I), whatever the codes; "gaussian" has their mean and covariance; "mixture" is
+    of ten Gaussians with full covariances, by expectation maximization. Raises ValueError for
+    another source, for codes that are not finite and for too few of them.
+    """
+    codes = np.asarray(codes, np.float64)
+    rng = np.random.default_rng(seed)
+    if source == "normal":
+        return rng.standard_normal((count, codes.shape[1]))
+    if source not in SOURCES:
+        raise ValueError(f"unknown source of latents {source!r}; use one of {', '.join(SOURCES)}")
+    components = 1 if source == "gaussian" else NUM_COMPONENTS
+    least = components * (codes.shape[1] + 1)
+    if len(codes) < least or not np.isfinite(codes).all():
+        raise ValueError(
+            f"{components} Gaussians of {codes.shape[1]} entries need {least} finite codes or "
+            f"more, not {len(codes)}"
+        )
+    from sklearn.exceptions import ConvergenceWarning  # half a second
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(components, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 rounds are enough to draw from
+        mixture.fit(codes)
+    return rng.permutation(mixture.sample(count)[0])
+
+
+def compare(
+    encode: Encode, decode: Decode, train: np.ndarray, test: np.ndarray
+) -> dict[str, quality.Comparison]:
+    """The figures of samples from each of `SOURCES`, as many as there are test images."""
+    codes = encode(train)
+    count = min(len(train), len(test), quality.MOST_IMAGES)
+    return {
+        source: quality.compare(decode(draw(source, codes, count)), train, test)
+        for source in SOURCES
+    }
+
+
+def lines(comparisons: dict[str, quality.Comparison]) -> list[str]:
+    """The Frechet and kernel distances by source, and those of real images, as lines of text."""
+    first = next(iter(comparisons.values()))
+    rows = {source: comparison.generated for source, comparison in comparisons.items()}
+    rows["real images"] = first.floor
+    return [f"  samples against {first.num_images} test images: frechet, kernel"] + [
+        f"  {name:16s} {x.frechet.mean():9.4f} +- {np.std(x.frechet):.4f}   "
+        f"{x.kernel.mean():9.5f} +- {np.std(x.kernel):.5f}"
+        for name, x in rows.items()
+    ]

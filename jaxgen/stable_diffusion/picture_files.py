@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""Reads the picture files that a command line names, fitted to one size in pixels.
+
+A picture is turned upright and cut to the shape that is asked for, at its middle. Sizes are width
+and height; None is the picture's own, less what is no multiple of 8.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxgen.data import pixels
+from jaxgen.pictures import edges
+
+Picture = Image.Image
+
+
+def image_and_mask(
+    image_path: Path, mask_path: Path | None, width: int | None, height: int | None
+) -> tuple[Picture, Picture | None]:
+    """Reads an image and its mask, if there is one. Raises ValueError unless both are of a size."""
+    image = pixels.image_file(image_path)
+    mask = None if mask_path is None else pixels.mask_file(mask_path)
+    if mask is not None and mask.size != image.size:
+        raise ValueError(
+            f"{mask_path} has {mask.width} x {mask.height} pixels and {image_path} "
+            f"{image.width} x {image.height}; they must be of one size"
+        )
+    size = _size(image, width, height)
+    if min(size) < 8:
+        raise ValueError(f"{size[0]} x {size[1]} pixels are too few; use 8 at least")
+    image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    return image, mask and ImageOps.fit(mask, size, Image.Resampling.NEAREST)
+
+
+def hints(
+    paths: Sequence[Path], width: int | None, height: int | None, as_edges: bool
+) -> list[Picture]:
+    """Reads the pictures that ControlNets follow, in the first one's size, or their edges."""
+    pictures = [pixels.image_file(path) for path in paths]
+    size = _size(pictures[0], width, height)
+    fitted = [ImageOps.fit(one, size, Image.Resampling.LANCZOS) for one in pictures]
+    if as_edges:
+        fitted = [Image.fromarray(edges.canny(np.asarray(one))) for one in fitted]
+    return fitted
+
+
+def _size(picture: Picture, width: int | None, height: int | None) -> tuple[int, int]:
+    return width or picture.width // 8 * 8, height or picture.height // 8 * 8
