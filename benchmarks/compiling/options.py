@@ -2,19 +2,22 @@
 """XLA's options for GPUs that compiled programs speak for and no GPU has confirmed yet.
 
 None is on: `compile_for_gpu --prepared` counts what each changes, and `gpu_report` measures it on a
-device. What pays there belongs into the start of every script.
+device. What pays there belongs into the start of every script. Counts below are the compiler's, of
+a UNet step of SD 1.5 on an H100: without an option 683 kernels, 157 launches, 6.76 GB.
 """
 
 import os
 
 GPU: dict[str, dict[str, str]] = {
-    # cuDNN's convolutions as parts of CUDA graphs; XLA leaves them out, since not all can be
+    # cuDNN's convolutions as parts of CUDA graphs: 2 launches; XLA's default is without, since not
+    # all convolutions can be
     "graphs": {"xla_gpu_enable_command_buffer": "+CONVOLUTION"},
     # and a whole scan as one graph
     "scans": {"xla_gpu_enable_command_buffer": "+CONVOLUTION,+WHILE"},
-    # convolutions with what follows them as one call of cuDNN
+    # convolutions with what follows them as one call of cuDNN: 783 kernels, 7.29 GB
     "convolutions": {"xla_gpu_experimental_enable_conv_fusion": "true"},
-    # the products of queries, keys and values apart: merged ones are split by copies
+    # the products of queries, keys and values apart (710 kernels, 6.63 GB): merged ones are split by
+    # copies
     "products": {"xla_gpu_dot_merger_threshold_mb": "0"},
     # also short runs of kernels as graphs; XLA's default is 5 and more
     "short": {"xla_gpu_graph_min_graph_size": "2"},
