@@ -31,7 +31,7 @@ from support.networks import (
 )
 from torch_weights import from_torch, nchw, nhwc, perturb, torch_module
 
-from jaxgen.nn import convolution, embeddings
+from jaxgen.nn import embeddings, linear
 from jaxgen.nn.stable_diffusion import autoencoder_kl, transformer
 from jaxgen.nn.stable_diffusion import resnet as resnets
 from jaxgen.weights import layout
@@ -71,7 +71,7 @@ def test_resnet_block_equals_torch(channels):
 
 
 @pytest.mark.parametrize(
-    ("torch_padding", "padding"), [(1, convolution.SAME), (0, autoencoder_kl.AFTER)]
+    ("torch_padding", "padding"), [(1, linear.SAME), (0, autoencoder_kl.AFTER)]
 )
 @pytest.mark.parametrize("size", [8, 7])
 def test_downsample_equals_torch(torch_padding, padding, size):
