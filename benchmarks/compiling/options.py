@@ -16,7 +16,7 @@ GPU: dict[str, dict[str, str]] = {
     "scans": {"xla_gpu_enable_command_buffer": "+CONVOLUTION,+WHILE"},
     # convolutions with what follows them as one call of cuDNN: 783 kernels, 7.29 GB
     "convolutions": {"xla_gpu_experimental_enable_conv_fusion": "true"},
-    # the products of queries, keys and values apart (710 kernels, 6.63 GB): merged ones are split by
+    # products of queries, keys and values apart (710 kernels, 6.63 GB): merged ones are split by
     # copies
     "products": {"xla_gpu_dot_merger_threshold_mb": "0"},
     # also short runs of kernels as graphs; XLA's default is 5 and more
