@@ -446,7 +446,7 @@ def test_partial_folder_is_one_error_with_all_that_is_missing(folder):
     (folder / "scheduler" / "scheduler_config.json").unlink()
     _edit(
         folder / "model_index.json",
-        vae=["diffusers", "AutoencoderTiny"],
+        vae=["diffusers", "AsymmetricAutoencoderKL"],
         tokenizer=[None, None],
         controlnet=["diffusers", "ControlNetModel"],
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
@@ -459,7 +459,7 @@ def test_partial_folder_is_one_error_with_all_that_is_missing(folder):
         "scheduler/scheduler_config.json is missing",
         "model_index.json names no tokenizer",
         "is a StableDiffusionControlNetPipeline, and jaxgen does not implement its parts control",
-        "vae is a AutoencoderTiny; jaxgen implements AutoencoderKL",
+        "vae is a AsymmetricAutoencoderKL; jaxgen implements AutoencoderKL",
     ):
         assert words in str(caught.value)
     assert "safety_checker" not in str(caught.value)
