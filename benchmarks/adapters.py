@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks import diffusion, sd_models, sd_programs
+from benchmarks import diffusion
+from benchmarks.sd import sd_models, sd_programs
 from jaxgen import script
 from jaxgen.adapters import lora_file, low_rank
 from jaxgen.adapters.beside import Beside
 from jaxgen.cpu import tune
 from jaxgen.measure import environment, products, turns
-from jaxgen.nn.controlnet import ControlNetModel
+from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
 from jaxgen.stable_diffusion import loading, programs
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.pipeline import StableDiffusion

@@ -24,8 +24,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no GPU is needed to compile for
 import jax.numpy as jnp
 import tyro
 
-from benchmarks import sd_models, training
+from benchmarks import training
 from benchmarks.compiling import gpu, options, programs, regression
+from benchmarks.sd import sd_models
 from jaxgen import script
 from jaxgen.measure import environment
 

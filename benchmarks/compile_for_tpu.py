@@ -25,8 +25,9 @@ import rich.console
 import rich.table
 import tyro
 
-from benchmarks import sd_models, show, training
+from benchmarks import show, training
 from benchmarks.compiling import programs, tpu
+from benchmarks.sd import sd_models
 from jaxgen import script
 from jaxgen.measure import environment
 

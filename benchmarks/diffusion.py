@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import sd_models, sd_programs
-from benchmarks.sd_models import Model
-from benchmarks.sd_programs import Size
+from benchmarks.sd import sd_models, sd_programs
+from benchmarks.sd.sd_models import Model
+from benchmarks.sd.sd_programs import Size
 from jaxgen.measure import cost, products, turns
 from jaxgen.stable_diffusion import placement, programs
 from jaxgen.stable_diffusion.text_encoding import Text

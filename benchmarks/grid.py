@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.options import Config
-from benchmarks.sd_models import MODELS, RESOLUTIONS
-from benchmarks.sd_programs import Size
+from benchmarks.sd.sd_models import MODELS, RESOLUTIONS
+from benchmarks.sd.sd_programs import Size
 from benchmarks.training import DISPATCHES, NETWORKS, SCRIPTS, Case, Way
 from jaxgen.train import parallel
 

@@ -22,7 +22,7 @@ import optax
 import tyro
 from jax.extend import core
 
-from benchmarks import sd_models
+from benchmarks.sd import sd_models
 from jaxgen import script
 from jaxgen.adapters import low_rank
 from jaxgen.diffusion import schedule
@@ -39,7 +39,7 @@ LEARNING_RATE = 1e-4
 class Config:
     """Options of the estimate."""
 
-    models: tuple[str, ...] = ("sd15",)  # of benchmarks/sd_models.py
+    models: tuple[str, ...] = ("sd15",)  # of benchmarks/sd/sd_models.py
     rank: int = 8  # of the factors
     batch_sizes: tuple[int, ...] = (1, 4)  # pictures of a step
     dtype: str = "bfloat16"  # of the base and of the arithmetic

@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 
 from benchmarks import diffusion, training
 from benchmarks.peers import twins
-from benchmarks.sd_models import Model
-from benchmarks.sd_programs import Size
+from benchmarks.sd.sd_models import Model
+from benchmarks.sd.sd_programs import Size
 from jaxgen.measure import ceilings, turns
 
 Row = dict[str, Any]

@@ -25,7 +25,8 @@ import rich.console
 import rich.table
 import tyro
 
-from benchmarks import page, sd_models, sd_programs
+from benchmarks import page
+from benchmarks.sd import sd_models, sd_programs
 from jaxgen.cpu import tune
 from jaxgen.measure import environment
 from jaxgen.stable_diffusion import loading

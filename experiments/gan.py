@@ -53,7 +53,7 @@ class Config:
     width: int = 64  # conv: features at the image's own size
     norm: Literal["none", "group", "layer", "batch"] = "group"  # conv: in the generator
     spectral: bool = False  # spectral normalisation of the discriminator
-    slope: float = 1.0  # spectral: the largest slope of the discriminator; 8 for images of 8x8
+    slope: float = 1.0  # spectral: the largest slope of the discriminator; 8 for 8x8 pixels
     conditional: bool = False  # condition both players on the class label
     # conditional: a projection of the label in the discriminator, or an auxiliary classifier
     conditioning: Literal["projection", "auxiliary"] = "projection"

@@ -27,7 +27,7 @@ from PIL import Image
 from jaxgen import script
 from jaxgen.data import sets
 from jaxgen.miniature import captioned, model
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
 from jaxgen.pictures import images
 from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions

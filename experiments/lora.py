@@ -112,6 +112,7 @@ def prepare(config: Config) -> Parts:
     networks = loading.networks(checkpoint, experiment.network_dtype(config.run))
     networks = networks._replace(unet=networks.unet.clone(remat=config.remat))
     tuning.check_trainable(networks)
+    tuning.training_schedule(checkpoint)  # for its errors, before weights are read
     kernels = layers(config, networks)
     size = image_size(config, networks)
     pictures = caption_folder.open_split(

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import diffusion, grid, race, sd_models, show, training
+from benchmarks import diffusion, grid, race, show, training
 from benchmarks import docs as benchmark_docs
 from benchmarks.compiling import programs, tpu
 from benchmarks.options import Config, Training
 from benchmarks.peers import twins
+from benchmarks.sd import sd_models
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import ceilings, environment, products

@@ -12,10 +12,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from support import networks, scripts
 
-from jaxgen.nn import autoencoder, classifier, controlnet, gan, linear
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
-from jaxgen.nn.clip import CLIPTextModel
-from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.nn import autoencoder, classifier, gan, linear
+from jaxgen.nn.stable_diffusion import controlnet
+from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
+from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.train import parallel
 
 SHAPE = (16, 16, 1)

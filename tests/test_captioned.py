@@ -9,7 +9,7 @@ from support import compilations
 
 from jaxgen.data import sets, source
 from jaxgen.miniature import captioned
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
 from jaxgen.weights import tokenizer
 from jaxgen.world import reader, scene
 

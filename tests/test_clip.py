@@ -15,7 +15,7 @@ from support.networks import (
     weights_by_path,
 )
 
-from jaxgen.nn.clip import end_of_text
+from jaxgen.nn.stable_diffusion.clip import end_of_text
 
 STORED = Path(__file__).parent / "data" / "networks.npz"
 

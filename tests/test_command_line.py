@@ -12,7 +12,7 @@ from jaxgen.runs import command_line, run_folder
 from jaxgen.runs.command_line import GROUPS, MainOptions, RunOptions
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
-SCRIPTS = ("autoencoder", "vae", "gan", "latent_autoencoder", "latent_diffusion", "lora")
+SCRIPTS = ("autoencoder", "vae", "vq_vae", "gan", "latent_autoencoder", "latent_diffusion", "lora")
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from support import checkpoints
 
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
-from jaxgen.nn.clip import CLIPTextModel
-from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
+from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import loading, placement
 
 

@@ -19,7 +19,8 @@ from support import checkpoints, networks, scripts, systems
 
 from jaxgen.adapters import adapter_file, lora_file, low_rank, merge
 from jaxgen.miniature import tuning
-from jaxgen.nn import linear, resnet
+from jaxgen.nn import linear
+from jaxgen.nn.stable_diffusion import resnet
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.train import parallel, step

@@ -11,9 +11,9 @@ from support import checkpoints, compilations, pipeline_cases
 from support import sampler_maps as maps
 
 from jaxgen.diffusion import schedule
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
-from jaxgen.nn.clip import CLIPTextModel
-from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
+from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import arguments
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import Request

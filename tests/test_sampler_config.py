@@ -393,3 +393,19 @@ def fault_of(scheduler_config):
 def test_start_step_is_checked():
     with pytest.raises(ValueError, match="start_step is 9; it must lie between 0 and 8"):
         config.from_config(STABLE_DIFFUSION_15)(8, start_step=9)
+
+
+def test_the_schedule_of_training_is_what_the_config_says_of_it():
+    stated = {"beta_schedule": "linear", "beta_start": 0.001, "beta_end": 0.02}
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler"):  # DDIM's default is to clip samples
+        own = config.training_schedule(
+            {"_class_name": name, "prediction_type": "v_prediction", **stated}
+        )
+        # a linear schedule, written out
+        expected = np.cumprod(1 - np.linspace(0.001, 0.02, 1000))
+        np.testing.assert_allclose(own.alphas_cumprod, expected, rtol=1e-4)
+        assert own.prediction_type == "v_prediction"
+    with pytest.raises(ValueError, match="is for models of EDM, whose noise levels are not"):
+        config.training_schedule({"_class_name": "EDMEulerScheduler"})
+    with pytest.raises(ValueError, match="is not implemented; known are"):
+        config.training_schedule({"_class_name": "OwnScheduler"})

@@ -9,8 +9,8 @@ from support.networks import relative_error, shapes_of, weights_by_path
 
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.norm import GroupNorm
-from jaxgen.nn.resnet import Downsample2D, Upsample2D
-from jaxgen.nn.transformer import GEGLU, Transformer2DModel
+from jaxgen.nn.stable_diffusion.resnet import Downsample2D, Upsample2D
+from jaxgen.nn.stable_diffusion.transformer import GEGLU, Transformer2DModel
 
 
 def array(*shape):

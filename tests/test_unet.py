@@ -16,7 +16,7 @@ from support.networks import (
     weights_by_path,
 )
 
-from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 
 STORED = Path(__file__).parent / "data" / "networks.npz"
 

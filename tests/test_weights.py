@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.nn import autoencoder_kl, clip, unet
+from jaxgen.nn.stable_diffusion import autoencoder_kl, clip, unet
 from jaxgen.weights import configs, diffusers, layout, tensors
 
 SHAPES = json.loads(

@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import sd_models, sd_programs, training
+from benchmarks import training
+from benchmarks.sd import sd_models, sd_programs
 from jaxgen.runs import experiment, plan
 from jaxgen.stable_diffusion import loading, placement, programs, text_encoding
 from jaxgen.train import parallel, step

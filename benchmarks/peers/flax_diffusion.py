@@ -23,8 +23,8 @@ from diffusers.models.vae_flax import FlaxAutoencoderKL
 from diffusers.schedulers.scheduling_ddim_flax import FlaxDDIMScheduler
 from transformers.models.clip import modeling_flax_clip
 
-from benchmarks.sd_models import Model, num_parameters
-from benchmarks.sd_programs import GUIDANCE, SCHEDULER, Size
+from benchmarks.sd.sd_models import Model, num_parameters
+from benchmarks.sd.sd_programs import GUIDANCE, SCHEDULER, Size
 from jaxgen.measure import turns
 from jaxgen.types import Array, Params
 from jaxgen.weights import configs, layout

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from benchmarks.peers.torch_training import device, memory_growth, memory_mark, synchronize
-from benchmarks.sd_models import Model
-from benchmarks.sd_programs import GUIDANCE, SCHEDULER, Size
+from benchmarks.sd.sd_models import Model
+from benchmarks.sd.sd_programs import GUIDANCE, SCHEDULER, Size
 from jaxgen.measure import turns
 from jaxgen.weights import configs, layout
 

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from benchmarks import diffusion, training
-from benchmarks.sd_models import Model
-from benchmarks.sd_programs import Size
+from benchmarks.sd.sd_models import Model
+from benchmarks.sd.sd_programs import Size
 
 NAMES = ("pytorch", "pytorch_compile", "pytorch_graphs")
 FLAX = "flax_diffusers"  # only Stable Diffusion

@@ -46,6 +46,13 @@ _PARAMETERS = {
 }
 
 
+# keys that say how a model was trained; the others are about sampling
+_TRAINING = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
+    "rescale_betas_zero_snr", "prediction_type",
+)  # fmt: skip
+
+
 def from_config(
     scheduler_config: Mapping[str, Any],
     name: str | None = None,
@@ -97,15 +104,19 @@ def from_config(
 def training_schedule(scheduler_config: Mapping[str, Any]) -> schedule.Schedule:
     """The noise levels and the prediction type that a scheduler's config says of training.
 
-    Raises ValueError as `from_config` does.
+    Raises ValueError as `from_config` does, and for models of EDM, which have no betas.
     """
     keys = _stated(scheduler_config)
     class_name, _, _ = _target(keys.get("_class_name"), None)
-    defaults = CLASSES[class_name].defaults
+    if class_name.startswith("EDM"):
+        raise ValueError(
+            f"the scheduler {class_name} is for models of EDM, whose noise levels are not those "
+            "that this trains with; give a model of Stable Diffusion's"
+        )
+    defaults = {k: v for k, v in CLASSES[class_name].defaults.items() if k in _TRAINING}
     values = {**defaults, **{key: value for key, value in keys.items() if key in defaults}}
-    values = {key: _translated(class_name, key, value) for key, value in values.items()}
     title = f"the scheduler config of {class_name}"
-    return _model(fields.check({key: FIELDS[key] for key in values}, values, title, RULES))
+    return _model(fields.check({key: FIELDS[key] for key in values}, values, title))
 
 
 def unknown_keys(scheduler_config: Mapping[str, Any]) -> list[str]:

@@ -64,7 +64,7 @@ def lines(comparisons: dict[str, quality.Comparison]) -> list[str]:
     """The Frechet and kernel distances by source, and those of real images, as lines of text."""
     first = next(iter(comparisons.values()))
     rows = {source: comparison.generated for source, comparison in comparisons.items()}
-    rows["real images"] = first.floor
+    rows["real"] = first.floor
     return [f"  samples against {first.num_images} test images: frechet, kernel"] + [
         f"  {name:16s} {x.frechet.mean():9.4f} +- {np.std(x.frechet):.4f}   "
         f"{x.kernel.mean():9.5f} +- {np.std(x.kernel):.5f}"

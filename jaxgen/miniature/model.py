@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxgen.diffusion import schedule
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
 from jaxgen.stable_diffusion import loading
 from jaxgen.types import Key, Params
 from jaxgen.weights import diffusers

@@ -16,7 +16,7 @@ import numpy as np
 from jaxgen.adapters import low_rank
 from jaxgen.diffusion import config
 from jaxgen.diffusion.schedule import Schedule
-from jaxgen.nn.autoencoder_tiny import Autoencoder
+from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion import decoding, loading, text_encoding
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.texts.prompts import Chunks

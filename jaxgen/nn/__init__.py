@@ -4,6 +4,6 @@
 Users import
 
     autoencoder, gan, classifier           the small ones, dense and convolutional
-    clip, unet, autoencoder_kl             Stable Diffusion's; module names are diffusers'
+    stable_diffusion.{clip, unet, ...}     Stable Diffusion's; module names are diffusers'
     functional                             init and apply of a module as plain functions
 """

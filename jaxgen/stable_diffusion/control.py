@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.nn.controlnet import ControlNetModel
+from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
 from jaxgen.types import AnyArray, Array, Params
 
 Residuals = tuple[Array, list[Array]]  # for the middle, and for each skip

@@ -10,7 +10,7 @@ import numpy as np
 from jaxgen import fields
 from jaxgen.data import pixels
 from jaxgen.diffusion.table import Table
-from jaxgen.nn.controlnet import ControlNetModel
+from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
 from jaxgen.stable_diffusion import control
 from jaxgen.stable_diffusion.request import Request
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import fields
-from jaxgen.nn.autoencoder_tiny import Autoencoder
+from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
 from jaxgen.types import Array, Params
 
 PIXELS_AT_ONCE = 1024 * 1024  # per device: one image of 1024x1024, or four of 512x512

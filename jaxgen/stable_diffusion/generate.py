@@ -17,10 +17,10 @@ from jaxgen.adapters import low_rank
 from jaxgen.adapters.beside import Beside
 from jaxgen.diffusion import sample
 from jaxgen.diffusion.table import Table
-from jaxgen.nn.autoencoder_tiny import Autoencoder
-from jaxgen.nn.controlnet import ControlNetModel
 from jaxgen.nn.embeddings import sinusoid
-from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
+from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
+from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import control, decoding
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.types import AnyArray, Array, Key, Params

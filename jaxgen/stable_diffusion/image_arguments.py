@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxgen import fields
 from jaxgen.data import pixels
-from jaxgen.nn.autoencoder_tiny import Autoencoder
+from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import Request, is_whole
 

@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from jaxgen import fields, files
 from jaxgen.diffusion import config
 from jaxgen.nn import quantized
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
-from jaxgen.nn.autoencoder_tiny import Autoencoder, AutoencoderTiny
-from jaxgen.nn.clip import CLIPTextModel
-from jaxgen.nn.controlnet import ControlNetModel
-from jaxgen.nn.unet import UNet2DConditionModel
-from jaxgen.nn.unet_blocks import UNetEncoder
+from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder, AutoencoderTiny
+from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
+from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
+from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
+from jaxgen.nn.stable_diffusion.unet_blocks import UNetEncoder
 from jaxgen.stable_diffusion import decoding, placement
 from jaxgen.types import Array, Params
 from jaxgen.weights import diffusers, layout

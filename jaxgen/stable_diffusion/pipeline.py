@@ -36,12 +36,12 @@ from jaxgen.stable_diffusion import (
 from jaxgen.stable_diffusion import (
     hires as two_passes,
 )
-from jaxgen.stable_diffusion.embedder import Embedder
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.programs import OnStep
 from jaxgen.stable_diffusion.request import Request, completed
 from jaxgen.stable_diffusion.text_encoding import Text
+from jaxgen.stable_diffusion.texts.embedder import Embedder
 from jaxgen.types import Array, Params
 from jaxgen.warm import saved_pipeline, stored_programs
 from jaxgen.weights import hub

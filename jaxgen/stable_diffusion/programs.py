@@ -13,7 +13,7 @@ from jax import export
 from jax.sharding import Mesh
 
 from jaxgen.adapters.beside import Beside
-from jaxgen.nn.autoencoder_tiny import Autoencoder
+from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
 from jaxgen.stable_diffusion import control, decoding, generate, loading, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks

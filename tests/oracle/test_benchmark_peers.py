@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import diffusion, sd_models, sd_programs, training
+from benchmarks import diffusion, training
 from benchmarks.peers import torch_networks, twins
+from benchmarks.sd import sd_models, sd_programs
 from jaxgen.nn import gan
 from jaxgen.train import parallel
 

@@ -17,7 +17,7 @@ import safetensors.numpy  # noqa: E402
 from diffusers.loaders import single_file_utils  # noqa: E402
 from support import ldm_shapes  # noqa: E402
 
-from jaxgen.nn import autoencoder_kl, clip, unet  # noqa: E402
+from jaxgen.nn.stable_diffusion import autoencoder_kl, clip, unet  # noqa: E402
 from jaxgen.weights import (  # noqa: E402
     autoencoder,
     diffusers,
@@ -433,6 +433,23 @@ def test_what_torch_passes_over_is_passed_over(pipeline, variant, tmp_path):
     assert "passed over the parts preprocessor" in text
     assert "unet/config.json: passed over 3 unknown keys (predict_epsilon, tensor_format" in text
     assert ("took the plain weights of vae, text_encoder" in text) == (variant is not None)
+
+
+@pytest.mark.parametrize("own", ["DDPMScheduler", "PNDMScheduler"])
+def test_the_index_decides_on_the_class_of_the_scheduler_as_in_torch(pipeline, own, tmp_path):
+    """A trainer's config beside an index of another class, with a value that only some know."""
+    folder = tmp_path / "theirs"
+    pipeline.save_pretrained(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    changed = {"_class_name": own, "clip_sample": False, "thresholding": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    ours = diffusers.read(folder).scheduler
+    theirs = type(pipeline).from_pretrained(folder, local_files_only=True).scheduler
+    assert ours["_class_name"] == type(theirs).__name__ == "DDIMScheduler"
+    assert ours["clip_sample"] is theirs.config.clip_sample is False
 
 
 def _diffusers_conversion(ldm, state, parts):

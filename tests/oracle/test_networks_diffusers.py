@@ -31,8 +31,9 @@ from support.networks import (
 )
 from torch_weights import from_torch, nchw, nhwc, perturb, torch_module
 
-from jaxgen.nn import autoencoder_kl, convolution, embeddings, transformer
-from jaxgen.nn import resnet as resnets
+from jaxgen.nn import embeddings, linear
+from jaxgen.nn.stable_diffusion import autoencoder_kl, transformer
+from jaxgen.nn.stable_diffusion import resnet as resnets
 from jaxgen.weights import layout
 
 pytestmark = pytest.mark.oracle
@@ -70,7 +71,7 @@ def test_resnet_block_equals_torch(channels):
 
 
 @pytest.mark.parametrize(
-    ("torch_padding", "padding"), [(1, convolution.SAME), (0, autoencoder_kl.AFTER)]
+    ("torch_padding", "padding"), [(1, linear.SAME), (0, autoencoder_kl.AFTER)]
 )
 @pytest.mark.parametrize("size", [8, 7])
 def test_downsample_equals_torch(torch_padding, padding, size):

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxgen import files
 from jaxgen.adapters import ldm_stems
-from jaxgen.nn.controlnet import ControlNetModel
+from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
 from jaxgen.stable_diffusion import loading
 from jaxgen.weights import diffusers, weight_files
 from support import checkpoints, networks, pipeline_cases

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
-from jaxgen.nn.autoencoder_tiny import AutoencoderTiny
-from jaxgen.nn.clip import CLIPTextModel
-from jaxgen.nn.unet import UNet2DConditionModel
+from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
+from jaxgen.nn.stable_diffusion.autoencoder_tiny import AutoencoderTiny
+from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
+from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 
 _SD1 = {
     "block_out_channels": (16, 32, 32, 32),

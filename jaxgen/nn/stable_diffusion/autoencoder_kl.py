@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxgen.nn.attention import attention
 from jaxgen.nn.linear import Conv3x3, Dense
 from jaxgen.nn.norm import GroupNorm
-from jaxgen.nn.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from jaxgen.nn.stable_diffusion.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from jaxgen.types import Array
 
 DOWN_BLOCK, UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"

@@ -11,8 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxgen.nn.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.linear import SAME, Conv
+from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
 from jaxgen.types import Array
 
 CLAMP = 3.0  # latents go through CLAMP tanh(z / CLAMP)

@@ -13,8 +13,8 @@ from flax import linen as nn
 
 from jaxgen.nn.embeddings import TimestepEmbedding, sinusoid
 from jaxgen.nn.linear import SAME, Conv3x3
-from jaxgen.nn.resnet import Downsample2D, ResnetBlock2D, Upsample2D
-from jaxgen.nn.transformer import Transformer2DModel
+from jaxgen.nn.stable_diffusion.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from jaxgen.nn.stable_diffusion.transformer import Transformer2DModel
 from jaxgen.types import Array
 
 DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name -> has attention

@@ -8,7 +8,14 @@ from flax import linen as nn
 
 from jaxgen.nn.linear import Conv3x3
 from jaxgen.nn.norm import GroupNorm
-from jaxgen.nn.unet_blocks import Level, TextContext, UNetEncoder, UpBlock, has_attention, repeat
+from jaxgen.nn.stable_diffusion.unet_blocks import (
+    Level,
+    TextContext,
+    UNetEncoder,
+    UpBlock,
+    has_attention,
+    repeat,
+)
 from jaxgen.types import Array
 
 UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}  # name -> has attention

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxgen.nn.linear import SAME, Conv, Conv3x3, Dense
-from jaxgen.nn.unet_blocks import TextContext, UNetEncoder
+from jaxgen.nn.stable_diffusion.unet_blocks import TextContext, UNetEncoder
 from jaxgen.types import Array
 
 
