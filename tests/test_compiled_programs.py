@@ -103,6 +103,11 @@ def test_launches_are_those_of_a_round_of_the_loop():
     assert launches == thunks.Launches(kernels=5, launches=4, graphs=1, kernels_once=3)
 
 
+def test_a_program_whose_loop_is_no_step_is_counted_whole():
+    launches = thunks.launches(thunks.parse(THUNKS), of_main_loop=False)
+    assert launches == thunks.Launches(kernels=8, launches=6, graphs=2, kernels_once=0)
+
+
 def test_a_loop_inside_a_graph_launches_nothing():
     lines = ["000: kCommandBuffer [source | sink]"]
     lines += [f"    {line}" for line in THUNKS.splitlines()[3:-1]]

@@ -73,7 +73,8 @@ def as_on_gpu(target: str) -> Iterator[None]:
 def compiled_row(program: Program, target: str, num_devices: int) -> Row:
     """The row of one program; its "error" is set if the program does not compile or fit.
 
-    Of a program with a loop, kernels, launches, graphs and bytes are those of one round of it.
+    Of a program that steps in a loop, kernels, launches, graphs and bytes are those of one round.
+    Of any other loop, such as attention in blocks, one round is counted too.
     """
     row: Row = {"kind": "gpu", "target": target, "program": program.name, "error": None}
     row |= {"num_devices": num_devices, "images_per_step": program.images}
@@ -84,7 +85,7 @@ def compiled_row(program: Program, target: str, num_devices: int) -> Row:
             lowered = program.fn.lower(*program.args, **program.static)
             compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
             row["compile_s"] = time.perf_counter() - began
-            row |= _launches(Path(folder)) | _facts(compiled)
+            row |= _launches(Path(folder), program.loops) | _facts(compiled, program.loops)
     except Exception as error:  # whatever the compiler may raise is this row's result
         return row | {"error": (str(error).strip() or repr(error)).splitlines()[0][:300]}
     if row["memory_bytes"] > row["device_memory_bytes"]:
@@ -97,18 +98,18 @@ def _description(target: str) -> str:
     return (_FOLDER / f"{target}.txtpb").read_text()
 
 
-def _launches(folder: Path) -> Row:
+def _launches(folder: Path, loops: bool) -> Row:
     lists = list(folder.glob(thunks.FILES))
     if len(lists) != 1:
         raise ValueError(f"XLA wrote {len(lists)} lists of thunks for one program, not one")
-    return thunks.launches(thunks.parse(lists[0].read_text()))._asdict()
+    return thunks.launches(thunks.parse(lists[0].read_text()), loops)._asdict()
 
 
-def _facts(compiled: Any) -> Row:
+def _facts(compiled: Any, loops: bool) -> Row:
     """What the text of the compiled program and its memory say."""
     text = compiled.as_text()
     program = hlo.parse(text)
-    loop = sum(hlo.traffic(program, name) for name in hlo.main_loop(program))
+    loop = sum(hlo.traffic(program, name) for name in hlo.main_loop(program)) if loops else 0
     everything = hlo.traffic(program, program.entry)
     memory, (kinds, moved) = compiled.memory_analysis(), cost.collectives(text)
     wide_convolutions, wide_products = hlo.wide(program)

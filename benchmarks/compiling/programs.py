@@ -31,6 +31,7 @@ class Program(NamedTuple):
     static: dict[str, Any]
     images: int | None  # of one step, over all devices; None for a part of a step
     rounds: int = 1  # calls, or rounds of its loop, that whole images take
+    loops: bool = False  # whether a round of its main loop is counted, a step; else all of it
 
 
 def whole_images(parts: Sequence[Row], images: int, summed: Sequence[str]) -> Row | None:
@@ -93,7 +94,8 @@ def _training_program(case: training.Case, how: str, mesh: Mesh, dispatch: str) 
         _placed(jax.eval_shape(lambda: experiment.train_keys(config.run)), everywhere),
     )
     name = f"{case.model} {case.network}, batch {case.batch_size}, {case.dtype}, {dispatch} {how}"
-    return Program(name, jax.jit(run, donate_argnums=0), args, {}, case.batch_size)
+    fn = jax.jit(run, donate_argnums=0)
+    return Program(name, fn, args, {}, case.batch_size, loops=dispatch == "scan")
 
 
 # --- Stable Diffusion --------------------------------------------------------------------------
@@ -127,7 +129,8 @@ def diffusion_programs(
     no_noise = jax.ShapeDtypeStruct((0,), jnp.float32)  # it is an argument of its own
     rest = inputs._replace(noise=_placed(no_noise, NamedSharding(mesh, P())))
     name = f"{title}: UNet, {num_steps} steps (one counted)"
-    yield Program(name, run.latents, (params["unet"], rest, inputs.noise), {}, None, num_steps)
+    args = (params["unet"], rest, inputs.noise)
+    yield Program(name, run.latents, args, {}, None, num_steps, loops=num_steps > 1)
 
     cut = sd_programs.decoder_cut(networks, size, placement.num_groups(mesh))
     yield Program(

@@ -51,10 +51,10 @@ def parse(text: str) -> list[Thunk]:
     return root
 
 
-def launches(thunks: Sequence[Thunk]) -> Launches:
-    """The launches of a program."""
+def launches(thunks: Sequence[Thunk], of_main_loop: bool = True) -> Launches:
+    """The launches of a round of the main loop, or of the whole program with its loops run once."""
     loops = [(loop, inside) for loop, inside in _loops(thunks, False) if _kernels([loop])]
-    if not loops:
+    if not loops or not of_main_loop:
         return Launches(_kernels(thunks), _launches(thunks), _graphs(thunks), 0)
     loop, inside_graph = max(loops, key=lambda pair: _kernels([pair[0]]))
     kernels = _kernels(loop.parts)
