@@ -67,8 +67,13 @@ def choose(names: Iterable[str], stem: str, variant: str | None, where: str) -> 
 
 def check_ending(path: Path) -> None:
     """ValueError for a path whose ending says that its format can run code."""
-    if path.suffix.lower() in UNSAFE:
-        raise ValueError(f"{path} is not safetensors. {CONVERT}")
+    if path.suffix.lower() not in UNSAFE:
+        return
+    if path.is_file() and files.read_bytes_at(path, 8, 1) == b"{":
+        raise ValueError(
+            f"{path} looks like safetensors under another ending; rename it to .safetensors"
+        )
+    raise ValueError(f"{path} is not safetensors. {CONVERT}")
 
 
 def has_variant(names: Iterable[str], stem: str, variant: str) -> bool:
