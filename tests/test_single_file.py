@@ -457,3 +457,10 @@ def test_other_formats_are_refused(tmp_path, words):
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04.")
     with pytest.raises(ValueError, match=r"(?s)model\.ckpt is not safetensors.*can run code"):
         single_file.read(tmp_path / "model.ckpt", words)
+
+
+def test_safetensors_under_the_ending_of_pickles_are_to_be_renamed(tmp_path):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match="looks like safetensors under another ending; rename it"):
+        single_file.read(path, tmp_path)
