@@ -108,8 +108,9 @@ def _compiled(name: str, result: Row) -> str:
         "on a CPU. Kernels (with copies and calls of libraries), launches by the host, CUDA graphs",
         "and traffic are those of one round of a program's main loop, a train or a UNet step, or",
         "of the whole program if it steps in no loop; of any other loop, such as attention in",
-        "blocks, one round counts. Traffic is what kernels read and write, in caches or not. reused: arguments whose memory results take (donated). attention and",
-        "convolutions: calls of cuDNN. float32: products and convolutions of a bfloat16 network",
+        "blocks, one round counts. Traffic is what kernels read and write, in caches or not.",
+        "reused: arguments whose memory results take (donated). attention and convolutions: calls",
+        "of cuDNN. float32: products and convolutions of a bfloat16 network",
         "that have a float32 operand. Rows of equal figures are one row.",
         "",
     ]
