@@ -11,6 +11,11 @@ Examples:
     python experiments/gan_study.py --variants hinge relativistic_r1_r2
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

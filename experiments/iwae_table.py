@@ -12,6 +12,11 @@ Examples:
     python experiments/iwae_table.py --action table --table docs/iwae_table.md
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 import json
 import time
 from collections.abc import Iterator

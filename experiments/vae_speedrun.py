@@ -11,6 +11,11 @@ Examples:
     python experiments/vae_speedrun.py --data digits --targets 30 26 --epochs 20     # a quick look
 """
 
+from jaxgen import at_start
+
+if __name__ == "__main__":
+    at_start.catch_signals()  # before the imports that take seconds
+
 import json
 import time
 from dataclasses import asdict, dataclass

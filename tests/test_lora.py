@@ -21,6 +21,7 @@ from jaxgen.adapters import adapter_file, lora_file, low_rank, merge
 from jaxgen.miniature import tuning
 from jaxgen.nn import linear
 from jaxgen.nn.stable_diffusion import resnet
+from jaxgen.runs import checkpoint
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.train import parallel, step
@@ -238,6 +239,7 @@ def pictures(folder, count, size=40):
 
 def test_a_run_keeps_the_factors_alone(places):
     digests = scripts.newest_state(places / "run")
+    digests.pop(checkpoint.ROWS)
     # step, and of each factor itself and Adam's two moments, and Adam's count and the schedule's
     count = 2 * sum(len(low_rank.layers(base, targets, "")) for base, targets in layers_of(places))
     assert len(digests) == 1 + 3 * count + 2, sorted(digests)[:5]

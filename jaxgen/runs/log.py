@@ -48,13 +48,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in _parsed(path)]
 
 
-def digest(path: Path, last: int) -> int | None:
-    """The CRC-32 of the rows up to step `last`; None where other warnings say what is wrong."""
+def digest(path: Path, newest: int, last: int) -> int | None:
+    """The CRC-32 of the rows up to step `last`; None where other warnings say what is wrong.
+
+    That is so for damaged lines, and where the rows end before step `newest`.
+    """
     if not path.is_file():
         return None
     pairs, damaged = _examined(path)
-    rows = b"".join(line + b"\n" for line, row in pairs if row["step"] <= last)
-    return None if damaged else zlib.crc32(rows)
+    lines = [line + b"\n" for line, row in pairs if row["step"] <= last]
+    is_whole = not damaged and any(row["step"] >= newest for _, row in pairs)
+    return zlib.crc32(b"".join(lines)) if is_whole else None
 
 
 def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

@@ -81,15 +81,24 @@ def keep_metrics(folder: Path, name: str, start: int) -> None:
         _keep_rows(
             folder,
             lambda done: done < start or (done == start and _logged(every, done)),
-            newest=max(start - start % every, min(start, 1)),
+            newest=_newest(every, start),
         )
 
 
-def check_metrics(folder: Path, manager: Any, start: int) -> None:
-    """Warns where the rows up to step `start` are not those that its checkpoint was saved with."""
+def _newest(every: int, start: int) -> int:
+    """The last step up to `start` that has a row."""
+    return max(start - start % every, min(start, 1))
+
+
+def check_metrics(folder: Path, name: str, manager: Any, start: int) -> None:
+    """Warns where the rows up to step `start` are not those that its checkpoint was saved with.
+
+    Of rows that are missing at the end `keep_metrics` warns.
+    """
     metrics = folder / "metrics.jsonl"
     expected = checkpoint.rows_digest(manager, start)
-    if expected is not None and log.digest(metrics, start) not in (None, expected):
+    newest = _newest(run_folder.read_config(folder, name)["run"]["log_every"], start)
+    if expected is not None and log.digest(metrics, newest, start) not in (None, expected):
         warnings.warn(
             f"{metrics}: a row up to step {start} was changed or lost after it was written; the "
             "state is not concerned",

@@ -92,7 +92,7 @@ def _train(
                 folder, job.config, job.system, job.examples, start, num_steps, speed
             )
             if start and jax.process_index() == 0:
-                outputs.check_metrics(folder, manager, start)
+                outputs.check_metrics(folder, name, manager, start)
             if start == num_steps:
                 outputs.complete(stretch, state)
                 return
