@@ -81,7 +81,8 @@ WHOLE = {
     ),
 }
 # The largest relative errors: of biases, scales and embeddings, and of kernels. What rounding of
-# activations leaves is two to three times less; sums in bfloat16 gave the third number.
+# activations leaves is two to three times less on one processor, and differs between versions of
+# XLA; sums in bfloat16 gave the third number, of biases, scales and embeddings.
 BOUNDS = {
     "dense encoder": (0.004, 0.03),  # 0.009
     "dense decoder": (0.003, 0.01),  # 0.004
@@ -96,9 +97,9 @@ BOUNDS = {
     "gaussian layer": (0.004, 0.01),  # 0.006
     "logit layer": (0.004, 0.01),  # 0.005
     "classifier": (0.1, 0.2),  # 0.18
-    "text encoder": (0.03, 0.03),  # 0.10
+    "text encoder": (0.03, 0.12),  # 0.10
     "autoencoder": (0.2, 0.2),  # 0.45
-    "unet": (0.03, 0.04),  # 0.40
+    "unet": (0.03, 0.08),  # 0.40
     "controlnet": (0.07, 0.07),  # 0.30
 }
 

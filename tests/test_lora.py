@@ -158,7 +158,14 @@ def trained(how, devices):
     return factors, *jax.device_get((state.params, metrics["loss"]))
 
 
-@pytest.mark.parametrize("how", parallel.MODES)
+FAULT_OF_ERFC = pytest.mark.xfail(
+    jax.__version_info__ >= (0, 12),
+    raises=ValueError,
+    reason="lax.erfc of jax 0.12.0 refuses values that vary over a mesh (docs/run_on.md)",
+)
+
+
+@pytest.mark.parametrize("how", ["jit", "pmap", pytest.param("shard_map", marks=FAULT_OF_ERFC)])
 def test_all_parallel_modes_train_the_same_factors(how):
     start, *expected = trained("jit", 1)
     _, *found = trained(how, 2)
