@@ -98,6 +98,15 @@ def test_a_program_for_other_arguments_is_passed_over(tmp_path):
     assert store.folder == tmp_path / "one"
 
 
+def test_a_folder_that_cannot_be_written_to_is_one_note_and_loses_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match=r"programs are not kept in .*file/programs: ") as notes:
+        value, traced, store = started(tmp_path / "file" / "programs")
+    store.keep()  # says nothing more: a warning would be an error here
+    assert (len(notes), traced) == (1, 1)
+    np.testing.assert_array_equal(value["sum"], started(None)[0]["sum"])
+
+
 def test_without_a_folder_programs_are_written_when_asked(tmp_path):
     first, _, store = started(None)
     store.write(tmp_path / "later")

@@ -267,9 +267,7 @@ def _guidance(
 
 def _limits(value: Any, b: int) -> np.ndarray:
     """Gives each image the largest norm of its guidance, float32 [B]; None is infinite."""
-    limits = [
-        math.inf if limit is None or _is_infinite(limit) else limit for limit in _each(value, b)
-    ]
+    limits = [math.inf if _is_infinite(limit) else limit for limit in _each(value, b)]
     if not all(limit is math.inf or (is_number(limit) and limit > 0) for limit in limits):
         raise ValueError(
             f"guidance_limit is {fields.shown(value)}; it must be positive, or None for none"

@@ -12,9 +12,7 @@ from jaxgen.data import pixels
 from jaxgen.diffusion.table import Table
 from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
 from jaxgen.stable_diffusion import control
-from jaxgen.stable_diffusion.request import Request
-
-_LARGEST = float(np.finfo(np.float32).max)
+from jaxgen.stable_diffusion.request import Request, is_number
 
 
 class ControlRequest(NamedTuple):
@@ -82,9 +80,7 @@ def requests(
 def _each(name: str, value: Any, count: int, low: float, high: float) -> list[float]:
     """Gives each ControlNet its number."""
     numbers = list(value) if isinstance(value, list | tuple) else [value] * count
-    if len(numbers) != count or not all(
-        fields.is_number(x) and abs(x) <= _LARGEST for x in numbers
-    ):
+    if len(numbers) != count or not all(is_number(x) for x in numbers):
         raise ValueError(
             f"{name} is {fields.shown(value)}; give a number, or one for each ControlNet"
         )

@@ -12,6 +12,7 @@ device, JAX's settings and the caller's `state`. So a file is never out of date,
 machine code that XLA makes of it lies in JAX's compilation cache, which belongs to the user.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -55,6 +56,7 @@ class Store:
         self.folder = folder
         self._key = digest_of(environment(), state)
         self._contents: dict[str, Content] = {}  # by file name
+        self._is_closed = False  # the folder could not be written to
 
     def jit(self, name: str, function: Callable[..., Any], **options: Any) -> Any:
         """Jits a function under a name that no other of this store has; options of `jax.jit`."""
@@ -67,9 +69,15 @@ class Store:
         return jax.jit(stored, **options)
 
     def keep(self) -> None:
-        """Writes the programs that the folder lacks."""
-        if self.folder is not None:
+        """Writes the programs that the folder lacks; warns, once, where it cannot be written to."""
+        if self.folder is None or self._is_closed:
+            return
+        try:
             self.write(self.folder)
+        except OSError as error:  # a read-only or full disk is no reason to lose a picture
+            self._is_closed = True
+            text = f"programs are not kept in {self.folder}: {files.first_line(error)}"
+            warnings.warn(files.printable(text, 400), stacklevel=2)
 
     def write(self, folder: Path) -> None:
         """Writes the programs that were called so far to a folder, which may have some of them."""
@@ -164,7 +172,8 @@ def _trusted(path: Path, read: Callable[[bytes], Any]) -> Any:
             raise ValueError("it is damaged")
         return read(data[32:])
     except Exception as error:  # the file is only a copy of what can be made anew
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only folder keeps it, and it is refused again
+            path.unlink(missing_ok=True)
         text = f"passed over {path}, which is made anew: {files.first_line(error)}"
         warnings.warn(files.printable(text, 400), stacklevel=2)
         return None
