@@ -196,23 +196,14 @@ NAMES = {
 def on_pictures(
     config: Config, examples: Examples, params: Params
 ) -> tuple[latents.Encode, latents.Decode]:
-    """Encoder and decoder between uint8 images and codes, on the host, 1,000 at a time."""
+    """Encoder and decoder between uint8 images and codes, on the host."""
     encoder, decoder = networks(config, examples)
     encode = jax.jit(encode_of(config, encoder))
     decode = jax.jit(functional.apply(decoder))
-
-    def parts(x: np.ndarray) -> list[np.ndarray]:
-        return [x[i : i + 1000] for i in range(0, len(x), 1000)]
-
-    def codes(pixels: np.ndarray) -> np.ndarray:
-        x = (augment.to_unit_range(jnp.asarray(part)) for part in parts(pixels))
-        return np.concatenate([np.asarray(encode(params["encoder"], part)) for part in x])
-
-    def pictures(z: np.ndarray) -> np.ndarray:
-        outputs = (decode(params["decoder"], jnp.float32(part)) for part in parts(z))
-        return np.concatenate([images.to_uint8(shown_as(config, x)) for x in outputs])
-
-    return codes, pictures
+    return latents.on_host(
+        lambda x, start: encode(params["encoder"], x),
+        lambda z: shown_as(config, decode(params["decoder"], z)),
+    )
 
 
 def evaluate(config: Config) -> None:

@@ -37,8 +37,8 @@ from jaxgen.data import sets
 from jaxgen.evaluate import likelihood
 from jaxgen.measure import environment
 from jaxgen.nn import functional
-from jaxgen.train import augment, latent_models, losses, step
-from jaxgen.types import Array, Key, Params
+from jaxgen.train import latent_models, step
+from jaxgen.types import Params
 
 # (stochastic layers, k) -> test -log p(x) in nats of (VAE, IWAE), and their active units
 PAPER = {
@@ -156,11 +156,7 @@ def evaluate(config: Config, cell: Cell, states: Any, images: np.ndarray) -> Ite
     model = model_of(cell, images.shape[1:])
     test = sets.load(config.data, "test")
     cut = {"images": test.images[: config.test_images], "labels": test.labels[: config.test_images]}
-
-    def log_weight(params: Params, example: Any, key: Key, weight_key: Key) -> Array:
-        x = losses.binarize(key, augment.to_unit_range(example["image"]))
-        z = model.draw(params, x, None, weight_key)
-        return latent_models.log_weight(model, params, z, x, None)
+    log_weight = latent_models.weight_of_images(model, binarize=True)
 
     for i, (kind, seed) in enumerate(runs_of(config, cell)):
         params = jax.tree.map(lambda x, i=i: x[i], states.params)

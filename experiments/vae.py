@@ -306,10 +306,10 @@ def evaluate(config: Config) -> None:
     kind = "elbo" if config.objective not in objectives.BOUNDS else "k_sample"
     plain = replace(config, objective=kind, bound_samples=1, beta=1.0, kl_warmup_steps=0)
     loss = augment.on_uint8(loss_of(plain, examples))
-    log_weight = partial(log_weight_of, config, model_of(config, examples))
+    log_weight = latent_models.weight_of_images(model_of(config, examples), binary(config))
     encode = jax.jit(functional.apply(networks(config, examples)[0]))
     test = run.load_split(config.run, "test")
-    bound_key, weight_key = jax.random.split(experiment.sample_key(config.run))
+    bound_key, weight_key, pictures_key = jax.random.split(experiment.sample_key(config.run), 3)
     size = math.prod(examples.image_shape)
 
     for i in range(config.run.num_models):
@@ -325,7 +325,7 @@ def evaluate(config: Config) -> None:
             show_nll(log_weight, params, test._asdict(), weight_key, config.nll_samples)
         print(f"  active units     {active_units(config, encode, params, test)}")
         if not config.conditional and len(test.images) >= quality.LEAST_IMAGES:
-            functions = on_pictures(config, examples, params, bound_key)
+            functions = on_pictures(config, examples, params, jax.random.clone(pictures_key))
             train = run.load_split(config.run, "train")
             print(*latents.lines(latents.compare(*functions, train.images, test.images)), sep="\n")
 
@@ -333,23 +333,15 @@ def evaluate(config: Config) -> None:
 def on_pictures(
     config: Config, examples: Examples, params: Params, key: Key
 ) -> tuple[latents.Encode, latents.Decode]:
-    """The posterior's mean, and the decoder's mean picture, on the host, 1,000 at a time."""
+    """The posterior's mean, and the decoder's mean picture, on the host."""
     encode, decode = (jax.jit(functional.apply(part)) for part in networks(config, examples))
 
-    def codes(pixels: np.ndarray) -> np.ndarray:
-        x = augment.to_unit_range(jnp.asarray(pixels))
-        x = losses.binarize(jax.random.clone(key), x) if binary(config) else x
-        parts = [encode(params["encoder"], x[i : i + 1000]) for i in range(0, len(x), 1000)]
-        return np.split(np.concatenate(parts), 2, axis=1)[0]
+    def mean(x: Array, start: int) -> Array:
+        x = losses.binarize(jax.random.fold_in(key, start), x) if binary(config) else x
+        return jnp.split(encode(params["encoder"], x), 2, axis=-1)[0]
 
-    def pictures(z: np.ndarray) -> np.ndarray:
-        parts = [jnp.float32(z[i : i + 1000]) for i in range(0, len(z), 1000)]
-        mean = losses.LIKELIHOODS[config.likelihood].mean
-        return np.concatenate(
-            [images.to_uint8(mean(decode(params["decoder"], part))) for part in parts]
-        )
-
-    return codes, pictures
+    shown_as = losses.LIKELIHOODS[config.likelihood].mean
+    return latents.on_host(mean, lambda z: shown_as(decode(params["decoder"], z)))
 
 
 def show_nll(log_weight: Any, params: Params, test: dict, key: Key, num_samples: int) -> None:
@@ -368,16 +360,6 @@ def active_units(config: Config, encode: Any, params: Params, test: Any) -> str:
     labels = jnp.asarray(test.labels[:500])
     mean = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)[0]
     return f"{likelihood.active_units(np.asarray(mean)).sum()} of {config.latent_dim}"
-
-
-def log_weight_of(
-    config: Config, model: LatentModel, params: Params, example: Any, key: Key, weight_key: Key
-) -> Array:
-    """The log importance weight of one uint8 image; `key` binarizes it, `weight_key` draws z."""
-    x = augment.to_unit_range(example["image"])
-    x = losses.binarize(key, x) if binary(config) else x
-    z = model.draw(params, x, example["label"], weight_key)
-    return latent_models.log_weight(model, params, z, x, example["label"])
 
 
 def main() -> None:

@@ -8,14 +8,42 @@ table 1, found the same decoder far better with a mixture fitted to its codes th
 import warnings
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.evaluate import quality
+from jaxgen.pictures import images
+from jaxgen.train import augment
+from jaxgen.types import Array
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 images [N, H, W, C] -> codes [N, D]
 Decode = Callable[[np.ndarray], np.ndarray]  # codes -> uint8 images
 SOURCES = ("normal", "gaussian", "mixture")
 NUM_COMPONENTS = 10  # as in Ghosh et al.
+
+
+def on_host(
+    encode: Callable[[Array, int], Array], decode: Callable[[Array], Array], at_once: int = 1000
+) -> tuple[Encode, Decode]:
+    """Networks as functions of NumPy arrays, which go through them `at_once` at a time.
+
+    encode: (images in [-1, 1], number of the first) -> codes; decode: codes -> images in [-1, 1].
+    """
+
+    def starts(x: np.ndarray) -> range:
+        return range(0, len(x), at_once)
+
+    def codes(pixels: np.ndarray) -> np.ndarray:
+        x = (
+            (i, augment.to_unit_range(jnp.asarray(pixels[i : i + at_once]))) for i in starts(pixels)
+        )
+        return np.concatenate([np.asarray(encode(part, i)) for i, part in x])
+
+    def pictures(z: np.ndarray) -> np.ndarray:
+        parts = (jnp.asarray(z[i : i + at_once], jnp.float32) for i in starts(z))
+        return np.concatenate([images.to_uint8(decode(part)) for part in parts])
+
+    return codes, pictures
 
 
 def draw(source: str, codes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgen.train import losses
+from jaxgen.train import augment, losses
 from jaxgen.train.losses import Apply, Likelihood
 from jaxgen.types import Array, Key, Params
 
@@ -40,6 +40,21 @@ def log_weight(model: LatentModel, params: Params, z: Latent, x: Array, label: A
     """log p(x, z) / q(z | x) in nats, the importance weight of Burda et al. 2016, eq. 8."""
     joint = model.log_likelihood(params, z, x, label) + model.log_prior(params, z)
     return joint - model.log_posterior(params, z, x, label)
+
+
+def weight_of_images(model: LatentModel, binarize: bool) -> Callable[..., Array]:
+    """The log weight of one uint8 image, (params, example, key, weight_key) -> [].
+
+    `key` draws its pixels as 0 or 1 where `binarize` says so, `weight_key` draws z.
+    """
+
+    def weigh(params: Params, example: Any, key: Key, weight_key: Key) -> Array:
+        x = augment.to_unit_range(example["image"])
+        x = losses.binarize(key, x) if binarize else x
+        z = model.draw(params, x, example["label"], weight_key)
+        return log_weight(model, params, z, x, example["label"])
+
+    return weigh
 
 
 def normal_prior(latent_dim: int) -> Prior:
