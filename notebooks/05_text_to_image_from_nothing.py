@@ -500,7 +500,7 @@ from jaxgen.train import augment, optimizer
 from jaxgen.train import step as steps
 from jaxgen.weights import hub, tokenizer
 
-BLOCK, COUNT = 64, quick.steps(2048, 256)
+BLOCK, COUNT = 64, quick.steps(2048, 64)
 
 
 @jax.jit
@@ -561,7 +561,12 @@ def trained(loss, params, data, num_steps, batch_size, learning_rate, ema_decay=
 first_loss = augment.on_uint8(latent_losses.autoencoder_kl_loss(encode_one, decode_one, 2e-4, 1.0))
 fresh = jax.jit(lambda key: model.init(key, vae))(jax.random.key(9))
 begun, first_losses = trained(
-    first_loss, fresh, {"image": pictures}, quick.steps(60, 2), batch_size=4, learning_rate=1e-3
+    first_loss,
+    fresh,
+    {"image": pictures},
+    quick.steps(60, 2),
+    batch_size=quick.steps(4, 1),
+    learning_rate=1e-3,
 )
 
 # %%
@@ -686,7 +691,9 @@ fresh = {
     "unet": jax.jit(lambda key: model.init(key, unet))(unet_key),
     "text_encoder": jax.jit(lambda key: model.init(key, text_encoder))(text_key),
 }
-minute, second_losses = trained(second_loss, fresh, data, quick.steps(250, 3), 32, 2e-3)
+minute, second_losses = trained(
+    second_loss, fresh, data, quick.steps(250, 2), quick.steps(32, 4), 2e-3
+)
 panel = figures.axes(height=1.9)
 panel.semilogy(second_losses, color=figures.TEXT, alpha=0.3)
 panel.semilogy(figures.smooth(second_losses, 30))
