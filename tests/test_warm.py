@@ -107,6 +107,22 @@ def test_a_folder_that_cannot_be_written_to_is_one_note_and_loses_nothing(tmp_pa
     np.testing.assert_array_equal(value["sum"], started(None)[0]["sum"])
 
 
+def test_a_full_folder_loses_the_programs_that_were_used_longest_ago(tmp_path, monkeypatch):
+    for power in (2, 3, 4):
+        started(tmp_path, power=power)
+    oldest, _, newest = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    started(tmp_path, power=2)  # used again, so that the second is the oldest now
+    (tmp_path / "notes.json").write_text("not a program")
+    monkeypatch.setattr(stored_programs, "FOLDER_BYTES", 2 * oldest.stat().st_size + 9)
+
+    started(tmp_path, power=2)
+
+    assert {path.name for path in tmp_path.iterdir()} == {oldest.name, newest.name, "notes.json"}
+    monkeypatch.setattr(stored_programs, "FOLDER_BYTES", 1)
+    assert started(tmp_path, power=2)[1] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {oldest.name, "notes.json"}
+
+
 def test_without_a_folder_programs_are_written_when_asked(tmp_path):
     first, _, store = started(None)
     store.write(tmp_path / "later")

@@ -8,16 +8,18 @@
 
 A file holds one program in StableHLO (`jax.export`), for arguments of one structure and shape. Its
 name is a digest of all that the program follows from: the code of jaxgen, the versions of JAX, the
-device, JAX's settings and the caller's `state`. So a file is never out of date, only unused. The
-machine code that XLA makes of it lies in JAX's compilation cache, which belongs to the user.
+device, JAX's settings and the caller's `state`. So a file is never out of date, only unused, and
+`keep` deletes those that were used longest ago once all have more than `FOLDER_BYTES`. The machine
+code that XLA makes of a program lies in JAX's compilation cache, which belongs to the user.
 """
 
 import contextlib
 import functools
 import hashlib
 import os
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from jaxgen.types import Array
 
 SUFFIX = ".stablehlo"
 MOST_BYTES = 2**28  # of one program; the largest known have 2 MB
+FOLDER_BYTES = 2**30  # of all: with every version and every size of pictures come new ones
+_FILE = re.compile(r".+-[0-9a-f]{32}(\.stablehlo|\.json)")
 # Settings of JAX that change what is traced.
 SETTINGS = (
     "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl",
@@ -69,11 +73,15 @@ class Store:
         return jax.jit(stored, **options)
 
     def keep(self) -> None:
-        """Writes the programs that the folder lacks; warns, once, where it cannot be written to."""
+        """Writes the programs that the folder lacks, and makes room for them.
+
+        Warns, once, where the folder cannot be written to.
+        """
         if self.folder is None or self._is_closed:
             return
         try:
             self.write(self.folder)
+            _make_room(self.folder, self._contents.keys())
         except OSError as error:  # a read-only or full disk is no reason to lose a picture
             self._is_closed = True
             text = f"programs are not kept in {self.folder}: {files.first_line(error)}"
@@ -170,6 +178,8 @@ def _trusted(path: Path, read: Callable[[bytes], Any]) -> Any:
         data = files.read_bytes(path, MOST_BYTES)
         if hashlib.sha256(data[32:]).digest() != data[:32]:
             raise ValueError("it is damaged")
+        with contextlib.suppress(OSError):  # a read-only folder
+            os.utime(path)  # for `_make_room`
         return read(data[32:])
     except Exception as error:  # the file is only a copy of what can be made anew
         with contextlib.suppress(OSError):  # a read-only folder keeps it, and it is refused again
@@ -177,6 +187,20 @@ def _trusted(path: Path, read: Callable[[bytes], Any]) -> Any:
         text = f"passed over {path}, which is made anew: {files.first_line(error)}"
         warnings.warn(files.printable(text, 400), stacklevel=2)
         return None
+
+
+def _make_room(folder: Path, used: Collection[str]) -> None:
+    """Deletes programs until `FOLDER_BYTES` are left, those used longest ago first, and none of
+    those that this process uses.
+    """
+    stats = [(p.stat(), p) for p in folder.iterdir() if _FILE.fullmatch(p.name)]
+    excess = sum(stat.st_size for stat, _ in stats) - FOLDER_BYTES
+    for stat, path in sorted(stats, key=lambda item: item[0].st_mtime):
+        if excess <= 0:
+            break
+        if path.name not in used:
+            path.unlink(missing_ok=True)
+            excess -= stat.st_size
 
 
 def _program(shapes: list[Any], content: bytes) -> export.Exported:
