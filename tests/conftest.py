@@ -31,6 +31,7 @@ import pytest
 from support import compilations
 
 gc.set_threshold(100_000, 50, 100)  # a tenth of the time was spent walking through JAX's traces
+gc.freeze()  # what is imported stays
 
 # These take longest and go to the workers first, so that none is left over at the end.
 LONG = (
@@ -40,7 +41,8 @@ LONG = (
     "test_fuzz", "test_controlnet", "test_losses", "test_run_faults", "test_evaluation",
 )  # fmt: skip
 
-jax.config.update("jax_debug_key_reuse", True)
+# a quarter of the time of tests that trace large networks; a second stack need not look again
+jax.config.update("jax_debug_key_reuse", os.environ.get("JAXGEN_TEST_KEYS", "1") != "0")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 compilations.use_old_emitters_when_quick()
 

@@ -133,3 +133,23 @@ def test_put_replicates_or_divides_as_asked():
 
     assert whole.addressable_shards[0].data.shape == (16,)
     assert parts.addressable_shards[3].data.tolist() == [6.0, 7.0]
+
+
+@pytest.mark.parametrize("how", ["jit", "shard_map"])
+def test_what_follows_from_noise_alone_is_divided_over_the_devices(how):
+    """A generator's input: nothing in the batch says where its examples lie."""
+
+    def loss(params, example, key):
+        value = jnp.sum(jnp.tanh(params @ jax.random.normal(key, (32,))))
+        return value, {"loss": value}
+
+    one = step.gradient_step(loss, optax.sgd(1.0))
+    state = step.init_state(jnp.ones((64, 32)), optax.sgd(1.0))
+    batch = {"image": np.zeros(64, np.float32)}
+
+    def flops(devices):
+        mesh = parallel.data_mesh(devices)
+        go = jax.jit(parallel.parallelize(one, mesh, how))
+        return go.lower(state, batch, jax.random.key(0)).compile().cost_analysis()["flops"]
+
+    assert flops(8) < flops(1) / 4

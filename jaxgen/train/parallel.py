@@ -106,8 +106,13 @@ def _jit(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
     batch = jax.tree.map(
         lambda s: NamedSharding(mesh, s), batch_spec, is_leaf=lambda s: isinstance(s, P)
     )
+
+    def on_mesh(state: Any, batch: Batch, key: Key) -> tuple[Any, Metrics]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(state, batch, key)
+
     return jax.jit(
-        lambda state, batch, key: step(state, batch, key),
+        on_mesh,
         in_shardings=(everywhere, batch, everywhere),
         out_shardings=everywhere,
         donate_argnums=0,

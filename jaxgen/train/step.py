@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
-from jaxgen.types import Array, Batch, Key, LossFn, Metrics, Params, Step, TrainState
+from jaxgen.types import DATA_AXIS, Array, Batch, Key, LossFn, Metrics, Params, Step, TrainState
 
 
 class GanState(NamedTuple):
@@ -203,8 +204,14 @@ def vmap_models(step: Step) -> Step:
 def _global_places(examples: Batch, axis: str | None) -> Array:
     """The index in the global batch of each example [B] of this device."""
     size = jax.tree.leaves(examples)[0].shape[0]
-    start = 0 if axis is None else jax.lax.axis_index(axis) * size
-    return start + jnp.arange(size)
+    if axis is not None:
+        return jax.lax.axis_index(axis) * size + jnp.arange(size)
+    places = jnp.arange(size)
+    if DATA_AXIS in jax.sharding.get_abstract_mesh().axis_names:
+        # jit divides what comes from the batch; noise comes from places alone, and without this
+        # every device would draw the noise, and run the generator, of the whole batch
+        places = jax.lax.with_sharding_constraint(places, PartitionSpec(DATA_AXIS))
+    return places
 
 
 def _fold_each(key: Key, places: Array) -> Key:
