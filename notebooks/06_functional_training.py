@@ -6,7 +6,7 @@
 #
 # In this library a training step is a pure function: state, batch and key go in, a new state and
 # metrics come out. Nothing else goes in, and nothing is changed on the way. That one restriction
-# pays for everything in this notebook:
+# pays for everything in this notebook, which takes at most four minutes on two CPU cores:
 #
 # 1. a whole training run, in 60 lines;
 # 2. keys: what one is, and what happens when it is used twice;
@@ -43,7 +43,7 @@ if missing := [name for name in ("jaxgen", "mlxtend") if importlib.util.find_spe
 # %% [markdown]
 # Eight devices are needed for sections 6 and 7. A machine without them can pretend: the CPU then
 # appears as eight devices that compute in turns on its cores. That is slow and exact, just right
-# for trying things out. XLA reads the flag when it starts, so it has to be set before JAX is
+# for trying things out. XLA, the compiler under JAX, reads the flag when it starts, so it has to be set before JAX is
 # imported; it changes nothing for GPUs and TPUs.
 
 # %%
@@ -450,11 +450,12 @@ print(
 #
 # $$g = \frac1N \sum_{d=1}^{N} g_d \tag{3}$$
 #
-# (synchronous SGD; Dean et al. 2012 and Goyal et al. 2017,
-# [arXiv:1706.02677](https://arxiv.org/abs/1706.02677), section 3). JAX can be told in three ways.
+# (synchronous SGD; Chen et al. 2016, [arXiv:1604.00981](https://arxiv.org/abs/1604.00981)
+# and Goyal et al. 2017, [arXiv:1706.02677](https://arxiv.org/abs/1706.02677), section 3). JAX can be told in three ways.
 # `jit` with shardings: the program of one device, and the compiler divides it. `shard_map`: the
 # program of each device, with the average written down. `pmap`: the same in an older dress.
-# `parallelize` takes the step and gives it back in the mode that was asked for. Test:
+# `parallelize` takes the step and gives it back in the mode that was asked for. A *mesh* is the list
+# of devices with a name for its axis, here "data"; a *sharding* says which part of an array lies where. Test:
 # [`test_eight_devices_train_like_one`](../tests/test_parallel.py).
 
 # %%
@@ -668,7 +669,7 @@ assert all(jax.tree.leaves(jax.tree.map(np.array_equal, resumed, straight)))
 print("step", resumed.step, "of both runs: equal in every bit of parameters and optimiser")
 
 # %% [markdown]
-# The scripts do the same with `--resume`, and check more: each leaf's digest, so that a damaged
+# The scripts do the same with `--resume`, and check more: a digest of each array of the state, so that a damaged
 # checkpoint is passed over for the one before it, and whether data and options are still those of
 # the start.
 #
@@ -715,8 +716,9 @@ new, _ = donating(new, batch, train_key)  # right: the new state takes the old o
 # $$\text{images per second} \;\le\; \min\left( \frac{B \cdot \text{peak operations per second}}{\text{operations}},\; \frac{B \cdot \text{bytes per second}}{\text{bytes}} \right) \tag{6}$$
 #
 # Williams et al. 2009 ([doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)),
-# section 3. With the batch $B$ the operations grow; the bytes for the parameters do not: Adam
-# reads and writes eight floats for each, once a step. So a small batch is bounded by memory and a
+# section 3. With the batch $B$ the operations grow; the bytes for the parameters do not: for
+# each of them Adam moves eight floats a step (parameter and two moving averages, read and written; the
+# gradient, written and read). So a small batch is bounded by memory and a
 # large one by arithmetic, and between them lies the batch from which on a device is used well.
 # Predicted first, then measured, for a wider network. Tests:
 # [`test_a_dense_training_step_is_counted_as_by_hand`](../tests/test_measure.py),
@@ -785,10 +787,11 @@ panel.legend()
 figures.plt.show()
 
 # %% [markdown]
-# The shape is predicted, with its bend; the height is not reached. At small batches the gradient
-# is written and read once more than (6) counts, and products with one row leave most of a core's
-# width unused. At large ones arithmetic and Adam's traffic follow each other, where (6) lets them
-# overlap. What a real network adds, such as activations, counts in neither bound.
+# The shape is predicted, with its bend; the height is reached by the largest batch only. At small
+# batches the gradient is written and read once more than (6) counts, and products with one row leave
+# most of a core's width unused. In between, arithmetic and Adam's traffic follow each other, where (6)
+# lets them overlap. At 512 images the products are nearly all that there is; the peak is a measurement
+# too, so a percent above it is noise. What a real network adds, such as activations, counts in neither bound.
 # [Benchmarks](../docs/benchmarks.md) has the systems of this library.
 #
 # ## 11. Exercises
@@ -840,7 +843,7 @@ check.keys_of_a_shard(keys_on_device)
 #
 # </details>
 #
-# **3.** A dense layer takes 784 pixels to 500 features. How many operations have its products in
+# **3.** A dense layer takes 784 pixels to 500 features. How many operations do its products take in
 # one training step of a batch of 128, when the gradient with respect to the pixels is not needed?
 
 # %%

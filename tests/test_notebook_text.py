@@ -10,7 +10,17 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "notebooks"))
 build = pytest.importorskip("build", reason="needs the extra notebooks")
 
-OLD = '# %% [markdown]\n# Old.\n\n# %%\ndef two():\n    """Two."""\n    return 2\n\n\nprint(two())\n'
+OLD = '''# %% [markdown]
+# Old.
+
+# %%
+def two():
+    """Two."""
+    return 2
+
+
+print(two())
+'''
 
 
 @pytest.fixture
@@ -26,7 +36,9 @@ def executed(tmp_path, monkeypatch):
 
 def test_new_text_is_taken_over_and_the_outputs_stay(executed):
     text = OLD.replace("Old.", "New, *and* longer.\n\n# %% [markdown]\n# A second cell.")
-    text = text.replace('"""Two."""', '"""The number two."""').replace("return 2", "return 2  # yes")
+    text = text.replace('"""Two."""', '"""The number two."""').replace(
+        "return 2", "return 2  # yes"
+    )
     (executed / "09_small.py").write_text(text)
 
     build.take_text("09_small")
