@@ -9,8 +9,9 @@
 
 The source of a notebook is its .py file, in jupytext's percent format. It runs from top to bottom
 in a fresh kernel, in this folder. A cell that fails is named with its line in the .py file, and the
-old .ipynb stays as it was. --text refuses a notebook whose statements differ. With --quick the kernel sees JAXGEN_NOTEBOOK_QUICK=1 (quick.py), and the
-folded answers of the exercises run too: each has to be judged right by its check.
+old .ipynb stays as it was. --text refuses a notebook whose statements differ from those executed.
+With --quick the kernel sees JAXGEN_NOTEBOOK_QUICK=1 (quick.py), and the folded answers of the
+exercises run too: each has to be judged right by its check.
 """
 
 import argparse
