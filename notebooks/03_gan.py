@@ -944,8 +944,8 @@ figures.show_grid(g_of(state.ema, ways.reshape(-1, LATENT_DIM)), columns=12)
 #
 # Two questions that no loss answers. Are the samples copies of training images? Look at each
 # beside the nearest of them. And are all classes there? Let a classifier name the samples. Here
-# five nearest neighbours vote; `python experiments/gan.py --action evaluate` trains a small
-# convolutional network for it.
+# five nearest neighbours vote; the script trains a small convolutional network for it, when it is
+# told to `--action evaluate` a run.
 
 # %%
 from sklearn.neighbors import KNeighborsClassifier
