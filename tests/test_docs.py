@@ -70,7 +70,6 @@ def test_code_of_a_page_runs(name, a_folder):
     [
         ("README.md", "python experiments/", 1),
         ("docs/start.md", "python experiments/", 1),
-        ("docs/your_own.md", "--network conv", 4),
         ("jaxgen/models/shapes/README.md", "import diffusers", 1),  # tests/oracle has that one
     ],
 )
