@@ -168,6 +168,15 @@ x = train_images[0] / 127.5 - 1
 x_hat = np.asarray(decoder.apply(params["decoder"], encoder.apply(params["encoder"], x)))
 np.testing.assert_allclose(first_loss, np.sum((x - x_hat) ** 2) / 64, rtol=1e-5)
 
+# with noise the encoder sees x + sigma eps, and what comes out is compared with the clean x
+NOISE = 0.5
+noisy_loss = loss(params, train_images[0], jax.random.key(1))
+z = encoder.apply(params["encoder"], x + NOISE * jax.random.normal(jax.random.key(1), (64,)))
+x_hat = np.asarray(decoder.apply(params["decoder"], z))
+np.testing.assert_allclose(noisy_loss, np.sum((x - x_hat) ** 2) / 64, rtol=1e-5)
+assert abs(noisy_loss - first_loss) > 0.01 * first_loss
+NOISE = 0.0  # the plain autoencoder from here on
+
 # %% [markdown]
 # ### One step
 #
