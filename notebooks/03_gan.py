@@ -1,5 +1,5 @@
 # %% [markdown]
-# # The generative adversarial network
+# # 3 · The generative adversarial network: a judge teaches
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxgen/jaxgen/blob/main/notebooks/03_gan.ipynb)
 # [view source](03_gan.py)

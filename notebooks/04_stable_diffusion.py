@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Stable Diffusion
+# # 4 · Stable Diffusion: noise becomes a picture
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxgen/jaxgen/blob/main/notebooks/04_stable_diffusion.ipynb)
 # [view source](04_stable_diffusion.py)

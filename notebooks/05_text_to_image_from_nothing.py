@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Text to image, from nothing
+# # 5 · Text to image, from nothing
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxgen/jaxgen/blob/main/notebooks/05_text_to_image_from_nothing.ipynb)
 # [view source](05_text_to_image_from_nothing.py)

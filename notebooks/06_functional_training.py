@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Functional training
+# # 6 · Functional training
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxgen/jaxgen/blob/main/notebooks/06_functional_training.ipynb)
 # [view source](06_functional_training.py)
