@@ -326,7 +326,7 @@ np.testing.assert_allclose(library_history, history[:50], rtol=1e-5)
 print("the first fifty losses are equal:", np.float32(library_history[:3]), "...")
 
 # %% [markdown]
-# What the library adds to the same step: `scan_steps` does 50 steps in one dispatch, that is, one call from Python to the device;
+# What the library adds to the same step: `on_uint8` turns the bytes of a batch into numbers before the loss sees them; `scan_steps` does 50 steps in one dispatch, that is, one call from Python to the device;
 # `parallelize` spreads the batch over devices, in one of JAX's three ways to do so ([notebook 6](06_functional_training.ipynb)), without changing what is computed; the script `experiments/autoencoder.py` adds a folder with checkpoints
 # that resume to the bit, metrics and pictures.
 #
@@ -361,7 +361,7 @@ figures.show_grid(test_set.images[:40], columns=20)
 # $$ \min_{f,\,g\ \text{affine}} \frac{1}{N} \sum_{n} \lVert x_n - g(f(x_n)) \rVert^2 = \sum_{i > D} \lambda_i \tag{3} $$
 #
 # where $\lambda_1 \ge \lambda_2 \ge \dots$ are the eigenvalues of the covariance of the data: Baldi & Hornik 1989 (Neural Networks 2), section 2, by Eckart &
-# Young 1936. So a linear autoencoder whose weights are the components that scikit-learn finds has to show scikit-learn's error and a slope of zero, and descent from anywhere else stays above: 1,500 steps of it, below, are still on their way. If it went below, there would be a fault in our loss.
+# Young 1936. So a linear autoencoder whose weights are the components that scikit-learn finds has to show scikit-learn's error and a gradient of zero, and descent from anywhere else stays above: 1,500 steps of it, in the next cell, are still on their way. If a linear autoencoder had a lower error, there would be a fault in our loss.
 
 # %%
 from sklearn.decomposition import PCA
@@ -509,7 +509,7 @@ figures.show_rows(rows)
 # ### Noise in, digit out
 #
 # With $\sigma > 0$ in (1) the encoder sees $\tilde x = x + \sigma\varepsilon$ and is still asked for the clean $x$. Copying is no longer enough: it has to know what digits look like.
-# The best answer is the mean of all clean images that could have been $x$, and that mean points to where data are likely:
+# The best answer is the mean of all clean images that could have been $x$, weighted by how probable each is, and that mean points to where data are likely. With $p_\sigma$ the density of noisy images,
 #
 # $$ g(f(\tilde x)) = E[x \mid \tilde x] = \tilde x + \sigma^2\, \nabla_{\tilde x} \log p_\sigma(\tilde x) \tag{5} $$
 #
