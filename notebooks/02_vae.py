@@ -50,11 +50,11 @@ tune.tune_cpu()  # before anything is computed; on other devices it changes noth
 # ### Where the loss comes from
 #
 # The model draws $z \sim N(0, I)$, its *prior* $p(z)$, then the pixels from $p(x \mid z)$. What we want is a high $p(x) = \int p(x \mid z)\, p(z)\, dz$ for digits, but nearly every $z$ explains a given digit badly, and the integral cannot be done.
-# So let an encoder $q(z \mid x)$, the *posterior* for short, propose the codes that matter, and use that the logarithm of a mean is at least the mean of the logarithm (Jensen):
+# So let an encoder $q(z \mid x)$ propose the codes that matter. It stands in for the true posterior $p(z \mid x)$, and is called the *posterior* for short. Now use that the logarithm of a mean is at least the mean of the logarithm (Jensen):
 #
 # $$ \log p(x) = \log E_{z \sim q}\Bigl[\frac{p(x \mid z)\, p(z)}{q(z \mid x)}\Bigr] \;\ge\; E_{z \sim q}\bigl[\log p(x \mid z)\bigr] - \mathrm{KL}\bigl(q(z \mid x) \,\Vert\, p(z)\bigr) \tag{1} $$
 #
-# Kingma & Welling 2014 (arXiv:1312.6114), eq. 3. The right side is the *evidence lower bound*, ELBO; KL is the Kullback-Leibler divergence, here the price of the code. How much is lost has a name too: the gap is exactly $\mathrm{KL}(q(z \mid x) \Vert p(z \mid x))$, their eq. 1.
+# Kingma & Welling 2014 (arXiv:1312.6114), eq. 3. The right side is the *evidence lower bound*, ELBO; KL is the Kullback-Leibler divergence, here the price of the code. How much is lost has a name too: the gap is exactly $\mathrm{KL}(q(z \mid x) \Vert p(z \mid x))$, the divergence from the true posterior (their eq. 1).
 # The loss is the negative right side, with one draw in the place of the expectation (their eq. 7 and 10):
 #
 # $$ \ell(x) = -\log p(x \mid z) + \mathrm{KL}\bigl(N(\mu, \sigma^2) \,\Vert\, N(0, I)\bigr) \tag{2} $$
@@ -418,7 +418,7 @@ figures.show_side_by_side(
 # $$ z(w) = \frac{\sin((1 - w)\,\Omega)}{\sin \Omega}\, z_a + \frac{\sin(w\,\Omega)}{\sin \Omega}\, z_b, \qquad \cos \Omega = \frac{z_a \cdot z_b}{\lVert z_a \rVert \lVert z_b \rVert} \tag{7} $$
 #
 # Shoemake 1985 (SIGGRAPH), section 3.3; for latents White 2016 (arXiv:1609.04468). (Test: [`test_spherical_interpolation_keeps_the_norm_and_turns_evenly`](../tests/test_latent_space.py).)
-# Below, each row of the second figure moves one entry of a digit's code from -2.5 to 2.5 spreads; the widest entries first. Each has found something of its own.
+# Below, each row of the second figure moves one entry of a digit's code from -2.5 to 2.5 standard deviations that it has over the test digits; the widest entries first. Each has found something of its own.
 
 # %%
 z_a, z_b = mean[jnp.array([1, 3, 4, 0])], mean[jnp.array([7, 8, 9, 6])]
@@ -578,17 +578,17 @@ figures.plt.show()
 #
 # ### Posterior collapse, and its cure
 #
-# At $\beta = 4$ there is no fault in the program, and still no entry of the code tells anything: the *posterior has collapsed* onto the prior. Read it off the KL and the number of active entries, never off the loss. There are two reasons for it, and they need different cures.
+# At $\beta = 4$ there is no fault in the program, and still no entry of the code tells anything: the *posterior has collapsed* onto the prior. Read it off the KL and the number of active entries, those whose mean changes with the image, never off the loss. There are two reasons for it, and they need different cures.
 #
 # * **A bad start.** Before the decoder can use $z$, the quickest way to a lower loss is to give up the KL; from there it is a long way back, because an entry that says nothing gets no gradient that tells it what to say.
 #   Cure: *KL warm-up*. The weight rises from 0 to its final value over the first steps, so the decoder learns to use the code before it costs anything (Bowman et al. 2016, arXiv:1511.06349, section 3.1; Sønderby et al. 2016, arXiv:1602.02282, section 2.3):
 #   `losses.linear_warmup(num_steps, final)`. (Test: [`test_warmup_rises_linearly_to_its_final_weight_and_stays`](../tests/test_losses.py).)
 # * **The objective itself.** Sometimes a model that says nothing has the lower loss: the code that is best at $\beta = 1$, of 6 nats in the lines above, would cost four times that at $\beta = 4$ and saves only 10 nats of reconstruction. Then warm-up only delays the end.
-#   Cure: another objective. With *free bits* an entry costs nothing more below $\lambda$ nats, so there is nothing to gain by giving it up (Kingma et al. 2016, arXiv:1606.04934, eq. 15):
+#   Cure: another objective. With *free bits* an entry costs $\lambda$ nats also if it tells less, so there is nothing to gain by giving it up (Kingma et al. 2016, arXiv:1606.04934, eq. 15):
 #
 # $$ \ell_\lambda(x) = -\log p(x \mid z) + \beta \sum_d \max\bigl(\lambda,\ \mathrm{KL}_d\bigr) \tag{10} $$
 #
-# In that paper the maximum is taken of the mean over a minibatch, and $\beta = 1$; a loss of one image takes it for each image.
+# Here $\mathrm{KL}_d$ is the part of (5) that belongs to entry $d$. In that paper the maximum is taken of the mean over a minibatch, and $\beta = 1$; a loss of one image takes it for each image.
 
 
 # %%
