@@ -47,8 +47,8 @@ if missing := [name for name in ("jaxgen", "mlxtend") if importlib.util.find_spe
 #
 # The cells of this part are `experiments/minimal/gan.py`, line for line, and a test compares the
 # two. First the data: digits of 8x8 pixels that come with scikit-learn. They stay bytes on the
-# device; the loss turns them into numbers from -1 to 1. Equations have the numbers of the script,
-# so (3), a part of (1), comes before (2). "The script" of later pages is `experiments/gan.py`, which
+# device; the loss turns them into numbers from -1 to 1. Equations have the numbers of that file,
+# so (3), a part of (1), comes before (2). "The script" is from here on `experiments/gan.py`, which
 # has many more options.
 
 # %% tags=["whole"]
@@ -567,7 +567,8 @@ figures.plt.show()
 # Now eight clusters of points on a ring, the test that Metz et al. 2017
 # ([arXiv:1611.02163](https://arxiv.org/abs/1611.02163)) made popular. A generator that makes one
 # or two clusters perfectly still fools a discriminator for a while; $D$ then learns to suspect
-# those, and $G$ moves on to others. It has *collapsed* on a few modes. Nothing in the loss of one
+# those, and $G$ moves on to others. It has *collapsed* on a few *modes*, as the peaks of a density,
+# here the clusters, are called. Nothing in the loss of one
 # example tells it to spread: the loss asks whether each sample is good, never whether the samples
 # differ.
 #
@@ -714,7 +715,8 @@ figures.plt.show()
 # | (13) | `wasserstein` | $f - r$ | $-f$ | Arjovsky et al. 2017 ([arXiv:1701.07875](https://arxiv.org/abs/1701.07875)), equation 2 |
 # | (14) | `hinge` | $\max(0, 1 - r) + \max(0, 1 + f)$ | $-f$ | Lim & Ye 2017 ([arXiv:1705.02894](https://arxiv.org/abs/1705.02894)); Miyato et al. 2018 ([arXiv:1802.05957](https://arxiv.org/abs/1802.05957)), equations 16, 17 |
 #
-# The Wasserstein critic measures a distance only if its slope is at most 1. Its usual penalty
+# The $D$ of (13), called a *critic* because its output is no logit of a probability, measures a
+# distance only if its slope is at most 1. Its usual penalty
 # looks between a real and a generated image, at a random place $\hat x = \alpha x + (1 - \alpha)
 # G(z)$,
 #
@@ -985,11 +987,13 @@ assert quick.ON or (report.entropy_nats > 2.0 and not report.missing)
 #
 # $$y = \gamma\, \frac{x - \mathrm{mean}_B(x)}{\sqrt{\mathrm{var}_B(x) + \epsilon}} + \beta \tag{18}$$
 #
-# Ioffe & Szegedy 2015 ([arXiv:1502.03167](https://arxiv.org/abs/1502.03167)), algorithm 1. Now
-# divide the batch over devices. If each device computes (18) on its own shard, no error is raised,
-# and a different network is trained: on 64 images or on 8 times 8, the statistics differ, and the
-# gradient with them. The remedy is one average over devices within the layer; `jaxgen.nn.norm`
-# does that. Tests: [`test_batch_norm_equals_flax_on_a_whole_batch`](../tests/test_norm.py),
+# Ioffe & Szegedy 2015 ([arXiv:1502.03167](https://arxiv.org/abs/1502.03167)), algorithm 1;
+# the scale $\gamma$ and the shift $\beta$ of a feature are learned and have nothing to do with
+# those of (3) and (4), and $\epsilon$ is a small constant. Now divide the batch over devices. If
+# each device computes (18) on its own shard, no error is raised, and a different network is
+# trained: on 64 images or on 8 times 8, the statistics differ, and the gradient with them. The
+# remedy is one average over devices within the layer; `jaxgen.nn.norm` does that. Tests:
+# [`test_batch_norm_equals_flax_on_a_whole_batch`](../tests/test_norm.py),
 # [`test_gradient_in_shard_map_equals_one_device`](../tests/test_norm.py).
 #
 # A generator with BatchNorm, trained for a moment on the 8x8 digits:
