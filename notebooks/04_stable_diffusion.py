@@ -341,9 +341,9 @@ figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[1::3]], colu
 # $$A = \operatorname{softmax}(q\, k^\top / \sqrt{d}) \tag{6}$$
 #
 # Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. A column of $A$ is a picture of where its word is
-# used (Hertz et al. 2022, arXiv:2208.01626). linen hands out what its layers compute, if asked; the
-# weights are recomputed from it, and the cell asserts that with them the layers give what they
-# gave. Of the pipeline itself:
+# used (Hertz et al. 2022, arXiv:2208.01626). linen, Flax's library of networks, hands out what its
+# layers compute, if asked; $A$ is computed again from it, and the cell asserts that with this $A$ the
+# layers give what they gave. The library's own attention is checked by
 # [`test_attention_equals_its_definition`](../tests/test_attention.py).
 
 # %%
@@ -493,8 +493,9 @@ plt.show()
 #
 # (Ho & Salimans 2022, section 3.2.) With $w > 1$ a sample goes where the class is *more certain*,
 # away from the others, and not to where the class has its mass. How much that sharpens can be
-# worked out where a class is $N(0, s^2)$ and everything together $N(0, S^2)$. Then the equation
-# that the sampler solves is linear,
+# worked out where a class is $N(0, s^2)$ and everything together $N(0, S^2)$. Let $x$ be divided by
+# $\sqrt{\bar\alpha}$, and $\sigma = \sqrt{1 - \bar\alpha} / \sqrt{\bar\alpha}$ be the noise that it
+# then has. Then the equation that the sampler solves is linear,
 # $dx / d\sigma = \sigma x\, [w / (s^2 + \sigma^2) - (w - 1) / (S^2 + \sigma^2)]$; integrated from a
 # large $\sigma$, where $x$ is noise of standard deviation $\sigma$, down to 0 it leaves samples of
 # standard deviation
