@@ -280,8 +280,8 @@ picture(samples)  # a column for each label
 # ### The library gives the same numbers
 #
 # `latent_losses.diffusion_loss` is the loss above for latents and captions; here pixels stand for
-# latents and a label is a caption of one word. The library counts times from the first noisy one.
-# `sample.sample` runs every sampler from a table of its coefficients.
+# latents and a label is a caption of one word. The library counts times from the first noisy one,
+# so its 0 is 1 here. `sample.sample` runs every sampler from a table of its coefficients.
 
 # %%
 from jaxgen.diffusion import sample, schedule, sigmas, timestep_samplers
@@ -715,7 +715,7 @@ show_captioned(after_a_minute[:8], prompts[:8])
 # nearest palette colour, and the best overlap with templates drawn by other means than the
 # renderer's. On 3,000 rendered pictures it makes no mistake, also with blur and noise
 # ([`test_every_attribute_is_read_from_rendered_pictures`](../tests/test_world_reader.py)). So:
-# after a minute, and after the two hours of `shapes`, on the same prompts.
+# after a minute, and after the two hours that stage 2 of `shapes` took, on the same prompts.
 
 
 # %%
@@ -778,11 +778,11 @@ show_captioned(wrong[0][:8], wrong[1][:8], figures.RED)
 #
 # Held-out pairs are drawn as well as the others: it has learned the words. The relation of an only
 # object is that to the middle of the picture, where the prompt says it. Guidance 2 and 5 do as well
-# (128 prompts each: 93.0 and 91.4 % of those with two seen objects).
+# (`--guidance 2` and `5` with `--num-prompts 128`: 93.0 and 91.4 % of those with two seen objects).
 #
 # ### An hour, in moving pictures
 #
-# Samples of the run that trained `shapes`, for captions of the test set, every thousand steps:
+# Samples of the last run that trained `shapes`, for captions of the test set, every 1,500 steps:
 #
 # ![Samples for captions of the test set as training goes on](../docs/images/latent_progress.gif)
 #
@@ -792,11 +792,11 @@ show_captioned(wrong[0][:8], wrong[1][:8], figures.RED)
 # After 470,000 pictures that model knew the axis of a relation, and which of two objects was left or
 # above was chance: exchanging *left* and *right* in a caption changed the error by less than 0.001.
 # The reason is a parity. Whether red belongs to this side of the picture depends on the *product*
-# of three signs (which side, which word, which object), no two of which say anything together, and
-# so the gradient at the start is flat in all of them. Making one direction four times as frequent
-# as its opposite did not help within 1,500 steps. Objects that stand alone at a side, with captions
-# that say so, did: side and word now matter without a second object, that was learned within 1,000
-# steps, and relations of two objects followed from there between 2,000 and 4,000.
+# of three signs (which side, which word, which object), any two of which say nothing without the
+# third, and so the gradient at the start is flat in all of them. Making one direction four times as
+# frequent as its opposite did not help within 1,500 steps. Objects that stand alone at a side, with
+# captions that say so, did: side and word now matter without a second object, that was learned
+# within 1,000 steps, and relations of two objects followed from there between 2,000 and 4,000.
 #
 # ## The same from the shell
 #
@@ -807,8 +807,8 @@ show_captioned(wrong[0][:8], wrong[1][:8], figures.RED)
 # python experiments/text_to_image.py --model runs/own --prompt "a red star above a blue ring"
 # ```
 #
-# Half an hour, an hour, a minute, a second, on two cores. `--resume` goes on after an interruption,
-# bit for bit.
+# The four commands take half an hour, an hour, a minute and a second on two cores. `--resume` goes
+# on after an interruption, bit for bit.
 #
 # The export writes `unet/ vae/ text_encoder/ tokenizer/ scheduler/ model_index.json` with float16
 # weights, and a model card with the recipe and the measured accuracy. Training builds its networks
@@ -824,13 +824,14 @@ show_captioned(wrong[0][:8], wrong[1][:8], figures.RED)
 # image = pipe("a red star above a blue ring", num_inference_steps=20, guidance_scale=3.0).images[0]
 # ```
 #
-# `--decoder runs/third` takes the decoder of a run of `latent_autoencoder.py` that began with
-# `runs/first` and `--freeze-encoder`: it can go on learning while the UNet trains, since the
-# latents stay. The embedded model took not quite three hours of two cores in all; the flags of
-# every run are in [its card](../jaxgen/models/shapes/README.md). Your own pictures work as well: a
-# folder with a `metadata.jsonl` beside them, one line per image, as `{"file_name": "0001.png",
-# "text": "a lighthouse at dusk"}`, given by `--data`. On a GPU give more steps, a larger
-# `--batch-size` and wider networks.
+# With `--action export`, `--decoder runs/third` takes the decoder of another run of
+# `latent_autoencoder.py`, one that began with `runs/first` and `--freeze-encoder`. So the decoder
+# can go on learning while the UNet trains, since the latents stay. The embedded model took not
+# quite three hours of two cores in all; the flags of every run are in
+# [its card](../jaxgen/models/shapes/README.md). Your own pictures work as well: a folder with a
+# `metadata.jsonl` beside them, one line per image, as `{"file_name": "0001.png", "text": "a
+# lighthouse at dusk"}`, given by `--data`. On a GPU give more steps, a larger `--batch-size` and
+# wider networks.
 #
 # ### Roofline: how fast should training be?
 #
