@@ -476,7 +476,8 @@ figures.show_grid(
 #
 # Diffusion in pixels wastes its work on details that a small network can add afterwards. So
 # pictures become latents of 8 x 8 x 4 numbers, 48 times fewer, by the VAE of [the second
-# notebook](02_vae.ipynb) with two changes:
+# notebook](02_vae.ipynb) with two changes: errors of pixels and of their differences take the place
+# of a likelihood, and the KL has a very small weight.
 #
 # $$d = x - \hat x, \quad z = \mu + \sigma \varepsilon, \qquad
 # \text{loss} = \overline{|d|} + \overline{d^2} + \overline{|d_x|} + \overline{|d_y|} + \lambda\,
