@@ -5,8 +5,12 @@ pip install -e ".[docs]" && python -m sphinx -W --keep-going -q -c docs . build/
 """
 
 import re
+import tomllib
+from pathlib import Path
 
 import jaxgen
+
+PACKAGE = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
 project = "jaxgen"
 author = "The jaxgen authors"
@@ -30,7 +34,7 @@ autodoc_preserve_defaults = True
 html_theme = "sphinx_book_theme"
 html_title = "jaxgen"
 html_theme_options = {
-    "repository_url": "https://github.com/jaxgen/jaxgen",
+    "repository_url": PACKAGE["urls"]["Repository"],
     "use_repository_button": True,
     "show_toc_level": 1,
     "navbar_persistent": [],  # one search box is enough

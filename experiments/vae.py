@@ -42,6 +42,7 @@ from jaxgen.train import augment, latent_models, losses, objectives, step
 from jaxgen.train.latent_models import LatentModel
 from jaxgen.types import Array, Key, LossFn, Params
 
+COLLAPSED_NATS = 0.1  # a code of fewer nats than these tells nothing about an image
 Objective = Literal["elbo", "free_bits", "beta_tc", "k_sample", "iwae", "dreg"]
 
 
@@ -146,6 +147,7 @@ def build(config: Config, examples: Examples) -> System:
         images_per_step=options.batch_size,
         progress_metrics=("neg_elbo_nats", "recon_nats", "kl_nats"),
         convolutional=config.network == "conv",
+        remark=partial(remark, config, functional.apply(encoder)),
     )
 
 
@@ -233,10 +235,8 @@ def draw(
 ) -> dict[str, Image.Image]:
     """Reconstructions, samples, interpolation, traversal and, for two latents, the manifold."""
     sample_key, binarize_key = jax.random.split(key)
-    x, label = augment.to_unit_range(jnp.asarray(examples.images)), jnp.asarray(examples.labels)
-    if binary(config):
-        x = losses.binarize(binarize_key, x)
-    mean = jnp.split(jax.jit(encode)(state.params["encoder"], x, label), 2, axis=-1)[0]
+    x, mean, _ = posterior(config, encode, state.params, examples, binarize_key)
+    label = jnp.asarray(examples.labels)
 
     def show(labels: Array, z: Array) -> Array:
         labels = jnp.resize(labels, z.shape[:1])
@@ -267,6 +267,38 @@ def draw(
             partial(show, classes[:1]), jnp.zeros(2), jnp.ones(2)
         )
     return pictures
+
+
+def posterior(
+    config: Config, encode: Any, params: Params, examples: Examples, key: Key
+) -> tuple[Array, Array, Array]:
+    """The examples as the networks see them, and means and log-variances of their z."""
+    x = augment.to_unit_range(jnp.asarray(examples.images))
+    x = losses.binarize(key, x) if binary(config) else x
+    moments = jax.jit(encode)(params["encoder"], x, jnp.asarray(examples.labels))
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return x, mean, logvar
+
+
+def remark(config: Config, encode: Any, state: Any, examples: Examples, key: Key) -> str:
+    """Says that z carries nothing, and what to do; empty for a model that uses its z."""
+    _, binarize_key = jax.random.split(key)
+    _, mean, logvar = posterior(config, encode, state.params, examples, binarize_key)
+    active = likelihood.active_units(np.asarray(mean)).sum()
+    has_own_prior = bool(config.top_dim or config.pseudo_inputs)
+    nats = math.inf if has_own_prior else float(jnp.mean(losses.kl_divergence(mean, logvar)))
+    if active and nats >= COLLAPSED_NATS:
+        return ""
+    cost = "" if has_own_prior else f", KL {nats:.2g} nats"
+    alike = "samples of a class look alike" if config.conditional else "samples look alike"
+    cures = [f"a --beta below {config.beta:g}"] * (config.beta > 1)
+    cures += ["--kl-warmup-steps"] * (config.kl_warmup_steps == 0)
+    cures += ["--objective free_bits"] * (config.objective != "free_bits" and not has_own_prior)
+    return (
+        f"the posterior has collapsed: z tells nothing ({active} of {config.latent_dim} units are "
+        f"active{cost}), so {alike}; train again with {' or '.join(cures) or 'more steps'} "
+        "(docs/troubleshooting.md)"
+    )
 
 
 def prior_draws(config: Config, examples: Examples, params: Params, key: Key, count: int) -> Array:

@@ -52,7 +52,8 @@ tune.tune_cpu()  # before anything is computed; on other devices it changes noth
 # %% [markdown]
 # ## Part one: the whole program
 #
-# Two sizes, the optimiser, and what is imported. `NOISE` is for later; 0 is the plain autoencoder.
+# Two sizes, the optimiser, and what is imported. `NOISE` is for later; 0 is the plain autoencoder. Optax, the library of optimisers,
+# calls an optimiser a *gradient transformation*, hence `tx`; what Adam remembers from step to step is its `opt_state`.
 
 # %% tags=["whole"]
 import jax
@@ -98,8 +99,11 @@ figures.show_grid(train_images[:40].reshape(-1, 8, 8), columns=20, title="forty 
 # %% [markdown]
 # ### Two networks
 #
-# A linen module is a description. It holds no parameters: `init` makes them from a key, and `apply` takes them as an
-# argument. That is what makes the gradient, and everything after it, a plain function of the parameters.
+# A linen module (linen is Flax's library of networks) is a description. It holds no parameters: `init` makes them from a key,
+# and `apply` takes them as an argument. That is what makes the gradient, and everything after it, a plain function of the parameters.
+#
+# A *key* is what JAX has in place of a seed and a hidden generator: every random draw is a function of a key that it is given.
+# `split` makes several keys of one, and `fold_in` makes one of a key and a number. [Notebook 6](06_functional_training.ipynb) tells the whole story.
 
 
 # %% tags=["whole"]
@@ -163,6 +167,15 @@ print("its gradient has the form of the parameters:", jax.tree.map(jnp.shape, sl
 x = train_images[0] / 127.5 - 1
 x_hat = np.asarray(decoder.apply(params["decoder"], encoder.apply(params["encoder"], x)))
 np.testing.assert_allclose(first_loss, np.sum((x - x_hat) ** 2) / 64, rtol=1e-5)
+
+# with noise the encoder sees x + sigma eps, and what comes out is compared with the clean x
+NOISE = 0.5
+noisy_loss = loss(params, train_images[0], jax.random.key(1))
+z = encoder.apply(params["encoder"], x + NOISE * jax.random.normal(jax.random.key(1), (64,)))
+x_hat = np.asarray(decoder.apply(params["decoder"], z))
+np.testing.assert_allclose(noisy_loss, np.sum((x - x_hat) ** 2) / 64, rtol=1e-5)
+assert abs(noisy_loss - first_loss) > 0.01 * first_loss
+NOISE = 0.0  # the plain autoencoder from here on
 
 # %% [markdown]
 # ### One step
@@ -313,15 +326,15 @@ np.testing.assert_allclose(library_history, history[:50], rtol=1e-5)
 print("the first fifty losses are equal:", np.float32(library_history[:3]), "...")
 
 # %% [markdown]
-# What the library adds to the same step: `scan_steps` does 50 steps in one dispatch; `parallelize` spreads the batch over devices by
-# `jit`, `pmap` or `shard_map` without another number changing; the script `experiments/autoencoder.py` adds a folder with checkpoints
+# What the library adds to the same step: `on_uint8` turns the bytes of a batch into numbers before the loss sees them; `scan_steps` does 50 steps in one dispatch, that is, one call from Python to the device;
+# `parallelize` spreads the batch over devices, in one of JAX's three ways to do so ([notebook 6](06_functional_training.ipynb)), without changing what is computed; the script `experiments/autoencoder.py` adds a folder with checkpoints
 # that resume to the bit, metrics and pictures.
 #
 # ```bash
 # python experiments/autoencoder.py                       # digits, about a minute
 # python experiments/autoencoder.py --latent-dim 2        # with a map of the latent plane
 # python experiments/autoencoder.py --noise 0.5           # denoising
-# python experiments/autoencoder.py --preset mnist        # MNIST: a folder of IDX files, or a TFDS name
+# python experiments/autoencoder.py --preset mnist        # all of MNIST, through TensorFlow Datasets
 # python experiments/autoencoder.py --preset mnist --data mnist5k    # the images of this page
 # python experiments/autoencoder.py --run-dir runs/autoencoder-digits --action evaluate
 # ```
@@ -348,7 +361,7 @@ figures.show_grid(test_set.images[:40], columns=20)
 # $$ \min_{f,\,g\ \text{affine}} \frac{1}{N} \sum_{n} \lVert x_n - g(f(x_n)) \rVert^2 = \sum_{i > D} \lambda_i \tag{3} $$
 #
 # where $\lambda_1 \ge \lambda_2 \ge \dots$ are the eigenvalues of the covariance of the data: Baldi & Hornik 1989 (Neural Networks 2), section 2, by Eckart &
-# Young 1936. So a linear autoencoder whose weights are the components that scikit-learn finds has to show scikit-learn's error and a slope of zero, and descent from anywhere else stays above. If it went below, there would be a fault in our loss.
+# Young 1936. So a linear autoencoder whose weights are the components that scikit-learn finds has to show scikit-learn's error and a gradient of zero, and descent from anywhere else stays above: 1,500 steps of it, in the next cell, are still on their way. If a linear autoencoder had a lower error, there would be a fault in our loss.
 
 # %%
 from sklearn.decomposition import PCA
@@ -469,7 +482,8 @@ figures.plt.show()
 # $$ z(w) = (1 - w)\, z_a + w\, z_b, \qquad 0 \le w \le 1 \tag{4} $$
 #
 # A straight line between the codes of two test digits, decoded, and below each the same line between the *pixels*. A mixture of pixels shows two digits at once;
-# a mixture of codes shows one digit that changes. The line is straight because an autoencoder has no prior; between draws of $N(0, I)$, as in the next notebook, one walks along a great circle.
+# a mixture of codes shows one digit that changes. The line is straight because an autoencoder has no *prior*, no distribution that its codes are meant to have; between draws of $N(0, I)$, as in the next notebook, one walks along a great circle.
+# White 2016 (arXiv:1609.04468), section 2.1, has both ways.
 # (Test: [`test_interpolation_draws_a_row_for_each_pair_from_start_to_end`](../tests/test_latent_space.py).)
 
 # %%
@@ -495,14 +509,14 @@ figures.show_rows(rows)
 # ### Noise in, digit out
 #
 # With $\sigma > 0$ in (1) the encoder sees $\tilde x = x + \sigma\varepsilon$ and is still asked for the clean $x$. Copying is no longer enough: it has to know what digits look like.
-# The best answer is the mean of all clean images that could have been $x$, and that mean points to where data are likely:
+# The best answer is the mean of all clean images that could have been $x$, weighted by how probable each is, and that mean points to where data are likely. With $p_\sigma$ the density of noisy images,
 #
 # $$ g(f(\tilde x)) = E[x \mid \tilde x] = \tilde x + \sigma^2\, \nabla_{\tilde x} \log p_\sigma(\tilde x) \tag{5} $$
 #
 # (Robbins 1956; Efron 2011, JASA 106, "Tweedie's formula"; for denoising autoencoders Alain & Bengio 2014, arXiv:1211.4246, theorem 1.) The gradient of $\log p$ is the *score*,
 # and (5) is the whole reason why diffusion models can be trained by removing noise: [notebook 5](05_text_to_image_from_nothing.ipynb).
 #
-# It can be checked where everything is known. Let $x$ be -1 or 1, each half of the time. Then $E[x \mid \tilde x] = \tanh(\tilde x / \sigma^2)$ exactly. A denoiser with one hidden layer has to find this curve.
+# It can be checked where everything is known. Let $x$ be one number, -1 or 1 with equal probability. Then $E[x \mid \tilde x] = \tanh(\tilde x / \sigma^2)$ exactly. A denoiser with one hidden layer has to find this curve.
 
 # %%
 SIGMA = 0.8
@@ -551,7 +565,7 @@ right.legend()
 figures.plt.show()
 
 # %% [markdown]
-# The same with digits. Each has noise of standard deviation 1 on it, pixels span -1 to 1. The plain autoencoder of above was never asked for clean images, and takes the noise for strokes.
+# The same with digits. Each has noise of standard deviation 1 on it, pixels span -1 to 1. The plain autoencoder above was never asked for clean images, and takes the noise for strokes.
 # (Test: [`test_denoising_corrupts_the_input_and_asks_for_the_clean_image`](../tests/test_losses.py).)
 
 # %%
@@ -580,7 +594,7 @@ assert quick.ON or clean_error < 0.8 * plain_error
 #
 # $$ z \sim N(\bar z, S), \qquad \bar z = \tfrac{1}{N} \textstyle\sum_n z_n, \quad S = \tfrac{1}{N-1} \sum_n (z_n - \bar z)(z_n - \bar z)^\top \tag{6} $$
 #
-# but the codes are not normal, so the samples are blends of strokes. An autoencoder has no prior; to sample from the model itself it has to learn where codes may lie. That is the [VAE](02_vae.ipynb).
+# (Ghosh et al. 2020, arXiv:1903.12436, section 4), but the codes are not normal, so the samples are blends of strokes. An autoencoder has no prior; to sample from the model itself it has to learn where codes may lie. That is the [VAE](02_vae.ipynb).
 # (`--action sample` of the script draws from (6), and says so.)
 
 # %%
@@ -631,11 +645,12 @@ figures.show_rows({
 # ## Roofline box: how fast should it be?
 #
 # Before running, on paper. A step of 784-500-250-32 and its mirror multiplies each image by every weight once forward and about twice backward. No program is faster
-# than its arithmetic at the device's best rate, nor than its bytes at the best bandwidth (Williams, Waterman & Patterson 2009):
+# than its arithmetic at the device's best rate, nor than its traffic with memory at the best bandwidth. With $B$ images in a step, and FLOP for its additions and multiplications
+# (Williams, Waterman & Patterson 2009, [doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)):
 #
 # $$ \text{images/s} \le B \Big/ \max\Bigl(\frac{\text{FLOP}}{\text{FLOP/s}},\ \frac{\text{bytes}}{\text{bytes/s}}\Bigr) \tag{7} $$
 #
-# `jaxgen.measure` counts the FLOP from the equations of the step ([`products`](../jaxgen/measure/products.py)), takes the bytes from the compiler and measures both ceilings on this device.
+# `jaxgen.measure` counts the FLOP from the equations of the step ([`products`](../jaxgen/measure/products.py)), takes the bytes from the compiler and measures both ceilings, the two best rates, on this device.
 # (Tests: [tests/test_measure.py](../tests/test_measure.py).)
 
 # %%
@@ -657,8 +672,8 @@ run_key = jax.random.key(13)
 rate = roofline.compare(roof, lambda: compiled(state, batch, run_key)[1]["loss"])
 
 # %% [markdown]
-# Where does the rest go? Forward and backward are six kinds of matrix products with sides of 128 to 784, smaller than the squares with which the ceiling was measured, so a core spends a larger
-# part of its time on loading and on the edges. Adam then reads and writes four copies of every parameter, which is memory traffic that cannot overlap with the products before it: (7) takes the larger of
+# Where does the rest go? Forward and backward are seventeen matrix products with sides of 32 to 784 (six layers forward, twelve backward but one), smaller than the squares with which the ceiling was measured, so a core spends a larger
+# part of its time on loading and on the edges. Adam then reads or writes four arrays of the parameters' size (parameters, gradient and two moving averages), which is memory traffic that cannot overlap with the products before it: (7) takes the larger of
 # the two times, and a program that does one after the other needs their sum. Larger batches come closer to the ceiling: Adam's part does not grow with $B$.
 #
 # ## Exercises
@@ -759,4 +774,4 @@ check.scaled_loss(answer)
 #
 # - [02 · The variational autoencoder](02_vae.ipynb): codes that can be sampled.
 # - [experiments/autoencoder.py](../experiments/autoencoder.py): the script; convolutional networks, colour, your own images, several devices.
-# - On all of MNIST the script's preset (784-500-32, 20 epochs, a minute on two CPU cores, seed 0) ends at a mean squared error of 0.0089 per pixel on the scale 0 to 1, over the 10,000 test images.
+# - On all of MNIST the script's preset (784-500-32, 20 epochs, a minute on two CPU cores, seed 0) ends at a mean squared error of 0.0089 per pixel on the scale 0 to 1, over the 10,000 test images; on the scale -1 to 1 of loss (1) that is four times as much, 0.036.

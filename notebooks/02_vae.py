@@ -4,8 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxgen/jaxgen/blob/main/notebooks/02_vae.ipynb)
 # &nbsp; [view source](02_vae.py)
 #
-# The encoder gives a *distribution* of codes instead of a point: a mean and a variance for every entry. A draw of it is decoded, and a price is paid, in nats, for all that the draw tells
-# about the image. What is left is a bound on the likelihood of the data, and a decoder that can be fed with draws from $N(0, I)$.
+# The encoder gives a *distribution* of codes instead of a point: a mean and a variance for every entry. A draw of it is decoded, and a price is paid for all that the draw tells
+# about the image. It is counted in *nats*, information by the natural logarithm: a nat is 1.44 bits. What is left is a bound on the likelihood of the data, and a decoder that can be fed with draws from $N(0, I)$.
 #
 # ```
 # x -> encoder -> mean, sigma          z = mean + sigma eps,   eps ~ N(0, I)          z -> decoder -> p(x | z)
@@ -49,17 +49,18 @@ tune.tune_cpu()  # before anything is computed; on other devices it changes noth
 #
 # ### Where the loss comes from
 #
-# The model draws $z \sim N(0, I)$, then the pixels from $p(x \mid z)$. What we want is a high $p(x) = \int p(x \mid z)\, p(z)\, dz$ for digits, but nearly every $z$ explains a given digit badly, and the integral cannot be done.
-# So let an encoder $q(z \mid x)$ propose the codes that matter, and use that the logarithm of a mean is at least the mean of the logarithm (Jensen):
+# The model draws $z \sim N(0, I)$, its *prior* $p(z)$, then the pixels from $p(x \mid z)$. What we want is a high $p(x) = \int p(x \mid z)\, p(z)\, dz$ for digits, but nearly every $z$ explains a given digit badly, and the integral cannot be done.
+# So let an encoder $q(z \mid x)$ propose the codes that matter. It stands in for the true posterior $p(z \mid x)$, and is called the *posterior* for short. Now use that the logarithm of a mean is at least the mean of the logarithm (Jensen):
 #
 # $$ \log p(x) = \log E_{z \sim q}\Bigl[\frac{p(x \mid z)\, p(z)}{q(z \mid x)}\Bigr] \;\ge\; E_{z \sim q}\bigl[\log p(x \mid z)\bigr] - \mathrm{KL}\bigl(q(z \mid x) \,\Vert\, p(z)\bigr) \tag{1} $$
 #
-# Kingma & Welling 2014 (arXiv:1312.6114), eq. 3. The right side is the *evidence lower bound*, ELBO. How much is lost has a name too: the gap is exactly $\mathrm{KL}(q(z \mid x) \Vert p(z \mid x))$, their eq. 1.
+# Kingma & Welling 2014 (arXiv:1312.6114), eq. 3. The right side is the *evidence lower bound*, ELBO; KL is the Kullback-Leibler divergence, here the price of the code. How much is lost has a name too: the gap is exactly $\mathrm{KL}(q(z \mid x) \Vert p(z \mid x))$, the divergence from the true posterior (their eq. 1).
 # The loss is the negative right side, with one draw in the place of the expectation (their eq. 7 and 10):
 #
 # $$ \ell(x) = -\log p(x \mid z) + \mathrm{KL}\bigl(N(\mu, \sigma^2) \,\Vert\, N(0, I)\bigr) \tag{2} $$
 #
-# Both terms are in **nats per image**: sums over pixels and over entries of $z$. Neither is averaged, and below you will see what happens otherwise.
+# Both terms are in **nats per image**: sums over pixels and over entries of $z$. Neither is averaged, and below you will see what happens otherwise. The code's comments
+# number the equations as this page does.
 
 # %% tags=["whole"]
 import jax
@@ -91,7 +92,7 @@ def load_digits():
 
 
 def binarize(key, image):
-    """Draws each pixel as -1 (black) or 1 (white), as (3) needs; their mean is the grey value."""
+    """Draws each pixel as -1 (black) or 1 (white), as (4) needs; their mean is the grey value."""
     x = image.astype(jnp.float32) * (2 / 255) - 1
     return 2.0 * jax.random.bernoulli(key, (x + 1) / 2) - 1
 
@@ -148,7 +149,7 @@ def init(key):
 #
 # $$ \log p(x \mid z) = \sum_p x_p \log y_p + (1 - x_p) \log(1 - y_p) = \sum_p x_p\, l_p - \mathrm{softplus}(l_p), \qquad y = \mathrm{sigmoid}(l) \tag{4} $$
 #
-# (their appendix C.1, eq. 11; $x_p$ is 0 or 1, $l$ the decoder's output; the second form stays finite for any $l$) and, since both distributions are normal, an integral that can be done (appendix B):
+# (their appendix C.1, eq. 11; $x_p$ is 0 or 1, $l$ the decoder's output; $\mathrm{softplus}(l) = \log(1 + e^l)$, so the second form stays finite for any $l$) and, since both distributions are normal, an integral that can be done (appendix B):
 #
 # $$ \mathrm{KL} = -\tfrac{1}{2} \sum_d \bigl(1 + \log \sigma_d^2 - \mu_d^2 - \sigma_d^2\bigr) \tag{5} $$
 #
@@ -163,15 +164,15 @@ def loss(params, image, key):
     x = binarize(binarize_key, image)
 
     mean, logvar = jnp.split(encoder.apply(params["encoder"], x), 2)
-    # (2): eps does not depend on the parameters, so the gradient passes through mean and sigma
+    # (3): eps does not depend on the parameters, so the gradient passes through mean and sigma
     z = mean + jnp.exp(logvar / 2) * jax.random.normal(eps_key, mean.shape)
     logits = decoder.apply(params["decoder"], z)
 
-    # With l the logit, (3) is the sum of x l - softplus(l). Keep it a sum: a mean over 64 pixels
+    # With l the logit, (4) is the sum of x l - softplus(l). Keep it a sum: a mean over 64 pixels
     # would weigh the KL 64 times as much, and z would carry nothing
     log_likelihood = jnp.sum((x + 1) / 2 * logits - jax.nn.softplus(logits))
-    kl = -0.5 * jnp.sum(1 + logvar - mean**2 - jnp.exp(logvar))  # (4)
-    return -log_likelihood + kl  # (1)
+    kl = -0.5 * jnp.sum(1 + logvar - mean**2 - jnp.exp(logvar))  # (5)
+    return -log_likelihood + kl  # (2)
 
 
 # %%
@@ -354,7 +355,7 @@ print("the first fifty losses are equal:", metrics["loss"][:3], "...")
 # | likelihood | for | reported |
 # |---|---|---|
 # | `bernoulli` with binarization | black and white images; every pixel is drawn anew each time it is seen | nats |
-# | `logistic` | 8-bit images: a logistic density cut into 256 bins, tails at 0 and 255 | nats and bits per dimension |
+# | `logistic` | 8-bit images: a logistic density cut into 256 bins, tails at 0 and 255 (Salimans et al. 2017, arXiv:1701.05517, section 2.1) | nats, and bits per dimension: divided by log 2 and by the number of values |
 # | `gaussian` | real-valued images; one learned scale per channel | nats of a density |
 #
 # ```bash
@@ -417,7 +418,7 @@ figures.show_side_by_side(
 # $$ z(w) = \frac{\sin((1 - w)\,\Omega)}{\sin \Omega}\, z_a + \frac{\sin(w\,\Omega)}{\sin \Omega}\, z_b, \qquad \cos \Omega = \frac{z_a \cdot z_b}{\lVert z_a \rVert \lVert z_b \rVert} \tag{7} $$
 #
 # Shoemake 1985 (SIGGRAPH), section 3.3; for latents White 2016 (arXiv:1609.04468). (Test: [`test_spherical_interpolation_keeps_the_norm_and_turns_evenly`](../tests/test_latent_space.py).)
-# Below, each row of the second figure moves one entry of a digit's code from -2.5 to 2.5 spreads; the widest entries first. Each has found something of its own.
+# Below, each row of the second figure moves one entry of a digit's code from -2.5 to 2.5 standard deviations that it has over the test digits; the widest entries first. Each has found something of its own.
 
 # %%
 z_a, z_b = mean[jnp.array([1, 3, 4, 0])], mean[jnp.array([7, 8, 9, 6])]
@@ -497,7 +498,7 @@ for k in (1, 10, 100):
 # | `--preset mnist` | 9,375 | 101.6 ± 0.3 | 75.0 | 26.6 | 96.0 ± 0.2 |
 # | `--preset mnist --network conv --schedule cosine --epochs 12` | 5,625 | 93.1 ± 0.2 | 66.2 | 26.9 | |
 #
-# For comparison, Flax's own VAE example reports about 104 after 10 epochs (fixed binarization, 20 latent entries). `--action evaluate --nll-samples 500` prints these numbers of a run.
+# For comparison, the README of [Flax's own VAE example](https://github.com/google/flax/tree/main/examples/vae) promises a test loss of about 104 after 10 epochs (fixed binarization, 20 latent entries). `--action evaluate --nll-samples 500` prints these numbers of a run.
 #
 # ## What goes wrong
 #
@@ -577,17 +578,17 @@ figures.plt.show()
 #
 # ### Posterior collapse, and its cure
 #
-# At $\beta = 4$ there is no fault in the code, and still no entry of the code tells anything: the *posterior has collapsed* onto the prior. Read it off the KL and the number of active entries, never off the loss. There are two reasons for it, and they need different cures.
+# At $\beta = 4$ there is no fault in the program, and still no entry of the code tells anything: the *posterior has collapsed* onto the prior. Read it off the KL and the number of active entries, those whose mean changes with the image, never off the loss. There are two reasons for it, and they need different cures.
 #
 # * **A bad start.** Before the decoder can use $z$, the quickest way to a lower loss is to give up the KL; from there it is a long way back, because an entry that says nothing gets no gradient that tells it what to say.
 #   Cure: *KL warm-up*. The weight rises from 0 to its final value over the first steps, so the decoder learns to use the code before it costs anything (Bowman et al. 2016, arXiv:1511.06349, section 3.1; Sønderby et al. 2016, arXiv:1602.02282, section 2.3):
 #   `losses.linear_warmup(num_steps, final)`. (Test: [`test_warmup_rises_linearly_to_its_final_weight_and_stays`](../tests/test_losses.py).)
-# * **The objective itself.** Sometimes a model that says nothing has the lower loss: a code of 6 nats costs 24 at $\beta = 4$ and saves only 10 nats of reconstruction. Then warm-up only delays the end.
-#   Cure: another objective. With *free bits* an entry costs nothing more below $\lambda$ nats, so there is nothing to gain by giving it up (Kingma et al. 2016, arXiv:1606.04934, eq. 15):
+# * **The objective itself.** Sometimes a model that says nothing has the lower loss: the code that is best at $\beta = 1$, of 6 nats in the lines above, would cost four times that at $\beta = 4$ and saves only 10 nats of reconstruction. Then warm-up only delays the end.
+#   Cure: another objective. With *free bits* an entry costs $\lambda$ nats also if it tells less, so there is nothing to gain by giving it up (Kingma et al. 2016, arXiv:1606.04934, eq. 15):
 #
 # $$ \ell_\lambda(x) = -\log p(x \mid z) + \beta \sum_d \max\bigl(\lambda,\ \mathrm{KL}_d\bigr) \tag{10} $$
 #
-# There the maximum is taken of the mean over a minibatch, and $\beta = 1$; a loss of one image takes it for each image.
+# Here $\mathrm{KL}_d$ is the part of (5) that belongs to entry $d$. In that paper the maximum is taken of the mean over a minibatch, and $\beta = 1$; a loss of one image takes it for each image.
 
 
 # %%
@@ -637,7 +638,7 @@ if not quick.ON:
 figures.plt.show()
 
 # %% [markdown]
-# Warm-up (orange) fills the code with 27 nats while they cost nothing, and then everything is given up again: here the objective is the reason. Free bits (green) change what is asked for, and all entries stay in use. With the sums right and $\beta = 1$, as in part two, neither is needed.
+# Warm-up (orange) fills the code with 27 nats while they cost next to nothing, and then everything is given up again: here the objective is the reason. Free bits (green) change what is asked for, and all entries stay in use. With the sums right and $\beta = 1$, as in part two, neither is needed.
 #
 # ### A key used twice
 #
@@ -675,7 +676,7 @@ with jax.debug_key_reuse(True):
 #
 # $$ \text{images/s} \le B \Big/ \max\Bigl(\frac{\text{FLOP}}{\text{FLOP/s}},\ \frac{\text{bytes}}{\text{bytes/s}}\Bigr) \tag{11} $$
 #
-# (Williams, Waterman & Patterson 2009.) A step of 784-500-20: each image meets every weight once forward and about twice backward. First predict, then measure. (Tests: [tests/test_measure.py](../tests/test_measure.py).)
+# (Williams, Waterman & Patterson 2009, [doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785); $B$ images a step, FLOP for additions and multiplications, best rates measured here.) A step of 784-500-20: each image meets every weight once forward and about twice backward. First predict, then measure. (Tests: [tests/test_measure.py](../tests/test_measure.py).)
 
 # %%
 import roofline

@@ -1,12 +1,12 @@
 # %% [markdown]
-# # The generative adversarial network
+# # 3 · The generative adversarial network: a judge teaches
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxgen/jaxgen/blob/main/notebooks/03_gan.ipynb)
 # [view source](03_gan.py)
 #
 # Two networks play a game. The *generator* $G$ makes an image from noise $z$. The *discriminator*
 # $D$ says how real an image looks. Nobody tells either of them what a digit is: $D$ learns it from
-# examples, and $G$ learns it from $D$.
+# examples, and $G$ learns it from $D$. It takes at most four minutes on two CPU cores.
 #
 # In this notebook:
 #
@@ -47,7 +47,9 @@ if missing := [name for name in ("jaxgen", "mlxtend") if importlib.util.find_spe
 #
 # The cells of this part are `experiments/minimal/gan.py`, line for line, and a test compares the
 # two. First the data: digits of 8x8 pixels that come with scikit-learn. They stay bytes on the
-# device; the loss turns them into numbers from -1 to 1.
+# device; the loss turns them into numbers from -1 to 1. Equations have the numbers of that file,
+# so (3), a part of (1), comes before (2). "The script" is from here on `experiments/gan.py`, which
+# has many more options.
 
 # %% tags=["whole"]
 import jax
@@ -81,7 +83,8 @@ figures.show_grid(digits[:40].reshape(-1, 8, 8), columns=20)
 
 # %% [markdown]
 # The two networks. A linen module holds no parameters: `apply(params, input)` is a plain function
-# of both. Each network takes ONE vector here; `jax.vmap` will make batches of it.
+# of both. Each network takes ONE vector here; `jax.vmap` will make batches of it. Maxout is due to
+# Goodfellow et al. 2013 ([arXiv:1302.4389](https://arxiv.org/abs/1302.4389)).
 #
 # $G$ ends in a tanh, because images lie in $[-1, 1]$. $D$ ends in a plain number, the *logit* of
 # the probability that the image is real: the losses below are exact in logits, whereas the
@@ -363,7 +366,8 @@ print("losses of D and G, by library ", by_library[19].round(6))
 #
 # Goodfellow et al. 2014, equation 1. Let $p$ be the density of real images and $q$ that of
 # generated ones. At every $x$ the best discriminator weighs one against the other, and what is
-# then left of the value is a distance between $p$ and $q$:
+# then left of the value says how far $q$ is from $p$, by the Jensen-Shannon divergence JSD, a mean of
+# two Kullback-Leibler divergences:
 #
 # $$D^*(x) = \log \frac{p(x)}{q(x)}, \quad\text{that is}\quad \sigma(D^*(x)) = \frac{p(x)}{p(x) + q(x)} \tag{6}$$
 #
@@ -428,7 +432,7 @@ figures.plt.show()
 #
 # $$\frac{d}{df} \log(1 - \sigma(f)) = -\sigma(f), \qquad \frac{d}{df} \bigl(-\log \sigma(f)\bigr) = -(1 - \sigma(f)) \tag{8}$$
 #
-# Goodfellow et al. 2014, section 3. At the start of training, $D$ tells generated images at a
+# Goodfellow et al. 2014, section 3. At the start of training, $D$ knows generated images at a
 # glance: $f$ is far below 0 and $\sigma(f)$ almost 0. The first slope is then almost 0 (it
 # *saturates*); the second is almost -1, its largest. Both want the same thing and have the same
 # fixed point; but (2) speaks loudest when $G$ is worst. Test:
@@ -563,7 +567,8 @@ figures.plt.show()
 # Now eight clusters of points on a ring, the test that Metz et al. 2017
 # ([arXiv:1611.02163](https://arxiv.org/abs/1611.02163)) made popular. A generator that makes one
 # or two clusters perfectly still fools a discriminator for a while; $D$ then learns to suspect
-# those, and $G$ moves on to others. It has *collapsed* on a few modes. Nothing in the loss of one
+# those, and $G$ moves on to others. It has *collapsed* on a few *modes*, as the peaks of a density,
+# here the clusters, are called. Nothing in the loss of one
 # example tells it to spread: the loss asks whether each sample is good, never whether the samples
 # differ.
 #
@@ -692,9 +697,10 @@ figures.plt.show()
 # Blue is where the real points lie, orange what the generator makes, for one seed with loss (2).
 # Above it sits on a few clusters and draws the way between them; below it finds all eight.
 #
-# Why the cure works here: a steep $D$ is a cliff that $G$ falls off, from one cluster onto
-# another. With $R_1$ the logit rises gently from everywhere towards all real points, so the
-# nearest cluster pulls each sample.
+# Why the cure works here, as a picture and not as a proof: a steep $D$ is a cliff that $G$ falls off,
+# from one cluster onto another. With $R_1$ the logit rises gently from everywhere towards all real
+# points, so the nearest cluster pulls each sample. What is proved is that with $R_1$ the game
+# converges near its equilibrium (Mescheder et al. 2018, theorem 4.1).
 #
 # ## 5. Five objectives
 #
@@ -709,7 +715,8 @@ figures.plt.show()
 # | (13) | `wasserstein` | $f - r$ | $-f$ | Arjovsky et al. 2017 ([arXiv:1701.07875](https://arxiv.org/abs/1701.07875)), equation 2 |
 # | (14) | `hinge` | $\max(0, 1 - r) + \max(0, 1 + f)$ | $-f$ | Lim & Ye 2017 ([arXiv:1705.02894](https://arxiv.org/abs/1705.02894)); Miyato et al. 2018 ([arXiv:1802.05957](https://arxiv.org/abs/1802.05957)), equations 16, 17 |
 #
-# The Wasserstein critic measures a distance only if its slope is at most 1. Its usual penalty
+# The $D$ of (13), called a *critic* because its output is no logit of a probability, measures a
+# distance only if its slope is at most 1. Its usual penalty
 # looks between a real and a generated image, at a random place $\hat x = \alpha x + (1 - \alpha)
 # G(z)$,
 #
@@ -785,8 +792,10 @@ figures.plt.show()
 
 # %% [markdown]
 # Orange points are the four seeds. The choice of the objective matters less here than whether
-# $D$'s slope is held: that is also what larger studies say (Lucic et al. 2018,
-# [arXiv:1711.10337](https://arxiv.org/abs/1711.10337)). A Wasserstein critic without any bound has
+# $D$'s slope is held. Larger studies agree: objectives that are tuned with equal care come out alike
+# (Lucic et al. 2018, [arXiv:1711.10337](https://arxiv.org/abs/1711.10337)), while normalising and
+# penalising $D$ helps (Kurach et al. 2019,
+# [arXiv:1807.04720](https://arxiv.org/abs/1807.04720)). A Wasserstein critic without any bound has
 # no loss to reach, only logits that run away.
 #
 # ## 6. Digits of 28x28 pixels
@@ -821,7 +830,8 @@ state = new_state(init_key, generator, discriminator, tx)
 # $$\text{seconds} \;\ge\; \max\left( \frac{\text{operations}}{\text{peak operations per second}},\; \frac{\text{bytes}}{\text{bytes per second}} \right) \tag{16}$$
 #
 # Williams et al. 2009 ([doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)),
-# section 3. Operations are the matrix products in the program's own equations, at 2 m n k each. Bytes
+# section 3. Operations are the matrix products in the program's own equations, at $2 m n k$ for an
+# $m \times k$ matrix times a $k \times n$ one. Bytes
 # are those that the compiled program's operations read and write. The peaks are measured here and
 # now. Tests:
 # [`test_a_dense_training_step_is_counted_as_by_hand`](../tests/test_measure.py),
@@ -936,8 +946,8 @@ figures.show_grid(g_of(state.ema, ways.reshape(-1, LATENT_DIM)), columns=12)
 #
 # Two questions that no loss answers. Are the samples copies of training images? Look at each
 # beside the nearest of them. And are all classes there? Let a classifier name the samples. Here
-# five nearest neighbours vote; `python experiments/gan.py --action evaluate` trains a small
-# convolutional network for it.
+# five nearest neighbours vote; the script trains a small convolutional network for it, when it is
+# told to `--action evaluate` a run.
 
 # %%
 from sklearn.neighbors import KNeighborsClassifier
@@ -963,7 +973,9 @@ print("shares ", dict(zip(train_set.class_names, report.histogram.round(2).tolis
 assert quick.ON or (report.entropy_nats > 2.0 and not report.missing)
 
 # %% [markdown]
-# "Missing" is a class that gets less than a tenth of its fair share. The convolutional networks of
+# *Class entropy* is $-\sum_c s_c \log s_c$ of the shares $s_c$ of the classes among the samples, at
+# most $\log 10$, where all are equal. "Missing" is a class that gets less than a tenth of its fair
+# share. The convolutional networks of
 # the script draw cleaner digits, and take longer than a notebook should. These are its samples
 # after 10 epochs of all of MNIST:
 #
@@ -975,11 +987,13 @@ assert quick.ON or (report.entropy_nats > 2.0 and not report.missing)
 #
 # $$y = \gamma\, \frac{x - \mathrm{mean}_B(x)}{\sqrt{\mathrm{var}_B(x) + \epsilon}} + \beta \tag{18}$$
 #
-# Ioffe & Szegedy 2015 ([arXiv:1502.03167](https://arxiv.org/abs/1502.03167)), algorithm 1. Now
-# divide the batch over devices. If each device computes (18) on its own shard, no error is raised,
-# and a different network is trained: on 64 images or on 8 times 8, the statistics differ, and the
-# gradient with them. The remedy is one average over devices within the layer; `jaxgen.nn.norm`
-# does that. Tests: [`test_batch_norm_equals_flax_on_a_whole_batch`](../tests/test_norm.py),
+# Ioffe & Szegedy 2015 ([arXiv:1502.03167](https://arxiv.org/abs/1502.03167)), algorithm 1;
+# the scale $\gamma$ and the shift $\beta$ of a feature are learned and have nothing to do with
+# those of (3) and (4), and $\epsilon$ is a small constant. Now divide the batch over devices. If
+# each device computes (18) on its own shard, no error is raised, and a different network is
+# trained: on 64 images or on 8 times 8, the statistics differ, and the gradient with them. The
+# remedy is one average over devices within the layer; `jaxgen.nn.norm` does that. Tests:
+# [`test_batch_norm_equals_flax_on_a_whole_batch`](../tests/test_norm.py),
 # [`test_gradient_in_shard_map_equals_one_device`](../tests/test_norm.py).
 #
 # A generator with BatchNorm, trained for a moment on the 8x8 digits:
@@ -1088,7 +1102,7 @@ print(f"8 shards of 8, averaged in the layer: wrong by {together:.0e}")
 # python experiments/gan.py --objective wasserstein --gradient-penalty 10 --discriminator-steps 5 --r1 0
 # python experiments/gan.py --preset mnist                               # convolutional
 # python experiments/gan.py --preset mnist --conditional                 # a column per class
-# python experiments/gan.py --preset cifar10                             # hinge, spectral norm, 5 discriminator steps
+# python experiments/gan.py --preset cifar10                             # hinge, spectral norm (Miyato et al.), 5 discriminator steps
 # python experiments/gan.py --run-dir runs/gan-mnist --action evaluate   # a classifier names 10,000 samples
 # ```
 #

@@ -1,12 +1,13 @@
 # %% [markdown]
-# # Stable Diffusion
+# # 4 · Stable Diffusion: noise becomes a picture
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxgen/jaxgen/blob/main/notebooks/04_stable_diffusion.ipynb)
 # [view source](04_stable_diffusion.py)
 #
-# Noise becomes a picture in small steps. A network looks at a noisy latent and at a text and says
-# which part of the latent is noise; a sampler takes some of that away; after twenty rounds a
-# decoder turns the latent into pixels.
+# Noise becomes a picture in small steps. It does so as a *latent*, a small array that stands for the
+# picture. A network, the UNet, looks at a noisy latent and at a text and says which part of the latent
+# is noise; a sampler takes some of that away; after twenty rounds a decoder turns the latent into
+# pixels. The page takes at most four minutes on two CPU cores.
 #
 # ```
 # text -> tokenizer -> text encoder -> context
@@ -18,7 +19,8 @@
 # Part one is the whole of it, in about a hundred lines, with nothing hidden but the layers of the
 # three networks. Part two uses the library, looks into the networks, and breaks things. The weights
 # are those of `shapes`, a Stable Diffusion in miniature that comes with jaxgen: the same classes
-# and the same files as Stable Diffusion 1.5 at a four-thousandth of its arithmetic. [The next
+# and the same files as Stable Diffusion 1.5 at a four-thousandth of its arithmetic (a guided step of
+# a picture: 0.38 GFLOP, counted below, and [1,585](../benchmarks/results/tpu_v5e_sd15.json)). [The next
 # notebook](05_text_to_image_from_nothing.ipynb) trains it from nothing.
 
 # %% tags=["setup"]
@@ -124,8 +126,8 @@ print("context:", context.shape)
 # \bar\alpha_t = \prod_{s \le t} (1 - \beta_s) \tag{1}$$
 #
 # Ho et al. 2020 (arXiv:2006.11239), eq. 4. The two factors are the cosine and the sine of an angle,
-# so that $x_t$ keeps the variance of $z$, which is 1. The $\beta$ are those of every Stable
-# Diffusion: even in their square root. Checked by
+# so that $x_t$ keeps the variance of $z$, which is 1 (by a factor that the decoder undoes, below).
+# The $\beta$ are those of Stable Diffusion 1, 2 and XL: their square roots are evenly spaced. Checked by
 # [`test_scaled_linear_betas_give_the_known_ends_of_stable_diffusion`](../tests/test_schedule.py).
 
 # %% tags=["whole"]
@@ -339,9 +341,9 @@ figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[1::3]], colu
 # $$A = \operatorname{softmax}(q\, k^\top / \sqrt{d}) \tag{6}$$
 #
 # Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. A column of $A$ is a picture of where its word is
-# used (Hertz et al. 2022, arXiv:2208.01626). linen hands out what its layers compute, if asked; the
-# weights are recomputed from it, and the cell asserts that with them the layers give what they
-# gave. Of the pipeline itself:
+# used (Hertz et al. 2022, arXiv:2208.01626). linen, Flax's library of networks, hands out what its
+# layers compute, if asked; $A$ is computed again from it, and the cell asserts that with this $A$ the
+# layers give what they gave. The library's own attention is checked by
 # [`test_attention_equals_its_definition`](../tests/test_attention.py).
 
 # %%
@@ -491,16 +493,21 @@ plt.show()
 #
 # (Ho & Salimans 2022, section 3.2.) With $w > 1$ a sample goes where the class is *more certain*,
 # away from the others, and not to where the class has its mass. How much that sharpens can be
-# worked out where a class is $N(0, s^2)$ and everything together $N(0, S^2)$. Then the equation
-# that the sampler solves is linear,
+# worked out where a class is $N(0, s^2)$ and everything together $N(0, S^2)$. Let $x$ be divided by
+# $\sqrt{\bar\alpha}$, and $\sigma = \sqrt{1 - \bar\alpha} / \sqrt{\bar\alpha}$ be the noise that it
+# then has. Then the equation that the sampler solves is linear,
 # $dx / d\sigma = \sigma x\, [w / (s^2 + \sigma^2) - (w - 1) / (S^2 + \sigma^2)]$; integrated from a
-# large $\sigma$ down to 0 it leaves samples of standard deviation
+# large $\sigma$, where $x$ is noise of standard deviation $\sigma$, down to 0 it leaves samples of
+# standard deviation
 #
 # $$s\, (s / S)^{w - 1} \tag{10}$$
 #
-# (our own three lines). Each unit of $w$ divides the spread of samples by the same factor. That is
+# To see it, divide by $x$ and integrate: $\log x = \frac w2 \log(s^2 + \sigma^2) - \frac{w - 1}2
+# \log(S^2 + \sigma^2) + \text{const}$, whose right side is $\log \sigma$ at the large end and
+# $\log (s^w / S^{w - 1})$ at 0. Each unit of $w$ multiplies the spread of samples by $s / S$. That is
 # much sharper than the density $p(x)\, p(c \mid x)^w$ that guidance is often said to sample, whose
-# variance here would be $1 / (w / s^2 - (w - 1) / S^2)$. Both are compared below with jaxgen's own
+# variance here would be $1 / (w / s^2 - (w - 1) / S^2)$; Bradley & Nakkiran 2024 (arXiv:2408.09000)
+# show the difference in general. Both are compared below with jaxgen's own
 # DDIM, which gets exact scores in place of a network.
 
 # %%
@@ -619,7 +626,7 @@ assert quick.ON or max(shares) > shares[-1] + 0.2
 # %% [markdown]
 # ### Guidance scale x sampler
 #
-# A sampler is a way to solve that differential equation, and all of them go to nearly the same
+# A sampler is a way to solve that differential equation (of the score, above), and all of them go to nearly the same
 # picture while guidance is moderate. Where they differ is the far end: methods of higher order
 # extrapolate, and break first. `euler_ancestral`, which adds fresh noise at every step, is another
 # picture from the start.
@@ -673,7 +680,8 @@ assert quick.ON or curves["dpmpp_2m"][-1] < curves["ddim"][-1]
 # %% [markdown]
 # DDIM *is* Euler's method. Divide (4) by $\sqrt{\bar\alpha}$ and write
 # $\sigma = \sqrt{1 - \bar\alpha} / \sqrt{\bar\alpha}$: what remains is
-# $\tilde x' = \tilde x + (\sigma' - \sigma)\, \hat\varepsilon$. Two names, two papers, one sampler
+# $\tilde x' = \tilde x + (\sigma' - \sigma)\, \hat\varepsilon$, with $\tilde x = x / \sqrt{\bar\alpha}$
+# (Song et al. 2021, section 4.3; Karras et al. 2022, section 3). Two names, one sampler
 # ([`test_euler_is_ddim_in_another_scale`](../tests/test_samplers.py)). On the checkpoint's own grid:
 
 # %%
@@ -808,7 +816,8 @@ except ValueError as error:
 # ### Roofline: how fast should it be?
 #
 # Before the run: a program can be no faster than its arithmetic at the device's best rate, nor than
-# its memory traffic at the device's best rate. The first is counted from the function's own
+# its memory traffic at the device's best rate (Williams et al. 2009,
+# [doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)). The first is counted from the function's own
 # equations, the second asked from the compiler, and the ceilings are measured on this machine. One
 # call is one step for eight guided pictures; a picture takes twenty, and the decoder once.
 

@@ -1,12 +1,12 @@
 # %% [markdown]
-# # Functional training
+# # 6 · Functional training
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxgen/jaxgen/blob/main/notebooks/06_functional_training.ipynb)
 # [view source](06_functional_training.py)
 #
 # In this library a training step is a pure function: state, batch and key go in, a new state and
 # metrics come out. Nothing else goes in, and nothing is changed on the way. That one restriction
-# pays for everything in this notebook:
+# pays for everything in this notebook, which takes at most four minutes on two CPU cores:
 #
 # 1. a whole training run, in 60 lines;
 # 2. keys: what one is, and what happens when it is used twice;
@@ -14,7 +14,7 @@
 # 4. `vmap` over models: many seeds in one program;
 # 5. `scan`: many steps in one call;
 # 6. `jit`, `pmap` and `shard_map`: eight devices, the same run;
-# 7. a gradient that is averaged twice, which Adam hides;
+# 7. a gradient that is eight times too long, which Adam hides;
 # 8. a run that is killed, and goes on to the same bits;
 # 9. donated buffers, and the error they give;
 # 10. how fast it could be, and how fast it is;
@@ -43,7 +43,7 @@ if missing := [name for name in ("jaxgen", "mlxtend") if importlib.util.find_spe
 # %% [markdown]
 # Eight devices are needed for sections 6 and 7. A machine without them can pretend: the CPU then
 # appears as eight devices that compute in turns on its cores. That is slow and exact, just right
-# for trying things out. XLA reads the flag when it starts, so it has to be set before JAX is
+# for trying things out. XLA, the compiler under JAX, reads the flag when it starts, so it has to be set before JAX is
 # imported; it changes nothing for GPUs and TPUs.
 
 # %%
@@ -190,9 +190,9 @@ print(f"step 10: {losses[9]:.5f} by hand, {metrics['loss']:.5f} by the library")
 # %% [markdown]
 # ## 2. Keys
 #
-# A computer's random numbers are computed. Most libraries hide a state that every draw changes;
-# who draws first gets other numbers. JAX has no such state. A *key* is two 32-bit numbers, and a
-# draw is a function of it: a block cipher, Threefry (Salmon et al. 2011,
+# A computer's random numbers are computed. Most libraries hide a state that every draw changes, so
+# the numbers of a draw depend on the draws before it. JAX has no such state. A *key* is two 32-bit
+# numbers, and a draw is a function of it: a block cipher, Threefry (Salmon et al. 2011,
 # [doi:10.1145/2063384.2063405](https://doi.org/10.1145/2063384.2063405)), encrypts 0, 1, 2, ...
 # with the key. So entry $i$ needs no entry before it, and the numbers are the same on every device
 # and in every order.
@@ -334,7 +334,7 @@ print(
 #
 # A training step is a function too, so it can be mapped as well: `vmap_models` trains S models,
 # each with its own parameters and its own noise. Small models leave a device idle most of the
-# time; many of them fill it. Seeds stop being a luxury: every curve below is a band. Test:
+# time; many of them fill it. With many seeds a curve becomes a band, as in the right panel. Test:
 # [`test_models_trained_at_once_equal_models_trained_alone`](../tests/test_step.py).
 
 # %%
@@ -403,10 +403,11 @@ right.set(
 figures.plt.show()
 
 # %% [markdown]
-# A step with a small batch is many small operations, most of whose time is their start; models that
-# share the start cost little. A step with a large batch fills the device better by itself, so that
-# there is less to win: on a GPU, which is wider, more than on a CPU. And a paper that compares two
-# methods by one run each has compared two lines of the right panel.
+# A step with a small batch is many small operations, and a part of their time is their start, which
+# models that are trained at once share. A step with a large batch fills the device better by
+# itself. The left panel says how much is won: on two CPU cores not much, at either batch. A GPU is
+# wider and should win more, which is not measured here. And a paper that compares two methods by
+# one run each has compared two lines of the right panel.
 #
 # ## 5. `scan`
 #
@@ -438,7 +439,7 @@ print(
 )
 
 # %% [markdown]
-# On a GPU or TPU the difference is larger, since their steps are shorter. Bits are equal because
+# On a GPU or TPU the difference should be larger, since their steps are shorter. Bits are equal because
 # no key is carried along: noise is a function of the step's number, which the state counts.
 # Convolutions on a CPU are the exception, where other operations are fused inside a loop; their
 # last bits may differ.
@@ -450,11 +451,13 @@ print(
 #
 # $$g = \frac1N \sum_{d=1}^{N} g_d \tag{3}$$
 #
-# (synchronous SGD; Dean et al. 2012 and Goyal et al. 2017,
-# [arXiv:1706.02677](https://arxiv.org/abs/1706.02677), section 3). JAX can be told in three ways.
-# `jit` with shardings: the program of one device, and the compiler divides it. `shard_map`: the
-# program of each device, with the average written down. `pmap`: the same in an older dress.
-# `parallelize` takes the step and gives it back in the mode that was asked for. Test:
+# (synchronous SGD; Chen et al. 2016, [arXiv:1604.00981](https://arxiv.org/abs/1604.00981)
+# and Goyal et al. 2017, [arXiv:1706.02677](https://arxiv.org/abs/1706.02677), section 3). A *mesh*
+# is the list of devices with a name for its axis, here "data"; a *sharding* says which part of an
+# array lies where. JAX can be told in three ways. `jit` with shardings: the program of one device,
+# and the compiler divides it. `shard_map`: the program of each device, with the average written
+# down. `pmap`: the older form of the same. `parallelize` takes the step and gives it back in the
+# mode that was asked for. Test:
 # [`test_eight_devices_train_like_one`](../tests/test_parallel.py).
 
 # %%
@@ -490,12 +493,13 @@ print(f"jit       on 1 device:  last loss {expected_losses[-1]:.5f}")
 # associative. *The noise is the same*, since a key belongs to an example's place in the global
 # batch and not to a device. So a run may begin on one device and go on on eight.
 #
-# ## 7. A gradient averaged twice
+# ## 7. A gradient that is too long
 #
 # (3) by hand, under `shard_map`. Inside it, JAX keeps track of which values vary between the
 # devices. Parameters do not vary, and the gradient with respect to something that does not vary
-# has to be the same everywhere, so JAX *sums* it over the devices by itself. Who then averages it,
-# as one does in other frameworks, averages $N$ equal numbers: nothing happens, and the gradient is
+# has to be the same everywhere, so JAX *sums* it over the devices by itself. Whoever then averages
+# it, as one does in other frameworks, averages $N$ equal numbers: nothing happens, and the gradient
+# is
 #
 # $$\frac1N \sum_{d=1}^{N} \Bigl( \sum_{e=1}^{N} g_e \Bigr) = \sum_{e=1}^{N} g_e = N g \tag{4}$$
 #
@@ -668,7 +672,7 @@ assert all(jax.tree.leaves(jax.tree.map(np.array_equal, resumed, straight)))
 print("step", resumed.step, "of both runs: equal in every bit of parameters and optimiser")
 
 # %% [markdown]
-# The scripts do the same with `--resume`, and check more: each leaf's digest, so that a damaged
+# The scripts do the same with `--resume`, and check more: a digest of each array of the state, so that a damaged
 # checkpoint is passed over for the one before it, and whether data and options are still those of
 # the start.
 #
@@ -715,10 +719,11 @@ new, _ = donating(new, batch, train_key)  # right: the new state takes the old o
 # $$\text{images per second} \;\le\; \min\left( \frac{B \cdot \text{peak operations per second}}{\text{operations}},\; \frac{B \cdot \text{bytes per second}}{\text{bytes}} \right) \tag{6}$$
 #
 # Williams et al. 2009 ([doi:10.1145/1498765.1498785](https://doi.org/10.1145/1498765.1498785)),
-# section 3. With the batch $B$ the operations grow; the bytes for the parameters do not: Adam
-# reads and writes eight floats for each, once a step. So a small batch is bounded by memory and a
-# large one by arithmetic, and between them lies the batch from which on a device is used well.
-# Predicted first, then measured, for a wider network. Tests:
+# section 3. With the batch $B$ the operations grow; the bytes for the parameters do not: for
+# each parameter Adam moves eight floats a step (parameter and two moving averages, read and
+# written; the gradient, written and read). So a small batch is bounded by memory and a large one by
+# arithmetic, and between them lies the smallest batch that uses a device well. Predicted first,
+# then measured, for a wider network. Tests:
 # [`test_a_dense_training_step_is_counted_as_by_hand`](../tests/test_measure.py),
 # [`test_ceilings_are_positive_and_finite`](../tests/test_measure.py).
 
@@ -785,10 +790,11 @@ panel.legend()
 figures.plt.show()
 
 # %% [markdown]
-# The shape is predicted, with its bend; the height is not reached. At small batches the gradient
-# is written and read once more than (6) counts, and products with one row leave most of a core's
-# width unused. At large ones arithmetic and Adam's traffic follow each other, where (6) lets them
-# overlap. What a real network adds, such as activations, counts in neither bound.
+# The shape is predicted, with its bend; the height is reached by the largest batch only. At small
+# batches the gradient is written and read once more than (6) counts, and products with one row leave
+# most of a core's width unused. In between, arithmetic and Adam's traffic follow each other, where (6)
+# lets them overlap. At 512 images the products are nearly all that there is; the peak is a measurement
+# too, so a percent above it is noise. What a real network adds, such as activations, counts in neither bound.
 # [Benchmarks](../docs/benchmarks.md) has the systems of this library.
 #
 # ## 11. Exercises
@@ -840,7 +846,7 @@ check.keys_of_a_shard(keys_on_device)
 #
 # </details>
 #
-# **3.** A dense layer takes 784 pixels to 500 features. How many operations have its products in
+# **3.** A dense layer takes 784 pixels to 500 features. How many operations do its products take in
 # one training step of a batch of 128, when the gradient with respect to the pixels is not needed?
 
 # %%

@@ -4,15 +4,18 @@
     python notebooks/build.py                    # all of them
     python notebooks/build.py 02_vae             # one
     python notebooks/build.py --quick            # short training, every cell, writes nothing
+    python notebooks/build.py --text 02_vae      # executes nothing: new prose, comments, docstrings
     python notebooks/build.py --check            # executes nothing: are the .ipynb up to date?
 
 The source of a notebook is its .py file, in jupytext's percent format. It runs from top to bottom
 in a fresh kernel, in this folder. A cell that fails is named with its line in the .py file, and the
-old .ipynb stays as it was. With --quick the kernel sees JAXGEN_NOTEBOOK_QUICK=1 (quick.py), and the
-folded answers of the exercises run too: each has to be judged right by its check.
+old .ipynb stays as it was. --text refuses a notebook whose statements differ from those executed.
+With --quick the kernel sees JAXGEN_NOTEBOOK_QUICK=1 (quick.py), and the folded answers of the
+exercises run too: each has to be judged right by its check.
 """
 
 import argparse
+import ast
 import os
 import re
 import sys
@@ -112,6 +115,48 @@ def build(name: str) -> str:
     """Executes a notebook, writes its .ipynb, and says how long and how large it was."""
     notebook, began = read_source(name), time.monotonic()
     execute(name, notebook)
+    num_bytes = _write(name, notebook)
+    return f"{name}: {time.monotonic() - began:.0f} s, {num_bytes / 1e6:.2f} MB"
+
+
+def take_text(name: str) -> str:
+    """Takes over what a reader reads, and keeps the outputs; executes nothing.
+
+    Text cells may come and go. Raises BuildError where a code cell has other statements.
+    """
+    notebook = read_source(name)
+    built = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    ours, theirs = _code_cells(notebook), _code_cells(built)
+    if len(ours) != len(theirs):
+        raise BuildError(
+            f"{name}: {len(ours)} code cells, and {len(theirs)} in the .ipynb; run python "
+            f"notebooks/build.py {name}"
+        )
+    for number, (cell, executed) in enumerate(zip(ours, theirs, strict=True)):
+        if _statements(cell.source) != _statements(executed.source):
+            raise BuildError(
+                f"{name}: code cell {number} has other statements than the executed one; run "
+                f"python notebooks/build.py {name}"
+            )
+        cell.outputs, cell.execution_count = executed.outputs, executed.execution_count
+    return f"{name}: text taken over, {_write(name, notebook) / 1e6:.2f} MB"
+
+
+def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _statements(code: str) -> str:
+    """The statements of a cell, without comments, layout and docstrings."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _write(name: str, notebook: nbformat.NotebookNode) -> int:
+    """Writes the .ipynb whole, or leaves the old one; gives its bytes."""
     text = nbformat.writes(notebook) + "\n"
     if len(text) > MOST_BYTES:
         raise BuildError(
@@ -122,7 +167,7 @@ def build(name: str) -> str:
     partial = target.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(target)
-    return f"{name}: {time.monotonic() - began:.0f} s, {len(text) / 1e6:.2f} MB"
+    return len(text)
 
 
 def try_quickly(name: str) -> str:
@@ -176,12 +221,14 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as 02_vae; default: all")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="short training; writes nothing")
+    how.add_argument("--text", action="store_true", help="take over changed prose only")
     how.add_argument("--check", action="store_true", help="compare only; executes nothing")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in names()]
     if unknown:
         parser.error(f"no notebook {', '.join(unknown)}; known are {', '.join(names())}")
-    action = try_quickly if options.quick else check if options.check else build
+    chosen = {try_quickly: options.quick, take_text: options.text, check: options.check}
+    action = next((action for action, is_asked in chosen.items() if is_asked), build)
     faults = 0
     for name in options.names or names():
         try:

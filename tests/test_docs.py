@@ -6,7 +6,9 @@ import os
 import pathlib
 import re
 import sys
+import tomllib
 
+import jax
 import pytest
 from support import documents
 
@@ -42,17 +44,47 @@ def test_all_pages_with_code_are_run():
     assert coded == set(CODE)
 
 
+@pytest.fixture
+def a_folder(tmp_path, monkeypatch):
+    """A folder with all that documents call path/to/...; the process is afterwards as before."""
+    cache = jax.config.jax_compilation_cache_dir
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    documents.stand_ins(tmp_path)
+    yield
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
 @pytest.mark.skipif(
     os.environ.get("JAXGEN_DOCUMENTS") != "1", reason="takes long; JAXGEN_DOCUMENTS=1 runs it"
 )
 @pytest.mark.parametrize("name", CODE)
-def test_code_of_a_page_runs(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    documents.stand_ins(tmp_path)
+def test_code_of_a_page_runs(name, a_folder):
     page = ROOT / name
     runnable = [text for _, text, reason in documents.blocks(page) if not reason]
     assert documents.run_page(page) == len(runnable)
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "count"),
+    [
+        ("README.md", "python experiments/", 1),
+        ("docs/start.md", "python experiments/", 1),
+        ("jaxgen/models/shapes/README.md", "import diffusers", 1),  # tests/oracle has that one
+    ],
+)
+def test_what_a_newcomer_runs_first_runs(name, without, count, a_folder):
+    assert documents.run_page(ROOT / name, without) == count
+
+
+def test_the_repository_has_one_address():
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    address = urls["Repository"].removeprefix("https://")
+    files = [*PAGES, ROOT / "CITATION.cff", *ROOT.glob("docs/*.py"), *ROOT.glob("notebooks/*.py")]
+    text = "\n".join(path.read_text() for path in files)
+    own = re.findall(r"github\.com/[\w-]+/jaxgen\b", text)
+    assert len(own) == 8  # citation, run_on, six notebooks
+    assert set(own) == {address}
 
 
 def sentences_of(source):

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import tyro
 from PIL import Image
 
@@ -35,7 +34,7 @@ from jaxgen.pictures import images  # noqa: E402
 from jaxgen.runs import run  # noqa: E402
 from jaxgen.stable_diffusion.pipeline import StableDiffusion  # noqa: E402
 
-SIDE = 300  # pixels of a panel
+SIDE = 360  # pixels of a panel
 SEED = 1
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TAUGHT = (
@@ -55,33 +54,35 @@ class Config:
 
 def systems() -> Image.Image:
     """One panel of each system: three trained on 5,000 digits of MNIST, and prompts."""
+    steep = replace(gan.PRESETS["digits"], r1=1.0)  # 28x28 pixels: more of what smooths D
     with tempfile.TemporaryDirectory() as folder:
-        pictures = {
-            "Autoencoder: rows of inputs, reconstructions": trained(
-                "autoencoder", autoencoder, autoencoder.Config(), "reconstructions", Path(folder)
+        panels = {
+            "Autoencoder: input above reconstruction": square(
+                trained("autoencoder", autoencoder, autoencoder.Config(), Path(folder), 3000)
             ),
-            "VAE: the plane of a 2-D latent": trained(
-                "vae", vae, vae.Config(latent_dim=2), "manifold", Path(folder)
+            "VAE: a plane of two numbers": square(
+                trained("vae", vae, vae.Config(latent_dim=2), Path(folder), 3000), first=4, cells=12
             ),
-            "GAN: digits that nobody wrote": trained(
-                "gan", gan, gan.PRESETS["digits"], "samples", Path(folder)
-            ),
+            "GAN: digits that nobody wrote": square(trained("gan", gan, steep, Path(folder), 8000)),
         }
-    pictures["Stable Diffusion: prompts drawn"] = images.grid(drawn(demo.PROMPTS[:4]), columns=2)
-    panels = [
-        images.labelled(square(picture, 20 if "plane" in text else 6), text)
-        for text, picture in pictures.items()
-    ]
-    return images.side_by_side(panels)
-
-
-def trained(name: str, system, config, picture: str, folder: Path) -> Image.Image:
-    """The named picture of a run of some 3,000 steps."""
-    options = replace(
-        config.run, data="mnist5k", steps=3000, draw_every=0, seed=SEED, run_dir=str(folder / name)
+    panels["Stable Diffusion: prompts drawn"] = square(
+        images.grid(drawn(demo.PROMPTS[:4]), columns=2)
     )
+    return images.side_by_side([images.labelled(panel, text) for text, panel in panels.items()])
+
+
+# the picture of each run that shows best what it has learned
+SHOWN = {"autoencoder": "reconstructions", "vae": "manifold", "gan": "samples"}
+
+
+def trained(name: str, system, config, folder: Path, steps: int) -> Image.Image:
+    """A picture of a run on digits of 28x28 pixels."""
+    options = replace(
+        config.run, data="mnist5k", steps=steps, draw_every=0, seed=SEED,
+        run_dir=str(folder / name),
+    )  # fmt: skip
     run.train(name, replace(config, run=options), system.build)
-    return images.read(folder / name / f"{picture}.png")
+    return images.read(folder / name / f"{SHOWN[name]}.png")
 
 
 def drawn(prompts):
@@ -97,18 +98,20 @@ def shapes() -> Image.Image:
 
 def strengths() -> Image.Image:
     """Two prompts of the shape that a LoRA taught, at rising strengths, and one of an old word."""
-    pipe, rows = StableDiffusion.from_pretrained("shapes"), []
+    pipe, columns = StableDiffusion.from_pretrained("shapes"), []
     for strength in STRENGTHS:
         pipe.set_adapters([(ROOT / "docs" / "square_ring.safetensors", strength)])
-        rows.append(pipe(TAUGHT, num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, seed=SEED))
-    columns = np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
-    return images.grid(columns, columns=len(STRENGTHS))
+        rows = pipe(TAUGHT, num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, seed=SEED)
+        enlarged = rows.repeat(2, axis=1).repeat(2, axis=2)
+        columns.append(images.labelled(images.grid(enlarged, columns=1), f"strength {strength:g}"))
+    return images.side_by_side(columns, gap=images.GAP)
 
 
-def square(picture: Image.Image, cells: int = 6) -> Image.Image:
-    """The first rows and columns of a grid, `SIDE` pixels wide; a smaller picture is whole."""
-    side = min(*picture.size, cells * (images.TILE + images.GAP) + images.GAP)
-    cut = picture.convert("RGB").crop((0, 0, side, side))
+def square(picture: Image.Image, first: int = 0, cells: int = 6) -> Image.Image:
+    """So many rows and columns of a grid, `SIDE` pixels wide; a smaller picture is whole."""
+    cell = images.TILE + images.GAP
+    start, side = first * cell, min(*picture.size, cells * cell + images.GAP)
+    cut = picture.convert("RGB").crop((start, start, start + side, start + side))
     return cut.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 

@@ -5,14 +5,15 @@
 
 The encoder turns an image x into a normal distribution of latent vectors z, and the decoder turns z
 into the probability y that each pixel is white. Training lowers a bound on -log p(x), in nats
-(Kingma & Welling 2014, arXiv:1312.6114, eq. 10, section 2.4, appendices C.1 and B):
+(Kingma & Welling 2014, arXiv:1312.6114, eq. 10, section 2.4, appendices C.1 and B; the numbers are
+those of notebooks/02_vae.py, where (1) is the derivation of the bound):
 
-    (1)  -log p(x) <= E[loss],    loss = -log p(x | z) + KL(N(mean, sigma^2) || N(0, I))
-    (2)  z = mean + sigma eps,    eps ~ N(0, I)
-    (3)  log p(x | z) = sum over pixels of  x log y + (1 - x) log(1 - y),    y = sigmoid(logits)
-    (4)  KL = -1/2 sum over entries of z of  1 + log sigma^2 - mean^2 - sigma^2
+    (2)  -log p(x) <= E[loss],    loss = -log p(x | z) + KL(N(mean, sigma^2) || N(0, I))
+    (3)  z = mean + sigma eps,    eps ~ N(0, I)
+    (4)  log p(x | z) = sum over pixels of  x log y + (1 - x) log(1 - y),    y = sigmoid(logits)
+    (5)  KL = -1/2 sum over entries of z of  1 + log sigma^2 - mean^2 - sigma^2
 
-In (3) a pixel x is 0 or 1; the networks, and the code below, have -1 or 1 in its place.
+In (4) a pixel x is 0 or 1; the networks, and the code below, have -1 or 1 in its place.
 The losses are those of `python experiments/vae.py`: there as here, parameters, noise and order of
 the data are functions of the seed, the step and the example's place in its batch.
 """
@@ -42,7 +43,7 @@ def load_digits():
 
 
 def binarize(key, image):
-    """Draws each pixel as -1 (black) or 1 (white), as (3) needs; their mean is the grey value."""
+    """Draws each pixel as -1 (black) or 1 (white), as (4) needs; their mean is the grey value."""
     x = image.astype(jnp.float32) * (2 / 255) - 1
     return 2.0 * jax.random.bernoulli(key, (x + 1) / 2) - 1
 
@@ -77,15 +78,15 @@ def loss(params, image, key):
     x = binarize(binarize_key, image)
 
     mean, logvar = jnp.split(encoder.apply(params["encoder"], x), 2)
-    # (2): eps does not depend on the parameters, so the gradient passes through mean and sigma
+    # (3): eps does not depend on the parameters, so the gradient passes through mean and sigma
     z = mean + jnp.exp(logvar / 2) * jax.random.normal(eps_key, mean.shape)
     logits = decoder.apply(params["decoder"], z)
 
-    # With l the logit, (3) is the sum of x l - softplus(l). Keep it a sum: a mean over 64 pixels
+    # With l the logit, (4) is the sum of x l - softplus(l). Keep it a sum: a mean over 64 pixels
     # would weigh the KL 64 times as much, and z would carry nothing
     log_likelihood = jnp.sum((x + 1) / 2 * logits - jax.nn.softplus(logits))
-    kl = -0.5 * jnp.sum(1 + logvar - mean**2 - jnp.exp(logvar))  # (4)
-    return -log_likelihood + kl  # (1)
+    kl = -0.5 * jnp.sum(1 + logvar - mean**2 - jnp.exp(logvar))  # (5)
+    return -log_likelihood + kl  # (2)
 
 
 def batch_indices(key, step, num_examples):

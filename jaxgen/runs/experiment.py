@@ -38,6 +38,8 @@ class System(NamedTuple):
     images_per_step: int  # a GAN's discriminator may take several batches in one step
     progress_metrics: tuple[str, ...]  # names of the metrics that the progress line shows
     convolutional: bool
+    # a sentence on a trained model that is not what its user wants; empty for any other
+    remark: Callable[[Any, Examples, Key], str] = lambda state, examples, key: ""
     # writes into the new run folder what the state alone does not say, as a vocabulary
     keep: Callable[[Path], None] = lambda folder: None
     # arrays that every step takes whole under these names of its batch, and that no checkpoint

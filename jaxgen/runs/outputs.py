@@ -172,11 +172,13 @@ def _all_callbacks(
         yield loop.Callbacks(record, save, partial(_draw, stretch), stopping.after)
 
 
-def finish(stretch: Stretch, done: int) -> None:
+def finish(stretch: Stretch, done: int, state: Any) -> None:
     """Leaves the summary, the curves and the newest pictures of a stretch that came to `done`."""
     if jax.process_index() == 0:
         _summarise(stretch, done)
         _close_pictures(stretch.folder)
+        if done == stretch.stop:
+            _remark(stretch, state)
 
 
 def complete(stretch: Stretch, state: Any) -> None:
@@ -188,6 +190,7 @@ def complete(stretch: Stretch, state: Any) -> None:
         if not _has_summary(stretch):
             _summarise(stretch, stop)
         _close_pictures(stretch.folder)
+        _remark(stretch, state)
         print(f"{stretch.folder} has its {stop} steps and its outputs; raise --steps to go on")
 
 
@@ -245,6 +248,17 @@ def _draw(stretch: Stretch, done: int, state: Any) -> None:
     one = experiment.model(local, options)
     pictures = stretch.system.draw(one, stretch.examples, experiment.sample_key(options))
     drawn.save(stretch.folder / "pictures", done, pictures)
+
+
+def _remark(stretch: Stretch, state: Any) -> None:
+    """Prints what the system has to say of each of its models, at the end of a run."""
+    options: RunOptions = stretch.config.run
+    local = jax.tree.map(lambda x: x.addressable_data(0), state)
+    for i in range(options.num_models):
+        one = experiment.model(local, options, i)
+        text = stretch.system.remark(one, stretch.examples, experiment.sample_key(options))
+        if text:
+            print(f"model {i}: {text}" if options.num_models > 1 else text, flush=True)
 
 
 def _close_pictures(folder: Path) -> None:

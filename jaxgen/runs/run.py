@@ -102,12 +102,12 @@ def _train(
             key = parallel.put(experiment.train_keys(options), job.mesh)
             steps = _compiled(job)
             with outputs.callbacks(stretch, manager, stopping) as callbacks:
-                _, done = loop.train(
+                state, done = loop.train(
                     steps, state, job.feed(start), key, callbacks,
                     start=start, stop=num_steps, chunk=job.chunk,
                     save_every=options.checkpoint_every, draw_every=options.draw_every,
                 )  # fmt: skip
-            outputs.finish(stretch, done)
+            outputs.finish(stretch, done, state)
             checkpoint.wait(manager)
     if done < num_steps:
         raise Interrupted(folder, done, num_steps, stopping.signal())

@@ -2,7 +2,7 @@
 """Tries many damaged files on every reader and prints what came of them.
 
     python -m tests.fuzz --cases 5000 --reader npz
-    python -m tests.fuzz --reader npz --keep 1234 /tmp/case     makes the folder of one case
+    python -m tests.fuzz --reader npz --keep 1234 /tmp/case     # makes the folder of one case
 
 Ends with code 1 if there are faults: an exception other than a ValueError, a message that names no
 file, is long or holds control characters, a hang, too much memory, a process that dies.

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """PyTorch diffusers loads the model that comes with jaxgen and draws the same pictures."""
 
+import pathlib
+import re
+
 import numpy as np
 import pytest
 
@@ -56,3 +59,15 @@ def test_the_tokenizers_agree(pipes):
         expected = theirs.tokenizer(prompt, padding="max_length", max_length=24).input_ids
         found = ours.embedder.tokenizers["text_encoder"]
         assert tokenizer.tokenize(found, [prompt])[0].tolist() == list(expected)
+
+
+def test_the_snippet_of_the_card_runs_as_written(tmp_path, monkeypatch):
+    (tmp_path / "this folder").symlink_to(FOLDER)
+    monkeypatch.chdir(tmp_path)
+    card = (pathlib.Path(FOLDER) / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+    (snippet,) = [block for block in blocks if "import diffusers" in block]
+    names = {}
+    exec(snippet, names)
+    assert names["image"].size == (64, 64)
+    assert len(np.unique(np.asarray(names["image"]).reshape(-1, 3), axis=0)) > 10

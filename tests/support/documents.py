@@ -2,7 +2,7 @@
 """The documents' blocks of code, run as they stand.
 
 A block that cannot run here says why, in the line before it: `<!-- not run: it needs a TPU -->`.
-A command that trains is run in short form: two steps, or two more after --resume.
+A command that trains is run in short form: two steps of a small batch, or two more after --resume.
 """
 
 import pathlib
@@ -27,11 +27,14 @@ def blocks(page: pathlib.Path):
     return [(m["language"], m["text"], m["reason"]) for m in BLOCK.finditer(page.read_text())]
 
 
-def run_page(page: pathlib.Path) -> int:
-    """Runs the blocks of a page in order, in the current folder; gives how many."""
+def run_page(page: pathlib.Path, without: str | None = None) -> int:
+    """Runs the blocks of a page in order, in the current folder; gives how many.
+
+    Those that contain the text `without` are left out.
+    """
     names, count = {"__name__": "__main__"}, 0
     for language, text, reason in blocks(page):
-        if reason:
+        if reason or (without is not None and without in text):
             continue
         count += 1
         if language == "python":
@@ -64,11 +67,13 @@ def run_command(line: str) -> None:
 
 
 def short(flags: list[str]) -> list[str]:
-    """The flags of a run of two steps, or of four where it goes on."""
+    """The flags of a run of two steps of sixteen images, or of four steps where it goes on."""
     if "--action" in flags or "--help" in flags:
         return flags
     text = re.sub(r"--(steps|epochs) \S+ ?", "", " ".join(flags) + " ").split()
-    return [*text, "--steps", "4" if "--resume" in flags else "2"]
+    if "--resume" in flags:
+        return [*text, "--steps", "4"]
+    return [*text, "--steps", "2", *(["--batch-size", "16"] * ("--batch-size" not in flags))]
 
 
 def stand_ins(folder: pathlib.Path) -> None:
