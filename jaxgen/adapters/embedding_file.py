@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import fields, files
-from jaxgen.weights import hub, tensors
+from jaxgen.weights import hub, model_index, tensors
 from jaxgen.weights.tensors import Tensor
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
@@ -114,7 +114,10 @@ def _stored(path_or_id: str | Path) -> tuple[str, Stored]:
         return str(path), _words_in(path, FIRST)
     names = {encoder: name for encoder, name in IN_FOLDERS.items() if (path / name).is_file()}
     if FIRST not in names:
-        raise ValueError(f"{path} has no {IN_FOLDERS[FIRST]}; expected {EMBEDDING}")
+        raise ValueError(
+            f"{path} has no {IN_FOLDERS[FIRST]}; expected {EMBEDDING}"
+            f"{model_index.or_single_file(path)}"
+        )
     stored: Stored = {}
     for encoder, name in names.items():
         for word, own in _words_in(path / name, encoder).items():

@@ -17,7 +17,13 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from jaxgen import fields, files
-from jaxgen.weights import autoencoder, diffusers, single_file, weight_files
+from jaxgen.weights import (
+    autoencoder,
+    diffusers,
+    model_index,
+    single_file,
+    weight_files,
+)
 from jaxgen.weights.diffusers import Checkpoint
 
 # A model that comes with jaxgen; latent_autoencoder.py and latent_diffusion.py trained it.
@@ -71,9 +77,10 @@ def open_checkpoint(
     own_vae = None if vae is None else autoencoder.read(resolve_vae(vae, variant), variant)
     if path.is_dir():
         if tokenizer is not None or prediction_type is not None:
+            model_index.check_is_pipeline(path)
             raise ValueError(
                 f"tokenizer and prediction_type are for single files, and {path_or_id} is a folder "
-                "whose own files say both; leave them out"
+                f"whose own files say both; leave them out{model_index.or_single_file(path)}"
             )
         checkpoint = diffusers.read(path, variant, own_vae)
     else:
