@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.evaluate import quality
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 images [N, H, W, C] -> codes [N, D]
@@ -30,7 +31,9 @@ def draw(source: str, codes: np.ndarray, count: int, seed: int = 0) -> np.ndarra
     if source == "normal":
         return rng.standard_normal((count, codes.shape[1]))
     if source not in SOURCES:
-        raise ValueError(f"unknown source of latents {source!r}; use one of {', '.join(SOURCES)}")
+        raise ValueError(
+            f"unknown source of latents {fields.shown(source)}; use one of {', '.join(SOURCES)}"
+        )
     components = 1 if source == "gaussian" else NUM_COMPONENTS
     least = components * (codes.shape[1] + 1)
     if len(codes) < least or not np.isfinite(codes).all():

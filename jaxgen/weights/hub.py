@@ -73,19 +73,8 @@ def open_checkpoint(
             raise ValueError(f"{name} is {fields.shown(value)}; give a string, or leave it out")
     if variant is not None and not re.fullmatch(r"[\w.-]{1,80}", variant):
         raise ValueError(f"variant is {fields.shown(variant)}; give one such as 'fp16'")
-    path = resolve(path_or_id, variant)
-    own_vae = None if vae is None else autoencoder.read(resolve_vae(vae, variant), variant)
-    if path.is_dir():
-        if tokenizer is not None or prediction_type is not None:
-            model_index.check_is_pipeline(path)
-            raise ValueError(
-                f"tokenizer and prediction_type are for single files, and {path_or_id} is a folder "
-                f"whose own files say both; leave them out{model_index.or_single_file(path)}"
-            )
-        checkpoint = diffusers.read(path, variant, own_vae)
-    else:
-        folder = public_tokenizer if tokenizer is None else resolve_tokenizer(tokenizer)
-        checkpoint = single_file.read(path, folder, prediction_type, own_vae)
+    with files.one_error(path_or_id):
+        checkpoint = _open(path_or_id, variant, tokenizer, prediction_type, vae)
     if checkpoint.notes:
         text = f"{path_or_id}: {'; '.join(checkpoint.notes)}"
         warnings.warn(files.printable(text, 2000), stacklevel=2)
@@ -155,6 +144,27 @@ def public_tokenizer() -> Path:
             "(--tokenizer) a folder with both files, such as the subfolder tokenizer of any Stable "
             f"Diffusion in diffusers' layout. What was tried: {error}"
         ) from None
+
+
+def _open(
+    path_or_id: str | Path,
+    variant: str | None,
+    tokenizer: str | Path | None,
+    prediction_type: str | None,
+    vae: str | Path | None,
+) -> Checkpoint:
+    path = resolve(path_or_id, variant)
+    own_vae = None if vae is None else autoencoder.read(resolve_vae(vae, variant), variant)
+    if path.is_dir():
+        if tokenizer is not None or prediction_type is not None:
+            model_index.check_is_pipeline(path)
+            raise ValueError(
+                f"tokenizer and prediction_type are for single files, and {path_or_id} is a folder "
+                f"whose own files say both; leave them out{model_index.or_single_file(path)}"
+            )
+        return diffusers.read(path, variant, own_vae)
+    folder = public_tokenizer if tokenizer is None else resolve_tokenizer(tokenizer)
+    return single_file.read(path, folder, prediction_type, own_vae)
 
 
 def _tokenizer_files(names: list[str]) -> list[str]:
