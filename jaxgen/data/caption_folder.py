@@ -60,17 +60,6 @@ def open_split(
             f"unknown split {fields.shown(split)}; expected one of {', '.join(source.SPLITS)}"
         )
     source.check_size(image_size)
-    with files.one_error(folder):
-        return _open(folder, split, image_size, channels, holds_out)
-
-
-def _open(
-    folder: pathlib.Path,
-    split: str,
-    image_size: int | None,
-    channels: Literal[3] | None,
-    holds_out: bool,
-) -> Captioned:
     place, is_whole = _locate(folder, split)
     captions = _read_captions(place)
 

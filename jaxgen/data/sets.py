@@ -72,18 +72,6 @@ def open_source(
     data_dir: where prepared TFDS sets lie. max_bytes: limit for the arrays of IDX and .npz files.
     """
     _check(split, image_size, channels)
-    with files.one_error(name):
-        return _open(name, split, image_size, channels, data_dir, max_bytes)
-
-
-def _open(
-    name: str,
-    split: str,
-    image_size: int | None,
-    channels: int | None,
-    data_dir: str | None,
-    max_bytes: int | None,
-) -> Source:
     limit = max_bytes or source.quarter_of_memory()
     if name == "digits":
         return _from_whole(*_digits(), split, 6, image_size, channels)

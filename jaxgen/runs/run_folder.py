@@ -155,8 +155,8 @@ def read_config(path: Path, system: str) -> dict[str, Any]:
         same = content.get("digest", _digest(name, config)) == _digest(name, config)
     if not same:
         raise ValueError(
-            f"{shown}/config.json is not what the run wrote: its digest differs. Restore it; or, if "
-            f'you changed it on purpose, delete its line "digest"'
+            f"{shown}/config.json is not what the run wrote: its digest differs. Restore it; or, "
+            f'if you changed it on purpose, delete its line "digest"'
         )
     if name != system:
         name = files.printable(name)
