@@ -40,6 +40,11 @@ VAE = (
 TOKENIZER = (
     "a folder with vocab.json and merges.txt, or a Hub id such as openai/clip-vit-large-patch14"
 )
+# a page of the Hub, as it is copied from a browser: repository, revision, file
+PAGE = re.compile(
+    r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
+    r"(?:/(?:blob|resolve|tree)/([\w.-]+)(?:/([^?#]+?))?)?/?(?:[?#].*)?"
+)
 SECONDS = 5.0  # to wait for the first answer of the Hub
 # Where PyTorch diffusers finds the tokenizers of single files. All have CLIP's one vocabulary (what
 # they differ in, the padding, follows from the kind of model), so that one is as good as another.
@@ -84,9 +89,15 @@ def open_checkpoint(
 def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
     """The local folder or file of a model, fetched from the Hub into its cache when it is an id.
 
-    Only what `diffusers.read` opens is fetched. HF_HUB_OFFLINE and HF_HOME are honoured. Raises
+    Only what `diffusers.read` opens is fetched; the address of a page of the Hub serves for the id,
+    and that of a file's page for the file. HF_HUB_OFFLINE and HF_HOME are honoured. Raises
     ValueError when there is no such path, or when the id can neither be reached nor is cached.
     """
+    page = PAGE.fullmatch(path_or_id) if isinstance(path_or_id, str) else None
+    if page and page[3]:
+        weight_files.check_ending(Path(page[3]))
+        return _fetch_file(page[1], page[3], page[2])
+    path_or_id = page[1] if page else path_or_id
     path = _existing(path_or_id, MODEL)
     if path is not None:
         weight_files.check_ending(path)
@@ -211,6 +222,17 @@ def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
         raise ValueError(
             f"fetching {repo} from the Hub failed ({files.first_line(error)}); what arrived is "
             "kept, so run the same again"
+        ) from None
+
+
+def _fetch_file(repo: str, name: str, revision: str) -> Path:
+    """The cached file of a repository."""
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
+    except (OSError, errors.HTTPError) as error:
+        raise ValueError(
+            f"{name} of {repo} is not in the Hub's cache and cannot be fetched "
+            f"({files.first_line(error)}); check the address, or give a local file"
         ) from None
 
 
