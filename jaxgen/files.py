@@ -96,7 +96,7 @@ def parse_object(data: bytes, name: str, infinities: bool = False) -> dict[str, 
     """
     try:
         value = json.loads(
-            data.decode("utf-8"),
+            data.decode("utf-8-sig"),  # some editors begin a file with a byte order mark
             object_pairs_hook=_unique,
             parse_constant=float if infinities else _reject_constant,
             parse_float=_finite,
