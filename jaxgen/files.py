@@ -69,7 +69,8 @@ def printable(text: Any, most: int = 200) -> str:
 def one_error(where: Any) -> Iterator[None]:
     """Every fault of foreign files read inside becomes one ValueError of printable text.
 
-    where: the file or folder, which is named unless the message names it already.
+    where: the file or folder, which is named unless the message names it already; anything else
+    is no place, and is not named.
     """
     try:
         yield
@@ -78,7 +79,7 @@ def one_error(where: Any) -> Iterator[None]:
         text = "\n".join(printable(line, MESSAGE_CHARACTERS) for line in lines)
         if not isinstance(error, ValueError) or isinstance(error, UnicodeError):
             text = f"it is damaged ({type(error).__name__}: {text})"
-        name = printable(where)
+        name = printable(where) if isinstance(where, str | Path) else ""
         raise ValueError(text if name in text else f"{name}: {text}") from None
     except (MemoryError, RecursionError) as error:
         raise ValueError(
@@ -95,7 +96,7 @@ def parse_object(data: bytes, name: str, infinities: bool = False) -> dict[str, 
     """
     try:
         value = json.loads(
-            data.decode("utf-8"),
+            data.decode("utf-8-sig"),  # some editors begin a file with a byte order mark
             object_pairs_hook=_unique,
             parse_constant=float if infinities else _reject_constant,
             parse_float=_finite,

@@ -349,7 +349,7 @@ REFUSED = {
             f"unet.{UNET}.lora.down.weight": np.full((2, 24), np.nan),
             f"unet.{UNET}.lora.up.weight": np.ones((16, 2)),
         },
-        "not finite",
+        "lora.down.weight holds NaN or infinity",
     ),
     "twice": (
         {

@@ -116,6 +116,22 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(manager):
     assert systems.identical(state, state_of(1, seed=1))
 
 
+def test_a_checkpoint_with_a_number_that_is_not_finite_is_passed_over(manager, monkeypatch):
+    write(manager, 1)
+    with monkeypatch.context() as older:  # versions that did not check what they saved
+        older.setattr(checkpoint, "_non_finite", lambda state: [])
+        broken = jax.tree.map(
+            lambda x: x * jnp.asarray(jnp.nan, x.dtype), state_of(1, seed=2).params
+        )
+        checkpoint.save(manager, 2, state_of(1)._replace(params=broken))
+        manager.wait_until_finished()
+
+    with pytest.warns(UserWarning, match="step 2: params/.* holds NaN or infinity; going back"):
+        _, step_ = checkpoint.restore(manager, template(state_of(1), 1))
+
+    assert step_ == 1
+
+
 def test_a_pipe_among_the_checkpoints_is_refused_and_not_waited_for(manager):
     write(manager, 1)
     os.mkfifo(files(manager, 1)[0].with_name("pipe"))

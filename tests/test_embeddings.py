@@ -131,7 +131,7 @@ BAD = {
     ),
     "lora": ({"lora_unet.alpha": np.float32(1)}, "Is it a LoRA"),
     "none": ({"emb_params": vectors(0)}, "expected .vectors, width."),
-    "nan": ({"emb_params": vectors(1) * np.nan}, "no finite numbers"),
+    "nan": ({"emb_params": vectors(1) * np.nan}, "emb_params holds NaN or infinity"),
     "many": ({"emb_params": vectors(7)}, "have 7 vectors.*room for 6.*embedding_rows=7"),
     "a(b": ({"emb_params": vectors(1)}, "cannot be a word.*another one, as .path, word."),
     "empty": ({}, "holds no tensors"),

@@ -164,6 +164,26 @@ def test_two_processes_train_and_checkpoint_together(how, straight, tmp_path):
     assert "step 8" in call("vae", "--run-dir", folder, "--action", "sample")
 
 
+@SLOW
+def test_two_processes_killed_at_once_resume_to_the_same_bits(tmp_path):
+    """Neither saves what the other has not; both begin again from the newest checkpoint."""
+    flags = [*TINY, "--steps", "40", "--checkpoint-every", "5", "--scan-steps", "5"]
+    flags += ["--distributed", "--parallel", "shard_map"]
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    for process in start_hosts(2, [*flags, "--run-dir", whole]):
+        assert process.wait(timeout=240) == 0, process.communicate()[0]
+    processes = start_hosts(2, [*flags, "--run-dir", folder])
+    wait_for_checkpoint(folder, processes[0])
+    for process in processes:
+        process.kill()
+        process.wait()
+    for process in start_hosts(2, [*flags, "--run-dir", folder, "--resume"]):
+        assert process.wait(timeout=240) == 0, process.communicate()[0]
+
+    assert newest_state(folder) == newest_state(whole)
+    assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
 def start_hosts(count: int, flags: list) -> list[subprocess.Popen]:
     """So many processes of one run over loopback, two devices each."""
     with socket.socket() as free:

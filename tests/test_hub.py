@@ -102,8 +102,33 @@ def test_repository_without_safetensors_is_refused_before_anything_is_fetched(on
 
 def test_repository_without_a_pipeline_is_refused(online):
     online("README.md", "model.safetensors")
-    with pytest.raises(ValueError, match=r"no diffusers pipeline: it has no model_index\.json"):
+    with pytest.raises(ValueError, match=r"it has no model_index.*hf download .*: model\.safetens"):
         hub.resolve(REPO)
+
+
+@pytest.mark.parametrize("page", ["https://huggingface.co/{}", "hf.co/{}/tree/main/", "{}"])
+def test_the_address_of_a_repository_is_its_name(online, page):
+    online(*_repository(".safetensors"))
+    assert hub.resolve(page.format(REPO)) == hub.resolve(REPO)
+
+
+def test_the_address_of_a_file_is_the_file(monkeypatch, tmp_path):
+    def download(repo, name, revision):
+        return str(tmp_path / repo / name / revision)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    path = tmp_path / REPO / "a" / "x.safetensors" / "main"
+    for kind, end in (("blob", ""), ("resolve", "?download=true")):
+        page = f"https://huggingface.co/{REPO}/{kind}/main/a/x.safetensors{end}"
+        assert hub.resolve(page) == path
+    with pytest.raises(ValueError, match=r"x\.ckpt is not safetensors"):
+        hub.resolve(f"https://huggingface.co/{REPO}/blob/main/x.ckpt")
+
+
+def test_a_file_that_cannot_be_fetched_is_one_error(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=r"x\.safetensors of .* is not in the Hub's cache and"):
+        hub.resolve(f"https://huggingface.co/{REPO}/blob/main/x.safetensors")
 
 
 def test_tokenizer_repository_gives_its_files_only(online):

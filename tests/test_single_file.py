@@ -13,9 +13,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from support import checkpoints, clip_words
-from support.ldm_shapes import TINY_V1, TINY_V2, TINY_XL, V1, V2, XL, shapes
+from support.ldm_shapes import (
+    TINY_PLAYGROUND,
+    TINY_REFINER,
+    TINY_V1,
+    TINY_V2,
+    TINY_XL,
+    V1,
+    V2,
+    XL,
+    shapes,
+)
 
-from jaxgen.stable_diffusion import few_steps
+from jaxgen.stable_diffusion import few_steps, loading
 from jaxgen.weights import (
     diffusers,
     hub,
@@ -91,7 +101,9 @@ def test_inpainting_files_have_nine_channels():
     assert ldm_configs.infer("UNet2DConditionModel", parts["unet"], "v1")["in_channels"] == 9
 
 
-@pytest.mark.parametrize("ldm", [TINY_V1, TINY_V2, TINY_XL], ids=["v1", "v2", "xl"])
+@pytest.mark.parametrize(
+    "ldm", [TINY_V1, TINY_V2, TINY_XL, TINY_REFINER, TINY_PLAYGROUND], ids=lambda ldm: ldm.kind
+)
 def test_every_number_of_the_file_is_used_once(ldm):
     """All parts together hold the file's numbers, but for the projection that SD 2 leaves out."""
     arrays = _arrays(ldm)
@@ -289,9 +301,7 @@ UNET = "model.diffusion_model."
 @pytest.mark.parametrize(
     ("ldm", "extras", "lacking", "match"),
     [
-        (TINY_XL._replace(context=1280), {}, None, "is the XL refiner; jaxgen does not"),
         (TINY_XL._replace(context=1024), {}, None, r"is SD 2\.1 unCLIP"),
-        (TINY_XL, {"edm_mean": np.zeros(4)}, None, r"is Playground 2\.5"),
         (TINY_XL, {}, f"{UNET}middle_block.1.", "distilled XL model such as SSD-1B"),
         (TINY_V1._replace(in_channels=8), {}, None, "is an InstructPix2Pix model"),
         (TINY_V2._replace(in_channels=7), {}, None, "is an upscaler"),
@@ -332,22 +342,49 @@ def test_layers_of_sd_2_are_those_that_are_used(save, words, layers, names):
     assert checkpoint.components["unet"].config["sample_size"] == 96
 
 
-@pytest.mark.parametrize(
-    ("ldm", "name", "prediction_type", "size"),
-    [
-        (TINY_V1, "StableDiffusionInpaintPipeline", "epsilon", 64),
-        (TINY_V2, "StableDiffusionInpaintPipeline", "epsilon", 64),
-        (TINY_XL, "StableDiffusionXLInpaintPipeline", "epsilon", 128),
-    ],
-    ids=["v1", "v2", "xl"],
-)
-def test_inpainting_variants_follow_the_published_ones(
-    save, words, ldm, name, prediction_type, size
-):
-    checkpoint = single_file.read(save(_arrays(ldm._replace(in_channels=9))), words)
-    assert checkpoint.index["_class_name"] == name
-    assert checkpoint.scheduler["prediction_type"] == prediction_type
+# What the published models' own model_index.json and scheduler_config.json say, which diffusers
+# takes for a single file of their kind. LEADING is how diffusers reads configs without a spacing.
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+PUBLISHED = {
+    "v1": (TINY_V1, "", "PNDM", LEADING | {"skip_prk_steps": True}, 64),
+    "v1_inpainting": (TINY_V1._replace(in_channels=9), "Inpaint", "DDIM", LEADING, 64),
+    "v2": (TINY_V2, "", "DDIM", LEADING | {"prediction_type": "v_prediction"}, 96),
+    "v2_inpainting": (
+        TINY_V2._replace(in_channels=9), "Inpaint", "PNDM",
+        LEADING | {"skip_prk_steps": True, "prediction_type": "epsilon"}, 64,
+    ),
+    "xl": (TINY_XL, "XL", "EulerDiscrete", LEADING, 128),
+    "xl_inpainting": (
+        TINY_XL._replace(in_channels=9), "XLInpaint", "EulerDiscrete", LEADING, 128,
+    ),
+    "refiner": (TINY_REFINER, "XLImg2Img", "EulerDiscrete", LEADING, 128),
+    "playground": (
+        TINY_PLAYGROUND, "XL", "EDMDPMSolverMultistep",
+        {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}, 128,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_pipelines_and_schedulers_are_the_published_ones(save, words, name):
+    ldm, pipeline, scheduler, options, size = PUBLISHED[name]
+    checkpoint = single_file.read(save(_arrays(ldm)), words)
+    assert checkpoint.notes == ()
+    assert checkpoint.index["_class_name"] == f"StableDiffusion{pipeline}Pipeline"
+    assert checkpoint.scheduler["_class_name"] == f"{scheduler}Scheduler"
+    own = {"timestep_spacing": "leading", "prediction_type": "epsilon", **checkpoint.scheduler}
+    assert {key: own[key] for key in options} == options
     assert checkpoint.components["unet"].config["sample_size"] == size
+    networks = loading.networks(checkpoint._replace(tokenizers={}))
+    assert networks.default_size == (2 * size, 2 * size)  # this autoencoder halves once
+    assert not networks.is_xl or networks.num_sizes == (5 if name == "refiner" else 6)
+
+
+def test_playground_has_the_latents_that_it_was_trained_on(save, words):
+    config = single_file.read(save(_arrays(TINY_PLAYGROUND)), words).components["vae"].config
+    assert config["scaling_factor"] == 0.5
+    assert config["latents_mean"] == [-1.6574, 1.886, -1.383, 2.5155]
+    assert config["latents_std"] == [8.4927, 5.9022, 6.5498, 5.2299]
 
 
 @pytest.mark.parametrize("context", [768, 1024, 2048])

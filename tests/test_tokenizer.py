@@ -100,6 +100,14 @@ def test_written_folder_is_read_equal(folder):
     assert again[:4] == _build()[:4]
 
 
+def test_files_as_windows_saves_them_are_the_same(folder):
+    plain = tokenizer.read(folder)
+    for path in folder.iterdir():  # a byte order mark, and both signs at the end of a line
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    read = tokenizer.read(folder)
+    assert (read.vocab, read.merges, read.special) == (plain.vocab, plain.merges, plain.special)
+
+
 def test_tokenizer_json_alone_is_enough(folder):
     combined = {
         "added_tokens": [{"id": BOS, "content": "<|startoftext|>", "normalized": True}],

@@ -266,6 +266,40 @@ def test_interrupted_writing_leaves_no_file(tmp_path):
     assert not (tmp_path / "w.safetensors").exists()
 
 
+@pytest.mark.parametrize("code", [code for code in tensors.DTYPES if "F" in code])
+def test_what_is_not_finite_is_told_from_bits(code):
+    """Of types of 8 and 16 bits every pattern, of the others random ones; NumPy is the judge."""
+    dtype = tensors.DTYPES[code]
+    bits = np.random.default_rng(0).integers(0, 256, 2**17, np.uint8).view(f"u{dtype.itemsize}")
+    if dtype.itemsize <= 2:
+        bits = np.arange(2 ** (8 * dtype.itemsize), dtype=bits.dtype)
+    values = bits.view(dtype)
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(values.astype(np.float64))
+    assert 0 < finite.mean() < 1
+    assert tensors.all_finite(values[finite])
+    for one in np.flatnonzero(~finite)[:: max(1, (~finite).sum() // 200)]:
+        assert not tensors.all_finite(values[one : one + 1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_tensor_that_is_not_finite_is_named_with_its_file(value, tmp_path):
+    stored = _stored()
+    stored["norm.bias"][3] = value
+    tensors.write_file(tmp_path / "w.safetensors", _lazy(stored))
+    lazy = tensors.open_file(tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors: the tensor norm\.bias holds NaN or inf"):
+        layout.load(lazy, _abstract())
+
+
+def test_a_value_beyond_the_type_asked_for_is_named():
+    stored = _stored()
+    stored["linear_1.weight"][1, 2] = 1e5
+    with pytest.raises(ValueError, match="linear_1.weight holds values that float16 cannot"):
+        layout.load(_lazy(stored), _abstract(), jnp.float16)
+    layout.load(_lazy(stored), _abstract(), jnp.bfloat16)
+
+
 MEASURE = """
 import sys, threading, time
 import jax, jax.numpy as jnp

@@ -93,6 +93,11 @@ def read(path_or_id: str | Path, modules: Mapping[str, Iterable[str]]) -> Adapte
     ValueError that lists what fits nothing in the model, or names a kind of adapter that is not
     implemented.
     """
+    with files.one_error(path_or_id):
+        return _read(path_or_id, modules)
+
+
+def _read(path_or_id: str | Path, modules: Mapping[str, Iterable[str]]) -> Adapter:
     file = _weights_in(path_or_id)
     stored = tensors.open_file(file)
     if not stored:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxgen import fields
 from jaxgen.adapters import low_rank, merge, spec
 from jaxgen.adapters.change import Change
 from jaxgen.adapters.merge import Weighted
@@ -85,10 +86,10 @@ def _weights(per_image: Any, count: int) -> np.ndarray:
     if weights.ndim != 2 or weights.shape[-1] != count or not weights.size:
         raise ValueError(
             f"per_image must have one row for each image, each with one number for each of the "
-            f"{count} adapters; got {per_image!r:.200}"
+            f"{count} adapters; got {fields.shown(per_image)}"
         )
     if not np.isfinite(weights).all():
-        raise ValueError(f"per_image is {per_image!r:.200}; give finite numbers")
+        raise ValueError(f"per_image is {fields.shown(per_image)}; give finite numbers")
     return weights
 
 

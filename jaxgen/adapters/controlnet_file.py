@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxgen import files
-from jaxgen.weights import diffusers, hub, ldm_configs, ldm_kinds, ldm_names, tensors, weight_files
+from jaxgen.weights import (
+    diffusers,
+    hub,
+    ldm_configs,
+    ldm_kinds,
+    ldm_names,
+    model_index,
+    tensors,
+    weight_files,
+)
 from jaxgen.weights.diffusers import Component
 from jaxgen.weights.tensors import Tensor
 
@@ -40,6 +49,11 @@ def open_controlnet(path_or_id: str | Path, variant: str | None = None) -> Compo
 
 
 def _from_folder(folder: Path, variant: str | None) -> Component:
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} has no config.json. Expected {CONTROLNET}"
+            f"{model_index.or_single_file(folder)}"
+        )
     config = files.read_object(folder / "config.json")
     own = config.get("_class_name", CLASS)
     if own != CLASS:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import fields, files
-from jaxgen.weights import hub, tensors
+from jaxgen.weights import hub, model_index, tensors
 from jaxgen.weights.tensors import Tensor
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
@@ -68,14 +68,8 @@ def read(entry: Spec, widths: Mapping[str, int]) -> list[Embedding]:
     that names the file and, where its vectors are of another width, the model that it is for.
     """
     path, word = _parts_of(entry)
-    file, stored = _stored(path)
-    if word is not None and len(stored) > 1:
-        listed = files.printable(", ".join(stored), 200)
-        raise ValueError(f"{file} has {len(stored)} words ({listed}); give its path without a word")
-    return [
-        _checked(file, own if word is None else word, by_encoder, widths)
-        for own, by_encoder in stored.items()
-    ]
+    with files.one_error(path):
+        return _read(path, word, widths)
 
 
 def check_words(embeddings: Sequence[Embedding], rows: int) -> None:
@@ -85,8 +79,8 @@ def check_words(embeddings: Sequence[Embedding], rows: int) -> None:
         other = files_by_word.setdefault(embedding.word.lower(), embedding.file)
         if other != embedding.file:
             raise ValueError(
-                f"{other} and {embedding.file} both have the word {embedding.word!r}; give one of "
-                "them another word, as (path, word)"
+                f"{other} and {embedding.file} both have the word {fields.shown(embedding.word)}; "
+                "give one of them another word, as (path, word)"
             )
     count = sum(len(next(iter(one.vectors.values()))) for one in embeddings)
     if count > rows:
@@ -94,6 +88,17 @@ def check_words(embeddings: Sequence[Embedding], rows: int) -> None:
             f"the new words have {count} vectors, and this pipeline has room for {rows}; load it "
             f"with embedding_rows={count} or more"
         )
+
+
+def _read(path: str | Path, word: str | None, widths: Mapping[str, int]) -> list[Embedding]:
+    file, stored = _stored(path)
+    if word is not None and len(stored) > 1:
+        listed = files.printable(", ".join(stored), 200)
+        raise ValueError(f"{file} has {len(stored)} words ({listed}); give its path without a word")
+    return [
+        _checked(file, own if word is None else word, by_encoder, widths)
+        for own, by_encoder in stored.items()
+    ]
 
 
 def _parts_of(entry: Spec) -> tuple[str | Path, str | None]:
@@ -114,7 +119,10 @@ def _stored(path_or_id: str | Path) -> tuple[str, Stored]:
         return str(path), _words_in(path, FIRST)
     names = {encoder: name for encoder, name in IN_FOLDERS.items() if (path / name).is_file()}
     if FIRST not in names:
-        raise ValueError(f"{path} has no {IN_FOLDERS[FIRST]}; expected {EMBEDDING}")
+        raise ValueError(
+            f"{path} has no {IN_FOLDERS[FIRST]}; expected {EMBEDDING}"
+            f"{model_index.or_single_file(path)}"
+        )
     stored: Stored = {}
     for encoder, name in names.items():
         for word, own in _words_in(path / name, encoder).items():
@@ -163,8 +171,8 @@ def _checked(
         raise ValueError(f"{named} are {counts}; expected as many for each text encoder")
     if not word.strip() or word != word.strip() or any(sign in word for sign in BRACKETS):
         raise ValueError(
-            f"{file}: {word!r:.80} cannot be a word of prompts, whose brackets, backslashes and "
-            "bars have a meaning; give another one, as (path, word)"
+            f"{file}: {fields.shown(word)} cannot be a word of prompts, whose brackets, "
+            "backslashes and bars have a meaning; give another one, as (path, word)"
         )
     return Embedding(word, vectors, file)
 

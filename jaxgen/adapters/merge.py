@@ -24,7 +24,7 @@ from jaxgen.adapters.change import Change
 from jaxgen.adapters.spec import Spec
 from jaxgen.adapters.spellings import Module
 from jaxgen.types import Array, Params
-from jaxgen.weights import layout
+from jaxgen.weights import layout, tensors
 
 ADAPTABLE = ("unet", "text_encoder", "text_encoder_2")
 RANK = 32  # columns of a factor that one program adds
@@ -113,6 +113,8 @@ def named(adapter: Adapter) -> Iterator[None]:
     """Adds the file, and what it was made for, to errors about its tensors."""
     try:
         yield
+    except tensors.NotFiniteError:  # which no other model mends
+        raise
     except ValueError as error:
         base = f" The file was made for {adapter.base}." if adapter.base else ""
         raise ValueError(

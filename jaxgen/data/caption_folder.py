@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxgen import files
+from jaxgen import fields, files
 from jaxgen.data import image_folder, source, split_folders
 
 _METADATA = "metadata.jsonl"
@@ -55,10 +55,11 @@ def open_split(
     Raises one ValueError that lists, by kind, lines of metadata.jsonl that cannot be used, images
     without a caption, captions without an image and images that cannot be opened.
     """
-    if split not in source.SPLITS:
-        raise ValueError(f"unknown split {split!r}; expected one of {', '.join(source.SPLITS)}")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image size is {image_size}; expected at least 1 pixel")
+    if not isinstance(split, str) or split not in source.SPLITS:
+        raise ValueError(
+            f"unknown split {fields.shown(split)}; expected one of {', '.join(source.SPLITS)}"
+        )
+    source.check_size(image_size)
     place, is_whole = _locate(folder, split)
     captions = _read_captions(place)
 

@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from jaxgen import files
+from jaxgen import fields, files
 
 _PREFIX = {"train": "train", "test": "t10k"}
 _UINT8 = 0x08
@@ -99,7 +99,9 @@ def _is_gzip(path: pathlib.Path) -> bool:
 def _read_shape(file: io.BufferedIOBase, shown: str) -> tuple[int, ...]:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0":
-        raise ValueError(f"{shown} is not an IDX file: it starts with {head!r}, not two zero bytes")
+        raise ValueError(
+            f"{shown} is not an IDX file: it starts with {fields.shown(head)}, not two zero bytes"
+        )
     if head[2] != _UINT8 or not 1 <= head[3] <= 4:
         raise ValueError(
             f"{shown} has IDX type {head[2]:#04x} and {head[3]} axes; expected unsigned bytes "

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen import files
+from jaxgen import fields, files
 from jaxgen.data import idx, image_folder, mnist5k, npz, pixels, source, tfds
 
 Dataset = source.Dataset
@@ -98,12 +98,13 @@ def open_source(
 
 
 def _check(split: str, image_size: int | None, channels: int | None) -> None:
-    if split not in source.SPLITS:
-        raise ValueError(f"unknown split {split!r}; expected one of {', '.join(source.SPLITS)}")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image size is {image_size}; expected at least 1 pixel")
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels is {channels}; expected 1 (grey) or 3 (colour)")
+    if not isinstance(split, str) or split not in source.SPLITS:
+        raise ValueError(
+            f"unknown split {fields.shown(split)}; expected one of {', '.join(source.SPLITS)}"
+        )
+    source.check_size(image_size)
+    if not isinstance(channels, int | None) or channels not in (None, 1, 3):
+        raise ValueError(f"channels is {fields.shown(channels)}; expected 1 (grey) or 3 (colour)")
 
 
 def _is_path(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxgen import files
+from jaxgen import fields, files
 from jaxgen.data import pillow
 
 SPLITS = ("train", "test")
@@ -104,6 +104,13 @@ def describe_holdout(labels: np.ndarray, split: str, every: int = 10) -> str:
     num_small = np.count_nonzero((sizes > 0) & (sizes < every))
     small = f", none of the classes with fewer than {every} images ({num_small})"
     return f"{part} {where}{small if num_small else ''}"
+
+
+def check_size(image_size: Any) -> None:
+    """Raises ValueError unless this is a number of pixels, or None."""
+    whole = isinstance(image_size, int) and not isinstance(image_size, bool)
+    if image_size is not None and not (whole and image_size >= 1):
+        raise ValueError(f"image size is {fields.shown(image_size)}; expected at least 1 pixel")
 
 
 def size_in_bytes(source: Source) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen import files
+from jaxgen import fields, files
 from jaxgen.data import picture_file, pillow, pixels, source, tfds_prepare
 
 _METADATA = ("dataset_info.json", "features.json")
@@ -118,7 +118,7 @@ def import_tfds(name: str):
     except ImportError as error:
         known = ("digits", "mnist5k", *tfds_prepare.NAMES)
         raise ImportError(
-            f'{name!r} is looked up in TensorFlow Datasets: pip install -e ".[data]" '
+            f'{fields.shown(name)} is looked up in TensorFlow Datasets: pip install -e ".[data]" '
             f"(TensorFlow is not needed).{_suggest(name, known)} Without it: digits, mnist5k, or "
             f"the path of an .npz, of a folder of IDX files, or of a folder of pictures"
         ) from error
@@ -259,4 +259,4 @@ def _shape(
 
 def _suggest(name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return f" Did you mean {fields.shown(close[0])}?" if close else ""

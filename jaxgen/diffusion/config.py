@@ -211,7 +211,10 @@ def _agreed(levels: str | None, named: str | None, name: str | None) -> str | No
         known = ", ".join((*sigmas.LEVELS, OWN_LEVELS))
         raise ValueError(f"levels is {fields.shown(levels)}; known are {known}")
     if levels is not None and named is not None and levels != named:
-        raise ValueError(f"the sampler {name} asks for levels {named!r}, but levels is {levels!r}")
+        raise ValueError(
+            f"the sampler {name} asks for levels {fields.shown(named)}, but levels is "
+            f"{fields.shown(levels)}"
+        )
     return levels or named
 
 

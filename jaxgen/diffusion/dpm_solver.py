@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.diffusion import exponential, prediction, table
 from jaxgen.diffusion.exponential import log_snr
 from jaxgen.diffusion.schedule import Schedule
@@ -124,11 +125,11 @@ def _check(order: int, algorithm: str, solver_type: str, grid: Grid) -> None:
         raise ValueError(f"order is {order}; known are 1, 2 and 3")
     if algorithm not in exponential.ALGORITHMS:
         known = ", ".join(exponential.ALGORITHMS)
-        raise ValueError(f"algorithm is {algorithm!r}; known are {known}")
+        raise ValueError(f"algorithm is {fields.shown(algorithm)}; known are {known}")
     if algorithm == "sde-dpmsolver" and order == 3:
         raise ValueError("sde-dpmsolver has no third order; use sde-dpmsolver++ or order 2")
     if solver_type not in ("midpoint", "heun"):
-        raise ValueError(f"solver_type is {solver_type!r}; known are midpoint and heun")
+        raise ValueError(f"solver_type is {fields.shown(solver_type)}; known are midpoint and heun")
     if grid.sigma[-1] == 0 and "++" not in algorithm:
         raise ValueError(
             f"{algorithm} cannot step to sigma 0, where eps has no meaning; use "

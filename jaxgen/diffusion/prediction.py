@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.diffusion import table
 
 ALPHA_ZERO = (
@@ -31,7 +32,9 @@ def denoised_and_noise(
             return alpha * x - sigma * out, alpha * out + sigma * x
         case "sample":
             return out, (x - alpha * out) / sigma
-    raise ValueError(f"prediction_type is {prediction_type!r}; the schedule should have refused it")
+    raise ValueError(
+        f"prediction_type is {fields.shown(prediction_type)}; the schedule should have refused it"
+    )
 
 
 def at_unit_variance(

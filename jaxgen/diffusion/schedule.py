@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen import fields
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -183,7 +185,7 @@ def _check_num_steps(num_steps: int, most: int) -> None:
 
 
 def _unknown(name: str, value: object, known: Sequence[str]) -> str:
-    return f"{name} is {value!r}; known are {', '.join(known)}"
+    return f"{name} is {fields.shown(value)}; known are {', '.join(known)}"
 
 
 def _linspace_float32(start: float, stop: float, num: int) -> np.ndarray:

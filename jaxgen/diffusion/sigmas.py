@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from jaxgen import fields
 from jaxgen.diffusion import schedule as schedules
 from jaxgen.diffusion.schedule import Schedule
 
@@ -170,7 +171,7 @@ def placed(levels: str, lowest: float, highest: float, num_steps: int) -> np.nda
         return np.exp(np.linspace(np.log(highest), np.log(lowest), num_steps))
     if levels == "beta":
         return lowest + special.betaincinv(0.6, 0.6, 1 - ramp) * (highest - lowest)
-    raise ValueError(f"levels is {levels!r}; known are None, {', '.join(LEVELS)}")
+    raise ValueError(f"levels is {fields.shown(levels)}; known are None, {', '.join(LEVELS)}")
 
 
 def times_of(sigma: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -192,7 +193,7 @@ def final_level(final_sigma: str, lowest: float) -> float:
         return 0.0
     if final_sigma == "sigma_min":
         return float(lowest)
-    raise ValueError(f"final_sigma is {final_sigma!r}; known are zero and sigma_min")
+    raise ValueError(f"final_sigma is {fields.shown(final_sigma)}; known are zero and sigma_min")
 
 
 def _ends(

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.diffusion import prediction, table
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.diffusion.sigmas import Grid
@@ -55,7 +56,8 @@ def ddpm(
     """
     if variance not in ("fixed_small", "fixed_small_log", "fixed_large"):
         raise ValueError(
-            f"variance is {variance!r}; known are fixed_small, fixed_small_log and fixed_large"
+            f"variance is {fields.shown(variance)}; known are fixed_small, fixed_small_log "
+            "and fixed_large"
         )
     times = _integer_times(grid)
     rows = []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.diffusion import prediction, table
 from jaxgen.diffusion.exponential import log_snr, vp_level
 from jaxgen.diffusion.schedule import Schedule
@@ -57,7 +58,7 @@ def _check(
     if order not in (1, 2, 3):
         raise ValueError(f"order is {order}; known are 1, 2 and 3")
     if solver_type not in ("bh1", "bh2"):
-        raise ValueError(f"solver_type is {solver_type!r}; known are bh1 and bh2")
+        raise ValueError(f"solver_type is {fields.shown(solver_type)}; known are bh1 and bh2")
     if grid.sigma[-1] == 0 and not (predict_x0 and (lower_order_final or order == 1)):
         raise ValueError(
             "unipc reaches sigma 0 only with predict_x0=True and lower_order_final=True; use "

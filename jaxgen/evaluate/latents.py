@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.evaluate import quality
 from jaxgen.pictures import images
 from jaxgen.train import augment
@@ -58,7 +59,9 @@ def draw(source: str, codes: np.ndarray, count: int, seed: int = 0) -> np.ndarra
     if source == "normal":
         return rng.standard_normal((count, codes.shape[1]))
     if source not in SOURCES:
-        raise ValueError(f"unknown source of latents {source!r}; use one of {', '.join(SOURCES)}")
+        raise ValueError(
+            f"unknown source of latents {fields.shown(source)}; use one of {', '.join(SOURCES)}"
+        )
     components = 1 if source == "gaussian" else NUM_COMPONENTS
     least = components * (codes.shape[1] + 1)
     if len(codes) < least or not np.isfinite(codes).all():

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from jaxgen import fields
+
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
 _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
@@ -148,7 +150,9 @@ def _closing(text: str) -> int:
         depth += (character == "(") - (character == ")")
         if depth == 0:
             return place + 1
-    raise ValueError(f"a bracket is not closed in {text[:80]!r}; the program's text is cut")
+    raise ValueError(
+        f"a bracket is not closed in {fields.shown(text[:80])}; the program's text is cut"
+    )
 
 
 def _traffic(program: Program, where: str, instruction: Instruction) -> int:

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxgen import fields
 from jaxgen.types import Array
 
 IMPLEMENTATIONS = ("cudnn", "xla", "chunked")
@@ -35,8 +36,9 @@ def attention(
         case "chunked" if not causal:
             return chunked_attention(q, k, v, score_block_bytes(backend))
     raise ValueError(
-        f"attention implementation {implementation!r} with causal={causal} does not exist; "
-        f"use one of {', '.join(IMPLEMENTATIONS)} ('chunked' is not causal), or None to choose"
+        f"attention implementation {fields.shown(implementation)} with causal={causal} does not "
+        f"exist; use one of {', '.join(IMPLEMENTATIONS)} ('chunked' is not causal), or None to "
+        "choose"
     )
 
 

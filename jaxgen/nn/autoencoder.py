@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxgen import fields
 from jaxgen.nn import blocks
 from jaxgen.nn.linear import Conv, Dense
 from jaxgen.nn.norm import Norm
@@ -150,7 +151,7 @@ def encoder_and_decoder(
             ConvEncoder(outputs, width, norm=norm, **common),
             ConvDecoder(image_shape, width, norm=norm, **common),
         )
-    raise ValueError(f"unknown network {kind!r}; use dense or conv")
+    raise ValueError(f"unknown network {fields.shown(kind)}; use dense or conv")
 
 
 class GaussianLayer(nn.Module):

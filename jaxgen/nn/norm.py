@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from jaxgen import fields
 from jaxgen.types import DATA_AXIS, Array
 
 NORMS = ("none", "group", "layer", "batch")
@@ -105,7 +106,7 @@ class Norm(nn.Module):
                 return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
             case "batch":
                 return BatchNorm(dtype=self.dtype)(x)
-        raise ValueError(f"unknown norm {self.kind!r}; use one of {', '.join(NORMS)}")
+        raise ValueError(f"unknown norm {fields.shown(self.kind)}; use one of {', '.join(NORMS)}")
 
 
 def _moments(x: Array) -> tuple[Array, Array]:

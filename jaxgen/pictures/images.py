@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from jaxgen import files
+from jaxgen import fields, files
 
 TILE = 56  # images are shown at this many pixels or more, so that 8x8 digits can be seen
 GAP = 2
@@ -148,7 +148,7 @@ def save(
     chunks = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         if not key.isascii() or not 1 <= len(key) <= 79:
-            raise ValueError(f"the PNG key {key!r} must be 1 to 79 ASCII characters")
+            raise ValueError(f"the PNG key {fields.shown(key)} must be 1 to 79 ASCII characters")
         # half of a surrogate pair is not text, and UTF-8 cannot carry it
         entry = str(value)[:_MOST_TEXT].encode("utf-8", "replace").decode("utf-8")
         # tEXt is read by more programs, but holds no Unicode

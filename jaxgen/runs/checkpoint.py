@@ -175,7 +175,7 @@ def _digest(x: Array) -> Array:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
-    """The state of one step; raises ValueError where its digests do not agree."""
+    """The state of one step; raises ValueError where digests do not agree or NaN is in it."""
     _check_shapes(manager, step, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like), digests=ocp.args.JsonRestore())
     stored = manager.restore(step, args=args)
@@ -183,6 +183,8 @@ def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
     damaged = [path for path, n in numbers.items() if stored["digests"].get(path) != n]
     if damaged:
         raise ValueError(f"{len(damaged)} damaged leaves, first {damaged[0]}")
+    if faulty := _non_finite(stored["state"]):
+        raise ValueError(f"{faulty[0]} holds NaN or infinity")
     return stored["state"]
 
 

@@ -146,23 +146,23 @@ def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
 
 def read_config(path: Path, system: str) -> dict[str, Any]:
     """The configuration of a run of this system, as it was given to `write_config`."""
-    file = path / "config.json"
+    file, shown = path / "config.json", files.printable(path)
     if not file.exists():
-        raise FileNotFoundError(f"{path} is no run folder: it has no config.json; check --run-dir")
+        raise FileNotFoundError(f"{shown} is no run folder: it has no config.json; check --run-dir")
     with files.one_error(file):
         content = files.read_object(file)
         name, config = str(content["system"])[:80], dict(content["config"])
         same = content.get("digest", _digest(name, config)) == _digest(name, config)
     if not same:
         raise ValueError(
-            f"{file} is not what the run wrote: its digest differs. Restore it; or, if you changed "
-            f'it on purpose, delete its line "digest"'
+            f"{shown}/config.json is not what the run wrote: its digest differs. Restore it; or, "
+            f'if you changed it on purpose, delete its line "digest"'
         )
     if name != system:
         name = files.printable(name)
         raise ValueError(
-            f"{path} is a run of {name}, not of {system}; use experiments/{name}.py, or the folder "
-            f"of another run"
+            f"{shown} is a run of {name}, not of {system}; use experiments/{name}.py, or the "
+            "folder of another run"
         )
     return config
 

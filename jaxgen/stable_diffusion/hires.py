@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from jaxgen import fields
 from jaxgen.stable_diffusion import arguments
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import Request, is_number
@@ -76,11 +77,13 @@ def _checked(request: Request) -> Hires:
     own = Hires(own) if is_number(own) else own
     if not isinstance(own, Hires) or not is_number(own.scale) or own.upscale not in UPSCALE:
         raise ValueError(
-            f"hires is {request.hires!r:.80}; give a factor such as 2, or Hires(scale, strength, "
-            f"upscale) with upscale one of {', '.join(UPSCALE)}"
+            f"hires is {fields.shown(request.hires)}; give a factor such as 2, or Hires(scale, "
+            f"strength, upscale) with upscale one of {', '.join(UPSCALE)}"
         )
     if not is_number(own.strength) or not 0 < own.strength <= 1:
-        raise ValueError(f"the strength of hires is {own.strength!r:.80}; it must be above 0, to 1")
+        raise ValueError(
+            f"the strength of hires is {fields.shown(own.strength)}; it must be above 0, to 1"
+        )
     unfit = ("mask", "control_image", "denoising_start", "denoising_end")
     both = [name for name in unfit if getattr(request, name) is not None]
     if both:

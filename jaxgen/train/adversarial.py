@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgen import fields
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
 Generate = Callable[..., Array]  # (params, z, label) -> image in [-1, 1]
@@ -84,7 +85,9 @@ def objective(name: str) -> Objective:
     """The game with this name in one of the two tables. Raises ValueError for another name."""
     games = OBJECTIVES | RELATIVISTIC
     if name not in games:
-        raise ValueError(f"unknown GAN objective {name!r}; use one of {', '.join(games)}")
+        raise ValueError(
+            f"unknown GAN objective {fields.shown(name)}; use one of {', '.join(games)}"
+        )
     return games[name]
 
 

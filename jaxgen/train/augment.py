@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxgen import fields
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
 
@@ -83,5 +84,5 @@ def by_name(name: str) -> Callable[[Key, Array], Array] | None:
     """The augmentation with this name in `AUGMENTATIONS`. Raises ValueError for another name."""
     if name not in AUGMENTATIONS:
         known = ", ".join(AUGMENTATIONS)
-        raise ValueError(f"unknown augmentation {name!r}; use one of {known}")
+        raise ValueError(f"unknown augmentation {fields.shown(name)}; use one of {known}")
     return AUGMENTATIONS[name]

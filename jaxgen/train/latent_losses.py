@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.train import losses
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
@@ -76,7 +77,9 @@ def diffusion_loss(
     Raises ValueError for another prediction type and for a dropout outside [0, 1).
     """
     if prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(f"prediction type {prediction_type!r}; use epsilon or v_prediction")
+        raise ValueError(
+            f"prediction type {fields.shown(prediction_type)}; use epsilon or v_prediction"
+        )
     if not 0 <= caption_dropout < 1:
         raise ValueError(f"caption dropout is {caption_dropout}; use 0 to below 1")
     signal_rates = np.sqrt(alphas_cumprod).astype(np.float32)

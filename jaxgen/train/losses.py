@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgen import fields
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
 Apply = Callable[..., Array]  # (params, input, label) -> output
@@ -159,7 +160,9 @@ def autoencoder_loss(
     Raises ValueError for another reconstruction and for negative noise.
     """
     if reconstruction not in ("mse", "bernoulli"):
-        raise ValueError(f"unknown reconstruction {reconstruction!r}; use mse or bernoulli")
+        raise ValueError(
+            f"unknown reconstruction {fields.shown(reconstruction)}; use mse or bernoulli"
+        )
     if noise < 0:
         raise ValueError(f"noise of standard deviation {noise}; use 0 (none) or more")
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgen import fields
 from jaxgen.train import divergences, losses
 from jaxgen.train.latent_models import Latent, LatentModel
 from jaxgen.train.losses import Apply, Likelihood
@@ -132,7 +133,9 @@ def vae_objective(
             return divergences.divergence_loss(*networks, correlation, *options)
         case "k_sample" | "iwae" | "dreg":
             return bound_loss(parts.model, BOUNDS[name], num_samples, *options)
-    raise ValueError(f"unknown VAE objective {name!r}; use one of {', '.join(VAE_OBJECTIVES)}")
+    raise ValueError(
+        f"unknown VAE objective {fields.shown(name)}; use one of {', '.join(VAE_OBJECTIVES)}"
+    )
 
 
 def check_prior(name: str, option: str) -> None:

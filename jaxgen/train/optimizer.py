@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxgen import fields
 from jaxgen.types import Array, Params
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -36,7 +37,9 @@ def schedule(
         case "linear":
             main = optax.linear_schedule(learning_rate, 0.0, rest)
         case _:
-            raise ValueError(f"unknown schedule {kind!r}; use one of {', '.join(SCHEDULES)}")
+            raise ValueError(
+                f"unknown schedule {fields.shown(kind)}; use one of {', '.join(SCHEDULES)}"
+            )
     if warmup_steps == 0:
         return main
     return optax.join_schedules(

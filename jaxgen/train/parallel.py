@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxgen import fields
 from jaxgen.types import DATA_AXIS, Batch, Key, Metrics, Step
 
 MODES = ("jit", "pmap", "shard_map")
@@ -49,7 +50,9 @@ def parallelize(step: Step, mesh: Mesh, how: str = "jit", batch_spec: Any = EXAM
         case "pmap":
             run = _pmap(step, mesh, batch_spec)
         case _:
-            raise ValueError(f"unknown parallel mode {how!r}; use one of {', '.join(MODES)}")
+            raise ValueError(
+                f"unknown parallel mode {fields.shown(how)}; use one of {', '.join(MODES)}"
+            )
 
     def checked(state: Any, batch: Batch, key: Key) -> tuple[Any, Metrics]:
         check_divisible(batch, batch_spec, mesh)

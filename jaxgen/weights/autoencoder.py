@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import files
-from jaxgen.weights import diffusers, ldm_configs, ldm_names, tensors, weight_files
+from jaxgen.weights import (
+    diffusers,
+    ldm_configs,
+    ldm_names,
+    model_index,
+    tensors,
+    weight_files,
+)
 from jaxgen.weights.diffusers import Component
 from jaxgen.weights.tensors import Tensor
 
@@ -37,6 +44,7 @@ def read(path: str | Path, variant: str | None = None) -> Component:
         if not (folder / "config.json").is_file():
             raise ValueError(
                 f"{path} holds no autoencoder: neither it nor its folder vae has a config.json"
+                f"{model_index.or_single_file(path)}"
             )
         own = files.read_object(folder / "config.json").get("_class_name", CLASS)
         if own not in (CLASS, TINY):

@@ -172,9 +172,12 @@ def write(folder: str | Path, checkpoint: Checkpoint, dtype: Any = None) -> None
 def wanted_files(names: list[str], variant: str | None, where: str) -> list[str]:
     """Of the paths in a remote folder, those that `read` will open."""
     if "model_index.json" not in names:
+        single = [name for name in names if name.endswith(".safetensors")]
+        listed = files.printable(", ".join(single[:6]), 300) or "none"
         raise ValueError(
             f"{where} is no diffusers pipeline: it has no model_index.json. Of a repository with "
-            "single-file checkpoints, fetch one and give its path"
+            f"single-file checkpoints, fetch one (hf download {where} FILE) and give its path; its "
+            f"safetensors files: {listed}"
         )
     wanted = ["model_index.json", "scheduler/scheduler_config.json"]
     for name in TOKENIZERS:

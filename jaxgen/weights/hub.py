@@ -17,7 +17,13 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from jaxgen import fields, files
-from jaxgen.weights import autoencoder, diffusers, single_file, weight_files
+from jaxgen.weights import (
+    autoencoder,
+    diffusers,
+    model_index,
+    single_file,
+    weight_files,
+)
 from jaxgen.weights.diffusers import Checkpoint
 
 # A model that comes with jaxgen; latent_autoencoder.py and latent_diffusion.py trained it.
@@ -33,6 +39,11 @@ VAE = (
 )
 TOKENIZER = (
     "a folder with vocab.json and merges.txt, or a Hub id such as openai/clip-vit-large-patch14"
+)
+# a page of the Hub, as it is copied from a browser: repository, revision, file
+PAGE = re.compile(
+    r"(?:https?://)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
+    r"(?:/(?:blob|resolve|tree)/([\w.-]+)(?:/([^?#]+?))?)?/?(?:[?#].*)?"
 )
 SECONDS = 5.0  # to wait for the first answer of the Hub
 # Where PyTorch diffusers finds the tokenizers of single files. All have CLIP's one vocabulary (what
@@ -67,18 +78,8 @@ def open_checkpoint(
             raise ValueError(f"{name} is {fields.shown(value)}; give a string, or leave it out")
     if variant is not None and not re.fullmatch(r"[\w.-]{1,80}", variant):
         raise ValueError(f"variant is {fields.shown(variant)}; give one such as 'fp16'")
-    path = resolve(path_or_id, variant)
-    own_vae = None if vae is None else autoencoder.read(resolve_vae(vae, variant), variant)
-    if path.is_dir():
-        if tokenizer is not None or prediction_type is not None:
-            raise ValueError(
-                f"tokenizer and prediction_type are for single files, and {path_or_id} is a folder "
-                "whose own files say both; leave them out"
-            )
-        checkpoint = diffusers.read(path, variant, own_vae)
-    else:
-        folder = public_tokenizer if tokenizer is None else resolve_tokenizer(tokenizer)
-        checkpoint = single_file.read(path, folder, prediction_type, own_vae)
+    with files.one_error(path_or_id):
+        checkpoint = _open(path_or_id, variant, tokenizer, prediction_type, vae)
     if checkpoint.notes:
         text = f"{path_or_id}: {'; '.join(checkpoint.notes)}"
         warnings.warn(files.printable(text, 2000), stacklevel=2)
@@ -88,9 +89,15 @@ def open_checkpoint(
 def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
     """The local folder or file of a model, fetched from the Hub into its cache when it is an id.
 
-    Only what `diffusers.read` opens is fetched. HF_HUB_OFFLINE and HF_HOME are honoured. Raises
+    Only what `diffusers.read` opens is fetched; the address of a page of the Hub serves for the id,
+    and that of a file's page for the file. HF_HUB_OFFLINE and HF_HOME are honoured. Raises
     ValueError when there is no such path, or when the id can neither be reached nor is cached.
     """
+    page = PAGE.fullmatch(path_or_id) if isinstance(path_or_id, str) else None
+    if page and page[3]:
+        weight_files.check_ending(Path(page[3]))
+        return _fetch_file(page[1], page[3], page[2])
+    path_or_id = page[1] if page else path_or_id
     path = _existing(path_or_id, MODEL)
     if path is not None:
         weight_files.check_ending(path)
@@ -150,6 +157,27 @@ def public_tokenizer() -> Path:
         ) from None
 
 
+def _open(
+    path_or_id: str | Path,
+    variant: str | None,
+    tokenizer: str | Path | None,
+    prediction_type: str | None,
+    vae: str | Path | None,
+) -> Checkpoint:
+    path = resolve(path_or_id, variant)
+    own_vae = None if vae is None else autoencoder.read(resolve_vae(vae, variant), variant)
+    if path.is_dir():
+        if tokenizer is not None or prediction_type is not None:
+            model_index.check_is_pipeline(path)
+            raise ValueError(
+                f"tokenizer and prediction_type are for single files, and {path_or_id} is a folder "
+                f"whose own files say both; leave them out{model_index.or_single_file(path)}"
+            )
+        return diffusers.read(path, variant, own_vae)
+    folder = public_tokenizer if tokenizer is None else resolve_tokenizer(tokenizer)
+    return single_file.read(path, folder, prediction_type, own_vae)
+
+
 def _tokenizer_files(names: list[str]) -> list[str]:
     pattern = r"(tokenizer(_2)?/)?(vocab|tokenizer|tokenizer_config|special_tokens_map)\.json"
     merges = r"(tokenizer(_2)?/)?merges\.txt"
@@ -194,6 +222,17 @@ def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
         raise ValueError(
             f"fetching {repo} from the Hub failed ({files.first_line(error)}); what arrived is "
             "kept, so run the same again"
+        ) from None
+
+
+def _fetch_file(repo: str, name: str, revision: str) -> Path:
+    """The cached file of a repository."""
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
+    except (OSError, errors.HTTPError) as error:
+        raise ValueError(
+            f"{name} of {repo} is not in the Hub's cache and cannot be fetched "
+            f"({files.first_line(error)}); check the address, or give a local file"
         ) from None
 
 

@@ -57,7 +57,8 @@ def load(
     abstract: the "params" of `jax.eval_shape(model.init, ...)`. sharding: where a leaf goes, by its
     path and shape; None is the default device. convert: the leaves to keep instead of one. Tensors
     are read, laid out, cast, converted and moved to the devices one by one. Raises ValueError,
-    before anything is read, that lists all unknown, missing, repeated and wrongly shaped tensors.
+    before anything is read, that lists all unknown, missing, repeated and wrongly shaped tensors;
+    and for values that `dtype` cannot hold.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(abstract)
     shapes = {_path(keys): tuple(leaf.shape) for keys, leaf in leaves}
@@ -66,6 +67,7 @@ def load(
     put: dict[Path, Array] = {}
     for path, shape in shapes.items():
         values = linen_layout(path[-1], tensors[plan[path]].read(), shape, dtype)
+        _check_range(plan[path], values, tensors[plan[path]].dtype)
         for own, kept in (convert(path, values) if convert else {path: values}).items():
             put[own] = _put(kept, sharding and sharding(own, kept.shape))
     return traverse_util.unflatten_dict(put)
@@ -149,7 +151,8 @@ def linen_layout(leaf: str, values: np.ndarray, shape: tuple[int, ...], dtype: A
 
     In new memory, unless they lie in memory of that layout that nobody can write to.
     """
-    values = values.astype(dtype, copy=False)  # casting strided values would be far slower
+    with np.errstate(over="ignore"):  # `load` says more than NumPy's warning
+        values = values.astype(dtype, copy=False)  # casting strided values would be far slower
     turned = _turned(leaf, values, shape)
     if tensors_io.is_aligned(turned) and not turned.flags.writeable:
         return turned
@@ -258,6 +261,16 @@ def _check_floating(tensors: Mapping[str, Tensor], plan: Mapping[Path, str]) -> 
         raise ValueError(
             f"weights must be floating point; these are not: {_list(wrong)}. Quantised checkpoints "
             "are not supported: fetch the float16 or float32 one"
+        )
+
+
+def _check_range(name: str, values: np.ndarray, stored: np.dtype) -> None:
+    """Raises ValueError where a cast from the stored type made finite values infinite."""
+    narrows = jnp.finfo(values.dtype).max < jnp.finfo(stored).max
+    if narrows and not tensors_io.all_finite(values):
+        raise ValueError(
+            f"{files.printable(name)} holds values that {values.dtype} cannot: they became "
+            "infinite. Load the model with dtype bfloat16 or float32"
         )
 
 

@@ -10,31 +10,51 @@ from jaxgen.weights.tensors import Tensor
 
 SHAPES = Mapping[str, Tensor]
 
+_NETWORKS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+_FIRST = {"text_encoder": "CLIPTextModel"}
+_SECOND = {"text_encoder_2": "CLIPTextModelWithProjection"}
 CLASSES = {
-    "v1": {
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModel",
-    },
-    "v2": {
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModel",
-    },
-    "xl": {
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModel",
-        "text_encoder_2": "CLIPTextModelWithProjection",
-    },
+    "v1": {**_NETWORKS, **_FIRST},
+    "v2": {**_NETWORKS, **_FIRST},
+    "xl": {**_NETWORKS, **_FIRST, **_SECOND},
+    "playground": {**_NETWORKS, **_FIRST, **_SECOND},
+    "refiner": {**_NETWORKS, **_SECOND},
 }
+_END, _MARK = "<|endoftext|>", "!"
 PADDING = {
-    "v1": {"tokenizer": "<|endoftext|>"},
-    "v2": {"tokenizer": "!"},
-    "xl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"},
+    "v1": {"tokenizer": _END},
+    "v2": {"tokenizer": _MARK},
+    "xl": {"tokenizer": _END, "tokenizer_2": _MARK},
+    "playground": {"tokenizer": _END, "tokenizer_2": _MARK},
+    "refiner": {"tokenizer_2": _MARK},
 }
-SAMPLE_SIZE = {"v1": 64, "v2": 96, "xl": 128}
-SCALING_FACTOR = {"v1": 0.18215, "v2": 0.18215, "xl": 0.13025}
+OF_XL = ("xl", "playground", "refiner")  # their UNets take pooled text and sizes
+SAMPLE_SIZE = {"v1": 64, "v2": 96} | dict.fromkeys(OF_XL, 128)
+# how the published autoencoders scale their latents
+SCALING: dict[str, dict[str, Any]] = {
+    "v1": {"scaling_factor": 0.18215},
+    "v2": {"scaling_factor": 0.18215},
+    "xl": {"scaling_factor": 0.13025},
+    "playground": {
+        "scaling_factor": 0.5,
+        "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+        "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+    },
+    "refiner": {"scaling_factor": 0.13025},
+}
+EDM = {
+    "_class_name": "EDMDPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
+    "final_sigmas_type": "zero",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "sigma_data": 0.5,
+    "sigma_max": 80.0,
+    "sigma_min": 0.002,
+    "solver_order": 2,
+    "solver_type": "midpoint",
+}
 BETAS = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -49,7 +69,10 @@ BETAS = {
 
 def index(kind: str, inpainting: bool) -> dict[str, Any]:
     """The model_index.json of the published model of this kind, without the components."""
-    xl, task = "XL" if kind == "xl" else "", "Inpaint" if inpainting else ""
+    if kind == "refiner":
+        options = {"force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True}
+        return {"_class_name": "StableDiffusionXLImg2ImgPipeline", **options}
+    xl, task = "XL" if kind in OF_XL else "", "Inpaint" if inpainting else ""
     option = {"force_zeros_for_empty_prompt": True} if xl else {"requires_safety_checker": False}
     return {"_class_name": f"StableDiffusion{xl}{task}Pipeline", **option}
 
@@ -80,8 +103,8 @@ def infer(class_name: str, tensors: SHAPES, kind: str | None) -> dict[str, Any]:
 def scheduler(
     kind: str, stored: Mapping[str, Tensor], prediction_type: str | None, inpainting: bool = False
 ) -> dict[str, Any]:
-    """The scheduler_config.json that the published model of this kind has; SD 2's inpainting model
-    predicts noise, as its base.
+    """The scheduler_config.json that the published model of this kind has, inpainting ones apart:
+    SD 1's has the scheduler of SD 2, and SD 2's predicts noise with that of SD 1.
 
     Files made for v prediction can say so by an empty tensor `v_pred`, and for betas rescaled to
     zero terminal SNR by one called `ztsnr`.
@@ -92,10 +115,12 @@ def scheduler(
         raise ValueError(
             f"prediction_type is {fields.shown(prediction_type)}; use 'epsilon' or 'v_prediction'"
         )
+    if kind == "playground":
+        return {**EDM, "prediction_type": prediction_type}
     config = {**BETAS, "prediction_type": prediction_type}
-    if kind == "v1" or (kind == "v2" and inpainting):
+    if (kind, inpainting) in (("v1", False), ("v2", True)):
         return {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **config}
-    if kind == "v2":
+    if kind in ("v1", "v2"):
         return {"_class_name": "DDIMScheduler", **config}
     spacing = {"timestep_spacing": "leading", "interpolation_type": "linear"}
     config = {"_class_name": "EulerDiscreteScheduler", **config, **spacing}
@@ -136,7 +161,7 @@ def _unet(tensors: SHAPES, kind: str) -> dict[str, Any]:
         "norm_num_groups": 32,
     }
     if "add_embedding.linear_1.weight" in tensors:
-        if kind != "xl":
+        if kind not in OF_XL:
             raise ValueError("this UNet takes image embeddings (unCLIP), which is not implemented")
         config["addition_embed_type"] = "text_time"
         config["addition_time_embed_dim"] = 256
@@ -150,8 +175,8 @@ def _autoencoder_kl(tensors: SHAPES, kind: str | None) -> dict[str, Any]:
     levels = counts.get("encoder.down_blocks", 0)
     of_kind = {} if kind is None else {
         "sample_size": 8 * SAMPLE_SIZE[kind],
-        "scaling_factor": SCALING_FACTOR[kind],
-        "force_upcast": kind == "xl",
+        **SCALING[kind],
+        "force_upcast": kind in OF_XL,
     }  # fmt: skip
     return {
         **of_kind,
@@ -175,7 +200,7 @@ def _clip_text(tensors: SHAPES, kind: str) -> dict[str, Any]:
     embedding = tensors["text_model.embeddings.token_embedding.weight"]
     vocab_size, hidden = embedding.shape[0], embedding.shape[1]
     projection = tensors.get("text_projection.weight")
-    is_clip_l = kind == "v1" or (kind == "xl" and projection is None)
+    is_clip_l = kind != "v2" and projection is None
     return {
         "architectures": ["CLIPTextModel" if projection is None else "CLIPTextModelWithProjection"],
         "model_type": "clip_text_model",

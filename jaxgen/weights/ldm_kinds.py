@@ -12,10 +12,19 @@ from jaxgen.weights.tensors import Tensor
 
 UNET = "model.diffusion_model."
 VAE = ("first_stage_model.", "vae.")
-TEXT = {
-    "v1": ("cond_stage_model.transformer.", "cond_stage_model.model."),
-    "v2": ("cond_stage_model.transformer.", "cond_stage_model.model."),
-    "xl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+_ONE = {"text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.")}
+_TWO = {
+    "text_encoder": ("conditioner.embedders.0.transformer.",),
+    "text_encoder_2": ("conditioner.embedders.1.model.",),
+}
+REFINERS_TEXT = "conditioner.embedders.0.model."  # it has the second of XL's encoders alone
+# kind -> text encoder -> under which of these its tensors lie
+TEXT: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "v1": _ONE,
+    "v2": _ONE,
+    "xl": _TWO,
+    "playground": _TWO,
+    "refiner": {"text_encoder_2": (REFINERS_TEXT,)},
 }
 WIDTHS = {768: "v1", 1024: "v2", 2048: "xl"}  # of the text, in the published models
 REFINER_WIDTH = 1280
@@ -42,11 +51,16 @@ STRANGERS = {
     UNET: "its network is not the UNet of Stable Diffusion",
 }
 WHOLE = "Expected a whole SD 1.x, 2.x or XL checkpoint with UNet, autoencoder and text encoder"
-VAE_IDS = {"xl": "madebyollin/sdxl-vae-fp16-fix"}
+_XL_VAE = "madebyollin/sdxl-vae-fp16-fix"
+VAE_IDS = {
+    "xl": _XL_VAE,
+    "refiner": _XL_VAE,
+    "playground": "playgroundai/playground-v2.5-1024px-aesthetic",
+}
 
 
 def kind_of(stored: Mapping[str, Tensor], where: str, has_vae: bool = False) -> str:
-    """Which model a checkpoint is: "v1", "v2" or "xl".
+    """Which model a checkpoint is: "v1", "v2", "xl", XL's "refiner" or "playground" (2.5).
 
     has_vae: an autoencoder is given beside the file. Raises ValueError that says what the file
     looks like when it is none of these, or what it lacks.
@@ -63,12 +77,12 @@ def kind_of(stored: Mapping[str, Tensor], where: str, has_vae: bool = False) -> 
             f"{where} has no autoencoder: pass vae= a folder, a file or a Hub id, for example "
             f"{VAE_IDS.get(kind, 'stabilityai/sd-vae-ft-mse')}"
         )
-    lacking = [start for start in TEXT[kind] if not _has(stored, start)]
-    if lacking and (kind == "xl" or len(lacking) == 2):
-        raise ValueError(
-            f"{where} is an SD {kind} model without its text encoder: nothing lies under "
-            f"{' or '.join(lacking)}. {WHOLE}"
-        )
+    for starts in TEXT[kind].values():
+        if not any(_has(stored, start) for start in starts):
+            raise ValueError(
+                f"{where} is an SD {kind} model without its text encoder: nothing lies under "
+                f"{' or '.join(starts)}. {WHOLE}"
+            )
     return kind
 
 
@@ -82,11 +96,7 @@ def _kind_of_unet(stored: Mapping[str, Tensor], where: str) -> str:
     texts = [name for name in inside if name.endswith(".attn2.to_k.weight")]
     width = stored[texts[0]].shape[-1] if texts and stored[texts[0]].shape else 0
     added = f"{UNET}label_emb.0.0.weight" in stored
-    if "edm_mean" in stored:
-        fault = "Playground 2.5, whose noise levels are those of EDM"
-    elif added and width == REFINER_WIDTH:
-        fault = "the XL refiner"
-    elif added and width == 1024:
+    if added and width == 1024:
         fault = "SD 2.1 unCLIP, which takes image embeddings"
     else:
         fault = OTHER_CHANNELS.get(_in_channels(stored))
@@ -98,8 +108,10 @@ def _kind_of_unet(stored: Mapping[str, Tensor], where: str) -> str:
             "attention in the middle, and a single file does not tell its layers. Give its folder "
             "in diffusers' layout or its Hub id, for example segmind/SSD-1B"
         )
-    if added:
-        return "xl"
+    if added and (width == REFINER_WIDTH or _has(stored, REFINERS_TEXT)):
+        return "refiner"
+    if added:  # the mark of EDM, with the statistics of its latents
+        return "playground" if "edm_mean" in stored and not is_inpainting(stored) else "xl"
     projections = [name for name in inside if name.endswith(".1.proj_in.weight")]
     linear = bool(projections) and len(stored[projections[0]].shape) == 2
     return WIDTHS.get(width, "v2" if linear else "v1")

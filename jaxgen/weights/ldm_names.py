@@ -23,7 +23,7 @@ Namer = Callable[[str], str | None]  # an old name -> the new one, None if it ha
 IGNORED = re.compile(
     r"betas|alphas_cumprod.*|sqrt_.*|log_one_minus_.*|posterior_.*|lvlb_weights|logvar"
     r"|global_step|denoiser\..*|.*\.position_ids|.*\.attn_mask|.*\.logit_scale|v_pred|ztsnr"
-    r"|.*\.transformer\.text_projection\.weight"
+    r"|.*\.transformer\.text_projection\.weight|edm_(mean|std)"
 )
 
 RESNET = {
@@ -89,15 +89,15 @@ def rename(
         if vae:
             linear = renamed(prefix, vae, vae_names(vae)).items()
             parts["vae"] = {name: as_linear(name, tensor) for name, tensor in linear}
-    names = ("text_encoder", "text_encoder_2") if kind == "xl" else ("text_encoder",) * 2
-    for name, prefix in zip(names, TEXT[kind], strict=True):
+    places = [(name, start) for name, starts in TEXT[kind].items() for start in starts]
+    for name, prefix in places:
         part = take(prefix) if name not in parts else {}
         if part and prefix.endswith(".transformer."):
             parts[name] = diffusers.with_text_model(part, "CLIPTextModel")
         elif part:
-            parts[name], unnamed = open_clip.convert(part, projected=kind == "xl")
+            parts[name], unnamed = open_clip.convert(part, projected=name == "text_encoder_2")
             strays.extend(prefix + old for old in unnamed)
-    for name in dict.fromkeys(names):
+    for name in TEXT[kind]:
         if name in parts:
             parts[name], unused = used_layers(parts[name], kind)
             strays.extend(f"{name}.{old}" for old in unused)

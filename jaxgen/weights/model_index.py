@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""model_index.json, which names the parts of a pipeline, and what a folder lacks of them."""
+"""model_index.json, which names the parts of a pipeline; what a folder lacks of them, and what to
+give instead of one that is no pipeline.
+"""
 
+import itertools
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxgen import files
+from jaxgen.weights.weight_files import CONVERT, UNSAFE
 
+INDEX = "model_index.json"
 # component -> (library, its file stem, the classes that jaxgen implements)
 NETWORKS = {
     "unet": ("diffusers", "diffusion_pytorch_model", ("UNet2DConditionModel",)),
@@ -23,6 +29,9 @@ PIPELINES = {
 }
 # Parts of torch pipelines that jaxgen passes over; they are null in what it writes.
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+PART_FILES = ("diffusion_pytorch_model", "config.json")  # how files of a part alone begin
+MOST_ENTRIES = 200  # of one folder that are looked at
+LISTED = 6
 VAE_ADVICE = " (give an autoencoder with vae=: a folder, a file or a Hub id)"
 
 
@@ -30,14 +39,19 @@ def read(folder: Path) -> dict[str, Any]:
     """model_index.json of a pipeline folder."""
     if not folder.is_dir():
         raise ValueError(f"no such folder: {folder}")
-    if not (folder / "model_index.json").is_file():
+    check_is_pipeline(folder)
+    return files.read_object(folder / "model_index.json")
+
+
+def check_is_pipeline(folder: Path) -> None:
+    """Raises ValueError for a folder without model_index.json that says what to give instead."""
+    if not (folder / INDEX).is_file():
         names = sorted(path.name for path in folder.iterdir())[:12]
         listed = files.printable(", ".join(names), 300) or "nothing"
         raise ValueError(
-            f"{folder} has no model_index.json, so it is no diffusers pipeline; it holds {listed}. "
-            "Give the folder of a pipeline, or the path of one single-file .safetensors checkpoint"
+            f"{folder} has no model_index.json, so it is no diffusers pipeline; it holds {listed}: "
+            f"{_instead(folder)}"
         )
-    return files.read_object(folder / "model_index.json")
 
 
 def has_part(index: dict[str, Any], name: str) -> bool:
@@ -76,7 +90,8 @@ def check_complete(folder: Path, index: dict[str, Any], has_vae: bool) -> list[s
         if has_part(index, name) and not (folder / name).is_dir()
     ]
     if faults:
-        raise ValueError(f"{folder} cannot be loaded: " + "; ".join(faults))
+        text = f"{folder} cannot be loaded: {'; '.join(faults)}"
+        raise ValueError(text + or_single_file(folder))
     parts = _other_parts(index)
     return [f"passed over the parts {', '.join(parts)}"] if parts else []
 
@@ -112,3 +127,60 @@ def corrected_unet(index: dict[str, Any], config: dict[str, Any]) -> dict[str, A
     small = isinstance(size, int) and not isinstance(size, bool) and 0 < size < 64
     of_sd = index.get("_class_name") in PIPELINES and "XL" not in index["_class_name"]
     return {**config, "sample_size": 64} if old and small and of_sd else config
+
+
+def _instead(folder: Path) -> str:
+    """Says what a folder without model_index.json is, and what to give instead."""
+    below = list(itertools.islice(_pipelines_below(folder), LISTED + 1))
+    names = _names(folder)
+    if (folder.parent / INDEX).is_file():
+        return f"it is a part of a pipeline; give that folder: {_shown(folder.parent)}"
+    if below:
+        return f"give {_one_of(below)}, which {'is a pipeline' if len(below) == 1 else 'are'}"
+    if any(name.startswith(PART_FILES) for name in names):
+        return "it seems to be one network alone; give the folder of the whole pipeline"
+    if single := single_files(folder):
+        return f"give the path of a single-file checkpoint itself: {_one_of(single)}"
+    if parts := [name for name in (*NETWORKS, *TOKENIZERS, "scheduler") if name in names]:
+        return (
+            f"it has the parts {', '.join(parts)} without the {INDEX} that joins them; fetch the "
+            "whole folder"
+        )
+    if any(name.endswith(UNSAFE) for name in names):
+        return CONVERT
+    return "give the folder of a pipeline, or the path of one single-file .safetensors checkpoint"
+
+
+def or_single_file(folder: Path) -> str:
+    """Says which single files lie in a folder, as the end of a sentence; nothing without any."""
+    single = single_files(folder)
+    return f"; or give the path of a single file itself: {_one_of(single)}" if single else ""
+
+
+def single_files(folder: Path) -> list[Path]:
+    """The safetensors files right in a folder that may be whole checkpoints."""
+    names = [name for name in _names(folder) if name.endswith(".safetensors")]
+    return [folder / name for name in names if not name.startswith(PART_FILES)]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in itertools.islice(folder.iterdir(), MOST_ENTRIES))
+
+
+def _pipelines_below(folder: Path) -> Iterator[Path]:
+    """The pipelines one level lower, or two: the Hub's cache keeps them in snapshots/REVISION."""
+    for name in _names(folder):
+        inner = folder / name
+        if (inner / INDEX).is_file():
+            yield inner
+        elif name == "snapshots" and inner.is_dir():
+            yield from (inner / own for own in _names(inner) if (inner / own / INDEX).is_file())
+
+
+def _one_of(paths: list[Path]) -> str:
+    listed = ", ".join(map(_shown, paths[:LISTED]))
+    return listed if len(paths) == 1 else f"one of {listed}{', ...' * (len(paths) > LISTED)}"
+
+
+def _shown(path: Path) -> str:
+    return files.printable(path, 300)

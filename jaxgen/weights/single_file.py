@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Single-file checkpoints in the names of CompVis' LDM and Stability's SGM: SD 1.x, 2.x and XL.
+"""Single-file checkpoints in the names of CompVis' LDM and Stability's SGM: SD 1.x, 2.x, XL and
+its refiner, Playground 2.5.
 
 The file has weights only. The UNet says which model it is, the shapes give the configs, and what
 neither tells (heads, scheduler, scaling factor) follows from the model. The tokenizer is not in it.
@@ -62,8 +63,7 @@ def _read(
         if not (vae and name == "vae")
     }
     if vae:
-        scaling = {"scaling_factor": ldm_configs.SCALING_FACTOR[kind]}
-        components["vae"] = diffusers.with_scaling(vae, scaling)
+        components["vae"] = diffusers.with_scaling(vae, ldm_configs.SCALING[kind])
     scheduler = ldm_configs.scheduler(kind, stored, prediction_type, inpainting)
     if kind == "v2":
         size = 96 if scheduler["prediction_type"] == "v_prediction" else 64

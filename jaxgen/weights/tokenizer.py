@@ -161,7 +161,11 @@ def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
     `special` overrides the folder's special tokens. Raises ValueError when files are missing,
     malformed, too large or do not belong together.
     """
-    folder = Path(folder)
+    with files.one_error(folder):
+        return _read(Path(folder), special or {})
+
+
+def _read(folder: Path, special: dict[str, str]) -> Tokenizer:
     combined = vocabulary.read_optional(folder / "tokenizer.json", files.INDEX_BYTES)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocab = files.read_object(folder / "vocab.json", files.INDEX_BYTES)
@@ -174,14 +178,13 @@ def read(folder: Path, special: dict[str, str] | None = None) -> Tokenizer:
         )
     vocabulary.check(vocab, folder)
     config = vocabulary.read_optional(folder / "tokenizer_config.json")
-    roles = {**vocabulary.special_tokens(folder, config, combined), **(special or {})}
+    roles = {**vocabulary.special_tokens(folder, config, combined), **special}
     max_length = config.get("model_max_length", 77)
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:
         max_length = 77  # "no limit" is written as 1e30; the text encoders have 77 positions
-    with files.one_error(folder):
-        tokens = build(vocab, merges, roles, max_length, _words(config))
-        _check_reached(tokens)
-        return tokens
+    tokens = build(vocab, merges, roles, max_length, _words(config))
+    _check_reached(tokens)
+    return tokens
 
 
 def write(folder: Path, tokenizer: Tokenizer) -> None:

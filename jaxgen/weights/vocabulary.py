@@ -15,7 +15,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     """The pairs of tokens in a merges.txt, in their order."""
     data = files.read_bytes(path, files.INDEX_BYTES)
     try:
-        lines = data.decode("utf-8").split("\n")
+        lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
     first = 1 if lines[0].startswith("#version") else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen import files
+from jaxgen import fields, files
 from jaxgen.weights import tensors
 from jaxgen.weights.tensors import Tensor
 
@@ -133,8 +133,8 @@ def _weight_map(path: Path) -> dict[str, str]:
     for file in set(map(str, shards.values())):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors", file):
             raise ValueError(
-                f"{path} points at {file[:120]!r}; expected the name of a safetensors file in the "
-                "same folder"
+                f"{path} points at {fields.shown(file[:120])}; expected the name of a "
+                "safetensors file in the same folder"
             )
         if not (path.parent / file).is_file():
             raise ValueError(f"{path} needs {file}, which is missing; is the folder complete?")

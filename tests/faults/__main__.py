@@ -3,6 +3,7 @@
 
     python -m tests.faults                             # about ten minutes on two cores
     python -m tests.faults --cases 5 --systems vae     # five files for each damage, one system
+    python -m tests.faults --kinds killed --systems latent_autoencoder latent_diffusion
 
 Recovered: state, metrics and pictures are those of the undisturbed run. Detected: an error in one
 line that names the folder of the run. Noted: a record that cannot be made anew is named, and the
@@ -24,6 +25,14 @@ from tests.faults import cases, processes, verdicts
 
 STEPS = ["--batch-size", "32", "--steps", "10", "--checkpoint-every", "4", "--scan-steps", "1"]
 FLAGS = [*STEPS, "--draw-every", "4", "--log-every", "4", "--seed", "3"]
+_WORLD = ["--num-scenes", "64", "--batch-size", "4", "--warmup-steps", "0"]
+OWN = {  # more flags of the systems that are large by default
+    "latent_autoencoder": [*_WORLD, "--norm-groups", "4", "--vae-channels", "8", "8", "8", "8"],
+    "latent_diffusion": [
+        *_WORLD, "--unet-channels", "8", "--unet-heads", "2", "--text-width", "32",
+        "--text-layers", "1",
+    ],
+}  # fmt: skip
 
 
 def main():
@@ -33,6 +42,7 @@ def main():
         "--cases", type=int, help="files for each damage and system; all if left out"
     )
     parser.add_argument("--systems", nargs="+", default=["autoencoder", "vae", "gan"])
+    parser.add_argument("--kinds", nargs="+", choices=cases.KINDS, default=cases.KINDS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="cases tried at a time")
     options = parser.parse_args()
@@ -48,10 +58,12 @@ def try_all(context, system, place, options, table):
     """Adds the outcomes of all faults of a system to the table, by (system, kind)."""
     whole = place / system / "run"  # the curves show the folder's name
     whole.parent.mkdir()
-    ended = processes.execute(context, system, *FLAGS, "--run-dir", whole)
+    flags = [*FLAGS, *own_flags(context, system, place)]
+    ended = processes.execute(context, system, *flags, "--run-dir", whole)
     assert ended.returncode == 0, ended.stderr
-    faults = list(enumerate(cases.faults(whole, options.cases, options.seed)))
-    outcome_of = partial(attempt, context, system, whole)
+    every = cases.faults(whole, options.cases, options.seed)
+    faults = list(enumerate(fault for fault in every if fault.kind in options.kinds))
+    outcome_of = partial(attempt, context, system, flags, whole)
     with futures.ThreadPoolExecutor(options.workers) as pool:
         for (_, fault), (outcome, said) in zip(faults, pool.map(outcome_of, faults), strict=True):
             table.setdefault((system, fault.kind), collections.Counter())[outcome] += 1
@@ -60,14 +72,27 @@ def try_all(context, system, place, options, table):
                 print(f"{system}, {fault.kind}, {fault.name}: {outcome}: {said}", flush=True)
 
 
-def attempt(context, system, whole, numbered):
+def own_flags(context, system, place):
+    """The flags of a system beside FLAGS; the second stage needs a run of the first."""
+    own = OWN.get(system, [])
+    if system != "latent_diffusion":
+        return own
+    first = place / "first"
+    if not first.exists():
+        flags = [*FLAGS, *OWN["latent_autoencoder"], "--run-dir", first]
+        ended = processes.execute(context, "latent_autoencoder", *flags)
+        assert ended.returncode == 0, ended.stderr
+    return [*own, "--autoencoder", str(first)]
+
+
+def attempt(context, system, flags, whole, numbered):
     """The outcome of one fault, and what was said."""
     i, fault = numbered
     folder = whole.parent / str(i) / "run"
     folder.parent.mkdir()
     execute = partial(processes.execute, context, system)
     try:
-        flags, end = befall(fault, whole, folder, execute)
+        flags, end = befall(fault, flags, whole, folder, execute)
         if fault.kind == "disk full" and end.returncode:
             outcome, said = verdicts.verdict(*end, folder, {})
             if outcome != verdicts.DETECTED:
@@ -81,14 +106,14 @@ def attempt(context, system, whole, numbered):
         shutil.rmtree(folder.parent)
 
 
-def befall(fault, whole, folder, execute):
+def befall(fault, flags, whole, folder, execute):
     """Leaves the folder as the fault does; the flags with which a user goes on, and the end."""
     end = None
     if fault.kind == "killed":
-        end = execute(*FLAGS, "--run-dir", folder, die_at=cases.PHASES[fault.name])
+        end = execute(*flags, "--run-dir", folder, die_at=cases.PHASES[fault.name])
         assert end.returncode == -signal.SIGKILL, end.stderr
     elif fault.kind == "disk full":
-        end = execute(*FLAGS, "--run-dir", folder, most_bytes=int(fault.name))
+        end = execute(*flags, "--run-dir", folder, most_bytes=int(fault.name))
     else:
         shutil.copytree(whole, folder)
         if fault.kind == "clock":
@@ -97,7 +122,7 @@ def befall(fault, whole, folder, execute):
             cases.damage(folder / fault.name, fault.kind, fault.seed)
     has_begun = fault.kind not in ("killed", "disk full") or (folder / "config.json").is_file()
     # dead before its configuration: the same command again
-    return (["--resume"] if has_begun else FLAGS), end
+    return (["--resume"] if has_begun else flags), end
 
 
 def second_writer(folder, flags, execute):

@@ -24,6 +24,7 @@ PHASES = {  # the function at whose call the process dies, and at which call
 DISK_SIZES = [2**n for n in range(9, 19)]  # bytes that a file may have
 DAMAGES = ("flipped", "truncated", "deleted")
 YEARS = (2001, 2037)
+KINDS = (*DAMAGES, "killed", "disk full", "clock", "two writers")
 
 
 class Fault(NamedTuple):

@@ -23,6 +23,7 @@ from jaxgen.weights import (  # noqa: E402
     diffusers,
     layout,
     ldm_configs,
+    ldm_kinds,
     ldm_names,
     open_clip,
     single_file,
@@ -292,7 +293,9 @@ def test_autoencoder_from_an_old_folder_decodes_as_in_torch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ldm", [ldm_shapes.TINY_V1, ldm_shapes.TINY_V2, ldm_shapes.TINY_XL], ids=str
+    "ldm",
+    [ldm_shapes.TINY_V1, ldm_shapes.TINY_V2, ldm_shapes.TINY_XL, ldm_shapes.TINY_REFINER],
+    ids=lambda ldm: ldm.kind,
 )
 def test_single_files_convert_as_in_diffusers(ldm):
     rng = np.random.default_rng(0)
@@ -303,7 +306,11 @@ def test_single_files_convert_as_in_diffusers(ldm):
     _assert_states_equal(ours, {p: {n: t.numpy() for n, t in s.items()} for p, s in wanted.items()})
 
 
-@pytest.mark.parametrize("ldm", [ldm_shapes.V1, ldm_shapes.V2, ldm_shapes.XL], ids=str)
+@pytest.mark.parametrize(
+    "ldm",
+    [ldm_shapes.V1, ldm_shapes.V2, ldm_shapes.XL, ldm_shapes.REFINER],
+    ids=lambda ldm: ldm.kind,
+)
 def test_full_size_single_files_have_the_names_and_shapes_of_diffusers(ldm):
     meta = {n: torch.empty(s, device="meta") for n, s in ldm_shapes.shapes(ldm).items()}
     stored = {
@@ -346,7 +353,30 @@ FORMS = {
     "v2_inpainting": V2._replace(in_channels=9),
     "xl": ldm_shapes.TINY_XL,
     "xl_inpainting": ldm_shapes.TINY_XL._replace(in_channels=9),
+    "refiner": ldm_shapes.TINY_REFINER,
+    "playground": ldm_shapes.TINY_PLAYGROUND,
 }
+# the kinds of diffusers, each of which stands for one published model and its configs
+KINDS = {
+    "v1": ldm_shapes.V1,
+    "inpainting": ldm_shapes.V1._replace(in_channels=9),
+    "v2": ldm_shapes.V2,
+    "inpainting_v2": ldm_shapes.V2._replace(in_channels=9),
+    "xl_base": ldm_shapes.XL,
+    "xl_inpaint": ldm_shapes.XL._replace(in_channels=9),
+    "xl_refiner": ldm_shapes.REFINER,
+    "playground-v2-5": ldm_shapes.XL._replace(kind="playground"),
+}
+
+
+@pytest.mark.parametrize("theirs", KINDS)
+def test_full_size_files_are_of_the_kinds_that_diffusers_says(theirs):
+    ldm = KINDS[theirs]
+    shapes = {n: torch.empty(s, device="meta") for n, s in ldm_shapes.shapes(ldm).items()}
+    assert single_file_utils.infer_diffusers_model_type(shapes) == theirs
+    stored = {n: tensors.Tensor(tuple(t.shape), np.float32, None) for n, t in shapes.items()}
+    assert ldm_kinds.kind_of(stored, "file") == ldm.kind
+    assert ldm_kinds.is_inpainting(stored) == ("inpaint" in theirs)
 
 
 @pytest.mark.parametrize("strays", [False, True], ids=["clean", "strays"])
@@ -465,12 +495,16 @@ def _diffusers_conversion(ldm, state, parts):
     }
     if ldm.kind in ("v1", "xl"):
         result["text_encoder"] = convert.convert_ldm_clip_checkpoint(dict(state))
-    if ldm.kind in ("v2", "xl"):
-        name = "text_encoder_2" if ldm.kind == "xl" else "text_encoder"
+    if ldm.kind != "v1":
+        name = "text_encoder" if ldm.kind == "v2" else "text_encoder_2"
         with torch.device("meta"):
             config = transformers.CLIPTextConfig(**configured[name])
             model = transformers.CLIPTextModelWithProjection(config)
-        prefix = "conditioner.embedders.1.model." if ldm.kind == "xl" else "cond_stage_model.model."
+        prefix = {
+            "v2": "cond_stage_model.model.",
+            "xl": "conditioner.embedders.1.model.",
+            "refiner": "conditioner.embedders.0.model.",
+        }[ldm.kind]
         result[name] = convert.convert_open_clip_checkpoint(model, dict(state), prefix=prefix)
     return {p: {n: t for n, t in s.items() if "position_ids" not in n} for p, s in result.items()}
 

@@ -25,12 +25,18 @@ class Ldm(NamedTuple):
     in_channels: int = 4
     added: int = 0  # adm_in_channels
     layers: int = 2
+    middle: int | None = None  # transformer blocks in the middle; None is as many as last
 
 
 V1 = Ldm("v1", 320, (1, 2, 4, 4), (1, 1, 1, 0), 768)
 V2 = Ldm("v2", 320, (1, 2, 4, 4), (1, 1, 1, 0), 1024)
 XL = Ldm(
     "xl", 320, (1, 2, 4), (0, 2, 10), 2048, open_clip=(49408, 1280, 32), added=2816
+)  # fmt: skip
+
+REFINER = Ldm(
+    "refiner", 384, (1, 2, 4, 4), (0, 4, 4, 0), 1280, open_clip=(49408, 1280, 32), added=2560,
+    middle=4,
 )  # fmt: skip
 
 _SMALL = {"channels": 32, "vae_channels": 32, "vae_mult": (1, 2)}
@@ -42,18 +48,28 @@ TINY_XL = XL._replace(
     mult=(1, 2, 2), depths=(0, 2, 3), context=48, clip=(60, 16, 2), open_clip=(60, 32, 3),
     added=6 * 256 + 32, **_SMALL,
 )  # fmt: skip
+TINY_PLAYGROUND = TINY_XL._replace(kind="playground")
+TINY_REFINER = REFINER._replace(
+    mult=(1, 2, 2), depths=(0, 2, 0), context=32, open_clip=(60, 32, 3), added=5 * 256 + 32,
+    middle=2, **_SMALL,
+)  # fmt: skip
 
 
 def shapes(c: Ldm) -> Shapes:
     """Every tensor of the checkpoint, with its usual extras."""
-    xl = c.kind == "xl"
     result = _under("model.diffusion_model.", _unet(c)) | _under("first_stage_model.", _vae(c))
-    if c.kind in ("v1", "xl"):
-        prefix = "conditioner.embedders.0." if xl else "cond_stage_model."
-        result |= _under(f"{prefix}transformer.text_model.", _clip(*c.clip))
-    if c.kind in ("v2", "xl"):
-        prefix = "conditioner.embedders.1.model." if xl else "cond_stage_model.model."
-        result |= _under(prefix, _open_clip(*c.open_clip))
+    match c.kind:
+        case "v1":
+            result |= _under("cond_stage_model.transformer.text_model.", _clip(*c.clip))
+        case "v2":
+            result |= _under("cond_stage_model.model.", _open_clip(*c.open_clip))
+        case "refiner":
+            result |= _under("conditioner.embedders.0.model.", _open_clip(*c.open_clip))
+        case _:
+            result |= _under("conditioner.embedders.0.transformer.text_model.", _clip(*c.clip))
+            result |= _under("conditioner.embedders.1.model.", _open_clip(*c.open_clip))
+    if c.kind == "playground":
+        result |= {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)}
     return result | {"betas": (1000,), "alphas_cumprod": (1000,)}
 
 
@@ -93,7 +109,7 @@ def _unet(c: Ldm) -> Shapes:
             skips.append(ch)
 
     result |= _resnet("middle_block.0", ch, ch, emb) | _resnet("middle_block.2", ch, ch, emb)
-    result |= _transformer("middle_block.1", c, ch, max(c.depths[-1], 1))
+    result |= _transformer("middle_block.1", c, ch, c.middle or max(c.depths[-1], 1))
 
     number = 0
     for level, mult in reversed(list(enumerate(c.mult))):

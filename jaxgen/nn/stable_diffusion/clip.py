@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxgen import fields
 from jaxgen.nn.attention import attention
 from jaxgen.nn.linear import Dense, Embed, add
 from jaxgen.types import Array
@@ -51,7 +52,7 @@ class CLIPTextModel(nn.Module):
     def setup(self) -> None:
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
-                f"hidden_act {self.hidden_act!r} is not implemented; use one of "
+                f"hidden_act {fields.shown(self.hidden_act)} is not implemented; use one of "
                 f"{', '.join(ACTIVATIONS)}"
             )
         self.text_model = CLIPTextTransformer(

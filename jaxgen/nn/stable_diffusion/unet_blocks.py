@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxgen import fields
 from jaxgen.nn.embeddings import TimestepEmbedding, sinusoid
 from jaxgen.nn.linear import SAME, Conv3x3
 from jaxgen.nn.stable_diffusion.resnet import Downsample2D, ResnetBlock2D, Upsample2D
@@ -276,7 +277,9 @@ class UNetEncoder(nn.Module):
 def has_attention(kind: str, field: str, known: dict[str, bool]) -> bool:
     """Tells whether a kind of block attends to the text; raises ValueError for an unknown one."""
     if kind not in known:
-        raise ValueError(f"{field} {kind!r} is not implemented; use one of {', '.join(known)}")
+        raise ValueError(
+            f"{field} {fields.shown(kind)} is not implemented; use one of {', '.join(known)}"
+        )
     return known[kind]
 
 

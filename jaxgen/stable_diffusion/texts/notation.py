@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jaxgen import fields
+
 AND = re.compile(r"\bAND\b")
 WEIGHT = re.compile(r"(.*?)(?:\s*:\s*([+-]?(?:\d+\.?\d*|\.\d+)))?\s*", re.DOTALL)
 NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*")
@@ -191,4 +193,4 @@ def _plain_positions(prompt: str, start: int, end: int) -> Iterator[int]:
 
 def _error(prompt: str, place: int, fault: str) -> ValueError:
     around = prompt[max(0, place - 10) : place + 20]
-    return ValueError(f"prompt, at character {place + 1} ({around!r}): {fault}")
+    return ValueError(f"prompt, at character {place + 1} ({fields.shown(around)}): {fault}")

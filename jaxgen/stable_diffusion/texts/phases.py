@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.texts import notation
 from jaxgen.stable_diffusion.texts.notation import Part
@@ -88,7 +89,9 @@ def _negative_texts(text: str | None, weighting: bool, run: _Run) -> _Set:
         return _Set([None], np.zeros((len(run.steps), 1), int))
     parts = _parts(text, weighting)
     if len(parts) > 1:
-        raise ValueError(f"negative_prompt {text!r:.80} has an AND, which only prompts can have")
+        raise ValueError(
+            f"negative_prompt {fields.shown(text)} has an AND, which only prompts can have"
+        )
     return _texts_of(parts, run)
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen import fields
 from jaxgen.types import AnyArray
 from jaxgen.weights import tokenizer as tokenizer_io
 from jaxgen.weights.tokenizer import Tokenizer
@@ -79,7 +80,9 @@ def _sections(
     _check_known(tokenizer, [text for texts, _ in split for text in texts])
     for texts, weight in split:
         if not abs(weight) <= MOST_WEIGHT:
-            raise ValueError(f"the weight {weight:g} of {texts[0]!r:.60} is beyond {MOST_WEIGHT:g}")
+            raise ValueError(
+                f"the weight {weight:g} of {fields.shown(texts[0])} is beyond {MOST_WEIGHT:g}"
+            )
         for k, text in enumerate(texts):
             if k > 0:
                 sections.append(([], []))
