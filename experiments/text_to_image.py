@@ -35,7 +35,7 @@ from jaxgen.adapters import controlnet_file, embedding_file, spec
 from jaxgen.cpu import tune
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
-from jaxgen.pictures import images, parameters
+from jaxgen.pictures import images
 from jaxgen.stable_diffusion import arguments, loading, picture_files, placement
 from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
@@ -84,6 +84,7 @@ class Sampling:
     guidance_parallel: float = 1.0
     guidance_limit: float | None = None  # the largest norm of its change at a step
     clip_skip: int = 0  # last layers of the text encoder to leave out
+    cache_interval: int = 1  # only every so many steps run the whole UNet: faster, less exact
     weighting: bool = True  # brackets in prompts are emphasis; --no-weighting: they are text
 
 
@@ -280,7 +281,6 @@ def previewing(
 
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
     """Writes each picture with its prompt and settings, and a grid of several; yields the paths."""
-    first = images.next_number(config.output)
     chosen = zip(steps_and_guidance(config), pipe.defaults, strict=True)
     steps, scale = (own if own is not None else default for own, default in chosen)
     sampling, from_image = config.sampling, config.from_image
@@ -310,26 +310,12 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "vae": config.weights.vae,
         "lora": ", ".join(config.weights.lora) or None,
         "embedding": ", ".join(config.weights.embedding) or None,
+        "cache_interval": None if sampling.cache_interval == 1 else sampling.cache_interval,
         "dtype": pipe.dtype.name,
         "quantize": pipe.quantize,
         "software": f"jaxgen {jaxgen.__version__}",
     }
-    settings = {name: value for name, value in settings.items() if value is not None}
-    for j, picture in enumerate(pictures):
-        path = config.output / f"{first + j:05d}.png"
-        text = {
-            "prompt": config.prompt[j // config.batch_size],
-            "seed": config.seed + j,
-            **settings,
-        }
-        images.save(path, picture, text | {parameters.KEY: parameters.text(text)})
-        yield path
-    if len(pictures) > 1:
-        path = config.output / f"{first:05d}-grid.png"
-        columns = config.batch_size if config.batch_size > 1 else None
-        text = {"prompt": "\n".join(config.prompt), "seed": config.seed, **settings}
-        images.save(path, images.grid(pictures, columns), text)
-        yield path
+    return picture_files.save(config.output, pictures, config.prompt, config.seed, settings)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,15 @@ class Projection(NamedTuple):
     limit: AnyArray  # [B] the largest norm of a change; infinite is none
 
 
+class Guidance(NamedTuple):
+    """Says how the outputs for an image's texts become one; `guide` describes the fields."""
+
+    scale: AnyArray  # [B] or [N, B]
+    rescale: AnyArray  # the same
+    projection: Projection | None = None
+    weights: AnyArray | None = None  # [B, P]
+
+
 def projection(table: Table, parallel: AnyArray, limit: AnyArray) -> Projection:
     """Builds the projection of a run: parallel and limit per image, [B]."""
     scale = jnp.asarray(table.scale, jnp.float32)
@@ -105,27 +114,33 @@ def guide(
     0 is off.
     """
     groups = 2 if weights is None else 1 + jnp.shape(weights)[1]
+    rule = Guidance(guidance_scale, guidance_rescale, projection, weights)
+    return lambda x, i: combine(rule, x, i, denoise(repeated(x, groups), i))
 
-    def guided(x: Array, i: Array) -> Array:
-        b = x.shape[0]
-        rows = jnp.stack([x] * groups, axis=1).reshape(groups * b, *x.shape[1:])
-        out = denoise(rows, i).astype(jnp.float32).reshape(b, groups, *x.shape[1:])
-        negative, positive = out[:, 0], out[:, 1]
-        direction = positive - negative
-        if weights is not None:
-            parts = jnp.asarray(weights, jnp.float32).reshape(b, -1, 1, 1, 1)
-            direction = jnp.sum(parts * (out[:, 1:] - negative[:, None]), axis=1)
-            positive = negative + direction
-        scale, rescale = (_per_image(v, i) for v in (guidance_scale, guidance_rescale))
-        if projection is None:
-            combined = negative + scale * direction
-        else:
-            kept = _projected(projection, x, i, positive, direction)
-            # out_pos + (s - 1) kept; where all is kept, the same bits as without a projection
-            combined = negative + scale * kept + (direction - kept)
-        return (rescale * _contrast(positive, combined) + (1 - rescale)) * combined
 
-    return guided
+def repeated(x: Array, groups: int) -> Array:
+    """Repeats the latents of each image for the texts that guide it: [B, ...] -> [B * G, ...]."""
+    return jnp.stack([x] * groups, axis=1).reshape(groups * x.shape[0], *x.shape[1:])
+
+
+def combine(rule: Guidance, x: Array, i: Array, out: Array) -> Array:
+    """Combines the outputs [B * G, H, W, C] of row i for latents [B, H, W, C], as in `guide`."""
+    b, weights = x.shape[0], rule.weights
+    out = out.astype(jnp.float32).reshape(b, -1, *x.shape[1:])
+    negative, positive = out[:, 0], out[:, 1]
+    direction = positive - negative
+    if weights is not None:
+        parts = jnp.asarray(weights, jnp.float32).reshape(b, -1, 1, 1, 1)
+        direction = jnp.sum(parts * (out[:, 1:] - negative[:, None]), axis=1)
+        positive = negative + direction
+    scale, rescale = (_per_image(v, i) for v in (rule.scale, rule.rescale))
+    if rule.projection is None:
+        combined = negative + scale * direction
+    else:
+        kept = _projected(rule.projection, x, i, positive, direction)
+        # out_pos + (s - 1) kept; where all is kept, the same bits as without a projection
+        combined = negative + scale * kept + (direction - kept)
+    return (rescale * _contrast(positive, combined) + (1 - rescale)) * combined
 
 
 def sample(
@@ -166,12 +181,30 @@ def step(
 
     state[0] is the latent, the rest are the memories; the arguments are those of `sample`.
     """
-    scale, update, denoised = (
-        jnp.asarray(column, jnp.float32)[i]
-        for column in (table.scale, table.update, table.denoised)
+    out = denoise(seen(table, i, state), i)
+    return advance(table, i, state, out, keys, noise=noise, inpainting=inpainting)
+
+
+def seen(table: Table, i: Array, state: Array) -> Array:
+    """The latents as the model sees them at row i, [B, H, W, C]."""
+    return jnp.asarray(table.scale, jnp.float32)[i] * state[0]
+
+
+def advance(
+    table: Table,
+    i: Array,
+    state: Array,
+    out: Array,
+    keys: Key | None = None,
+    *,
+    noise: AnyArray | None = None,
+    inpainting: Inpainting | None = None,
+) -> tuple[Array, Array]:
+    """Ends row i with the model's output [B, H, W, C]: next state and estimate, as `step` does."""
+    update, denoised = (
+        jnp.asarray(column, jnp.float32)[i] for column in (table.update, table.denoised)
     )
-    x = state[0]
-    out = denoise(scale * x, i).astype(jnp.float32)
+    x, out = state[0], out.astype(jnp.float32)
     fresh = _fresh_noise(keys, noise, i, x.shape[1:])
     # scaled and added one by one: accelerators round matrix products to half precision, and XLA's
     # CPU code for a sum over an axis takes 150 times as long

@@ -89,6 +89,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
         latents=_repeated(latents, b),
         clean=_repeated(clean, b),
         from_image=has_image and (mask is None or request.strength < 1),
+        full=sampler_arguments.full_rows(request, table),
         controls=[own._replace(image=_repeated(own.image, b)) for own in controls],
     )
 

@@ -247,6 +247,7 @@ class StableDiffusion:
         guess_mode: bool = False,
         image_latents: Any = None,
         hires: float | Hires | None = None,
+        cache_interval: int = 1,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].

@@ -126,6 +126,7 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     shardings: dict[str, Any] = {
         "table": everywhere,
         "from_image": everywhere,
+        "full": everywhere,
         **dict.fromkeys(BY_ROW, rows(mesh, axis=1)),
     }
     arrays = {

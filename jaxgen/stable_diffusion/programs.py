@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxgen.adapters.beside import Beside
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
+from jaxgen.nn.stable_diffusion.unet import Deep
 from jaxgen.stable_diffusion import control, decoding, generate, loading, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
@@ -22,7 +23,7 @@ from jaxgen.types import Array, Params
 from jaxgen.warm.stored_programs import Store
 
 # what stored programs return, by names of their own
-for kind in (text_encoding.Text, generate.Prepared, control.Ready):
+for kind in (text_encoding.Text, generate.Prepared, generate.State, control.Ready, Deep):
     export.register_namedtuple_serialization(kind, serialized_name=f"jaxgen.{kind.__name__}")
 
 # on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
@@ -59,7 +60,10 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
 
     unet, vae, nets = networks.unet, networks.vae, networks.controlnets
     batch = None if mesh is None else placement.rows(mesh)
-    state = None if mesh is None else placement.rows(mesh, axis=1)
+    state: Any = None
+    if mesh is not None:
+        axes: Any = (placement.rows(mesh, axis=axis) for axis in (1, 0))
+        state = generate.State(*axes)
 
     def whole_run(params: Params, inputs: Inputs, noise: Array) -> Array:
         return generate.latents(unet, params, inputs._replace(noise=noise), nets)
@@ -135,6 +139,7 @@ def inputs(
             for k, own in enumerate(batch.controls)
         ),
         adapters=adapters,
+        full=batch.full,
     )
     fields = from_image(programs, networks, params["vae"], mesh, batch)
     return placement.place_inputs(mesh, result._replace(**fields))
@@ -149,10 +154,10 @@ def step_by_step(
     for i in range(start, end):
         state, estimate = programs.step(params, inputs, prepared, np.int32(i), state)
         if on_step is not None:
-            on_step(i - start + 1, end - start, state[0], estimate)
+            on_step(i - start + 1, end - start, state.latents[0], estimate)
         # on CPU, many programs in flight only compete for its cores
         jax.block_until_ready(estimate)
-    return state[0]
+    return state.latents[0]
 
 
 def decode(

@@ -65,6 +65,9 @@ class Request:
     image_latents: Any = None  # what output="latent" gave, in place of an image
     # draws a small picture first, makes it so many times larger, and draws from that; or a `Hires`
     hires: Any = None
+    # DeepCache: every so many evaluations of the model are whole, the others take the features of
+    # all levels but the outermost again
+    cache_interval: int = 1
 
 
 def completed(request: Request, num_steps: int = 50, guidance_scale: float = 7.5) -> Request:
@@ -98,6 +101,7 @@ class BatchRequest(NamedTuple):
     latents: np.ndarray | None  # float32 [B, H/f, W/f, C], unit noise
     clean: np.ndarray | None  # float32 [B, H/f, W/f, C], given in place of an image
     from_image: bool  # begin with the noised image, not with pure noise
+    full: np.ndarray | None  # bool [N], rows that run the whole UNet; None: all
     controls: list[Any]  # a `control_arguments.ControlRequest` for each ControlNet
 
 

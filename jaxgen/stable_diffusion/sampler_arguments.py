@@ -62,6 +62,21 @@ def table(
     return _cut(sampler, int(num_steps), first, last, request), last - first
 
 
+def full_rows(request: Request, table: Table) -> np.ndarray | None:
+    """Marks the rows that run the whole UNet, bool [N]: every cache_interval-th; None for all."""
+    interval = request.cache_interval
+    if not is_whole(interval) or interval < 1:
+        raise ValueError(
+            f"cache_interval is {fields.shown(interval)}; it must be a whole number, 1 (every "
+            "evaluation of the model is whole) or more"
+        )
+    if interval == 1:
+        return None
+    full = np.zeros(len(table.t), bool)
+    full[int(table.start_row) : int(table.num_rows) : interval] = True
+    return full
+
+
 def guidance_rows(request: Request, table: Table) -> dict[str, np.ndarray]:
     """Reads guidance_scale and guidance_rescale where they are given for each row of the table.
 

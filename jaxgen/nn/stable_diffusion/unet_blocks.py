@@ -115,6 +115,7 @@ class UpBlock(nn.Module):
 
     x: [B, H, W, C_in] and one skip [B, H, W, C_i] for each resnet, those of the way down in reverse
     order -> [B, *size, C], `size` being that of the next level's skips; [B, H, W, C] at the last.
+    With fewer skips only the first resnets are run.
     """
 
     level: Level
@@ -137,13 +138,16 @@ class UpBlock(nn.Module):
         text_context: TextContext,
         size: tuple[int, ...] | None,
     ) -> Array:
-        for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
-            x = resnet(jnp.concatenate([x, skip], axis=-1), emb)
-            if self.attentions:
-                x = self.attentions[i](x, text_context[i])
+        for i, skip in enumerate(skips):
+            x = self.layer(i, x, skip, emb, text_context)
         for upsample in self.upsamplers:
             x = upsample(x, size)
         return x
+
+    def layer(self, i: int, x: Array, skip: Array, emb: Array, text_context: TextContext) -> Array:
+        """Resnet i and its attention: [B, H, W, C_in] -> [B, H, W, C]."""
+        x = self.resnets[i](jnp.concatenate([x, skip], axis=-1), emb)
+        return self.attentions[i](x, text_context[i]) if self.attentions else x
 
 
 class UNetEncoder(nn.Module):
