@@ -58,7 +58,7 @@ def by_hand(pipe, interval):
         x = sample.seen(table, i, latents)
         out, kept = whole(x, i, kept, is_full)
         rule = sample.Guidance(inputs.guidance_scale, inputs.guidance_rescale)
-        out = sample.combine(rule, x, i, out)
+        out, _ = sample.combine(rule, x, i, out)
         latents, _ = sample.advance(table, i, latents, out, noise=np.zeros((4, *x.shape)))
     return np.asarray(latents[0])
 

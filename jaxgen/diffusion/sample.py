@@ -35,15 +35,17 @@ class Inpainting(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """Adaptive projected guidance, Sadat et al. 2024 (arXiv:2410.02416) eq. 7 and 10, no momentum.
+    """Adaptive projected guidance, Sadat et al. 2024 (arXiv:2410.02416) eq. 7, 8 and 10.
 
     Of the estimate of x_0, guidance moves what is parallel to it less, and never by more than a
-    norm. It acts against burnt colours at large scales.
+    norm. It acts against burnt colours at large scales. With a momentum, the change is that of this
+    row plus momentum times the sum of before.
     """
 
     denoised: AnyArray  # [N, 2] the estimate of x_0 = c[0] * (scale * latent) + c[1] * output
     parallel: AnyArray  # [B] the share of the parallel part that is kept; 1 is all
     limit: AnyArray  # [B] the largest norm of a change; infinite is none
+    momentum: AnyArray | None = None  # [B]; usual are negative ones
 
 
 class Guidance(NamedTuple):
@@ -53,13 +55,21 @@ class Guidance(NamedTuple):
     rescale: AnyArray  # the same
     projection: Projection | None = None
     weights: AnyArray | None = None  # [B, P]
+    # [B] or [N, B] of perturbed attention guidance, Ahn et al. 2024 (arXiv:2403.17377): the last
+    # row of each image is its positive text's with self-attention left out, and the output is
+    # moved away from it
+    perturbed: AnyArray | None = None
 
 
-def projection(table: Table, parallel: AnyArray, limit: AnyArray) -> Projection:
-    """Builds the projection of a run: parallel and limit per image, [B]."""
+def projection(
+    table: Table, parallel: AnyArray, limit: AnyArray, momentum: AnyArray | None = None
+) -> Projection:
+    """Builds the projection of a run: parallel, limit and momentum per image, [B]."""
     scale = jnp.asarray(table.scale, jnp.float32)
     denoised = jnp.asarray(table.denoised, jnp.float32)
-    return Projection(denoised / jnp.stack([scale, jnp.ones_like(scale)], 1), parallel, limit)
+    return Projection(
+        denoised / jnp.stack([scale, jnp.ones_like(scale)], 1), parallel, limit, momentum
+    )
 
 
 def noise_keys(keys: Key) -> NoiseKeys:
@@ -115,7 +125,7 @@ def guide(
     """
     groups = 2 if weights is None else 1 + jnp.shape(weights)[1]
     rule = Guidance(guidance_scale, guidance_rescale, projection, weights)
-    return lambda x, i: combine(rule, x, i, denoise(repeated(x, groups), i))
+    return lambda x, i: combine(rule, x, i, denoise(repeated(x, groups), i))[0]
 
 
 def repeated(x: Array, groups: int) -> Array:
@@ -123,24 +133,49 @@ def repeated(x: Array, groups: int) -> Array:
     return jnp.stack([x] * groups, axis=1).reshape(groups * x.shape[0], *x.shape[1:])
 
 
-def combine(rule: Guidance, x: Array, i: Array, out: Array) -> Array:
-    """Combines the outputs [B * G, H, W, C] of row i for latents [B, H, W, C], as in `guide`."""
-    b, weights = x.shape[0], rule.weights
-    out = out.astype(jnp.float32).reshape(b, -1, *x.shape[1:])
+def combine(
+    rule: Guidance, x: Array, i: Array, out: Array, momentum: Array | None = None
+) -> tuple[Array, Array | None]:
+    """Combines the outputs [B * G, H, W, C] of row i for latents [B, H, W, C], as in `guide`.
+
+    momentum: the sum of earlier changes of x_0, [B, H, W, C], where the projection has one; the
+    next such sum is returned.
+    """
+    out = out.astype(jnp.float32).reshape(x.shape[0], -1, *x.shape[1:])
+    texts = out if rule.perturbed is None else out[:, :-1]
+    if texts.shape[1] == 1:
+        positive = combined = texts[:, 0]
+    else:
+        positive, combined, momentum = _by_texts(rule, x, i, texts, momentum)
+    if rule.perturbed is not None:
+        combined = combined + _per_image(rule.perturbed, i) * (positive - out[:, -1])
+    rescale = _per_image(rule.rescale, i)
+    return (rescale * _contrast(positive, combined) + (1 - rescale)) * combined, momentum
+
+
+def _by_texts(
+    rule: Guidance, x: Array, i: Array, out: Array, momentum: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """The positive output, the one guided by negative and positive texts [B, G, ...], and the next
+    sum of changes."""
     negative, positive = out[:, 0], out[:, 1]
     direction = positive - negative
-    if weights is not None:
-        parts = jnp.asarray(weights, jnp.float32).reshape(b, -1, 1, 1, 1)
+    if rule.weights is not None:
+        parts = jnp.asarray(rule.weights, jnp.float32).reshape(len(out), -1, 1, 1, 1)
         direction = jnp.sum(parts * (out[:, 1:] - negative[:, None]), axis=1)
         positive = negative + direction
-    scale, rescale = (_per_image(v, i) for v in (rule.scale, rule.rescale))
-    if rule.projection is None:
-        combined = negative + scale * direction
-    else:
-        kept = _projected(rule.projection, x, i, positive, direction)
-        # out_pos + (s - 1) kept; where all is kept, the same bits as without a projection
-        combined = negative + scale * kept + (direction - kept)
-    return (rescale * _contrast(positive, combined) + (1 - rescale)) * combined
+    scale, own = _per_image(rule.scale, i), rule.projection
+    if own is None:
+        return positive, negative + scale * direction, momentum
+    change = direction
+    if own.momentum is not None and momentum is not None:
+        model = jnp.asarray(own.denoised, jnp.float32)[i, 1]  # d x_0 / d output
+        before = _per_image(own.momentum, i) * momentum / jnp.where(model == 0, 1, model)
+        change = direction + before
+        momentum = model * change
+    kept = _projected(own, x, i, positive, change)
+    # out_pos + (s - 1) kept; where all is kept, the same bits as without a projection
+    return positive, negative + scale * kept + (direction - kept), momentum
 
 
 def sample(

@@ -57,6 +57,9 @@ class Inputs(NamedTuple):
     text_weights: AnyArray | None = None  # [B, G - 1] of the positive texts; None: G is 1 or 2
     guidance_parallel: AnyArray | None = None  # [B], see `sample.Projection`
     guidance_limit: AnyArray | None = None  # [B]
+    guidance_momentum: AnyArray | None = None  # [B]
+    # [N, B]; the last of the G texts is then the positive one again, see `sample.Guidance`
+    pag_scale: AnyArray | None = None
     adapters: Beside | None = None  # low-rank paths of the UNet, chosen by each image
     # bool [N], the rows that run the whole UNet; the others take its deep features again
     full: AnyArray | None = None
@@ -76,6 +79,7 @@ class State(NamedTuple):
 
     latents: Array  # [1 + NUM_MEMORIES, B, h, w, C]: [0] is the latent, the rest the sampler's
     deep: Deep | None = None  # of the last full row
+    momentum: Array | None = None  # [B, h, w, C], see `sample.combine`
 
 
 def streams(seeds: AnyArray) -> sample.NoiseKeys:
@@ -138,13 +142,14 @@ def step(
     """Runs row i: the next state, and the estimate of the final latent."""
     x = sample.seen(inputs.table, i, state.latents)
     out, deep = _outputs(unet, params, inputs, prepared, nets, i, x, state.deep)
+    momentum = state.momentum
     if groups_of(inputs) > 1:
-        out = sample.combine(_guidance(inputs), x, i, out)
+        out, momentum = sample.combine(_guidance(inputs), x, i, out, momentum)
     latents, estimate = sample.advance(
         inputs.table, i, state.latents, out, _keys(inputs),
         noise=inputs.step_noise, inpainting=_inpainting(inputs),
     )  # fmt: skip
-    return State(latents, deep), estimate
+    return State(latents, deep, momentum), estimate
 
 
 def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Nets = ()) -> Array:
@@ -210,7 +215,8 @@ def _first_state(unet: UNet2DConditionModel, inputs: Inputs, nets: Nets) -> Stat
     if inputs.full is not None:
         b, h, w, _ = latents.shape[1:]
         deep = unet.no_deep((b * groups_of(inputs), h, w), bool(nets))
-    return State(latents, deep)
+    momentum = None if inputs.guidance_momentum is None else jnp.zeros_like(latents[0])
+    return State(latents, deep, momentum)
 
 
 def _outputs(
@@ -230,7 +236,9 @@ def _outputs(
     emb = jnp.broadcast_to(emb, (len(x), emb.shape[-1]))
     if own.added is not None:
         emb = emb + own.added
-    rows = x
+    rows, perturbed = x, None
+    if inputs.pag_scale is not None:  # the last row of each image
+        perturbed = jnp.arange(len(x)) % groups_of(inputs) == groups_of(inputs) - 1
     if inputs.extra is not None:
         extra = jnp.repeat(inputs.extra, groups_of(inputs), axis=0)
         rows = jnp.concatenate([x, extra], axis=-1)
@@ -238,7 +246,7 @@ def _outputs(
     def with_controls(method: str) -> Any:
         # ControlNets see the latent alone, also beside inpainting UNets
         added = control.residuals(nets, inputs.controls, own.controls, x, i)
-        return _apply(unet, params, inputs, rows, emb, own.text, added, method=method)
+        return _apply(unet, params, inputs, rows, emb, own.text, added, perturbed, method=method)
 
     if inputs.full is None:
         return with_controls("denoise"), None
@@ -251,11 +259,12 @@ def _guidance(inputs: Inputs) -> sample.Guidance:
     """Says how the outputs for an image's texts become one."""
     projection = None
     if inputs.guidance_parallel is not None and inputs.guidance_limit is not None:
-        parts = (inputs.guidance_parallel, inputs.guidance_limit)
+        parts = (inputs.guidance_parallel, inputs.guidance_limit, inputs.guidance_momentum)
         projection = sample.projection(inputs.table, *parts)
     return sample.Guidance(
-        inputs.guidance_scale, inputs.guidance_rescale, projection, inputs.text_weights
-    )
+        inputs.guidance_scale, inputs.guidance_rescale, projection, inputs.text_weights,
+        inputs.pag_scale,
+    )  # fmt: skip
 
 
 def _at_row(inputs: Inputs, prepared: Prepared, i: Array) -> Prepared:

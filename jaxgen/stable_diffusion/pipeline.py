@@ -248,6 +248,8 @@ class StableDiffusion:
         image_latents: Any = None,
         hires: float | Hires | None = None,
         cache_interval: int = 1,
+        guidance_momentum: float | Sequence[float] = 0.0,
+        pag_scale: Any = 0.0,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].

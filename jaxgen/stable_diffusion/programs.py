@@ -62,8 +62,8 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
     batch = None if mesh is None else placement.rows(mesh)
     state: Any = None
     if mesh is not None:
-        axes: Any = (placement.rows(mesh, axis=axis) for axis in (1, 0))
-        state = generate.State(*axes)
+        shardings: Any = [placement.rows(mesh, axis=axis) for axis in (1, 0, 0)]
+        state = generate.State(*shardings)
 
     def whole_run(params: Params, inputs: Inputs, noise: Array) -> Array:
         return generate.latents(unet, params, inputs._replace(noise=noise), nets)
@@ -132,6 +132,8 @@ def inputs(
         text_weights=batch.phases.weights,
         guidance_parallel=batch.guidance_parallel,
         guidance_limit=batch.guidance_limit,
+        guidance_momentum=batch.guidance_momentum,
+        pag_scale=batch.pag_scale,
         pooled=text.pooled,
         time_ids=batch.time_ids,
         controls=tuple(
@@ -176,16 +178,16 @@ def from_image(
     programs: Programs, networks: Networks, params: Params, mesh: Mesh | None, batch: BatchRequest
 ) -> dict[str, Any]:
     """Returns the fields of `Inputs` that come from an image and its mask."""
-    if batch.image is None:
-        return {} if batch.clean is None else {"clean": batch.clean}
     draw = partial(encode, programs, networks.vae, params, mesh)
-    fields: dict[str, Any] = {"clean": draw(batch.image, batch.seeds, "image")}
+    fields: dict[str, Any] = {} if batch.clean is None else {"clean": batch.clean}
+    if batch.image is not None:
+        fields = {"clean": draw(batch.image, batch.seeds, "image")}
     if batch.mask is None:
         return fields
     f = networks.vae.factor
     # the nearest pixel, and no average: inpainting models were trained on such masks
     fields["mask"] = batch.mask[:, ::f, ::f]
-    if networks.inpaints:
+    if networks.inpaints and batch.image is not None:
         hidden = batch.image * (1 - batch.mask)  # 0 is grey
         known = np.asarray(draw(hidden, batch.seeds, "masked_image"))
         fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Holds one call of the pipeline: as the caller writes it, and in arrays."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -42,6 +43,9 @@ class Request:
     guidance_rescale: Any = 0.0  # 0 to 1; or rows, as guidance_scale
     guidance_parallel: float | Sequence[float] = 1.0  # 0 to 1; adaptive projected guidance
     guidance_limit: float | Sequence[float | None] | None = None  # the same
+    guidance_momentum: float | Sequence[float] = 0.0  # the same; -1 to 1, usual are negative ones
+    # perturbed attention guidance, 0 is none, usual is 3; or rows, as guidance_scale
+    pag_scale: Any = 0.0
     # of samplers by name, from the checkpoint's own schedule: "leading", "linspace", "trailing"
     spacing: str | None = None
     # the same: "karras", "exponential", "beta", or "schedule" for those of training
@@ -92,6 +96,8 @@ class BatchRequest(NamedTuple):
     guidance_rescale: np.ndarray  # float32 [N, B]
     guidance_parallel: np.ndarray  # float32 [B]
     guidance_limit: np.ndarray  # float32 [B], infinite for none
+    guidance_momentum: np.ndarray | None  # float32 [B]; None: 0 for all
+    pag_scale: np.ndarray | None  # float32 [N, B]; None: 0 for all
     seeds: np.ndarray  # uint32 [B]
     size: tuple[int, int]  # H, W
     time_ids: np.ndarray | None  # float32 [B, 6] of XL, [B, S, 5] of its refiner
@@ -116,3 +122,23 @@ def is_number(value: Any) -> bool:
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value has entries of its own for the images of a batch."""
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
+
+
+def each(value: Any, b: int) -> list:
+    """Repeats a single value for b images; a list stays. Arrays become Python's numbers."""
+    entries = fields.plain(list(value)) if is_list(value) else [value]
+    return entries * b if len(entries) == 1 else entries
+
+
+def numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarray:
+    """Gives each image its number, float32 [B]."""
+    values = each(value, b)
+    if not all(is_number(number) and low <= number <= high for number in values):
+        expected = "finite" if math.isinf(low) else f"between {low} and {high}"
+        raise ValueError(f"{name} is {fields.shown(value)}; it must be {expected}")
+    return np.asarray(values, np.float32)

@@ -89,12 +89,14 @@ class UNet2DConditionModel(UNetEncoder):
         emb: Array,
         text_context: dict[str, TextContext],
         residuals: tuple[Array, list[Array]] | None = None,
+        perturbed: Array | None = None,
     ) -> Array:
         """The prediction from embedded time [B, D] and `text_context`: [B, H, W, C] -> the same.
 
-        residuals: what ControlNets add to the middle and to each skip.
+        residuals: what ControlNets add to the middle and to each skip. perturbed: bool [B], the
+        rows of perturbed attention guidance, see `UNetEncoder.encode`.
         """
-        x, skip = self._before_last(sample, emb, text_context, residuals)
+        x, skip = self._before_last(sample, emb, text_context, residuals, perturbed)
         return self._last(x, skip, emb, text_context)
 
     def deep(
@@ -103,9 +105,10 @@ class UNet2DConditionModel(UNetEncoder):
         emb: Array,
         text_context: dict[str, TextContext],
         residuals: tuple[Array, list[Array]] | None = None,
+        perturbed: Array | None = None,
     ) -> Deep:
         """All of `denoise` but its last layer; see `Deep`."""
-        x, _ = self._before_last(sample, emb, text_context, residuals)
+        x, _ = self._before_last(sample, emb, text_context, residuals, perturbed)
         return Deep(x, None if residuals is None else residuals[1][0])
 
     def shallow(
@@ -128,9 +131,10 @@ class UNet2DConditionModel(UNetEncoder):
         emb: Array,
         text_context: dict[str, TextContext],
         residuals: tuple[Array, list[Array]] | None,
+        perturbed: Array | None,
     ) -> tuple[Array, Array]:
         """What the last layer of the way up takes: its input and its skip."""
-        x, skips = self.encode(sample, emb, text_context)
+        x, skips = self.encode(sample, emb, text_context, perturbed=perturbed)
         if residuals is not None:
             x = x + residuals[0]
             skips = [skip + added for skip, added in zip(skips, residuals[1], strict=True)]

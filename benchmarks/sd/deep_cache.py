@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Measures what DeepCache saves and what it costs.
 
-    python -m benchmarks.deep_cache --output docs/deep_cache.json
+    python -m benchmarks.sd.deep_cache --output docs/deep_cache.json
 
 On the model that comes with jaxgen: seconds of whole calls, by turns, and how far their pictures
 lie from those without a cache. At Stable Diffusion 1.5's shapes, with random weights: seconds and
@@ -26,8 +26,9 @@ from benchmarks.sd import sd_models, sd_programs
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import environment, products, turns
-from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import placement, programs
+from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
@@ -114,18 +115,20 @@ def sd15_rows() -> Iterator[dict[str, Any]]:
             "kind": "deep cache", "model": "sd15", "pictures": 1, "program": name,
             "row_seconds": seconds,
             "product_flops": products.flops(run.step, unet, inputs, prepared, np.int32(0), state),
-            "shallow_product_flops": _shallow_flops(model.networks.unet, unet, prepared, state),
+            "shallow_product_flops": shallow_flops(model.networks, unet, inputs),
         }  # fmt: skip
 
 
-def _shallow_flops(unet: UNet2DConditionModel, params: Any, prepared: Any, state: Any) -> int:
+def shallow_flops(networks: Networks, params: Any, inputs: Inputs) -> int:
     """The products of a row that takes deep features again, with two texts for each picture."""
+    unet = networks.unet
+    prepared, state = jax.eval_shape(programs.build(networks).begin, params, inputs)
     shape = (2 * state.latents.shape[1], *state.latents.shape[2:4])
-    rows = jnp.zeros((*shape, unet.in_channels))
-    emb = jnp.zeros((shape[0], prepared.times.shape[-1]))
+    rows = jax.ShapeDtypeStruct((*shape, unet.in_channels), jnp.float32)
+    emb = jax.ShapeDtypeStruct((shape[0], prepared.times.shape[-1]), jnp.float32)
+    deep = jax.eval_shape(lambda: unet.no_deep(shape, has_residuals=False))
     shallow = partial(unet.apply, method="shallow")
-    arguments = (rows, emb, prepared.text, unet.no_deep(shape, has_residuals=False))
-    return products.flops(shallow, {"params": params}, *arguments)
+    return products.flops(shallow, {"params": params}, rows, emb, prepared.text, deep)
 
 
 def _row_seconds(run: Any, unet: Any, inputs: Any, rows: Sequence[int]) -> list[float]:
