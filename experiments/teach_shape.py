@@ -10,7 +10,7 @@ Examples:
         --schedule cosine --warmup-steps 50
     python experiments/lora.py --run-dir runs/ring --action export --output runs/ring_files
     python experiments/teach_shape.py --lora runs/ring_files --output runs/ring.json
-    python experiments/teach_shape.py --tiny runs/tiny_vae --tiny-steps 2500
+    python experiments/teach_shape.py --tiny runs/tiny_vae --tiny-steps 1200
 
 Half of the pictures show the new shape and half the world as the model knows it, so that it keeps
 its words. An independent reader says which attributes of their prompts the pictures show.
@@ -46,7 +46,7 @@ class Config:
     num_prompts: int = 100  # of each of the six groups
     output: Path = Path("outputs/teach_shape.json")  # the shares
     tiny: Path | None = None  # train a tiny autoencoder into this new folder
-    tiny_steps: int = 2500
+    tiny_steps: int = 1200
 
 
 def main() -> None:

@@ -34,8 +34,8 @@ class Plan(NamedTuple):
     width: int = 16  # channels of all layers
     encoder_blocks: tuple[int, ...] = (1, 1, 1, 1)  # of each level, from pixels to latents
     decoder_blocks: tuple[int, ...] = (2, 2, 2, 1)  # of each level, from latents to pixels
-    steps: int = 2500
-    batch_size: int = 32
+    steps: int = 1200
+    batch_size: int = 16
     learning_rate: float = 2e-3  # at the start; it falls to 0 as a cosine
     seed: int = 0
 

@@ -228,6 +228,8 @@ class StableDiffusion:
         guidance_rescale: Any = 0.0,
         guidance_parallel: float | Sequence[float] = 1.0,
         guidance_limit: float | Sequence[float | None] | None = None,
+        guidance_momentum: float | Sequence[float] = 0.0,
+        pag_scale: Any = 0.0,
         spacing: str | None = None,
         levels: str | None = None,
         eta: float | None = None,
@@ -248,8 +250,6 @@ class StableDiffusion:
         image_latents: Any = None,
         hires: float | Hires | None = None,
         cache_interval: int = 1,
-        guidance_momentum: float | Sequence[float] = 0.0,
-        pag_scale: Any = 0.0,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
