@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Times a UNet step with adapters against one without: merged, chosen by each image, ControlNet.
+"""Times a UNet step with adapters against one without: merged, chosen by each image, ControlNet;
+and the mean step with DeepCache.
 
     python -m benchmarks.adapters --output benchmarks/results/cpu_adapters.json
 
@@ -22,7 +23,7 @@ import numpy as np
 import tyro
 
 from benchmarks import diffusion
-from benchmarks.sd import sd_models, sd_programs
+from benchmarks.sd import deep_cache, sd_models, sd_programs
 from jaxgen import script
 from jaxgen.adapters import lora_file, low_rank
 from jaxgen.adapters.beside import Beside
@@ -38,6 +39,8 @@ from jaxgen.weights import diffusers, hub
 from jaxgen.weights.diffusers import Component
 
 PLAIN, MERGED, BESIDE, CONTROL = "no adapter", "LoRA, merged", "LoRA of each image", "ControlNet"
+INTERVAL = 3
+CACHED = f"DeepCache, every {INTERVAL}rd step whole"
 TARGETS, RANK = ("to_q", "to_k", "to_v", "to_out.0"), 8
 NUM_STEPS = 20
 UNET_ONLY = ("_class_name", "sample_size", "up_block_types", "out_channels")
@@ -59,6 +62,8 @@ def main() -> None:
     record = environment.record()
     with tempfile.TemporaryDirectory() as folder:
         steps = {name: step_of(pipe, config) for name, pipe in pipelines(config, Path(folder))}
+        plain = StableDiffusion(hub.open_checkpoint(hub.EMBEDDED), loop="host")
+        steps[CACHED] = step_of(plain, config, INTERVAL)
         times = turns.take_turns(steps, config.turns, config.seconds)
     flops = counted("sd15", config.batch_size)
     rows = [
@@ -110,13 +115,14 @@ def control(checkpoint: diffusers.Checkpoint) -> Component:
     return diffusers.with_params(empty, weights)
 
 
-def step_of(pipe: StableDiffusion, config: Config) -> turns.Candidate:
-    """A step of this pipeline as a candidate."""
+def step_of(pipe: StableDiffusion, config: Config, interval: int = 1) -> turns.Candidate:
+    """A step of this pipeline as a candidate; interval: of whole steps."""
     height, width = pipe.networks.default_size or (64, 64)
     pictures = np.zeros((height, width, 3), np.uint8) if pipe.networks.controlnets else None
     request = Request(
-        ["a red star"] * config.batch_size, num_steps=NUM_STEPS, control_image=pictures
-    )
+        ["a red star"] * config.batch_size, num_steps=NUM_STEPS, control_image=pictures,
+        cache_interval=interval,
+    )  # fmt: skip
     inputs = pipe.inputs(request)
     prepared, state = pipe.programs.begin(pipe.params["unet"], inputs)
     one = partial(pipe.programs.step, pipe.params["unet"], inputs, prepared)
@@ -133,9 +139,12 @@ def counted(name: str, batch_size: int) -> dict[str, int]:
     unet = loading.shapes(networks.unet)
     config = {k: v for k, v in sd_models.MODELS[name]["unet"].items() if k not in UNET_ONLY}
     net = ControlNetModel(**diffusers.fields(Component("ControlNetModel", config, {})))
+    whole = _flops(networks, unet, plain)
+    shallow = deep_cache.shallow_flops(networks, unet, plain)
     return {
-        PLAIN: _flops(networks, unet, plain),
-        MERGED: _flops(networks, unet, plain),
+        CACHED: (whole + (INTERVAL - 1) * shallow) // INTERVAL,
+        PLAIN: whole,
+        MERGED: whole,
         BESIDE: _flops(networks, unet, plain._replace(adapters=_beside(unet, batch_size))),
         CONTROL: _flops(
             networks._replace(controlnets=(net,)),

@@ -59,7 +59,7 @@ def start(model: Model, size: Size) -> tuple[dict[str, Part], Start]:
 
     unet, vae = model.params["unet"], model.params["vae"]
     fixed, state = run.begin(unet, inputs)
-    first_state = jnp.copy(state)  # step donates its own
+    first_state = jax.tree.map(jnp.copy, state)  # step donates its own
     step = _compiled(run.step, (unet, inputs, fixed, np.int32(0), state), unet)
     cut = {"cut": sd_programs.decoder_cut(model.networks, size)}
     decode = _compiled(run.decode, (vae, inputs.noise), vae, cut)
@@ -70,11 +70,11 @@ def start(model: Model, size: Size) -> tuple[dict[str, Part], Start]:
         now = inputs._replace(context=text.context, pooled=text.pooled)
         return decode.call(vae, _latents(run, step.call, unet, now, size))[0]
 
-    latents, picture = np.asarray(step.output[0][0]), np.asarray(decode.output[0])
+    latents, picture = np.asarray(step.output[0].latents[0]), np.asarray(decode.output[0])
     begin_flops = products.flops(run.begin, unet, inputs)  # once an image, not in every step
     steps = chain(partial(step.call, unet, inputs, fixed), first_state, size.num_steps)
-    encodings = _calls(partial(embed.call, encoders, chunks))
-    decodings = _calls(partial(decode.call, vae, inputs.noise))
+    encodings = calls(partial(embed.call, encoders, chunks))
+    decodings = calls(partial(decode.call, vae, inputs.noise))
     parts = {
         "text encoder": Part(encodings, embed.facts, np.asarray(begin.text.context[:, 1])),
         "UNet step": Part(steps, step.facts, latents),
@@ -103,7 +103,7 @@ def _images(
         "product_flops_per_step": begin_flops
         + sum(count * part.facts["product_flops_per_step"] for part, count in times),
     }
-    return Part(_calls(whole), facts, pictures)
+    return Part(calls(whole), facts, pictures)
 
 
 def _latents(run: Any, step: Any, params: Any, inputs: Any, size: Size) -> Array:
@@ -115,7 +115,7 @@ def _latents(run: Any, step: Any, params: Any, inputs: Any, size: Size) -> Array
     for i in range(size.num_steps):
         state, estimate = step(params, inputs, fixed, np.int32(i), state)
         jax.block_until_ready(estimate)
-    return state[0]
+    return state.latents[0]
 
 
 def _compiled(fn: Any, args: tuple, params: Any, static: dict[str, Any] | None = None) -> Compiled:
@@ -145,7 +145,7 @@ def _as_float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def _calls(call: Callable[[], Any]) -> turns.Candidate:
+def calls(call: Callable[[], Any]) -> turns.Candidate:
     """A candidate that repeats the same call."""
 
     def run(count: int) -> None:

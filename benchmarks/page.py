@@ -147,11 +147,13 @@ def _adapters(name: str, result: Row) -> str:
             f"{flops / plain['sd15_product_flops']:.2f}",
         ])  # fmt: skip
     count, rank = plain["batch_size"], plain["rank"]
+    cached = any(row["candidate"].startswith("DeepCache") for row in rows)
     return "\n".join([
         f"## A step with adapters: {name}", "", *_where(name, result), "",
         f"One UNet step of {count} images with guidance. ms: the model that comes with jaxgen,",
         "medians and quartiles of turns. TFLOP: the products, counted at the shapes of Stable",
-        f"Diffusion 1.5. LoRA of each image: {count} files of rank {rank} at once.", "",
+        f"Diffusion 1.5. LoRA of each image: {count} files of rank {rank} at once.",
+        *(["DeepCache: the mean of its whole and its other steps."] if cached else []), "",
         *table(("candidate", "ms", "x none", "SD 1.5, TFLOP", "x none"), cells), "",
     ])  # fmt: skip
 

@@ -35,7 +35,7 @@ from jaxgen.adapters import controlnet_file, embedding_file, spec
 from jaxgen.cpu import tune
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
-from jaxgen.pictures import images, parameters
+from jaxgen.pictures import images
 from jaxgen.stable_diffusion import arguments, loading, picture_files, placement
 from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
@@ -83,7 +83,10 @@ class Sampling:
     # 0 to 1: how much of it goes along the picture itself; 0 acts against burnt colours
     guidance_parallel: float = 1.0
     guidance_limit: float | None = None  # the largest norm of its change at a step
+    guidance_momentum: float = 0.0  # -1 to 1: how much of earlier changes a step adds
+    pag_scale: float = 0.0  # perturbed attention guidance; usual is 3, half as much work again
     clip_skip: int = 0  # last layers of the text encoder to leave out
+    cache_interval: int = 1  # only every so many steps run the whole UNet: faster, less exact
     weighting: bool = True  # brackets in prompts are emphasis; --no-weighting: they are text
 
 
@@ -97,6 +100,8 @@ class Weights:
     variant: str | None = None  # of the weight files, as fp16
     vae: str | None = None  # take this autoencoder: a folder, a file, or a Hub id
     lora: tuple[str, ...] = ()  # merge these files, each as FILE or FILE:STRENGTH
+    # for each prompt how strongly it takes each of --lora, as 1,0 0,0.8: one batch, not merged
+    lora_rows: tuple[str, ...] = ()
     # words of textual inversion files, each as FILE or FILE:WORD
     embedding: tuple[str, ...] = ()
     # for single files: a folder or Hub id with a CLIP tokenizer; the public one by default
@@ -130,7 +135,7 @@ class Config:
     height: int | None = None  # pixels
     output: Path = Path("outputs")  # folder
     # write OUTPUT/preview.png after every step, decoded by this autoencoder: a tiny one, which is
-    # fast, or "own" for the model's
+    # fast ("tiny" is that of "shapes"), or "own" for the model's
     preview: str | None = None
     from_image: tyro.conf.OmitArgPrefixes[FromImage] = field(default_factory=FromImage)
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
@@ -233,6 +238,9 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     weights, dtype = config.weights, config.weights.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    lora_rows = weights.lora_rows and spec.rows_from_text(
+        weights.lora_rows, len(config.prompt), len(weights.lora)
+    )
     mesh = placement.mesh_of(**asdict(config.devices))
     checkpoint = hub.open_checkpoint(
         config.model, weights.variant, weights.tokenizer, weights.prediction_type, weights.vae
@@ -251,7 +259,8 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
         programs_folder=programs,
         quantize=weights.quantize,
     )
-    pipe.set_adapters([spec.from_text(text) for text in weights.lora])
+    rows = np.repeat(lora_rows, config.batch_size, axis=0) if lora_rows else None
+    pipe.set_adapters([spec.from_text(text) for text in weights.lora], rows)
     pipe.set_embeddings([embedding_file.from_text(text) for text in weights.embedding])
     return pipe
 
@@ -260,7 +269,7 @@ def preview_of(config: Config) -> Component | None:
     """Opens the autoencoder of the previews, if it is another than the model's own."""
     if config.preview in (None, OWN):
         return None
-    return autoencoder.read(hub.resolve_vae(config.preview))
+    return autoencoder.read(hub.resolve_preview(config.preview, config.model))
 
 
 def previewing(
@@ -280,7 +289,6 @@ def previewing(
 
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
     """Writes each picture with its prompt and settings, and a grid of several; yields the paths."""
-    first = images.next_number(config.output)
     chosen = zip(steps_and_guidance(config), pipe.defaults, strict=True)
     steps, scale = (own if own is not None else default for own, default in chosen)
     sampling, from_image = config.sampling, config.from_image
@@ -296,6 +304,8 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "guidance_interval": interval and " to ".join(map(str, interval)),
         "guidance_parallel": None if parallel == 1 else parallel,
         "guidance_limit": sampling.guidance_limit,
+        "guidance_momentum": sampling.guidance_momentum or None,
+        "pag_scale": sampling.pag_scale or None,
         "width": pictures.shape[2],
         "height": pictures.shape[1],
         "image": from_image.image,
@@ -309,27 +319,14 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "model": config.model,
         "vae": config.weights.vae,
         "lora": ", ".join(config.weights.lora) or None,
+        "lora_rows": " ".join(config.weights.lora_rows) or None,
         "embedding": ", ".join(config.weights.embedding) or None,
+        "cache_interval": None if sampling.cache_interval == 1 else sampling.cache_interval,
         "dtype": pipe.dtype.name,
         "quantize": pipe.quantize,
         "software": f"jaxgen {jaxgen.__version__}",
     }
-    settings = {name: value for name, value in settings.items() if value is not None}
-    for j, picture in enumerate(pictures):
-        path = config.output / f"{first + j:05d}.png"
-        text = {
-            "prompt": config.prompt[j // config.batch_size],
-            "seed": config.seed + j,
-            **settings,
-        }
-        images.save(path, picture, text | {parameters.KEY: parameters.text(text)})
-        yield path
-    if len(pictures) > 1:
-        path = config.output / f"{first:05d}-grid.png"
-        columns = config.batch_size if config.batch_size > 1 else None
-        text = {"prompt": "\n".join(config.prompt), "seed": config.seed, **settings}
-        images.save(path, images.grid(pictures, columns), text)
-        yield path
+    return picture_files.save(config.output, pictures, config.prompt, config.seed, settings)
 
 
 if __name__ == "__main__":

@@ -42,3 +42,4 @@ def test_merged_adapters_cost_nothing_and_those_of_each_image_little():
     flops = adapters.counted("tiny", 2)
     assert flops[adapters.MERGED] == flops[adapters.PLAIN]
     assert flops[adapters.PLAIN] < flops[adapters.BESIDE] < flops[adapters.CONTROL]
+    assert flops[adapters.CACHED] < flops[adapters.PLAIN] < 3 * flops[adapters.CACHED]

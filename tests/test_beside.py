@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from support import adapters, checkpoints, compilations
+from support import adapters, checkpoints, compilations, pipeline_cases
 
 from jaxgen.stable_diffusion import placement
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
@@ -19,9 +19,16 @@ MODULES = (
 )  # fmt: skip
 
 
+OF_XL = (
+    "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+    "down_blocks.0.resnets.0.conv1", "up_blocks.0.upsamplers.0.conv",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def pipe():
-    return StableDiffusion(checkpoints.checkpoint("sd1"))
+    return pipeline_cases.pipeline("sd1")
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +47,10 @@ def lora(pipe, path, rank=2, modules=MODULES, seed=0, extra=None):
     return adapters.write(path, values)
 
 
-def test_each_image_of_a_batch_takes_its_own_adapters(pipe, tmp_path):
-    files = [lora(pipe, tmp_path / f"{k}.safetensors", rank=1 + k, seed=k) for k in range(3)]
+@pytest.mark.parametrize("kind", ["sd1", pytest.param("xl", marks=pytest.mark.slow)])
+def test_each_image_of_a_batch_takes_its_own_adapters(kind, tmp_path):
+    pipe, modules = pipeline_cases.pipeline(kind), MODULES if kind == "sd1" else OF_XL
+    files = [lora(pipe, tmp_path / f"{k}.safetensors", 1 + k, modules, seed=k) for k in range(3)]
     strengths = (0.8, 1.0, -0.5)
     rows = [[1, 0, 0], [0.5, 0, 2], [0, 0, 0]]
     prompts = ["a photo", "the lake", "an astronaut"]
@@ -53,6 +62,7 @@ def test_each_image_of_a_batch_takes_its_own_adapters(pipe, tmp_path):
         pipe.set_adapters(merged)
         alone = pipe(prompts[i], seed=i, **CALL)[0]
         np.testing.assert_allclose(together[i], alone, atol=1e-5 * np.abs(alone).max())
+    pipe.set_adapters([])
 
 
 def test_other_files_and_weights_compile_nothing(pipe, tmp_path):

@@ -20,10 +20,13 @@ NETWORKS = loading.networks(CHECKPOINT)
 GOOD = {"num_steps": 4, "guidance_scale": 1.0, "sampler": "euler", "spacing": "trailing"}
 
 
+FITTING = {name: {"sampler": name, "spacing": None} for name in ("lcm", "tcd")}
+
+
 def hint(kind, scheduler=CHECKPOINT.scheduler, **options):
     request = completed(Request(**({"prompt": "a cat"} | options)))
     batch = arguments.batch(request, NETWORKS, scheduler)
-    return few_steps.hint(kind, scheduler, request, batch)
+    return few_steps.hint(few_steps.Distilled(kind), scheduler, request, batch)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def test_schedulers_and_guided_unets_say_that_a_model_is_distilled():
     unet = unet._replace(config=unet.config | {"time_cond_proj_dim": 256})
     guided = CHECKPOINT._replace(components=CHECKPOINT.components | {"unet": unet})
     assert few_steps.kind_of(guided) == "lcm"
-    assert few_steps.defaults(guided) == (4, 8.5)
+    assert few_steps.of_checkpoint(guided)[1:3] == (4, 8.5)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +89,14 @@ def test_calls_that_do_not_say_it_take_what_the_model_needs(name, numbers):
 
 @pytest.mark.parametrize("kind", few_steps.ADVICE)
 def test_a_distilled_model_with_the_usual_settings_is_hinted_at_in_one_line(kind):
-    text = hint(kind)
+    text, good = hint(kind), GOOD | FITTING.get(kind, {})
     assert "50 steps and guidance scale 7.5" in text
     assert few_steps.ADVICE[kind] in text
     assert text.isprintable()
-    assert hint(kind, **GOOD) is None
+    assert hint(kind, **good) is None
     assert "made for" in hint(kind, **GOOD | {"spacing": "leading"})  # begins at 0.75
-    assert "guidance scale 7.5" in hint(kind, **GOOD | {"guidance_scale": [1.0, 7.5]})
+    assert "guidance scale 7.5" in hint(kind, **good | {"guidance_scale": [1.0, 7.5]})
+    assert "this run has sampler 'pndm'" in hint(kind, **GOOD | {"sampler": "plms"})
     assert hint(None) is None
 
 

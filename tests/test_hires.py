@@ -5,9 +5,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import pipeline_cases
+from support import checkpoints, controlnets, pipeline_cases
 
+from jaxgen.stable_diffusion import hires, loading
 from jaxgen.stable_diffusion.hires import Hires
+from jaxgen.stable_diffusion.request import Request, completed
 
 CALL = {"prompt": "a cat", "num_steps": 4, "sampler": "euler", "seed": 3}
 SMALL = {"height": 16, "width": 16}
@@ -39,6 +41,47 @@ def test_pixels_are_enlarged_and_drawn_from(pipe):
     np.testing.assert_array_equal(once, twice)
 
 
+def test_a_mask_is_enlarged_with_the_picture(pipe):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, 6:] = 255
+    call = CALL | {"output": "latent", "image": image, "mask": mask}
+    once = pipe(strength=0.9, hires=Hires(2, 0.5), **call)
+    small = pipe(strength=0.9, **call)
+    large = jax.image.resize(small, (1, 16, 16, 4), "linear")
+    larger = mask.repeat(2, axis=0).repeat(2, axis=1)
+    twice = pipe(image_latents=large, mask=larger, strength=0.5, output="latent", **CALL)
+    np.testing.assert_array_equal(once, twice)
+    np.testing.assert_allclose(once[:, :, :6], large[:, :, :6], atol=1e-5)  # what is kept
+    assert np.abs(once[:, :, 6:] - large[:, :, 6:]).max() > 1e-2
+
+
+def test_what_controlnets_follow_is_enlarged_with_the_picture():
+    net, checkpoint = controlnets.component("sd1"), checkpoints.checkpoint("sd1")
+    hints = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    large = [Image.fromarray(x).resize((32, 32), Image.Resampling.LANCZOS) for x in hints]
+    for count in (1, 2):
+        networks = loading.networks(checkpoint, controlnets=[net] * count)
+        image = hints[0] if count == 1 else list(hints)
+        request = completed(Request(control_image=image, hires=Hires(2, 0.5), **CALL))
+        first, second = hires.passes(request, networks, checkpoint.scheduler)
+        assert first.control_image is image
+        enlarged = [second.control_image] if count == 1 else second.control_image
+        for own, expected in zip(enlarged, large, strict=False):
+            np.testing.assert_array_equal(own[0], np.asarray(expected))
+
+
+def test_an_inpainting_model_takes_pixels():
+    pipe = pipeline_cases.pipeline("inpaint")
+    call = CALL | {"image": np.zeros((16, 16, 3), np.uint8), "mask": np.ones((16, 16), np.uint8)}
+    with pytest.raises(ValueError, match=r"so latents do not do in its place.*upscale='pixels'"):
+        pipe(hires=Hires(2, 0.5), **call)
+    request = completed(Request(hires=Hires(2, 0.5, "pixels"), **call))
+    first, second = hires.passes(request, pipe.networks, pipe.scheduler)
+    assert (first.image.shape, second.image.shape) == ((16, 16, 3), (1, 32, 32, 3))
+    assert second.mask.shape == (1, 32, 32, 1)
+
+
 def test_latents_given_back_unchanged_are_the_picture(pipe):
     latents = pipe(output="latent", **CALL, **LARGE)
     again = pipe(image_latents=latents, strength=0.0, output="latent", **CALL)
@@ -52,7 +95,11 @@ def test_latents_given_back_unchanged_are_the_picture(pipe):
         ({"hires": Hires(2, 0)}, "strength of hires is 0"),
         ({"hires": Hires(2, 0.6, "cubic")}, "upscale one of latent, pixels"),
         ({"hires": 1.1}, "16 x 16 pixels 17.6 x 17.6; both must be multiples"),
-        ({"hires": 2, "mask": np.ones((16, 16)), "image": np.ones((16, 16, 3))}, "mask cannot be"),
+        ({"hires": 2, "denoising_end": 0.5, "output": "latent"}, "denoising_end cannot be"),
+        (
+            {"image_latents": np.ones((1, 8, 8, 4)), "mask": np.ones((32, 32))},
+            "they must be of one",
+        ),
         ({"hires": 2, "guidance_scale": np.full((4, 1), 3.0)}, "a row for each evaluation"),
         ({"hires": Hires(2, 0.1)}, "no whole step"),
         ({"image_latents": np.ones((1, 8, 8, 3))}, "image_latents have shape"),

@@ -216,7 +216,7 @@ def test_files_give_back_the_factors_bit_for_bit(write, kind, tmp_path):
         convolves = len(checkpoint.components[component].tensors[f"{name}.weight"].shape) == 4
         assert values.ndim == (4 if convolves else 2)  # as PyTorch's layer wants it
 
-    merged = merge.merge(base, [(file, 0.5)])
+    merged = merge.merge(base, merge.open_all(base, [(file, 0.5)]))
     expected = tuning.with_factors(base, factors, 0.5 * 3.0 / 2)
     assert systems.largest_difference(merged, expected) < 1e-6
 

@@ -159,6 +159,7 @@ def test_the_last_preview_is_the_picture(model, tmp_path):
         ),
         (["--model", "MODEL", "--prompt", "a", "--vae", "none/x.bin"], "no such file or folder"),
         (["--model", "MODEL", "--prompt", "a", "--preview", "x.bin"], "no such file or folder"),
+        (["--model", "MODEL", "--prompt", "a", "--preview", "tiny"], "autoencoder of 'shapes'"),
         (
             ["--model", "MODEL", "--prompt", "a", "--lora", "no.safetensors:0.5"],
             "Expected a LoRA",
@@ -166,6 +167,10 @@ def test_the_last_preview_is_the_picture(model, tmp_path):
         (
             ["--model", "MODEL", "--prompt", "a", "--embedding", "no.safetensors:<x>"],
             "Expected a textual inversion",
+        ),
+        (
+            ["--model", "MODEL", "--prompt", "a", "b", "--lora", "x", "--lora-rows", "1", "1,0"],
+            "--lora-rows is '1 1,0'; give for each of the 2 prompts 1 numbers",
         ),
         (["--model", "MODEL", "--prompt", "a", "--width", "31"], "width is 31; it must be a pos"),
         (["--model", "MODEL", "--prompt", "a", "--mask", "m.png"], "give both"),
@@ -183,6 +188,27 @@ def test_bad_use_is_one_line(model, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     assert message in scripts.refusal("text_to_image", *flags)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_each_prompt_takes_its_row_of_the_files(model, tmp_path):
+    files = []
+    for name in ("a", "b"):
+        stem = f"unet.{adapters.UNET}"
+        values = {
+            f"{stem}.lora_A.weight": np.ones((1, 24)),
+            f"{stem}.lora_B.weight": np.ones((16, 1)),
+        }
+        files.append(str(adapters.write(tmp_path / f"{name}.safetensors", values)))
+    with scripts.loaded("text_to_image") as text_to_image:
+        weights = text_to_image.Weights(
+            lora=(files[0], f"{files[1]}:0.5"), lora_rows=("1,0", "2,-1")
+        )
+        config = text_to_image.Config(
+            prompt=("a cat", "a dog"), batch_size=2, model=str(model), weights=weights
+        )
+        pipe = text_to_image.load_model(config, text_to_image.request_of(config))
+    of_each = pipe.adapters.scale[:, [0, -1]]  # a column of each file
+    np.testing.assert_array_equal(of_each, [[1, 0], [1, 0], [2, -0.5], [2, -0.5]])
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_a_switch_gives_the_steps_of_each_text(kind):
     for i in range(4):
         inputs, own = (first, prepared) if i < 2 else (second, other)
         state, _ = pipe.programs.step(pipe.params["unet"], inputs, own, np.int32(i), state)
-    np.testing.assert_allclose(switched, state[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(switched, state.latents[0], rtol=1e-4, atol=1e-4)
 
 
 def test_equal_prompts_joined_by_and_are_one_of_the_sum_of_their_weights(pipe):

@@ -67,6 +67,7 @@ OTHERS = {
 }
 WEIGHTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 CONFIG = "adapter_config.json"
+TITLES = ("modelspec.title", "ss_output_name")  # entries of a file's metadata
 METADATA = "lora_adapter_metadata"  # diffusers' entry of a file's metadata
 BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 ADAPTER = (
@@ -84,6 +85,7 @@ class Adapter(NamedTuple):
     parts: dict[Module, Parts]
     scales: dict[Module, float | None]  # by the file's configuration, where it says any
     base: str  # the base model as the file's metadata name it, or ""
+    names: tuple[str, ...] = ()  # of the file, or of its folder, and as its metadata have it
 
 
 def read(path_or_id: str | Path, modules: Mapping[str, Iterable[str]]) -> Adapter:
@@ -118,7 +120,8 @@ def _read(path_or_id: str | Path, modules: Mapping[str, Iterable[str]]) -> Adapt
         raise ValueError(_strangers(file, unknown, len(stored), _base(metadata, stored)))
     config = _config(file, metadata)
     scales = {module: _scale(module, own, config) for module, own in parts.items()}
-    return Adapter(str(file), parts, scales, _base(metadata, stored))
+    base = _base(metadata, stored)
+    return Adapter(str(file), parts, scales, base, _names(path_or_id, metadata))
 
 
 def _weights_in(path_or_id: str | Path) -> Path:
@@ -186,6 +189,15 @@ def _base(metadata: Mapping[str, str], stored: Mapping[str, Tensor]) -> str:
         and len(tensor.shape) > 1
     }
     return BASES.get(widths.pop(), "") if len(widths) == 1 else ""
+
+
+def _names(path_or_id: str | Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Lists the names that say what an adapter is; a usual file name says nothing, its folder's
+    does."""
+    path = Path(path_or_id)
+    own = path.parent.name if path.name in WEIGHTS and path.parent.name else path.name
+    titles = (files.printable(metadata[key], 80) for key in TITLES if metadata.get(key))
+    return (files.printable(own, 80), *titles)
 
 
 def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

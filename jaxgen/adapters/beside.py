@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxgen import fields
-from jaxgen.adapters import low_rank, merge, spec
+from jaxgen.adapters import low_rank, merge
 from jaxgen.adapters.change import Change
 from jaxgen.adapters.merge import Weighted
 from jaxgen.adapters.spellings import Module
@@ -41,22 +41,20 @@ class Beside(NamedTuple):
 
 
 def stack(
-    base: Mapping[str, Params], specs: Sequence[spec.Spec], per_image: Any, dtype: Any
+    base: Mapping[str, Params], weighted: Sequence[Weighted], per_image: Any, dtype: Any
 ) -> Beside:
-    """Reads adapters for a UNet; per_image: [B][K], the weight of adapter k in image b.
+    """Stacks adapters for a UNet; per_image: [B][K], the weight of adapter k in image b.
 
     Raises ValueError that names the file for what no low-rank path of the UNet can do.
     """
-    weights = _weights(per_image, len(specs))
-    adaptable = {name: merge.leaves_of(base[name]) for name in base if name in merge.ADAPTABLE}
-    modules = {name: merge.module_names(leaves) for name, leaves in adaptable.items()}
-    opened = [merge.open_adapter(entry, modules) for entry in specs]
-    changes = [_changes(one, adaptable[UNET]) for one in opened]
+    weights = _weights(per_image, len(weighted))
+    leaves = merge.leaves_of(base[UNET])
+    changes = [_changes(one, leaves) for one in weighted]
     ranks = [c.right.shape[0] for own in changes for c in own.values() if c.right is not None]
     width = -(-max(ranks, default=1) // WIDTH) * WIDTH
     touched = {_group(path) for own in changes for path in own}
     factors: dict[low_rank.Path, Any] = {}
-    for (*place, leaf), kernel in adaptable[UNET].items():
+    for (*place, leaf), kernel in leaves.items():
         path = tuple(place)
         if leaf == "kernel" and _group(path) in touched:
             shape = tuple(kernel.shape)
@@ -64,7 +62,7 @@ def stack(
             factors[*path, "down"], factors[*path, "up"] = (
                 jnp.asarray(part, dtype) for part in (down, up)
             )
-    strengths = np.asarray([one.strengths[UNET] for one in opened], np.float32)
+    strengths = np.asarray([one.strengths[UNET] for one in weighted], np.float32)
     scale = np.repeat(weights * strengths[None], width, axis=1)
     return Beside(traverse_util.unflatten_dict(factors), scale)
 

@@ -46,15 +46,22 @@ class Weighted(NamedTuple):
     strengths: dict[str, float]
 
 
-def merge(base: Mapping[str, Params], specs: Sequence[Spec]) -> dict[str, Params]:
-    """Merges adapters into the parameters of all components; what nothing changes stays base's own.
+def open_all(base: Mapping[str, Params], specs: Sequence[Spec]) -> list[Weighted]:
+    """Reads the headers of adapters for the parameters of all components.
 
-    specs: what `StableDiffusion.set_adapters` takes. Raises one ValueError that names the file;
-    `base` is never changed.
+    specs: what `StableDiffusion.set_adapters` takes. Raises one ValueError that names the file.
     """
     adaptable = {name: leaves_of(params) for name, params in base.items() if name in ADAPTABLE}
     modules = {name: module_names(leaves) for name, leaves in adaptable.items()}
-    weighted = [open_adapter(entry, modules) for entry in specs]
+    return [_open(entry, modules) for entry in specs]
+
+
+def merge(base: Mapping[str, Params], weighted: Sequence[Weighted]) -> dict[str, Params]:
+    """Merges adapters into the parameters of all components; what nothing changes stays base's own.
+
+    Raises one ValueError that names the file; `base` is never changed.
+    """
+    adaptable = {name: leaves_of(params) for name, params in base.items() if name in ADAPTABLE}
     for adapter, _ in weighted:
         _check_biases(adapter, adaptable)
     merged = dict(base)
@@ -74,7 +81,7 @@ def module_names(leaves: Mapping[Path_, Any]) -> list[str]:
     return list(dict.fromkeys(layout.tensor_name(path).rpartition(".")[0] for path in leaves))
 
 
-def open_adapter(entry: Spec, modules: Mapping[str, Sequence[str]]) -> Weighted:
+def _open(entry: Spec, modules: Mapping[str, Sequence[str]]) -> Weighted:
     path, strength, factors = spec.parts_of(entry)
     adapter = adapter_file.read(path, modules)
     strengths = {}

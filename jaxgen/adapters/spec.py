@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Which adapters, and how strongly: what a caller or a command line says of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxgen import fields, files
@@ -35,6 +36,20 @@ def parts_of(entry: Spec) -> tuple[str | Path, float, dict[str, float]]:
             f"use {', '.join(WHERE)}"
         )
     return path, float(numbers[0]), dict(zip(factors, map(float, numbers[1:]), strict=True))
+
+
+def rows_from_text(texts: Sequence[str], num_prompts: int, num_adapters: int) -> list[list[float]]:
+    """Reads weights such as "1,0.5" of a command line: for each prompt one for each adapter."""
+    try:
+        rows = [[float(number) for number in text.split(",")] for text in texts]
+    except ValueError:
+        rows = []
+    if len(rows) != num_prompts or any(len(row) != num_adapters for row in rows):
+        raise ValueError(
+            f"--lora-rows is {fields.shown(' '.join(texts))}; give for each of the {num_prompts} "
+            f"prompts {num_adapters} numbers with commas, one for each file of --lora, as 1,0.5"
+        )
+    return rows
 
 
 def from_text(text: str) -> tuple[str, float]:

@@ -35,22 +35,41 @@ class Inpainting(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """Adaptive projected guidance, Sadat et al. 2024 (arXiv:2410.02416) eq. 7 and 10, no momentum.
+    """Adaptive projected guidance, Sadat et al. 2024 (arXiv:2410.02416) eq. 7, 8 and 10.
 
     Of the estimate of x_0, guidance moves what is parallel to it less, and never by more than a
-    norm. It acts against burnt colours at large scales.
+    norm. It acts against burnt colours at large scales. With a momentum, the change is that of this
+    row plus momentum times the sum of before.
     """
 
     denoised: AnyArray  # [N, 2] the estimate of x_0 = c[0] * (scale * latent) + c[1] * output
     parallel: AnyArray  # [B] the share of the parallel part that is kept; 1 is all
     limit: AnyArray  # [B] the largest norm of a change; infinite is none
+    momentum: AnyArray | None = None  # [B]; usual are negative ones
 
 
-def projection(table: Table, parallel: AnyArray, limit: AnyArray) -> Projection:
-    """Builds the projection of a run: parallel and limit per image, [B]."""
+class Guidance(NamedTuple):
+    """Says how the outputs for an image's texts become one; `guide` describes the fields."""
+
+    scale: AnyArray  # [B] or [N, B]
+    rescale: AnyArray  # the same
+    projection: Projection | None = None
+    weights: AnyArray | None = None  # [B, P]
+    # [B] or [N, B] of perturbed attention guidance, Ahn et al. 2024 (arXiv:2403.17377): the last
+    # row of each image is its positive text's with self-attention left out, and the output is
+    # moved away from it
+    perturbed: AnyArray | None = None
+
+
+def projection(
+    table: Table, parallel: AnyArray, limit: AnyArray, momentum: AnyArray | None = None
+) -> Projection:
+    """Builds the projection of a run: parallel, limit and momentum per image, [B]."""
     scale = jnp.asarray(table.scale, jnp.float32)
     denoised = jnp.asarray(table.denoised, jnp.float32)
-    return Projection(denoised / jnp.stack([scale, jnp.ones_like(scale)], 1), parallel, limit)
+    return Projection(
+        denoised / jnp.stack([scale, jnp.ones_like(scale)], 1), parallel, limit, momentum
+    )
 
 
 def noise_keys(keys: Key) -> NoiseKeys:
@@ -105,27 +124,58 @@ def guide(
     0 is off.
     """
     groups = 2 if weights is None else 1 + jnp.shape(weights)[1]
+    rule = Guidance(guidance_scale, guidance_rescale, projection, weights)
+    return lambda x, i: combine(rule, x, i, denoise(repeated(x, groups), i))[0]
 
-    def guided(x: Array, i: Array) -> Array:
-        b = x.shape[0]
-        rows = jnp.stack([x] * groups, axis=1).reshape(groups * b, *x.shape[1:])
-        out = denoise(rows, i).astype(jnp.float32).reshape(b, groups, *x.shape[1:])
-        negative, positive = out[:, 0], out[:, 1]
-        direction = positive - negative
-        if weights is not None:
-            parts = jnp.asarray(weights, jnp.float32).reshape(b, -1, 1, 1, 1)
-            direction = jnp.sum(parts * (out[:, 1:] - negative[:, None]), axis=1)
-            positive = negative + direction
-        scale, rescale = (_per_image(v, i) for v in (guidance_scale, guidance_rescale))
-        if projection is None:
-            combined = negative + scale * direction
-        else:
-            kept = _projected(projection, x, i, positive, direction)
-            # out_pos + (s - 1) kept; where all is kept, the same bits as without a projection
-            combined = negative + scale * kept + (direction - kept)
-        return (rescale * _contrast(positive, combined) + (1 - rescale)) * combined
 
-    return guided
+def repeated(x: Array, groups: int) -> Array:
+    """Repeats the latents of each image for the texts that guide it: [B, ...] -> [B * G, ...]."""
+    return jnp.stack([x] * groups, axis=1).reshape(groups * x.shape[0], *x.shape[1:])
+
+
+def combine(
+    rule: Guidance, x: Array, i: Array, out: Array, momentum: Array | None = None
+) -> tuple[Array, Array | None]:
+    """Combines the outputs [B * G, H, W, C] of row i for latents [B, H, W, C], as in `guide`.
+
+    momentum: the sum of earlier changes of x_0, [B, H, W, C], where the projection has one; the
+    next such sum is returned.
+    """
+    out = out.astype(jnp.float32).reshape(x.shape[0], -1, *x.shape[1:])
+    texts = out if rule.perturbed is None else out[:, :-1]
+    if texts.shape[1] == 1:
+        positive = combined = texts[:, 0]
+    else:
+        positive, combined, momentum = _by_texts(rule, x, i, texts, momentum)
+    if rule.perturbed is not None:
+        combined = combined + _per_image(rule.perturbed, i) * (positive - out[:, -1])
+    rescale = _per_image(rule.rescale, i)
+    return (rescale * _contrast(positive, combined) + (1 - rescale)) * combined, momentum
+
+
+def _by_texts(
+    rule: Guidance, x: Array, i: Array, out: Array, momentum: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """The positive output, the one guided by negative and positive texts [B, G, ...], and the next
+    sum of changes."""
+    negative, positive = out[:, 0], out[:, 1]
+    direction = positive - negative
+    if rule.weights is not None:
+        parts = jnp.asarray(rule.weights, jnp.float32).reshape(len(out), -1, 1, 1, 1)
+        direction = jnp.sum(parts * (out[:, 1:] - negative[:, None]), axis=1)
+        positive = negative + direction
+    scale, own = _per_image(rule.scale, i), rule.projection
+    if own is None:
+        return positive, negative + scale * direction, momentum
+    change = direction
+    if own.momentum is not None and momentum is not None:
+        model = jnp.asarray(own.denoised, jnp.float32)[i, 1]  # d x_0 / d output
+        before = _per_image(own.momentum, i) * momentum / jnp.where(model == 0, 1, model)
+        change = direction + before
+        momentum = model * change
+    kept = _projected(own, x, i, positive, change)
+    # out_pos + (s - 1) kept; where all is kept, the same bits as without a projection
+    return positive, negative + scale * kept + (direction - kept), momentum
 
 
 def sample(
@@ -166,12 +216,30 @@ def step(
 
     state[0] is the latent, the rest are the memories; the arguments are those of `sample`.
     """
-    scale, update, denoised = (
-        jnp.asarray(column, jnp.float32)[i]
-        for column in (table.scale, table.update, table.denoised)
+    out = denoise(seen(table, i, state), i)
+    return advance(table, i, state, out, keys, noise=noise, inpainting=inpainting)
+
+
+def seen(table: Table, i: Array, state: Array) -> Array:
+    """The latents as the model sees them at row i, [B, H, W, C]."""
+    return jnp.asarray(table.scale, jnp.float32)[i] * state[0]
+
+
+def advance(
+    table: Table,
+    i: Array,
+    state: Array,
+    out: Array,
+    keys: Key | None = None,
+    *,
+    noise: AnyArray | None = None,
+    inpainting: Inpainting | None = None,
+) -> tuple[Array, Array]:
+    """Ends row i with the model's output [B, H, W, C]: next state and estimate, as `step` does."""
+    update, denoised = (
+        jnp.asarray(column, jnp.float32)[i] for column in (table.update, table.denoised)
     )
-    x = state[0]
-    out = denoise(scale * x, i).astype(jnp.float32)
+    x, out = state[0], out.astype(jnp.float32)
     fresh = _fresh_noise(keys, noise, i, x.shape[1:])
     # scaled and added one by one: accelerators round matrix products to half precision, and XLA's
     # CPU code for a sum over an axis takes 150 times as long

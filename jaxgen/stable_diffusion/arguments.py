@@ -4,7 +4,6 @@
 All of it is NumPy on the host, so that a bad request fails before any long work.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from jaxgen import fields
 from jaxgen.diffusion.table import Table
+from jaxgen.nn.stable_diffusion.unet_blocks import MID_BLOCKS
 from jaxgen.stable_diffusion import (
     control_arguments,
     image_arguments,
@@ -25,6 +25,8 @@ from jaxgen.stable_diffusion.request import (
     BatchRequest,
     Request,
     completed,
+    each,
+    is_list,
     is_number,
     is_whole,
 )
@@ -32,7 +34,7 @@ from jaxgen.stable_diffusion.texts import phases
 
 LISTS = (
     "prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "guidance_parallel",
-    "guidance_limit", "seed",
+    "guidance_limit", "guidance_momentum", "pag_scale", "seed",
 )  # fmt: skip
 OUTPUTS = ("image", "latent")
 # aesthetic scores that XL's refiner takes instead of a target size, as diffusers has them
@@ -50,11 +52,11 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     request = completed(request)
     _check_single_values(request, networks)
     image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
-    image_arguments.check_pair(image, mask, networks.inpaints)
     latents, clean = (
         image_arguments.latents(getattr(request, name), networks.vae, name)
         for name in ("latents", "image_latents")
     )
+    image_arguments.check_pair(image, clean, mask, networks)
     if clean is not None and image is not None:
         raise ValueError("image and image_latents are both given; leave one of them out")
     if clean is not None and latents is not None and clean.shape[1:] != latents.shape[1:]:
@@ -69,9 +71,10 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     controls = control_arguments.requests(request, networks.controlnets, hints, table)
     columns = sampler_arguments.guidance_rows(request, table)
     b = _batch_size(request, columns, image, mask, latents, clean, *hints)
-    guidance = _guidance(request, columns, len(table.t), b)
+    guidance = sampler_arguments.guidance(request, columns, table, b)
     needs_pair = bool((guidance["guidance_scale"] != 1).any())
-    texts = _phases(request, networks, table, num_steps, needs_pair, b)
+    perturbed = guidance["pag_scale"] is not None
+    texts = _phases(request, networks, table, num_steps, needs_pair, perturbed, b)
     return BatchRequest(
         phases=texts,
         prompt_embeds=_repeated(request.prompt_embeds, b),
@@ -89,7 +92,15 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
         latents=_repeated(latents, b),
         clean=_repeated(clean, b),
         from_image=has_image and (mask is None or request.strength < 1),
-        controls=[own._replace(image=_repeated(own.image, b)) for own in controls],
+        full=sampler_arguments.full_rows(request, table),
+        controls=[
+            own._replace(
+                image=_repeated(own.image, b),
+                # without guidance no row of an image is the negative text's
+                of_negative=own.of_negative if texts.negatives else np.ones((), np.float32),
+            )
+            for own in controls
+        ],
     )
 
 
@@ -102,7 +113,7 @@ def time_ids(
     Podell et al. 2023 (arXiv:2307.01952) section 2.2.
     """
     pairs = (original_size, crop, target_size)
-    if not all(_is_list(pair) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs):
+    if not all(is_list(pair) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs):
         raise ValueError(
             "original_size, crop and target_size are two numbers each: (height, width), (top, "
             f"left), (height, width); got {', '.join(map(fields.shown, pairs))}"
@@ -164,7 +175,7 @@ def _batch_size(
     lengths = {name: rows.shape[1] for name, rows in columns.items()}
     for name in LISTS:
         value = getattr(request, name)
-        if name not in lengths and _is_list(value):
+        if name not in lengths and is_list(value):
             lengths[name] = len(value)
     for name in ("prompt_embeds", "negative_prompt_embeds"):
         text = getattr(request, name)
@@ -212,26 +223,30 @@ def _time_ids(
 
 def _texts(name: str, value: Any, b: int) -> list:
     """Gives each image its text; a negative one may be None."""
-    texts = _each(value, b)
+    texts = each(value, b)
     for text in texts:
         if not isinstance(text, str) and not (text is None and name == "negative_prompt"):
             raise ValueError(f"{name} holds {fields.shown(text)}; expected a string")
     return texts
 
 
-def _numbers(name: str, value: Any, b: int, low: float, high: float) -> np.ndarray:
-    """Gives each image its number, float32 [B]."""
-    numbers = _each(value, b)
-    if not all(is_number(number) and low <= number <= high for number in numbers):
-        expected = "finite" if math.isinf(low) else f"between {low} and {high}"
-        raise ValueError(f"{name} is {fields.shown(value)}; it must be {expected}")
-    return np.asarray(numbers, np.float32)
-
-
 def _phases(
-    request: Request, networks: Networks, table: Table, num_steps: int, needs_pair: bool, b: int
+    request: Request,
+    networks: Networks,
+    table: Table,
+    num_steps: int,
+    needs_pair: bool,
+    perturbed: bool,
+    b: int,
 ) -> phases.Phases:
-    """Reads the texts of all images; needs_pair where guidance needs negative ones."""
+    """Reads the texts of all images; needs_pair where guidance needs negative ones, perturbed where
+    it needs the positive ones twice."""
+    mid = networks.unet.mid_block_type
+    if perturbed and (mid is None or not MID_BLOCKS.get(mid)):
+        raise ValueError(
+            f"pag_scale perturbs attention in the UNet's middle, and this one has none ({mid}); "
+            "leave it out"
+        )
     # UNets that were distilled to take their guidance scale as an input need none
     distilled = networks.unet.time_cond_proj_dim is not None
     texts = phases.phases(
@@ -241,48 +256,19 @@ def _phases(
         request.weighting,
         table,
         num_steps,
+        perturbed,
     )
+    if distilled and perturbed:
+        raise ValueError("pag_scale is no input of this model, which does without texts in pairs")
     if distilled and texts.weights is not None:
         raise ValueError("AND needs guidance by negative texts, which this model does without")
     return texts
 
 
-def _guidance(
-    request: Request, columns: Mapping[str, np.ndarray], rows: int, b: int
-) -> dict[str, np.ndarray]:
-    """Brings guidance to float32 [N, B] for N rows, its projection to [B]; columns as above."""
-    scale, rescale = columns.get("guidance_scale"), columns.get("guidance_rescale")
-    if scale is None:
-        numbers = _numbers("guidance_scale", request.guidance_scale, b, -math.inf, math.inf)
-        scale = np.maximum(numbers, 1)  # diffusers: not guided at 1 and below
-    if rescale is None:
-        rescale = _numbers("guidance_rescale", request.guidance_rescale, b, 0, 1)
-    return {
-        "guidance_scale": np.broadcast_to(scale, (rows, b)),
-        "guidance_rescale": np.broadcast_to(rescale, (rows, b)),
-        "guidance_parallel": _numbers("guidance_parallel", request.guidance_parallel, b, 0, 1),
-        "guidance_limit": _limits(request.guidance_limit, b),
-    }
-
-
-def _limits(value: Any, b: int) -> np.ndarray:
-    """Gives each image the largest norm of its guidance, float32 [B]; None is infinite."""
-    limits = [math.inf if _is_infinite(limit) else limit for limit in _each(value, b)]
-    if not all(limit is math.inf or (is_number(limit) and limit > 0) for limit in limits):
-        raise ValueError(
-            f"guidance_limit is {fields.shown(value)}; it must be positive, or None for none"
-        )
-    return np.asarray(limits, np.float32)
-
-
-def _is_infinite(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value == math.inf)
-
-
 def _seeds(value: Any, b: int) -> np.ndarray:
     """Gives each image its seed, uint32 [B]; a single one counts up."""
-    seeds = _each(value, b)
-    if not _is_list(value) and is_whole(seeds[0]):
+    seeds = each(value, b)
+    if not is_list(value) and is_whole(seeds[0]):
         seeds = [seeds[0] + j for j in range(b)]
     for seed in seeds:
         if not is_whole(seed) or not 0 <= seed < 2**32:
@@ -292,17 +278,7 @@ def _seeds(value: Any, b: int) -> np.ndarray:
     return np.asarray(seeds, np.uint32)
 
 
-def _each(value: Any, b: int) -> list:
-    """Repeats a single value for b images; a list stays. Arrays become Python's numbers."""
-    entries = fields.plain(list(value)) if _is_list(value) else [value]
-    return entries * b if len(entries) == 1 else entries
-
-
 def _repeated(arrays: Any, b: int) -> Any:
     """Repeats arrays of one row b times; None and arrays of b rows stay."""
     rows = {len(x) for x in jax.tree.leaves(arrays)}
     return arrays if rows <= {b} else jax.tree.map(lambda x: np.repeat(x, b, axis=0), arrays)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1

@@ -20,7 +20,7 @@ from jaxgen.diffusion.table import Table
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
 from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
-from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
+from jaxgen.nn.stable_diffusion.unet import Deep, UNet2DConditionModel
 from jaxgen.stable_diffusion import control, decoding
 from jaxgen.stable_diffusion.control import Control
 from jaxgen.types import AnyArray, Array, Key, Params
@@ -57,7 +57,12 @@ class Inputs(NamedTuple):
     text_weights: AnyArray | None = None  # [B, G - 1] of the positive texts; None: G is 1 or 2
     guidance_parallel: AnyArray | None = None  # [B], see `sample.Projection`
     guidance_limit: AnyArray | None = None  # [B]
+    guidance_momentum: AnyArray | None = None  # [B]
+    # [N, B]; the last of the G texts is then the positive one again, see `sample.Guidance`
+    pag_scale: AnyArray | None = None
     adapters: Beside | None = None  # low-rank paths of the UNet, chosen by each image
+    # bool [N], the rows that run the whole UNet; the others take its deep features again
+    full: AnyArray | None = None
 
 
 class Prepared(NamedTuple):
@@ -67,6 +72,14 @@ class Prepared(NamedTuple):
     added: Array | None  # [B * S, D] embedded sizes and pooled text of XL
     text: Any  # keys and values of all texts for every cross-attention
     controls: tuple[control.Ready, ...] = ()  # the same of every ControlNet
+
+
+class State(NamedTuple):
+    """Holds what a row hands to the next."""
+
+    latents: Array  # [1 + NUM_MEMORIES, B, h, w, C]: [0] is the latent, the rest the sampler's
+    deep: Deep | None = None  # of the last full row
+    momentum: Array | None = None  # [B, h, w, C], see `sample.combine`
 
 
 def streams(seeds: AnyArray) -> sample.NoiseKeys:
@@ -91,7 +104,7 @@ def posterior_noise(seeds: AnyArray, shape: tuple[int, int, int], purpose: str) 
 
 def begin(
     unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Nets = ()
-) -> tuple[Prepared, Array]:
+) -> tuple[Prepared, State]:
     """Computes what does not depend on the step, and the state that the first row receives."""
     b, size, t, e = inputs.context.shape
     variables = {"params": params}
@@ -114,7 +127,7 @@ def begin(
         control.begin(net, own, row_times, context, conditions, groups_of(inputs))
         for net, own in zip(nets, inputs.controls, strict=True)
     )
-    return Prepared(times, added, text, controls), sample.first_state(_first_latent(inputs))
+    return Prepared(times, added, text, controls), _first_state(unet, inputs, nets)
 
 
 def step(
@@ -123,23 +136,31 @@ def step(
     inputs: Inputs,
     prepared: Prepared,
     i: Array,
-    state: Array,
+    state: State,
     nets: Nets = (),
-) -> tuple[Array, Array]:
-    """Runs row i: the next state, whose [0] is the latent, and the estimate of the final latent."""
-    return sample.step(
-        _denoise(unet, params, inputs, prepared, nets), inputs.table, i, state, _keys(inputs),
+) -> tuple[State, Array]:
+    """Runs row i: the next state, and the estimate of the final latent."""
+    x = sample.seen(inputs.table, i, state.latents)
+    out, deep = _outputs(unet, params, inputs, prepared, nets, i, x, state.deep)
+    momentum = state.momentum
+    if groups_of(inputs) > 1:
+        out, momentum = sample.combine(_guidance(inputs), x, i, out, momentum)
+    latents, estimate = sample.advance(
+        inputs.table, i, state.latents, out, _keys(inputs),
         noise=inputs.step_noise, inpainting=_inpainting(inputs),
     )  # fmt: skip
+    return State(latents, deep, momentum), estimate
 
 
 def latents(unet: UNet2DConditionModel, params: Params, inputs: Inputs, nets: Nets = ()) -> Array:
     """Runs all rows in one loop on the device: the final latents, float32 [B, h, w, C]."""
-    prepared, state = begin(unet, params, inputs, nets)
-    return sample.sample(
-        _denoise(unet, params, inputs, prepared, nets), inputs.table, state[0], _keys(inputs),
-        noise=inputs.step_noise, inpainting=_inpainting(inputs),
-    )  # fmt: skip
+    prepared, first = begin(unet, params, inputs, nets)
+
+    def body(i: Array, state: State) -> State:
+        return step(unet, params, inputs, prepared, i, state, nets)[0]
+
+    start, end = jnp.asarray(inputs.table.start_row), jnp.asarray(inputs.table.num_rows)
+    return jax.lax.fori_loop(start, end, body, first).latents[0]
 
 
 def generate(
@@ -189,32 +210,61 @@ def _first_latent(inputs: Inputs) -> Array:
     return jnp.where(inputs.from_image, from_image, from_noise)
 
 
-def _denoise(
-    unet: UNet2DConditionModel, params: Params, inputs: Inputs, prepared: Prepared, nets: Nets
-) -> sample.Denoise:
-    """Returns the UNet as the loop calls it, with latents [B, h, w, C] and the number of a row."""
-    b, groups = len(inputs.context), groups_of(inputs)
+def _first_state(unet: UNet2DConditionModel, inputs: Inputs, nets: Nets) -> State:
+    latents, deep = sample.first_state(_first_latent(inputs)), None
+    if inputs.full is not None:
+        b, h, w, _ = latents.shape[1:]
+        deep = unet.no_deep((b * groups_of(inputs), h, w), bool(nets))
+    momentum = None if inputs.guidance_momentum is None else jnp.zeros_like(latents[0])
+    return State(latents, deep, momentum)
 
-    def denoise(x: Array, i: Array) -> Array:
-        emb, own = prepared.times[i], _at_row(inputs, prepared, i)
-        emb = jnp.broadcast_to(emb, (b * groups, emb.shape[-1]))
-        if own.added is not None:
-            emb = emb + own.added
+
+def _outputs(
+    unet: UNet2DConditionModel,
+    params: Params,
+    inputs: Inputs,
+    prepared: Prepared,
+    nets: Nets,
+    i: Array,
+    x: Array,
+    deep: Deep | None,
+) -> tuple[Array, Deep | None]:
+    """Evaluates the UNet at row i for latents x [B, h, w, C]: its outputs [B * G, h, w, C], and the
+    deep features that rows which are not full take again."""
+    x, own = sample.repeated(x, groups_of(inputs)), _at_row(inputs, prepared, i)
+    emb = prepared.times[i]
+    emb = jnp.broadcast_to(emb, (len(x), emb.shape[-1]))
+    if own.added is not None:
+        emb = emb + own.added
+    rows, perturbed = x, None
+    if inputs.pag_scale is not None:  # the last row of each image
+        perturbed = jnp.arange(len(x)) % groups_of(inputs) == groups_of(inputs) - 1
+    if inputs.extra is not None:
+        extra = jnp.repeat(inputs.extra, groups_of(inputs), axis=0)
+        rows = jnp.concatenate([x, extra], axis=-1)
+
+    def with_controls(method: str) -> Any:
         # ControlNets see the latent alone, also beside inpainting UNets
         added = control.residuals(nets, inputs.controls, own.controls, x, i)
-        if inputs.extra is not None:
-            x = jnp.concatenate([x, jnp.repeat(inputs.extra, groups, axis=0)], axis=-1)
-        return _apply(unet, params, inputs, x, emb, own.text, added, method="denoise")
+        return _apply(unet, params, inputs, rows, emb, own.text, added, perturbed, method=method)
 
-    if groups == 1:
-        return denoise
+    if inputs.full is None:
+        return with_controls("denoise"), None
+    full = jnp.asarray(inputs.full)[i]
+    deep = jax.lax.cond(full, lambda: with_controls("deep"), lambda: deep)
+    return _apply(unet, params, inputs, rows, emb, own.text, deep, method="shallow"), deep
+
+
+def _guidance(inputs: Inputs) -> sample.Guidance:
+    """Says how the outputs for an image's texts become one."""
     projection = None
     if inputs.guidance_parallel is not None and inputs.guidance_limit is not None:
-        parts = (inputs.guidance_parallel, inputs.guidance_limit)
+        parts = (inputs.guidance_parallel, inputs.guidance_limit, inputs.guidance_momentum)
         projection = sample.projection(inputs.table, *parts)
-    return sample.guide(
-        denoise, inputs.guidance_scale, inputs.guidance_rescale, projection, inputs.text_weights
-    )
+    return sample.Guidance(
+        inputs.guidance_scale, inputs.guidance_rescale, projection, inputs.text_weights,
+        inputs.pag_scale,
+    )  # fmt: skip
 
 
 def _at_row(inputs: Inputs, prepared: Prepared, i: Array) -> Prepared:

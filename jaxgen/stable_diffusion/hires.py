@@ -2,7 +2,8 @@
 """Two passes as one call: a small picture, made larger, from which the large one is drawn.
 
 Models draw well in the size that they were trained in; larger pictures repeat their subject. The
-second pass keeps the first one's layout and adds detail.
+second pass keeps the first one's layout and adds detail. Masks and what ControlNets follow are
+enlarged with the picture.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jaxgen import fields
-from jaxgen.stable_diffusion import arguments
+from jaxgen.stable_diffusion import arguments, control_arguments, image_arguments
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import Request, is_number
 
@@ -51,6 +52,8 @@ def passes(
     second = replace(
         request, hires=None, height=int(height), width=int(width), latents=None,
         strength=own.strength, image=None,
+        mask=_larger_mask(request, (int(height), int(width))),
+        control_image=_larger_hints(request, networks, (int(width), int(height))),
     )  # fmt: skip
     b, h, w, channels = len(batch.seeds), int(height), int(width), networks.vae.latent_channels
     if by_latent:
@@ -68,8 +71,32 @@ def enlarged(second: Request, small: np.ndarray) -> Request:
         shape = np.shape(second.image_latents)
         return replace(second, image_latents=jax.image.resize(small, shape, "linear"))
     size = (np.shape(second.image)[2], np.shape(second.image)[1])
-    large = [Image.fromarray(x).resize(size, Image.Resampling.LANCZOS) for x in small]
-    return replace(second, image=np.stack([np.asarray(picture) for picture in large]))
+    return replace(second, image=_larger(small, size))
+
+
+def _larger(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Enlarges pictures uint8 [B, H, W, 3] to width and height."""
+    large = [Image.fromarray(x).resize(size, Image.Resampling.LANCZOS) for x in pictures]
+    return np.stack([np.asarray(picture) for picture in large])
+
+
+def _larger_mask(request: Request, shape: tuple[int, int]) -> np.ndarray | None:
+    """Enlarges the masks of a request to height and width, by the nearest pixel."""
+    masks = image_arguments.mask(request.mask)
+    if masks is None:
+        return None
+    rows, columns = (
+        (np.arange(side) + 0.5) * own / side
+        for side, own in zip(shape, masks.shape[1:3], strict=True)
+    )
+    return masks[:, rows.astype(int)][:, :, columns.astype(int)]
+
+
+def _larger_hints(request: Request, networks: Networks, size: tuple[int, int]) -> Any:
+    """Enlarges what ControlNets follow to width and height; for the shape that a request takes."""
+    hints = control_arguments.images(request, len(networks.controlnets))
+    large = [_larger(np.round(255 * hint).astype(np.uint8), size) for hint in hints]
+    return large[0] if len(large) == 1 else (large or None)
 
 
 def _checked(request: Request) -> Hires:
@@ -84,7 +111,7 @@ def _checked(request: Request) -> Hires:
         raise ValueError(
             f"the strength of hires is {fields.shown(own.strength)}; it must be above 0, to 1"
         )
-    unfit = ("mask", "control_image", "denoising_start", "denoising_end")
+    unfit = ("denoising_start", "denoising_end")
     both = [name for name in unfit if getattr(request, name) is not None]
     if both:
         raise ValueError(f"hires and {' and '.join(both)} cannot be combined; draw in two calls")

@@ -33,18 +33,33 @@ def as_array(name: str, value: Any) -> np.ndarray:
         raise ValueError(f"{name} cannot be read as one array: {error!s:.200}") from None
 
 
-def check_pair(image: np.ndarray | None, mask: np.ndarray | None, inpaints: bool) -> None:
-    """Raises ValueError unless image and mask are there as the model needs them, of one size."""
+def check_pair(
+    image: np.ndarray | None,
+    clean: np.ndarray | None,
+    mask: np.ndarray | None,
+    networks: Networks,
+) -> None:
+    """Raises ValueError unless image and mask are there as the model needs them, of one size.
+
+    clean: latents in place of an image.
+    """
+    inpaints, f = networks.inpaints, networks.vae.factor
     if mask is None:
         if inpaints:
             raise ValueError("this is an inpainting model; give an image and a mask")
         return
-    if image is None:
+    if image is None and clean is None:
         raise ValueError("a mask says which part of an image to make anew; give the image too")
-    if mask.shape[1:3] != image.shape[1:3]:
+    if image is None and inpaints:
+        raise ValueError(
+            "an inpainting model looks at the image outside of the mask, so latents do not do in "
+            "its place; give the image, or with hires upscale='pixels'"
+        )
+    known = np.shape(image)[1:3] if clean is None else (clean.shape[1] * f, clean.shape[2] * f)
+    if mask.shape[1:3] != known:
         raise ValueError(
             f"the mask has {mask.shape[1]} x {mask.shape[2]} pixels (height x width) and the image "
-            f"{image.shape[1]} x {image.shape[2]}; they must be of one size"
+            f"{known[0]} x {known[1]}; they must be of one size"
         )
 
 

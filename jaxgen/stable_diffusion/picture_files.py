@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Reads the picture files that a command line names, fitted to one size in pixels.
+"""Reads the picture files that a command line names, fitted to one size in pixels; writes results.
 
-A picture is turned upright and cut to the shape that is asked for, at its middle. Sizes are width
-and height; None is the picture's own, less what is no multiple of 8.
+A picture that is read is turned upright and cut to the shape that is asked for, at its middle.
+Sizes are width and height; None is the picture's own, less what is no multiple of 8.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from jaxgen.data import pixels
-from jaxgen.pictures import edges
+from jaxgen.pictures import edges, images, parameters
 
 Picture = Image.Image
 
@@ -45,6 +46,32 @@ def hints(
     if as_edges:
         fitted = [Image.fromarray(edges.canny(np.asarray(one))) for one in fitted]
     return fitted
+
+
+def save(
+    folder: Path,
+    pictures: np.ndarray,
+    prompts: Sequence[str],
+    seed: int,
+    settings: Mapping[str, Any],
+) -> Iterator[Path]:
+    """Writes pictures [B, H, W, 3], with prompts and settings, and a grid of several; yields paths.
+
+    Each prompt has the same number of pictures, of seeds that count up. Settings that are None are
+    left out.
+    """
+    first, each = images.next_number(folder), len(pictures) // len(prompts)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for j, picture in enumerate(pictures):
+        path = folder / f"{first + j:05d}.png"
+        text = {"prompt": prompts[j // each], "seed": seed + j, **settings}
+        images.save(path, picture, text | {parameters.KEY: parameters.text(text)})
+        yield path
+    if len(pictures) > 1:
+        path = folder / f"{first:05d}-grid.png"
+        text = {"prompt": "\n".join(prompts), "seed": seed, **settings}
+        images.save(path, images.grid(pictures, each if each > 1 else None), text)
+        yield path
 
 
 def _size(picture: Picture, width: int | None, height: int | None) -> tuple[int, int]:

@@ -78,8 +78,7 @@ class StableDiffusion:
         self.networks = loading.networks(checkpoint, self.dtype, controlnets)
         self.checkpoint = saved_pipeline.without_weights(checkpoint)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
-        self.distilled = few_steps.kind_of(checkpoint)  # "turbo", "lcm", ...; None is no such model
-        self.defaults = few_steps.defaults(checkpoint)  # number of steps, guidance scale
+        self.made_for = self.distilled = few_steps.of_checkpoint(checkpoint)  # by adapters, too
         folder = loading.check_folder(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
@@ -131,12 +130,15 @@ class StableDiffusion:
             raise ValueError(f"adapters is {fields.shown(adapters)}; give a list of {spec.SPEC}")
         if self.quantize and len(adapters):
             raise ValueError("adapters change full kernels; load the pipeline without quantize")
+        opened = merge.open_all(self.base, adapters)
         if per_image is not None:
-            beside_ = beside.stack(self.base, adapters, per_image, self.dtype)
+            beside_ = beside.stack(self.base, opened, per_image, self.dtype)
             self.adapters, self.params = beside_, self.base
         else:
+            self.params = merge.merge(self.base, opened) if opened else self.base
             self.adapters = None
-            self.params = merge.merge(self.base, adapters) if len(adapters) else self.base
+        active = (one.adapter.names for one in opened if one.strengths["unet"])
+        self.distilled = few_steps.of_adapters(active) or self.made_for
         own = {name: self.params[name] for name in self.networks.encoders}
         self.embedder = self.embedder._replace(params=own)
 
@@ -226,6 +228,8 @@ class StableDiffusion:
         guidance_rescale: Any = 0.0,
         guidance_parallel: float | Sequence[float] = 1.0,
         guidance_limit: float | Sequence[float | None] | None = None,
+        guidance_momentum: float | Sequence[float] = 0.0,
+        pag_scale: Any = 0.0,
         spacing: str | None = None,
         levels: str | None = None,
         eta: float | None = None,
@@ -245,40 +249,15 @@ class StableDiffusion:
         guess_mode: bool = False,
         image_latents: Any = None,
         hires: float | Hires | None = None,
+        cache_interval: int = 1,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
         """Draws images, uint8 [B, H, W, 3]; with output="latent" float32 [B, H/f, W/f, C].
 
-        B is the length of whatever is given per image: prompt, negative_prompt, guidance_*, seed,
-        image, mask, latents; single values serve all. From one seed, image j takes seed + j. height
-        and width in pixels default to the image's or the model's own.
-        sampler: a name ("dpmpp_2m_karras", "DPM++ 2M Karras", "euler_a"), a function (num_steps,
-        start_step) -> Table, or a Table; None is the checkpoint's own. Of samplers by name, and
-        from the checkpoint's own schedule: spacing ("leading", "linspace", "trailing") and levels
-        ("karras", "exponential", "beta", or "schedule" for those of training), and eta, the fresh
-        noise of ddim (0 by default) and tcd (0.3).
-        num_steps and guidance_scale: 50 and 7.5, or what a distilled model needs, unless given.
-        guidance_scale: 1 or less is no guidance; where that holds for all images, the half of the
-        work that guidance costs is left out. guidance_rescale: 0 to 1. Both may also be rows, one
-        for each evaluation of the model, of one number or one for each image, or a function of the
-        table that returns them (see diffusion/guidance.py); such scales are taken as they are.
-        guidance_parallel, 0 to 1, and guidance_limit: adaptive projected guidance.
-        image, mask: Pillow, paths, arrays or tensors (data/pixels.py lists what is taken);
-        `strength` of the steps are run, and what is white in the mask is made anew.
-        image_latents: what output="latent" gave, in place of an image.
-        hires: draws a small picture first, makes it so many times larger, and draws from that; a
-        factor, or a `Hires` that says how.
-        latents: unit noise that replaces the seeds' own. denoising_end, denoising_start: shares of
-        the training times where one call stops and another goes on, from its latents as they are.
-        clip_skip: last text layers left out, for the prompt only, as in diffusers. weighting=False
-        reads brackets in prompts as text (see prompts.py). original_size and target_size (height,
-        width), crop (top, left): inputs of XL. prompt_embeds and negative_prompt_embeds: what
-        `embed` returns.
-        control_image: as image, of the picture's size, or a list with one for each ControlNet;
-        control_scale weighs what it adds between the shares control_start and control_end of the
-        steps. guess_mode: only the positive text's half takes it, deep layers most.
-        on_step(done, total, latents, estimate) is called on the host after every step.
-        Raises ValueError before any long work, or when the result is not finite.
+        `request.Request`, whose fields these are, describes each argument. B is the length of
+        whatever is given per image, such as prompt and seed; single values serve all, and from one
+        seed, image j takes seed + j. on_step(done, total, latents, estimate) is called on the host
+        after every step. Raises ValueError before any long work, or when the result is not finite.
         """
         options = dict(locals())  # the parameters by name: those of Request, and these two
         del options["self"], options["on_step"]
@@ -289,6 +268,11 @@ class StableDiffusion:
         if output == "image":
             self.store.keep()
         return result
+
+    @property
+    def defaults(self) -> tuple[int, float]:
+        """The number of steps and the guidance scale of calls that do not say them."""
+        return self.distilled.num_steps, self.distilled.guidance_scale
 
     def draw(self, request: Request, on_step: OnStep | None = None) -> np.ndarray:
         """Draws what a call with the fields of the request does."""

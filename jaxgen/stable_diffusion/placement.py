@@ -14,7 +14,13 @@ from jaxgen.stable_diffusion.control import Control
 from jaxgen.stable_diffusion.generate import Inputs
 
 DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
-BY_ROW = ("step_noise", "guidance_scale", "guidance_rescale", "text_index")  # [N, B, ...]
+BY_ROW = (
+    "step_noise",
+    "guidance_scale",
+    "guidance_rescale",
+    "pag_scale",
+    "text_index",
+)  # [N, B, ...]
 BEFORE_ATTENTION = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj")
 SHARDED_FROM = 2**14  # entries; smaller parameters are kept whole on every device
 
@@ -126,6 +132,7 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     shardings: dict[str, Any] = {
         "table": everywhere,
         "from_image": everywhere,
+        "full": everywhere,
         **dict.fromkeys(BY_ROW, rows(mesh, axis=1)),
     }
     arrays = {

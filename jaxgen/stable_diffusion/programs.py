@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxgen.adapters.beside import Beside
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
+from jaxgen.nn.stable_diffusion.unet import Deep
 from jaxgen.stable_diffusion import control, decoding, generate, loading, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
@@ -22,7 +23,7 @@ from jaxgen.types import Array, Params
 from jaxgen.warm.stored_programs import Store
 
 # what stored programs return, by names of their own
-for kind in (text_encoding.Text, generate.Prepared, control.Ready):
+for kind in (text_encoding.Text, generate.Prepared, generate.State, control.Ready, Deep):
     export.register_namedtuple_serialization(kind, serialized_name=f"jaxgen.{kind.__name__}")
 
 # on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this
@@ -59,7 +60,10 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
 
     unet, vae, nets = networks.unet, networks.vae, networks.controlnets
     batch = None if mesh is None else placement.rows(mesh)
-    state = None if mesh is None else placement.rows(mesh, axis=1)
+    state: Any = None
+    if mesh is not None:
+        shardings: Any = [placement.rows(mesh, axis=axis) for axis in (1, 0, 0)]
+        state = generate.State(*shardings)
 
     def whole_run(params: Params, inputs: Inputs, noise: Array) -> Array:
         return generate.latents(unet, params, inputs._replace(noise=noise), nets)
@@ -128,6 +132,8 @@ def inputs(
         text_weights=batch.phases.weights,
         guidance_parallel=batch.guidance_parallel,
         guidance_limit=batch.guidance_limit,
+        guidance_momentum=batch.guidance_momentum,
+        pag_scale=batch.pag_scale,
         pooled=text.pooled,
         time_ids=batch.time_ids,
         controls=tuple(
@@ -135,6 +141,7 @@ def inputs(
             for k, own in enumerate(batch.controls)
         ),
         adapters=adapters,
+        full=batch.full,
     )
     fields = from_image(programs, networks, params["vae"], mesh, batch)
     return placement.place_inputs(mesh, result._replace(**fields))
@@ -149,10 +156,10 @@ def step_by_step(
     for i in range(start, end):
         state, estimate = programs.step(params, inputs, prepared, np.int32(i), state)
         if on_step is not None:
-            on_step(i - start + 1, end - start, state[0], estimate)
+            on_step(i - start + 1, end - start, state.latents[0], estimate)
         # on CPU, many programs in flight only compete for its cores
         jax.block_until_ready(estimate)
-    return state[0]
+    return state.latents[0]
 
 
 def decode(
@@ -171,16 +178,16 @@ def from_image(
     programs: Programs, networks: Networks, params: Params, mesh: Mesh | None, batch: BatchRequest
 ) -> dict[str, Any]:
     """Returns the fields of `Inputs` that come from an image and its mask."""
-    if batch.image is None:
-        return {} if batch.clean is None else {"clean": batch.clean}
     draw = partial(encode, programs, networks.vae, params, mesh)
-    fields: dict[str, Any] = {"clean": draw(batch.image, batch.seeds, "image")}
+    fields: dict[str, Any] = {} if batch.clean is None else {"clean": batch.clean}
+    if batch.image is not None:
+        fields = {"clean": draw(batch.image, batch.seeds, "image")}
     if batch.mask is None:
         return fields
     f = networks.vae.factor
     # the nearest pixel, and no average: inpainting models were trained on such masks
     fields["mask"] = batch.mask[:, ::f, ::f]
-    if networks.inpaints:
+    if networks.inpaints and batch.image is not None:
         hidden = batch.image * (1 - batch.mask)  # 0 is grey
         known = np.asarray(draw(hidden, batch.seeds, "masked_image"))
         fields["extra"] = np.concatenate([fields.pop("mask"), known], axis=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Turns the sampler of a call and its options into the table of the run."""
+"""Turns the sampler of a call and its guidance into the table of the run and rows for it."""
 
 import bisect
 import inspect
@@ -13,7 +13,7 @@ from jaxgen import fields
 from jaxgen.diffusion import config, schedule
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.request import Request, is_whole
+from jaxgen.stable_diffusion.request import Request, each, is_number, is_whole, numbers
 
 # of samplers by name, with an example
 MOST_STEPS = 100_000
@@ -62,18 +62,61 @@ def table(
     return _cut(sampler, int(num_steps), first, last, request), last - first
 
 
+def full_rows(request: Request, table: Table) -> np.ndarray | None:
+    """Marks the rows that run the whole UNet, bool [N]: every cache_interval-th; None for all."""
+    interval = request.cache_interval
+    if not is_whole(interval) or interval < 1:
+        raise ValueError(
+            f"cache_interval is {fields.shown(interval)}; it must be a whole number, 1 (every "
+            "evaluation of the model is whole) or more"
+        )
+    if interval == 1:
+        return None
+    full = np.zeros(len(table.t), bool)
+    full[int(table.start_row) : int(table.num_rows) : interval] = True
+    return full
+
+
 def guidance_rows(request: Request, table: Table) -> dict[str, np.ndarray]:
-    """Reads guidance_scale and guidance_rescale where they are given for each row of the table.
+    """Reads the scales of guidance where they are given for each row of the table.
 
     They are then a function of the table, or rows with a number for all images or for each one; by
     name, float32 [N, 1] or [N, B]. Raises ValueError unless there is a row for each evaluation.
     """
-    limits = {"guidance_scale": (-math.inf, math.inf), "guidance_rescale": (0, 1)}
+    limits = dict.fromkeys(("guidance_scale", "pag_scale"), (-math.inf, math.inf))
+    limits["guidance_rescale"] = (0, 1)
     rows = {name: getattr(request, name) for name in limits}
     return {
         name: _rows(name, value, table, *limits[name])
         for name, value in rows.items()
         if callable(value) or _is_nested(value)
+    }
+
+
+def guidance(
+    request: Request, columns: Mapping[str, np.ndarray], table: Table, b: int
+) -> dict[str, Any]:
+    """Brings guidance to float32 [N, B] for N rows, its projection to [B]; columns as above."""
+    ranges = {
+        "guidance_scale": (-math.inf, math.inf),
+        "guidance_rescale": (0, 1),
+        "pag_scale": (-math.inf, math.inf),
+    }
+    of_rows: dict[str, Any] = {}
+    for name, (low, high) in ranges.items():
+        scales = columns.get(name)
+        if scales is None:
+            scales = numbers(name, getattr(request, name), b, low, high)
+            if name == "guidance_scale":
+                scales = np.maximum(scales, 1)  # diffusers: not guided at 1 and below
+        of_rows[name] = np.broadcast_to(scales, (len(table.t), b))
+    momentum = numbers("guidance_momentum", request.guidance_momentum, b, -1, 1)
+    run = of_rows["pag_scale"][int(table.start_row) : int(table.num_rows)]
+    return of_rows | {
+        "pag_scale": of_rows["pag_scale"] if run.any() else None,
+        "guidance_parallel": numbers("guidance_parallel", request.guidance_parallel, b, 0, 1),
+        "guidance_limit": _limits(request.guidance_limit, b),
+        "guidance_momentum": momentum if momentum.any() else None,
     }
 
 
@@ -119,6 +162,20 @@ def _is_nested(value: Any) -> bool:
 def _num_axes(value: Any) -> int:
     axes = getattr(value, "ndim", 0)
     return axes if isinstance(axes, int) else 0  # some things have a function of that name
+
+
+def _limits(value: Any, b: int) -> np.ndarray:
+    """Gives each image the largest norm of its guidance, float32 [B]; None is infinite."""
+    limits = [math.inf if _is_infinite(limit) else limit for limit in each(value, b)]
+    if not all(limit is math.inf or (is_number(limit) and limit > 0) for limit in limits):
+        raise ValueError(
+            f"guidance_limit is {fields.shown(value)}; it must be positive, or None for none"
+        )
+    return np.asarray(limits, np.float32)
+
+
+def _is_infinite(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value == math.inf)
 
 
 def _check_options(request: Request, by_name: bool) -> None:

@@ -71,7 +71,7 @@ def _of_kind(kind: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 def read_adapter(folder: Path) -> None:
     """Merges the file; what is accepted has finite parameters of the model's shapes."""
-    merged = merge.merge(_params(), [(folder / FILE, 0.5)])["unet"]
+    merged = merge.merge(_params(), merge.open_all(_params(), [(folder / FILE, 0.5)]))["unet"]
     for one, other in zip(
         layout.to_tensors(merged, conv_1x1=()).values(), _tensors().values(), strict=True
     ):

@@ -36,9 +36,17 @@ class Attention(nn.Module):
         """The keys and values of a context, for `__call__`: [B, S, E] -> two [B, S, heads, D]."""
         return self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context))
 
-    def __call__(self, x: Array, keys_values: KeysValues | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        keys_values: KeysValues | None = None,
+        perturbed: Array | None = None,
+    ) -> Array:
+        """perturbed: bool [B], whose pixels attend to nothing but themselves, in self-attention."""
         k, v = self.keys_values(x) if keys_values is None else keys_values
         out = attention(self._split_heads(self.to_q(x)), k, v)
+        if perturbed is not None:
+            out = jnp.where(perturbed[:, None, None, None], v, out)
         return self.to_out[0](out.reshape(x.shape))
 
     def _split_heads(self, x: Array) -> Array:
@@ -94,8 +102,8 @@ class BasicTransformerBlock(nn.Module):
         self.attn2 = Attention(self.channels, self.num_heads, dtype=self.dtype)
         self.ff = FeedForward(self.dtype)
 
-    def __call__(self, x: Array, text: KeysValues) -> Array:
-        x = x + self.attn1(self.norm1(x))
+    def __call__(self, x: Array, text: KeysValues, perturbed: Array | None = None) -> Array:
+        x = x + self.attn1(self.norm1(x), perturbed=perturbed)
         x = x + self.attn2(self.norm2(x), text)
         return x + self.ff(self.norm3(x))
 
@@ -126,9 +134,14 @@ class Transformer2DModel(nn.Module):
         """The keys and values of the text [B, S, E] for each block, for `__call__`."""
         return tuple(block.attn2.keys_values(text) for block in self.transformer_blocks)
 
-    def __call__(self, x: Array, text_context: tuple[KeysValues, ...]) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        text_context: tuple[KeysValues, ...],
+        perturbed: Array | None = None,
+    ) -> Array:
         b, h, w, c = x.shape
         tokens = self.proj_in(self.norm(x).reshape(b, h * w, c))
         for block, text in zip(self.transformer_blocks, text_context, strict=True):
-            tokens = block(tokens, text)
+            tokens = block(tokens, text, perturbed)
         return x + self.proj_out(tokens).reshape(b, h, w, c)

@@ -2,6 +2,7 @@
 """The noise predictor of Stable Diffusion 1.x, 2.x and XL."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,6 +20,14 @@ from jaxgen.nn.stable_diffusion.unet_blocks import (
 from jaxgen.types import Array
 
 UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}  # name -> has attention
+
+
+class Deep(NamedTuple):
+    """What changes slowly from step to step, and DeepCache takes again: Ma et al. 2023
+    (arXiv:2312.00858), section 3.2 with their outermost skip."""
+
+    features: Array  # [B, H, W, C_0] the input of the last layer of the way up
+    added: Array | None = None  # what ControlNets add to its skip
 
 
 class UNet2DConditionModel(UNetEncoder):
@@ -80,19 +89,67 @@ class UNet2DConditionModel(UNetEncoder):
         emb: Array,
         text_context: dict[str, TextContext],
         residuals: tuple[Array, list[Array]] | None = None,
+        perturbed: Array | None = None,
     ) -> Array:
         """The prediction from embedded time [B, D] and `text_context`: [B, H, W, C] -> the same.
 
-        residuals: what ControlNets add to the middle and to each skip.
+        residuals: what ControlNets add to the middle and to each skip. perturbed: bool [B], the
+        rows of perturbed attention guidance, see `UNetEncoder.encode`.
         """
-        x, skips = self.encode(sample, emb, text_context)
+        x, skip = self._before_last(sample, emb, text_context, residuals, perturbed)
+        return self._last(x, skip, emb, text_context)
+
+    def deep(
+        self,
+        sample: Array,
+        emb: Array,
+        text_context: dict[str, TextContext],
+        residuals: tuple[Array, list[Array]] | None = None,
+        perturbed: Array | None = None,
+    ) -> Deep:
+        """All of `denoise` but its last layer; see `Deep`."""
+        x, _ = self._before_last(sample, emb, text_context, residuals, perturbed)
+        return Deep(x, None if residuals is None else residuals[1][0])
+
+    def shallow(
+        self, sample: Array, emb: Array, text_context: dict[str, TextContext], deep: Deep
+    ) -> Array:
+        """The prediction as in `denoise`, from deep features of this or of an earlier step."""
+        skip = self.conv_in(sample.astype(self.dtype))
+        return self._last(
+            deep.features, skip if deep.added is None else skip + deep.added, emb, text_context
+        )
+
+    def no_deep(self, shape: tuple[int, int, int], has_residuals: bool) -> Deep:
+        """Zeros in the shape of what `deep` returns for samples of this shape [B, H, W]."""
+        zeros = jnp.zeros((*shape, self.block_out_channels[0]), self.dtype)
+        return Deep(zeros, zeros if has_residuals else None)
+
+    def _before_last(
+        self,
+        sample: Array,
+        emb: Array,
+        text_context: dict[str, TextContext],
+        residuals: tuple[Array, list[Array]] | None,
+        perturbed: Array | None,
+    ) -> tuple[Array, Array]:
+        """What the last layer of the way up takes: its input and its skip."""
+        x, skips = self.encode(sample, emb, text_context, perturbed=perturbed)
         if residuals is not None:
             x = x + residuals[0]
             skips = [skip + added for skip, added in zip(skips, residuals[1], strict=True)]
         for i, block in enumerate(self.up_blocks):
-            block_skips = tuple(skips.pop() for _ in range(block.level.num_resnets))
-            size = skips[-1].shape[1:3] if skips else None
-            x = block(x, block_skips, emb, text_context[f"up_blocks_{i}"], size)
+            count = min(block.level.num_resnets, len(skips) - 1)
+            block_skips = tuple(skips.pop() for _ in range(count))
+            x = block(x, block_skips, emb, text_context[f"up_blocks_{i}"], skips[-1].shape[1:3])
+        return x, skips[0]
+
+    def _last(
+        self, x: Array, skip: Array, emb: Array, text_context: dict[str, TextContext]
+    ) -> Array:
+        last, text = len(self.up_blocks) - 1, text_context[f"up_blocks_{len(self.up_blocks) - 1}"]
+        layer = self.up_blocks[last].level.num_resnets - 1
+        x = self.up_blocks[last].layer(layer, x, skip, emb, text)
         return self.conv_out(nn.silu(self.conv_norm_out(x)))
 
     def _levels_up(self) -> list[Level]:

@@ -102,12 +102,14 @@ class MidBlock(nn.Module):
     def text_context(self, text: Array) -> TextContext:
         return tuple(layer.text_context(text) for layer in self.attentions)
 
-    def __call__(self, x: Array, emb: Array, text_context: TextContext) -> Array:
+    def __call__(
+        self, x: Array, emb: Array, text_context: TextContext, perturbed: Array | None = None
+    ) -> Array:
         x = self.resnets[0](x, emb)
         for attend, resnet, text in zip(
             self.attentions, self.resnets[1:], text_context, strict=True
         ):
-            x = resnet(attend(x, text), emb)
+            x = resnet(attend(x, text, perturbed), emb)
         return x
 
 
@@ -116,6 +118,7 @@ class UpBlock(nn.Module):
 
     x: [B, H, W, C_in] and one skip [B, H, W, C_i] for each resnet, those of the way down in reverse
     order -> [B, *size, C], `size` being that of the next level's skips; [B, H, W, C] at the last.
+    With fewer skips only the first resnets are run.
     """
 
     level: Level
@@ -138,13 +141,16 @@ class UpBlock(nn.Module):
         text_context: TextContext,
         size: tuple[int, ...] | None,
     ) -> Array:
-        for i, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
-            x = resnet(jnp.concatenate([x, skip], axis=-1), emb)
-            if self.attentions:
-                x = self.attentions[i](x, text_context[i])
+        for i, skip in enumerate(skips):
+            x = self.layer(i, x, skip, emb, text_context)
         for upsample in self.upsamplers:
             x = upsample(x, size)
         return x
+
+    def layer(self, i: int, x: Array, skip: Array, emb: Array, text_context: TextContext) -> Array:
+        """Resnet i and its attention: [B, H, W, C_in] -> [B, H, W, C]."""
+        x = self.resnets[i](jnp.concatenate([x, skip], axis=-1), emb)
+        return self.attentions[i](x, text_context[i]) if self.attentions else x
 
 
 class UNetEncoder(nn.Module):
@@ -218,10 +224,12 @@ class UNetEncoder(nn.Module):
         emb: Array,
         text_context: dict[str, TextContext],
         hint: Array | None = None,
+        perturbed: Array | None = None,
     ) -> tuple[Array, list[Array]]:
         """The features of the middle [B, h, w, C], and all skips on the way down.
 
-        emb: the embedded time [B, D]; hint: features [B, H, W, C_0] to add to conv_in's.
+        emb: the embedded time [B, D]; hint: features [B, H, W, C_0] to add to conv_in's; perturbed:
+        bool [B], rows without self-attention in the middle.
         """
         x = self.conv_in(sample.astype(self.dtype))
         if hint is not None:
@@ -231,7 +239,7 @@ class UNetEncoder(nn.Module):
             x, outputs = block(x, emb, text_context[f"down_blocks_{i}"])
             skips.extend(outputs)
         if self.mid_block_type is not None:
-            x = self.mid_block(x, emb, text_context["mid_block"])
+            x = self.mid_block(x, emb, text_context["mid_block"], perturbed)
         return x, skips
 
     def _sinusoid(self, values: Array, dim: int) -> Array:

@@ -51,14 +51,18 @@ def phases(
     weighting: bool,
     table: Table,
     num_steps: int,
+    perturbed: bool = False,
 ) -> Phases:
     """Reads the prompts of a batch; prompts is None where the caller encoded them.
 
-    guided: negative texts are needed even where no prompt has AND. num_steps: of the run. Raises
-    ValueError, with the position, for what the notation cannot mean.
+    guided: negative texts are needed even where no prompt has AND. num_steps: of the run.
+    perturbed: the positive text guides a second time, at the end. Raises ValueError, with the
+    position, for what the notation cannot mean.
     """
     positive = [_parts(prompt, weighting) for prompt in prompts or [""] * len(negatives)]
     count = max(map(len, positive))
+    if perturbed and count > 1:
+        raise ValueError("pag_scale and prompts with AND cannot be combined; leave one of them out")
     # fewer prompts than others have: the last again, of no weight
     positive = [
         parts + [parts[-1]._replace(weight=0.0)] * (count - len(parts)) for parts in positive
@@ -75,6 +79,8 @@ def phases(
     if guided:
         first = np.stack([own.places for own in negative_sets], axis=1)
         rows = np.concatenate([first, rows], axis=2)
+    if perturbed:
+        rows = np.concatenate([rows, rows[..., -1:]], axis=2)
     weights = np.asarray([[part.weight for part in parts] for parts in positive], np.float32)
     index = _index(rows, offset + len(columns), table)
     return Phases(negative_columns, columns, index, weights if count > 1 else None)
