@@ -97,7 +97,9 @@ class Recipe(NamedTuple):
     def start(self, params: Params) -> TrainState | step.AveragedState:
         """The state at step 0."""
         state = step.init_state(params, self.tx)
-        return step.AveragedState(state, params) if self.ema_decay else state
+        if not self.ema_decay:
+            return state
+        return step.AveragedState(state, jax.tree.map(jnp.copy, params))  # both are donated
 
 
 def paper(steps_per_epoch: int, size: int) -> Recipe:

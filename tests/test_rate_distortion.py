@@ -48,9 +48,9 @@ def test_points_of_probabilistic_pca_lie_on_the_known_curve():
     params = jax.tree.map(
         jnp.float32, {"encoder": encoder, "decoder": 0.1 * rng.standard_normal((3, 3))}
     )
-    tx = optimizer.adam(optimizer.schedule(0.02, 1500, "cosine"))
+    tx = optimizer.adam(optimizer.schedule(0.02, 2500, "cosine"))
     train_key, test_key = jax.random.split(jax.random.key(0))
-    trained = rate_distortion.train(loss_of, params, tx, BETAS, {"image": x}, 1500, 64, train_key)
+    trained = rate_distortion.train(loss_of, params, tx, BETAS, {"image": x}, 2500, 128, train_key)
     many = np.tile(x, (20, 1, 1, 1))  # more draws of z
     test = {"images": many, "labels": np.zeros(len(many), np.int32)}
     points = rate_distortion.points(loss_of(1.0), trained, BETAS, test, test_key)
