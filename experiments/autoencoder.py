@@ -28,7 +28,7 @@ import tyro
 from PIL import Image
 
 from jaxgen import script
-from jaxgen.evaluate import latents, likelihood, quality
+from jaxgen.evaluate import features, judge, latents, likelihood
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
@@ -57,6 +57,7 @@ class Config:
     mmd: float = 0.0  # weight of the distance of the batch's codes from N(0, I) (WAE)
     # sample: where latents come from: N(0, I), or a Gaussian or ten of them fitted to the codes
     codes: Literal["normal", "gaussian", "mixture"] = may_change("gaussian")
+    features: str = may_change("random")  # evaluate: random, judge or inception:FILE[:SHA256]
     num_samples: int = may_change(64)  # sample: how many images
     # sample: the PNG to write; in the run's folder by default
     output: str | None = may_change(None)
@@ -215,7 +216,8 @@ def evaluate(config: Config) -> None:
             encode_of(config, encoder), functional.apply(decoder), config.reconstruction
         )
     )
-    test = run.load_split(config.run, "test")
+    train, test = (run.load_split(config.run, split) for split in ("train", "test"))
+    extract = features.by_name(config.features, lambda: judge.train(train, test))
     for i in range(config.run.num_models):
         params: Params = experiment.model(state, config.run, i).params
         terms = likelihood.mean_terms(
@@ -227,10 +229,8 @@ def evaluate(config: Config) -> None:
             f"model {i}, step {done}, {len(test.images)} test images: mse {mse:.5f} +- {error:.5f} "
             f"on [-1, 1], {mse / 4:.5f} on [0, 1], PSNR {-10 * np.log10(mse / 4):.2f} dB"
         )
-        if len(test.images) >= quality.LEAST_IMAGES:
-            train = run.load_split(config.run, "train")
-            functions = on_pictures(config, examples, params)
-            print(*latents.lines(latents.compare(*functions, train.images, test.images)), sep="\n")
+        functions = on_pictures(config, examples, params)
+        print(*latents.report(*functions, train.images, test.images, extract), sep="\n")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +27,7 @@ from PIL import Image
 
 from jaxgen import script
 from jaxgen.data.source import Dataset
-from jaxgen.evaluate import classes, judge, quality
+from jaxgen.evaluate import classes, features, judge, quality
 from jaxgen.nn import functional, gan
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
@@ -51,6 +51,7 @@ class Config:
     latent_dim: int = 64  # entries of z
     hidden: tuple[int, ...] = (512, 512)  # dense: units of the generator's layers
     width: int = 64  # conv: features at the image's own size
+    discriminator_width: int | None = None  # conv: of the discriminator, if it is another
     norm: Literal["none", "group", "layer", "batch"] = "group"  # conv: in the generator
     spectral: bool = False  # spectral normalisation of the discriminator
     slope: float = 1.0  # spectral: the largest slope of the discriminator; 8 for 8x8 pixels
@@ -66,6 +67,7 @@ class Config:
     discriminator_rate: float | None = None  # its learning rate; the generator's by default
     b1: float = 0.5  # Adam's momentum
     ema_decay: float = 0.999  # of the generator's moving average, which samples are drawn with
+    features: str = may_change("random")  # evaluate: random, judge or inception:FILE[:SHA256]
     # evaluate: also train a classifier on samples of a conditional run, and test it on real images
     classification_score: bool = may_change(False)
     num_samples: int = may_change(64)  # sample: how many images
@@ -112,7 +114,7 @@ def players(config: Config, examples: Examples) -> tuple[Any, Any]:
         )
     return (
         gan.ConvGenerator(examples.image_shape, config.width, config.norm, **common),
-        gan.ConvDiscriminator(config.width, **judging),
+        gan.ConvDiscriminator(config.discriminator_width or config.width, **judging),
     )
 
 
@@ -121,6 +123,8 @@ def build(config: Config, examples: Examples) -> System:
     plan.check_range(
         config, 1, "latent_dim", "hidden", "width", "num_samples", "discriminator_steps"
     )
+    if config.discriminator_width is not None:
+        plan.check_range(config, 1, "discriminator_width")
     plan.check_range(config, 0, "gradient_penalty", "r1", "r2", "slope")
     if config.slope != 1 and not config.spectral:
         raise ValueError("--slope needs --spectral, which bounds the discriminator's slope")
@@ -279,37 +283,24 @@ def evaluate(config: Config) -> None:
     test = run.load_split(config.run, "test")
     if config.classification_score and not config.conditional:
         raise ValueError("--classification-score needs labels of samples: a --conditional run")
-    classify, accuracy = judge.train(train_set, test)
-    print(f"classifier: {accuracy:.4f} of the real test images right")
+    train_judge = cache(lambda: judge.train(train_set, test))
+    extract, real = features.by_name(config.features, train_judge), train_judge()
+    print(f"classifier: {real.accuracy:.4f} of the real test images right")
     for i in range(config.run.num_models):
         pictures, labels = draws(config, source, 10_000, i)
-        probabilities = classify(pictures)
+        probabilities = real.classify(pictures)
         print(f"model {i}, step {source.done}, 10000 samples:")
-        show(classes.report(probabilities), train_set.class_names)
+        print(*classes.lines(classes.report(probabilities), train_set.class_names), sep="\n")
         if config.conditional:
             print(f"  as asked         {classes.agreement(probabilities, labels):.4f}")
-        if min(len(train_set.images), len(test.images)) >= quality.LEAST_IMAGES:
-            compared = quality.compare(pictures, train_set.images, test.images)
-            print(*quality.lines(compared), sep="\n")
-        else:
-            print(f"  distances        need {quality.LEAST_IMAGES} test images or more")
+        print(*quality.report(pictures, train_set.images, test.images, extract), sep="\n")
         if config.classification_score:
             generated = Dataset(pictures, labels, train_set.class_names)
-            score = judge.train(generated, test)[1]
+            score = judge.train(generated, test).accuracy
             print(
                 f"  classification   {score:.4f} of the real test images, by a classifier that "
-                f"generated images trained; {accuracy:.4f} by real ones"
+                f"generated images trained; {real.accuracy:.4f} by real ones"
             )
-
-
-def show(report: classes.ClassReport, names: tuple[str, ...]) -> None:
-    """Prints the figures of one model's samples."""
-    print(f"  confidence       {report.confidence:.4f}")
-    print(f"  class entropy    {report.entropy_nats:.4f} of {np.log(len(names)):.4f} nats")
-    shares = "  ".join(f"{n} {h:.3f}" for n, h in zip(names, report.histogram, strict=True))
-    print(f"  class shares     {shares}")
-    missing = ", ".join(names[c] for c in report.missing) or "none"
-    print(f"  missing classes  {missing}")
 
 
 def main() -> None:

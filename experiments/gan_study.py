@@ -3,12 +3,13 @@
 
 Points in the plane from a ring of 8 or a grid of 25 Gaussians; every objective is trained with many
 learning rates and seeds side by side (vmap), because one run says little: Lucic et al. 2018
-(arXiv:1711.10337). The table gives the spread over all runs, not the best one alone.
+(arXiv:1711.10337). The table and the figure show all runs, not the best one alone.
 
 Examples:
     python experiments/gan_study.py                                  # the ring, minutes
     python experiments/gan_study.py --target grid --num-runs 16 --steps 5000
     python experiments/gan_study.py --variants hinge relativistic_r1_r2
+    python experiments/gan_study.py --action table --results docs/gan_study_*.json
 """
 
 from jaxgen import at_start
@@ -17,6 +18,7 @@ if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,12 +30,15 @@ import numpy as np
 import optax
 import tyro
 from flax import linen as nn
+from PIL import Image
+from scipy import stats
 
 from jaxgen import files, script
 from jaxgen.evaluate import modes
 from jaxgen.measure import environment
 from jaxgen.nn import functional
 from jaxgen.nn.linear import Dense
+from jaxgen.pictures import images, plots
 from jaxgen.train import adversarial, step
 from jaxgen.train.adversarial import Penalties
 from jaxgen.types import Array, Key
@@ -43,22 +48,22 @@ NUM_POINTS = 2500  # that are drawn to count modes
 
 
 class Variant(NamedTuple):
-    """An objective with its penalties."""
+    """An objective with the penalties that share the drawn weight."""
 
     objective: str
-    penalties: Penalties = adversarial.NO_PENALTIES
+    penalties: tuple[str, ...] = ()
 
 
 VARIANTS = {
     "minimax": Variant("minimax"),
     "non_saturating": Variant("non_saturating"),
-    "non_saturating_r1": Variant("non_saturating", Penalties(r1=0.1)),
+    "non_saturating_r1": Variant("non_saturating", ("r1",)),
     "least_squares": Variant("least_squares"),
-    "wasserstein_gp": Variant("wasserstein", Penalties(gradient=0.1)),
+    "wasserstein_gp": Variant("wasserstein", ("gradient",)),
     "hinge": Variant("hinge"),
-    "hinge_r1": Variant("hinge", Penalties(r1=0.1)),
+    "hinge_r1": Variant("hinge", ("r1",)),
     "relativistic": Variant("relativistic"),
-    "relativistic_r1_r2": Variant("relativistic", Penalties(r1=0.1, r2=0.1)),  # R3GAN's loss
+    "relativistic_r1_r2": Variant("relativistic", ("r1", "r2")),  # R3GAN's loss
 }
 
 
@@ -66,16 +71,22 @@ VARIANTS = {
 class Config:
     """Options of the study."""
 
+    action: Literal["run", "table"] = "run"  # train and count, or show results that are there
     target: Literal["ring", "grid"] = "ring"  # 8 Gaussians on a circle, or 25 on a grid
     variants: tuple[str, ...] = tuple(VARIANTS)  # objectives, with their penalties
-    num_runs: int = 8  # of each: every one with a seed and a learning rate of its own
+    num_runs: int = 8  # of each: every one with a seed and hyperparameters of its own
     steps: int = 3000
     batch_size: int = 128
     width: int = 128  # units of the two hidden layers of both players
-    rates: tuple[float, float] = (1e-4, 3e-3)  # learning rates are drawn log-uniformly between
-    b1: float = 0.5  # Adam's momentum
+    # between these the hyperparameters of a run are drawn; all objectives get the same
+    rates: tuple[float, float] = (3e-4, 1e-2)  # learning rates, log-uniformly
+    b1: tuple[float, float] = (0.0, 0.5)  # Adam's momentum, uniformly
+    penalties: tuple[float, float] = (1e-3, 0.3)  # weights of gradient penalties, log-uniformly
     seed: int = 0
-    output: Path = Path("outputs/gan_study.json")
+    output: Path = Path("outputs/gan_study.json")  # the raw results of action run
+    # action table: raw results, a table and a column of the figure each; those of --output if none
+    results: tuple[Path, ...] = ()
+    figure: Path = Path("outputs/gan_study.png")  # the picture of either action
 
 
 class Player(nn.Module):
@@ -91,20 +102,40 @@ class Player(nn.Module):
         return Dense(self.outputs)(x)
 
 
-def points_of(config: Config, variant: Variant, data: Array, scale: float) -> Any:
-    """A compiled function (rates [R], keys [R]) -> points [R, 2500, 2] of R trained generators."""
+class Draws(NamedTuple):
+    """The hyperparameters of the runs, [R] each; all objectives get the same."""
+
+    learning_rate: Array
+    b1: Array  # Adam's momentum
+    penalty: Array  # the weight of gradient penalties, where there are any
+
+
+def draws_of(config: Config) -> Draws:
+    """Draws the hyperparameters: rates and weights log-uniformly, the momentum uniformly."""
+    rng = np.random.default_rng(config.seed)
+
+    def uniform(low: float, high: float) -> np.ndarray:
+        return rng.uniform(low, high, config.num_runs)
+
+    rates = np.exp(uniform(*map(math.log, config.rates)))
+    b1 = uniform(*config.b1)
+    penalties = np.exp(uniform(*map(math.log, config.penalties)))
+    return Draws(*(jnp.asarray(x, jnp.float32) for x in (rates, b1, penalties)))
+
+
+def points_of(config: Config, variant: Variant, data: Array) -> Any:
+    """A compiled function (draws [R], keys [R]) -> points [R, 2500, 2] of R trained generators."""
     generator, judge = Player(2, config.width), Player(1, config.width)
     generate = lambda params, z, label: functional.apply(generator)(params, z)  # noqa: E731
     discriminate = lambda params, x, label: functional.apply(judge)(params, x)[0]  # noqa: E731
     game = adversarial.objective(variant.objective)
-    d_loss = adversarial.discriminator_loss(
-        generate, discriminate, game, LATENT_DIM, variant.penalties
-    )
     g_loss = adversarial.generator_loss(generate, discriminate, game, LATENT_DIM)
 
-    def run(rate: Array, key: Key, data: Array) -> Array:
+    def run(draw: Draws, key: Key, data: Array) -> Array:
         g_key, d_key, data_key, noise_key, draw_key = jax.random.split(key, 5)
-        tx = optax.adam(rate, b1=config.b1)
+        penalties = Penalties(**dict.fromkeys(variant.penalties, draw.penalty))
+        d_loss = adversarial.discriminator_loss(generate, discriminate, game, LATENT_DIM, penalties)
+        tx = optax.adam(draw.learning_rate, b1=draw.b1)
         one = step.gan_step(d_loss, g_loss, tx, tx)
         g = functional.init(generator, g_key, jnp.zeros(LATENT_DIM))
         d = functional.init(judge, d_key, jnp.zeros(2))
@@ -117,28 +148,30 @@ def points_of(config: Config, variant: Variant, data: Array, scale: float) -> An
 
         state, _ = jax.lax.scan(update, state, jnp.arange(config.steps))
         z = jax.random.normal(draw_key, (NUM_POINTS, LATENT_DIM))
-        return scale * jax.vmap(lambda z: generate(state.ema, z, None))(z)
+        return jax.vmap(lambda z: generate(state.ema, z, None))(z)
 
     many = jax.jit(jax.vmap(run, (0, 0, None)))
-    return lambda rates, keys: many(rates, keys, data)
+    return lambda draws, keys: many(draws, keys, data)
 
 
 def study(config: Config) -> list[dict[str, Any]]:
-    """One row for each run: its variant, learning rate and mode counts."""
+    """One row for each run: its variant, seed, learning rate and mode counts."""
     mixture = modes.ring() if config.target == "ring" else modes.grid()
     scale = float(np.abs(mixture.centres).max())
     data = jnp.asarray(modes.draw(mixture, 50_000, config.seed) / scale, jnp.float32)
-    low, high = np.log(config.rates)
-    rates = np.exp(np.random.default_rng(config.seed).uniform(low, high, config.num_runs))
+    draws = draws_of(config)
 
     rows = []
     for name in config.variants:
         keys = jax.random.split(jax.random.key(config.seed), config.num_runs)  # the same for all
-        drawn = points_of(config, VARIANTS[name], data, scale)(jnp.float32(rates), keys)
+        drawn = scale * np.asarray(points_of(config, VARIANTS[name], data)(draws, keys))
         of_variant = [
-            {"variant": name, "learning_rate": float(rate), **count_of(mixture, points)}
-            for rate, points in zip(rates, np.asarray(drawn), strict=True)
-        ]
+            {
+                "variant": name, "run": i, **{k: float(x[i]) for k, x in draws._asdict().items()},
+                **count_of(mixture, points),
+            }
+            for i, points in enumerate(drawn)
+        ]  # fmt: skip
         print(line(name, of_variant), flush=True)
         rows += of_variant
     return rows
@@ -154,36 +187,108 @@ def count_of(mixture: modes.Mixture, points: np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
 
 
+HEAD = (
+    "| objective | modes, median (range) | runs with all modes (95 % interval) "
+    "| high quality, median (range) | diverged |\n|---|---|---|---|---|"
+)
+
+
 def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    """A row of the table, as Markdown: medians, with the range over all runs."""
-    found = np.array([row["modes"] for row in rows])
+    """A row of the table, as Markdown. The interval is Wilson's, of the share of such runs."""
+    num_modes = np.array([row["modes"] for row in rows])
     quality = np.array([row["high_quality"] for row in rows])
+    of, whole = rows[0]["of"], int(np.sum(num_modes == rows[0]["of"]))
+    low, high = stats.binomtest(whole, len(rows)).proportion_ci(method="wilson")
     return (
-        f"| {name} | {np.median(found):g} of {rows[0]['of']} ({found.min()} to {found.max()}) "
+        f"| {name} | {np.median(num_modes):g} of {of} ({num_modes.min()} to {num_modes.max()}) "
+        f"| {whole} of {len(rows)} ({low:.2f} to {high:.2f}) "
         f"| {np.median(quality):.2f} ({quality.min():.2f} to {quality.max():.2f}) "
         f"| {sum(row['diverged'] for row in rows)} |"
     )
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
+def by_variant(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each variant, in the order of the study."""
+    names = dict.fromkeys(row["variant"] for row in rows)
+    return {name: [row for row in rows if row["variant"] == name] for name in names}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of one study, as Markdown."""
+    return "\n".join([HEAD, *(line(*group) for group in by_variant(rows).items())])
+
+
+def figure(studies: Sequence[dict[str, Any]]) -> Image.Image:
+    """A picture of studies: a dot for each run, coloured by its learning rate, and medians."""
+    panels = []
+    for record in studies:
+        groups, target = by_variant(record["rows"]), record["config"]["target"]
+        rates = {name: [row["learning_rate"] for row in rows] for name, rows in groups.items()}
+        titles = {
+            "modes": f"{target}: modes found",
+            "high_quality": f"{target}: share of high quality",
+        }
+        for key, title in titles.items():
+            values = {name: [row[key] for row in rows] for name, rows in groups.items()}
+            most = record["rows"][0]["of"] if key == "modes" else 1.0
+            panels.append(plots.Panel(f"{target}: {title}", values, rates, most))
+    return plots.spreads(panels, "learning rate")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The raw results in a file. Raises ValueError for another file."""
+    record = files.read_object(path)
+    try:
+        table(record["rows"]), record["config"]["target"]
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds no results of this study; give files of its --output"
+        ) from error
+    return record
+
+
+def run(config: Config) -> dict[str, Any]:
+    """The raw results of a study, which are also in its file."""
+    print(HEAD)
+    rows = study(config)
+    settings = json.loads(json.dumps(asdict(config), default=str))
+    record = {"config": settings, "rows": rows, "environment": environment.record()}
+    files.write_whole(config.output, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+    print(config.output)
+    return record
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for options out of range."""
     for name in ("num_runs", "steps", "batch_size", "width"):
         if getattr(config, name) < 1:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {getattr(config, name)}; use 1 or more"
             )
-    if not 0 < config.rates[0] <= config.rates[1] < np.inf:
-        raise ValueError(f"--rates are {config.rates}; give a lower and an upper positive number")
+    for name in ("rates", "penalties"):
+        low, high = getattr(config, name)
+        if not 0 < low <= high < np.inf:
+            raise ValueError(
+                f"--{name} are {low} {high}; give a lower and an upper positive number"
+            )
+    if not 0 <= config.b1[0] <= config.b1[1] < 1:
+        raise ValueError(f"--b1 is {config.b1}; give a lower and an upper number from 0 to below 1")
     unknown = [name for name in config.variants if name not in VARIANTS]
     if unknown:
         raise ValueError(f"unknown variant {unknown[0]!r}; use some of {', '.join(VARIANTS)}")
-    script.set_up()
-    print("| objective | modes, median (range) | high quality | diverged |\n|---|---|---|---|")
-    rows = study(config)
-    record = {"config": asdict(config) | {"output": str(config.output)}, "rows": rows}
-    content = json.dumps(record | {"environment": environment.record()}, indent=1) + "\n"
-    files.write_whole(config.output, lambda path: path.write_text(content))
-    print(config.output)
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    check(config)
+    if config.action == "run":
+        script.set_up()
+        records = [run(config)]
+    else:
+        records = [read(path) for path in config.results or (config.output,)]
+        print("\n\n".join(table(record["rows"]) for record in records))
+    images.save(config.figure, figure(records))
+    print(config.figure)
 
 
 if __name__ == "__main__":

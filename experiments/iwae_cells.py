@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The models and the training of `iwae_table.py`, as in the code of Burda et al. 2016."""
+"""The models and the training of `iwae_table.py`: as in the code of Burda et al. 2016, or later."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxgen.train import augment, latent_models, losses, objectives, optimizer, 
 from jaxgen.types import Array, Key, LossFn, Params, TrainState
 
 NUM_STAGES = 8
+MODERN_RATE = 1e-3
 SIZES = {1: (50,), 2: (100, 50)}  # entries of the stochastic layers, the one next to x first
 
 
@@ -83,32 +85,98 @@ def init(cell: Cell, images: np.ndarray, key: Key) -> Params:
     return params
 
 
-def loss_of(model: latent_models.LatentModel, k: int, is_iwae: Array, size: int) -> LossFn:
-    """The objective of one image, times the batch's size: the code sums over the batch."""
+class Recipe(NamedTuple):
+    """How a cell is trained."""
 
-    def bound(weigh: objectives.Weigh, params: Params, z: Any) -> Array:
-        log_w = weigh(params, z, params)
-        iwae = jax.nn.logsumexp(log_w) - jnp.log(k)
-        return size * jnp.where(is_iwae, iwae, jnp.mean(log_w))
+    tx: optax.GradientTransformation
+    bound: Callable[[Array], objectives.Bound]  # is_iwae [] -> what is maximised for an image
+    weight: float = 1.0  # of the bound: the batch's size sums gradients over the batch
+    ema_decay: float = 0.0  # of the moving average that is evaluated; 0: the last parameters are
+    shuffled: bool = False  # anew in every epoch; otherwise in the order of the file
 
-    return augment.on_uint8(objectives.bound_loss(model, bound, k, dynamic_binarization=True))
+    def start(self, params: Params) -> TrainState | step.AveragedState:
+        """The state at step 0."""
+        state = step.init_state(params, self.tx)
+        if not self.ema_decay:
+            return state
+        return step.AveragedState(state, jax.tree.map(jnp.copy, params))  # both are donated
 
 
-def epoch_of(cell: Cell, images: np.ndarray, size: int) -> Any:
-    """A compiled epoch of all runs of a cell: (states [S], images, keys [S], is_iwae [S]) -> states
-    and the mean loss of each."""
-    model, steps = model_of(cell, images.shape[1:]), len(images) // size
-    tx = optimizer.adam_of_ones(learning_rate(steps))
+def paper(steps_per_epoch: int, size: int) -> Recipe:
+    """The recipe of the code, with batches of `size` images."""
 
-    def one_run(state: TrainState, images: Array, key: Key, is_iwae: Array) -> tuple[Any, Array]:
-        one = step.gradient_step(loss_of(model, cell.k, is_iwae, size), tx)
+    def bound(is_iwae: Array) -> objectives.Bound:
+        def value(weigh: objectives.Weigh, params: Params, z: Any) -> Array:
+            log_w = weigh(params, z, params)
+            iwae = jax.nn.logsumexp(log_w) - jnp.log(len(log_w))
+            return jnp.where(is_iwae, iwae, jnp.mean(log_w))
 
-        def update(state: TrainState, i: Array) -> tuple[TrainState, Array]:
-            batch = jax.lax.dynamic_slice_in_dim(images, i * size, size)  # in the file's order
+        return value
+
+    return Recipe(optimizer.adam_of_ones(learning_rate(steps_per_epoch)), bound, size)
+
+
+def modern(steps_per_epoch: int, num_epochs: int) -> Recipe:
+    """A recipe of later years: Adam with a cosine of rates, DReG for IWAE, a moving average."""
+
+    def bound(is_iwae: Array) -> objectives.Bound:
+        def value(weigh: objectives.Weigh, params: Params, z: Any) -> Array:
+            dreg, mean = (f(weigh, params, z) for f in (objectives.dreg, objectives.k_sample))
+            return jnp.where(is_iwae, dreg, mean)
+
+        return value
+
+    rate = optimizer.schedule(MODERN_RATE, num_epochs * steps_per_epoch, "cosine")
+    return Recipe(optimizer.adam(rate), bound, ema_decay=0.999, shuffled=True)
+
+
+def loss_of(cell: Cell, recipe: Recipe, image_shape: Any, is_iwae: Array) -> LossFn:
+    """The recipe's objective of one image."""
+    bound = recipe.bound(is_iwae)
+
+    def weighed(*arguments: Any) -> Array:
+        return recipe.weight * bound(*arguments)
+
+    model = model_of(cell, image_shape)
+    loss = objectives.bound_loss(model, weighed, cell.k, dynamic_binarization=True)
+    return augment.on_uint8(loss)
+
+
+def epoch_of(cell: Cell, recipe: Recipe, size: int) -> Any:
+    """An epoch of all runs of a cell, compiled: (states [S], images, keys [S], is_iwae [S], seeds,
+    its number) -> states and the mean negative bound of each, in nats.
+    """
+
+    def one_run(
+        state: Any, images: Array, key: Key, is_iwae: Array, order: Array | None
+    ) -> tuple[Any, Array]:
+        loss = loss_of(cell, recipe, images.shape[1:], is_iwae)
+        one = step.gradient_step(loss, recipe.tx)
+        if recipe.ema_decay:
+            one = step.with_moving_average(one, recipe.ema_decay)
+        if order is not None:
+            images = images[order]
+
+        def update(state: Any, i: Array) -> tuple[Any, Array]:
+            batch = jax.lax.dynamic_slice_in_dim(images, i * size, size)
             state, metrics = one(state, {"image": batch}, key)
-            return state, metrics["loss"] / size
+            return state, metrics["loss"] / recipe.weight
 
-        state, values = jax.lax.scan(update, state, jnp.arange(steps))
+        state, values = jax.lax.scan(update, state, jnp.arange(len(images) // size))
         return state, jnp.mean(values)
 
-    return jax.jit(jax.vmap(one_run, (0, None, 0, 0)), donate_argnums=0), tx
+    runs = jax.jit(jax.vmap(one_run, (0, None, 0, 0, 0)), donate_argnums=0)
+
+    def epoch(
+        states: Any, images: Array, keys: Key, is_iwae: Array, seeds: list[int], number: int
+    ) -> tuple[Any, Array]:
+        order = orders(seeds, number, len(images)) if recipe.shuffled else None
+        return runs(states, images, keys, is_iwae, order)
+
+    return epoch
+
+
+def orders(seeds: list[int], epoch: int, num_images: int) -> np.ndarray:
+    """The shuffled order of an epoch for each seed: int32 [S, N]."""
+    rngs = [np.random.default_rng([seed, epoch]) for seed in seeds]
+    return np.stack([rng.permutation(num_images) for rng in rngs]).astype(np.int32)

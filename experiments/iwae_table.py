@@ -4,12 +4,15 @@
 Every setting is that of the authors' code (github.com/yburda/iwae), which differs from the paper in
 places: Adam with b1 = 0.99, epsilon 1e-4 and a second moment that begins at 1; gradients summed
 over batches of 20; no shuffling; the first 59,600 images; every use of an image binarizes it anew,
-in testing too; stages of 3^i epochs at rounded rates.
+in testing too; stages of 3^i epochs at rounded rates. `--mode modern` is a recipe of later years
+for the same models and as many epochs: shuffled batches of 128, Adam with a cosine of rates, the
+doubly reparameterized gradient for IWAE, and a moving average of the parameters.
 
 Examples:
     python experiments/iwae_table.py --data path/to/mnist_idx --budget 3     # stages 0 to 3 of 7
     python experiments/iwae_table.py --data path/to/mnist_idx --cells 1x1 1x5 --seeds 3
-    python experiments/iwae_table.py --action table --table docs/iwae_table.md
+    python experiments/iwae_table.py --mode modern --budget 4 --data path/to/mnist_idx
+    python experiments/iwae_table.py --action table --folder runs/iwae_table
 """
 
 from jaxgen import at_start
@@ -23,14 +26,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from iwae_cells import NUM_STAGES, Cell, epoch_of, init, model_of, networks
+from iwae_cells import NUM_STAGES, Cell, epoch_of, init, model_of, modern, networks, paper
 
 from jaxgen import files, script
 from jaxgen.data import sets
@@ -58,13 +61,14 @@ class Config:
 
     action: Literal["run", "table"] = "run"  # train and evaluate, or write the table
     data: str = "mnist"  # as in the other scripts: a TFDS name, a folder of IDX files, mnist5k
+    mode: Literal["paper", "modern"] = "paper"  # the recipe of training
     budget: int = 7  # the last stage that is run, 0 to 7; stage i has 3^i epochs
     cells: tuple[str, ...] = ("1x1", "1x5", "1x50", "2x1", "2x5", "2x50")  # layers x k
     seeds: int = 1  # independent runs of each cell; those of a cell are trained at once
     swap: bool = False  # the last stage with the other objective, as in the paper's Table 2
     nll_samples: int = 5000  # of z, for each test image
     test_images: int | None = None  # the first ones; all by default
-    batch_size: int = 20  # 20 in the paper; another is not the paper's
+    batch_size: int | None = None  # 20 in the paper, and 128 in modern mode, if not given
     save_every: int = 27  # epochs; a run that ended early goes on from there
     folder: Path = Path("runs/iwae_table")  # states and raw results
     table: Path = Path("outputs/iwae_table.md")  # action table: the file to write
@@ -90,15 +94,17 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | 
 
     Everything is a function of seed and step, and so a run that goes on from its file is the same.
     """
-    names = runs_of(config, cell)
-    keys = jax.vmap(jax.random.key)(jnp.array([seed for _, seed in names]))
+    names, size = runs_of(config, cell), batch_size(config)
+    seeds = [seed for _, seed in names]
+    keys = jax.vmap(jax.random.key)(jnp.array(seeds))
     init_keys, train_keys = jax.vmap(partial(jax.random.split, num=2))(keys).T
-    epoch, tx = epoch_of(cell, images, config.batch_size)
-    states: Any = jax.vmap(lambda key: step.init_state(init(cell, images, key), tx))(init_keys)
+    steps, last = len(images) // size, sum(3**i for i in range(config.budget + 1))
+    total = last + 3**config.budget * config.swap
+    recipe = paper(steps, size) if config.mode == "paper" else modern(steps, total)
+    epoch = epoch_of(cell, recipe, size)
+    states: Any = jax.vmap(lambda key: recipe.start(init(cell, images, key)))(init_keys)
     path = state_path(config, cell)
     states = restored(config, path, states)
-    steps, last = len(images) // config.batch_size, sum(3**i for i in range(config.budget + 1))
-    total = last + 3**config.budget * config.swap
     done = int(states.step[0]) // steps
     if done > total:
         raise ValueError(
@@ -111,7 +117,7 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | 
         swapped = number >= last
         is_iwae = jnp.array([(kind == "iwae") != swapped for kind, _ in names])
         start = time.perf_counter()
-        states, values = epoch(states, on_device, train_keys, is_iwae)
+        states, values = epoch(states, on_device, train_keys, is_iwae, seeds, number)
         values = np.asarray(values)
         seconds.append(time.perf_counter() - start)
         if not np.isfinite(values).all():
@@ -128,7 +134,13 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | 
 
 def settings(config: Config) -> str:
     """What a continuation must have in common with the run that it goes on with."""
-    return f"--data {config.data} --batch-size {config.batch_size} --seeds {config.seeds}"
+    text = f"--data {config.data} --batch-size {batch_size(config)} --seeds {config.seeds}"
+    return text if config.mode == "paper" else f"{text} --mode modern --budget {config.budget}"
+
+
+def batch_size(config: Config) -> int:
+    """The images of a batch, by mode if it is not given."""
+    return config.batch_size or (20 if config.mode == "paper" else 128)
 
 
 def restored(config: Config, path: Path, states: Any) -> Any:
@@ -146,9 +158,14 @@ def restored(config: Config, path: Path, states: Any) -> Any:
 
 
 def state_path(config: Config, cell: Cell) -> Path:
-    """The file of a cell's states, of one budget's schedule: all budgets begin alike."""
-    swap = f"-swap{config.budget}" if config.swap else ""
-    return config.folder / f"{cell.layers}x{cell.k}-{config.seeds}{swap}.msgpack"
+    """The file of a cell's states; in paper mode all budgets begin alike and share it."""
+    return config.folder / f"{cell.layers}x{cell.k}-{config.seeds}{ending(config, True)}.msgpack"
+
+
+def ending(config: Config, with_budget: bool = False) -> str:
+    """The ending of a file's name: what its runs are, if not plain ones of the paper."""
+    name = "-swap" if config.swap else "-modern" if config.mode == "modern" else ""
+    return name and name + str(config.budget) * with_budget
 
 
 def evaluate(config: Config, cell: Cell, states: Any, images: np.ndarray) -> Iterator[dict]:
@@ -158,16 +175,16 @@ def evaluate(config: Config, cell: Cell, states: Any, images: np.ndarray) -> Ite
     cut = {"images": test.images[: config.test_images], "labels": test.labels[: config.test_images]}
     log_weight = latent_models.weight_of_images(model, binarize=True)
 
+    evaluated = states.ema if isinstance(states, step.AveragedState) else states.params
     for i, (kind, seed) in enumerate(runs_of(config, cell)):
-        params = jax.tree.map(lambda x, i=i: x[i], states.params)
-        key = jax.random.key(seed + 1000)
-        k = config.nll_samples
+        params = jax.tree.map(lambda x, i=i: x[i], evaluated)
+        key, k = jax.random.key(seed + 1000), config.nll_samples
         estimate = likelihood.importance_estimates(log_weight, params, cut, key, [k])[k]
         yield {
             "layers": cell.layers, "k": cell.k, "objective": kind, "seed": seed,
-            "swapped": config.swap, "stages": config.budget + 1, "data": config.data,
-            "training_images": len(images), "test_images": len(cut["images"]),
-            "batch_size": config.batch_size, "nll_samples": k,
+            "mode": config.mode, "swapped": config.swap, "stages": config.budget + 1,
+            "data": config.data, "training_images": len(images), "nll_samples": k,
+            "test_images": len(cut["images"]), "batch_size": batch_size(config),
             "active": active_units(cell, params, images), **estimate._asdict(),
         }  # fmt: skip
 
@@ -185,13 +202,13 @@ def active_units(cell: Cell, params: Params, images: np.ndarray) -> str:
 
 def run(config: Config) -> None:
     """Trains and evaluates the cells one after the other; each leaves a file of raw results."""
-    images = training_images(config.data, config.batch_size)
+    images = training_images(config.data, batch_size(config))
     for text in config.cells:
         cell = cell_of(text)
         states, micros = train(config, cell, images)
         rows = list(evaluate(config, cell, states, images))
         results = {"environment": environment.record(), "us_per_step": micros, "rows": rows}
-        name = f"{text}-stage{config.budget}{'-swap' if config.swap else ''}.json"
+        name = f"{text}-stage{config.budget}{ending(config)}.json"
         content = json.dumps(results, indent=1)
         files.write_whole(config.folder / name, lambda p, c=content: p.write_text(c + "\n"))
         for row in rows:
@@ -209,27 +226,44 @@ def cell_of(text: str) -> Cell:
     raise ValueError(f"unknown cell {text!r}; use one of {known}")
 
 
+class Group(NamedTuple):
+    """What the runs of one row of the table have in common."""
+
+    modern: bool
+    layers: int
+    k: int
+    objective: str
+    stages: int
+    training_images: int
+
+
 def table(results: list[dict]) -> str:
     """The results beside the paper's numbers, as Markdown: means over seeds with their spread."""
+    groups: dict[Group, list[dict]] = {}
+    for row in (row for result in results for row in result["rows"] if not row["swapped"]):
+        group = Group(row.get("mode") == "modern", *(row[name] for name in Group._fields[1:]))
+        groups.setdefault(group, []).append(row)
     lines = [
-        "| layers | k | objective | stages | training images | seeds | nats here | paper, 8 stages | difference | active here | paper |",  # noqa: E501
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | layers | k | objective | epochs | training images | seeds | nats here "
+        "| paper, 3280 epochs | difference | active here | paper |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    rows = [row for result in results for row in result["rows"] if not row["swapped"]]
-    names = ("layers", "k", "objective", "stages", "training_images")
-    for group in sorted({tuple(row[name] for name in names) for row in rows}):
-        same = [row for row in rows if tuple(row[name] for name in names) == group]
-        layers, k, kind, stages, count = group
-        paper, active = PAPER[layers, k][KINDS.index(kind)]
-        nats = np.array([row["nats"] for row in same])
-        spread = f" +- {nats.std(ddof=1):.2f}" if len(nats) > 1 else ""
-        units = ", ".join(row["active"] for row in same)
-        lines.append(
-            f"| {layers} | {k} | {kind.upper()} | {stages} of {NUM_STAGES} | {count} | {len(same)} "
-            f"| {nats.mean():.2f}{spread} | {paper:.2f} | {nats.mean() - paper:+.2f} "
-            f"| {units} | {active} |"
-        )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(line(group, groups[group]) for group in sorted(groups))]) + "\n"
+
+
+def line(group: Group, rows: list[dict]) -> str:
+    """A row of the table, of all seeds."""
+    modern, layers, k, kind, stages, count = group
+    known, active = PAPER[layers, k][KINDS.index(kind)]
+    nats = np.array([row["nats"] for row in rows])
+    spread = f" +- {nats.std(ddof=1):.2f}" if len(nats) > 1 else ""
+    name = "DReG" if modern and kind == "iwae" else kind.upper()
+    return (
+        f"| {'modern' if modern else 'paper'} | {layers} | {k} | {name} "
+        f"| {sum(3**i for i in range(stages))} | {count} | {len(rows)} | {nats.mean():.2f}{spread} "
+        f"| {known:.2f} | {nats.mean() - known:+.2f} "
+        f"| {', '.join(row['active'] for row in rows)} | {active} |"
+    )
 
 
 def write_table(config: Config) -> None:
@@ -246,8 +280,10 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if not 0 <= config.budget < NUM_STAGES:
         raise ValueError(f"--budget is {config.budget}; use 0 to {NUM_STAGES - 1}")
-    for name in ("seeds", "nll_samples", "batch_size", "save_every"):
-        if getattr(config, name) < 1:
+    if config.swap and config.mode == "modern":
+        raise ValueError("--swap is of the paper's Table 2; leave out --mode modern")
+    for name in ("seeds", "nll_samples", "batch_size", "save_every", "test_images"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {getattr(config, name)}; use 1 or more"
             )

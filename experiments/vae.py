@@ -32,7 +32,7 @@ import tyro
 from PIL import Image
 
 from jaxgen import script
-from jaxgen.evaluate import latents, likelihood, quality
+from jaxgen.evaluate import features, judge, latents, likelihood
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
@@ -69,6 +69,7 @@ class Config:
     kl_warmup_steps: int = 0  # steps over which that weight rises from 0
     # evaluate: importance samples per image for log p(x); 0 leaves it out
     nll_samples: int = may_change(0)
+    features: str = may_change("random")  # evaluate: random, judge or inception:FILE[:SHA256]
     num_samples: int = may_change(64)  # sample: how many images
     # sample: the PNG to write; in the run's folder by default
     output: str | None = may_change(None)
@@ -340,7 +341,8 @@ def evaluate(config: Config) -> None:
     loss = augment.on_uint8(loss_of(plain, examples))
     log_weight = latent_models.weight_of_images(model_of(config, examples), binary(config))
     encode = jax.jit(functional.apply(networks(config, examples)[0]))
-    test = run.load_split(config.run, "test")
+    train, test = (run.load_split(config.run, split) for split in ("train", "test"))
+    extract = features.by_name(config.features, lambda: judge.train(train, test))
     bound_key, weight_key, pictures_key = jax.random.split(experiment.sample_key(config.run), 3)
     size = math.prod(examples.image_shape)
 
@@ -356,10 +358,9 @@ def evaluate(config: Config) -> None:
         if config.nll_samples:
             show_nll(log_weight, params, test._asdict(), weight_key, config.nll_samples)
         print(f"  active units     {active_units(config, encode, params, test)}")
-        if not config.conditional and len(test.images) >= quality.LEAST_IMAGES:
+        if not config.conditional:
             functions = on_pictures(config, examples, params, jax.random.clone(pictures_key))
-            train = run.load_split(config.run, "train")
-            print(*latents.lines(latents.compare(*functions, train.images, test.images)), sep="\n")
+            print(*latents.report(*functions, train.images, test.images, extract), sep="\n")
 
 
 def on_pictures(

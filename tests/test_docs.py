@@ -117,3 +117,14 @@ def test_pictures_are_made_by_one_script_and_shown(monkeypatch):
     import make
 
     assert make.faults() == []
+
+
+def test_tables_are_those_of_their_raw_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import tables
+
+    text = tables.PAGE.read_text()
+    assert tables.renewed(text) == text
+    with pytest.raises(ValueError, match="has places for"):
+        tables.renewed(text.replace("<!-- table: iwae_table -->", ""))

@@ -53,7 +53,7 @@ def test_the_second_model_of_a_gan_is_drawn_without_reading_or_compiling(tmp_pat
     )
     monkeypatch.setattr(module, "draws", counting(draws, counts))
     uniform = lambda images: np.full((len(images), 10), 0.1)  # noqa: E731
-    monkeypatch.setattr(judge, "train", lambda train_set, test_set: (uniform, 0.5))
+    monkeypatch.setattr(judge, "train", lambda *sets: judge.Judge(uniform, 0.5, uniform))
     output = scripts.call("gan", "--run-dir", tmp_path / "run", "--action", "evaluate")
 
     assert len(restored) == 1

@@ -7,29 +7,69 @@ import numpy as np
 import pytest
 from support.scripts import call, loaded, refusal
 
+from jaxgen.pictures import images, plots
+
 TINY = ["--num-runs", "2", "--steps", "3", "--batch-size", "4", "--width", "4"]
 
 
 def test_a_study_leaves_a_row_for_each_run(tmp_path):
-    path = tmp_path / "study.json"
-    out = call("gan_study", *TINY, "--variants", "hinge", "relativistic_r1_r2", "--output", path)
+    path, picture = tmp_path / "study.json", tmp_path / "study.png"
+    flags = ["--output", path, "--figure", picture]
+    out = call("gan_study", *TINY, "--variants", "hinge", "relativistic_r1_r2", *flags)
     rows = json.loads(path.read_text())["rows"]
     assert [row["variant"] for row in rows] == ["hinge"] * 2 + ["relativistic_r1_r2"] * 2
     assert rows[0]["learning_rate"] == rows[2]["learning_rate"] != rows[1]["learning_rate"]
     assert all(row["of"] == 8 and 0 <= row["modes"] <= 8 for row in rows)
     assert "| relativistic_r1_r2 |" in out
 
+    again = tmp_path / "again.png"
+    table = call("gan_study", "--action", "table", "--results", path, "--figure", again)
+    assert table.splitlines()[:4] == out.splitlines()[:4]
+    assert images.read(again) == images.read(picture)
+
+
+def row(variant, modes, quality=0.5):
+    return {
+        "variant": variant, "modes": modes, "of": 8, "high_quality": quality, "diverged": False,
+        "learning_rate": 1e-3,
+    }  # fmt: skip
+
+
+def test_a_row_of_the_table_has_median_range_and_wilsons_interval():
+    """Wilson 1927: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)."""
+    with loaded("gan_study") as module:
+        text = module.line("hinge", [row("hinge", m, q) for m, q in [(8, 1), (8, 0.5), (2, 0)]])
+    p, n, z = 2 / 3, 3, 1.959964
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    assert f"| 2 of 3 ({middle - half:.2f} to {middle + half:.2f}) |" in text
+    assert "| 8 of 8 (2 to 8) |" in text
+    assert "| 0.50 (0.00 to 1.00) | 0 |" in text
+
+
+def test_every_run_is_seen_in_the_picture():
+    values = {"hinge": [0.0, 0.0, 1.0], "minimax": [0.5, 0.5, 0.5]}
+    colours = {name: [1e-4, 1e-3, 1e-2] for name in values}
+    picture = plots.spreads([plots.Panel("share", values, colours, 1.0)], "learning rate")
+    seen = {colour for _, colour in picture.getcolors(1 << 20)}
+    assert {(68, 1, 84), (33, 145, 140), (253, 231, 37)} <= seen  # ends and middle of viridis
+    other = plots.Panel("other", {"hinge": [1.0]}, {"hinge": [1e-3]}, 1.0)
+    for panels in ([], [plots.Panel("share", values, colours, 1.0), other]):
+        with pytest.raises(ValueError, match="give one or more panels of the same rows"):
+            plots.spreads(panels, "learning rate")
+
 
 def test_runs_side_by_side_are_the_runs_alone():
     with loaded("gan_study") as module:
         config = module.Config(num_runs=2, steps=4, batch_size=4, width=4)
         data = jnp.float32(np.random.default_rng(0).standard_normal((50, 2)))
-        points = module.points_of(config, module.VARIANTS["non_saturating_r1"], data, 3.0)
+        points = module.points_of(config, module.VARIANTS["non_saturating_r1"], data)
         keys = lambda: jax.random.split(jax.random.key(0), 2)  # noqa: E731
-        both = points(jnp.array([1e-2, 1e-3]), keys())
-        alone = points(jnp.array([1e-3]), keys()[1:])
+        draws = module.Draws(*map(jnp.array, ([1e-2, 1e-3], [0.5, 0.0], [0.1, 1.0])))
+        both = points(draws, keys())
+        alone = points(module.Draws(*(x[1:] for x in draws)), keys()[1:])
     np.testing.assert_allclose(both[1], alone[0], rtol=1e-4, atol=1e-5)
-    assert np.abs(both[0] - both[1]).max() > 0.01
+    assert np.abs(both[0] - both[1]).max() > 0.003
 
 
 def test_a_run_that_is_not_finite_is_a_row_and_no_error():
@@ -38,11 +78,20 @@ def test_a_run_that_is_not_finite_is_a_row_and_no_error():
     assert row == {"modes": 0, "of": 8, "high_quality": 0.0, "diverged": True}
 
 
+def test_a_file_of_something_else_is_no_study(tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text('{"config": {"target": "ring"}, "rows": [{"nats": 3}]}')
+    words = f"{path} holds no results of this study; give files of its --output"
+    assert words in refusal("gan_study", "--action", "table", "--results", path)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--variants", "softmax"], "unknown variant 'softmax'; use some of minimax"),
         (["--rates", "1", "0.1"], "give a lower and an upper positive number"),
+        (["--penalties", "0", "1"], "--penalties are 0.0 1.0; give a lower and an upper"),
+        (["--b1", "0.5", "1"], "give a lower and an upper number from 0 to below 1"),
         (["--num-runs", "0"], "--num-runs is 0; use 1 or more"),
     ],
 )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The settings of Burda et al. 2016's code, and a table that goes on where it stopped."""
 
+import itertools
 import json
 
 import jax
@@ -10,7 +11,7 @@ import optax
 import pytest
 from support.scripts import call, loaded, refusal
 
-from jaxgen.train import optimizer
+from jaxgen.train import objectives, optimizer
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (44, 4, 4, 1), dtype=np.uint8)
 
@@ -99,7 +100,46 @@ def test_a_table_goes_on_where_it_stopped_and_stands_beside_the_papers(data, tmp
     lines = page.read_text().splitlines()
     mean = np.mean([row["nats"] for row in read(parts)[2:]])
     wanted = f"| {mean - 85.54:+.2f} |"
-    assert [line for line in lines if "| IWAE | 2 of 8 |" in line and wanted in line]
+    assert [line for line in lines if "| paper | 1 | 5 | IWAE | 4 |" in line and wanted in line]
+
+
+def test_a_modern_run_goes_on_with_its_moving_average(data, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    modern = ["--mode", "modern", "--save-every", "2", "--test-images", "9"]
+    call("iwae_table", *flags(data, whole, 1, *modern))
+    with loaded("iwae_table") as table, pytest.MonkeyPatch.context() as patch:
+        of, count = table.epoch_of, itertools.count(1)
+
+        def stopping(*arguments):
+            epoch = of(*arguments)
+            return lambda *state: 1 / 0 if next(count) == 4 else epoch(*state)
+
+        patch.setattr(table, "epoch_of", stopping)
+        with pytest.raises(ZeroDivisionError):
+            call("iwae_table", *flags(data, parts, 1, *modern))
+    call("iwae_table", *flags(data, parts, 1, *modern))
+
+    rows, again = (
+        json.loads((folder / "1x5-stage1-modern.json").read_text())["rows"]
+        for folder in (whole, parts)
+    )
+    assert rows == again
+    text = call("iwae_table", "--action", "table", "--folder", parts, "--table", tmp_path / "t.md")
+    assert f"| modern | 1 | 5 | DReG | 4 | 40 | 1 | {rows[1]['nats']:.2f} | 85.54 |" in text
+
+
+def test_the_modern_gradient_for_iwae_is_dreg_and_for_the_vae_the_mean():
+    with loaded("iwae_cells") as cells:
+        bounds = [cells.modern(10, 2).bound(jnp.array(is_iwae)) for is_iwae in (True, False)]
+
+    def gradient(bound):
+        weigh = lambda p, z, of_posterior: p * z + jnp.float32([0, 1]) * of_posterior  # noqa: E731
+        return jax.grad(lambda p: bound(weigh, p, p * jnp.float32([2, 2])))(0.3)
+
+    grads = list(map(gradient, bounds))
+    expected = list(map(gradient, (objectives.dreg, objectives.k_sample)))
+    np.testing.assert_allclose(grads, expected, rtol=1e-6)
+    assert abs(grads[0] - grads[1]) > 0.1
 
 
 def test_bad_input_of_the_table_is_one_line(data, tmp_path):
@@ -110,6 +150,7 @@ def test_bad_input_of_the_table_is_one_line(data, tmp_path):
     assert "less than --batch-size 100" in refusal(
         "iwae_table", "--data", data, "--batch-size", "100"
     )
+    assert "--swap is of the paper's Table 2" in refusal("iwae_table", "--mode", "modern", "--swap")
     assert "holds no results; run the cells first" in refusal(
         "iwae_table", "--action", "table", "--folder", tmp_path
     )

@@ -26,7 +26,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 import autoencoder  # noqa: E402
 import demo  # noqa: E402
 import gan  # noqa: E402
+import gan_study  # noqa: E402
 import vae  # noqa: E402
+from studies import rate_distortion  # noqa: E402
 
 from jaxgen import script  # noqa: E402
 from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS  # noqa: E402
@@ -107,6 +109,17 @@ def strengths() -> Image.Image:
     return images.side_by_side(columns, gap=images.GAP)
 
 
+def study() -> Image.Image:
+    """The runs of `gan_study.py` whose raw results are in docs/."""
+    paths = sorted((ROOT / "docs").glob("gan_study_*.json"), reverse=True)
+    return gan_study.figure([gan_study.read(path) for path in paths])
+
+
+def curve() -> Image.Image:
+    """The curve of `studies/rate_distortion.py` whose raw results are in docs/."""
+    return rate_distortion.figure(rate_distortion.read(ROOT / "docs" / "rate_distortion.json"))
+
+
 def square(picture: Image.Image, first: int = 0, cells: int = 6) -> Image.Image:
     """So many rows and columns of a grid, `SIDE` pixels wide; a smaller picture is whole."""
     cell = images.TILE + images.GAP
@@ -119,6 +132,8 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
     "systems": systems,
     "shapes": shapes,
     "strengths": strengths,
+    "gan_study": study,
+    "rate_distortion": curve,
 }
 
 # of runs that take an hour or more: copied from their folders

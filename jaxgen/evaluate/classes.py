@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Figures from a classifier's view of samples: how sure it is, and which classes appear."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,17 @@ def report(probabilities: np.ndarray) -> ClassReport:
         float(-np.sum(present * np.log(present))),
         tuple(int(c) for c in missing),
     )
+
+
+def lines(report: ClassReport, names: Sequence[str]) -> list[str]:
+    """The report as lines of text; `names` are those of the classes."""
+    shares = "  ".join(f"{n} {h:.3f}" for n, h in zip(names, report.histogram, strict=True))
+    return [
+        f"  confidence       {report.confidence:.4f}",
+        f"  class entropy    {report.entropy_nats:.4f} of {np.log(len(names)):.4f} nats",
+        f"  class shares     {shares}",
+        f"  missing classes  {', '.join(names[c] for c in report.missing) or 'none'}",
+    ]
 
 
 def agreement(probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 """A classifier that judges samples, trained on the real images from a fixed seed."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +20,39 @@ BATCH_SIZE = 128
 SEED = 20140610  # any number would do: 10 June 2014, when the first GAN paper came out
 
 
-def train(train_set: Dataset, test_set: Dataset) -> tuple[Classify, float]:
-    """A classifier of the training set, and its accuracy on the test set.
+class Judge(NamedTuple):
+    """A trained classifier."""
+
+    classify: Classify
+    accuracy: float  # on the test set
+    features: Callable[[np.ndarray], np.ndarray]  # uint8 [N, H, W, C] -> [N, NUM_FEATURES]
+
+
+def train(train_set: Dataset, test_set: Dataset) -> Judge:
+    """A classifier of the training set.
 
     It never sees a generated image, and is the same for every run on the same data. Raises
     ValueError when the data has no labels.
     """
-    if len(train_set.class_names) < 2:
+    num_classes = len(train_set.class_names)
+    if num_classes < 2:
         raise ValueError("judging samples by class needs labelled data with two classes or more")
     params = _fit(train_set)
-    logits = jax.jit(functional.apply(classifier.Classifier(len(train_set.class_names))))
+    logits = jax.jit(functional.apply(classifier.Classifier(num_classes)))
+    classify = _in_parts(lambda images: jax.nn.softmax(logits(params, images)))
+    features = jax.jit(functional.apply(classifier.Classifier(0)))
+    accuracy = classes.agreement(classify(test_set.images), test_set.labels)
+    return Judge(classify, accuracy, _in_parts(lambda images: features(params, images)))
 
-    def classify(images: np.ndarray) -> np.ndarray:
-        parts = [
-            jax.nn.softmax(logits(params, augment.to_unit_range(jnp.asarray(images[i : i + 500]))))
-            for i in range(0, len(images), 500)
-        ]
-        return np.concatenate(parts)
 
-    return classify, classes.agreement(classify(test_set.images), test_set.labels)
+def _in_parts(function: Callable[[Any], Any], size: int = 500) -> Callable[..., np.ndarray]:
+    """The function of images in [-1, 1] as one of uint8 images, `size` at a time."""
+
+    def whole(images: np.ndarray) -> np.ndarray:
+        parts = [jnp.asarray(images[i : i + size]) for i in range(0, len(images), size)]
+        return np.concatenate([function(augment.to_unit_range(part)) for part in parts])
+
+    return whole
 
 
 def _fit(train_set: Dataset) -> dict:

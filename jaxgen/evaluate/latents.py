@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxgen import fields
 from jaxgen.evaluate import quality
+from jaxgen.evaluate.features import RANDOM, Features
 from jaxgen.pictures import images
 from jaxgen.train import augment
 from jaxgen.types import Array
@@ -80,13 +81,17 @@ def draw(source: str, codes: np.ndarray, count: int, seed: int = 0) -> np.ndarra
 
 
 def compare(
-    encode: Encode, decode: Decode, train: np.ndarray, test: np.ndarray
+    encode: Encode,
+    decode: Decode,
+    train: np.ndarray,
+    test: np.ndarray,
+    features: Features = RANDOM,
 ) -> dict[str, quality.Comparison]:
     """The figures of samples from each of `SOURCES`, as many as there are test images."""
     codes = encode(train)
     count = min(len(train), len(test), quality.MOST_IMAGES)
     return {
-        source: quality.compare(decode(draw(source, codes, count)), train, test)
+        source: quality.compare(decode(draw(source, codes, count)), train, test, features)
         for source in SOURCES
     }
 
@@ -96,8 +101,24 @@ def lines(comparisons: dict[str, quality.Comparison]) -> list[str]:
     first = next(iter(comparisons.values()))
     rows = {source: comparison.generated for source, comparison in comparisons.items()}
     rows["real"] = first.floor
-    return [f"  samples against {first.num_images} test images: frechet, kernel"] + [
-        f"  {name:16s} {x.frechet.mean():9.4f} +- {np.std(x.frechet):.4f}   "
-        f"{x.kernel.mean():9.5f} +- {np.std(x.kernel):.5f}"
+    head = (
+        f"  samples against {first.num_images} test images: {first.features.frechet}, kernel "
+        f"(by {first.features.name})"
+    )
+    return [head] + [
+        f"  {name:16s} {quality.spread(x.frechet)}   {quality.spread(x.kernel, 5)}"
         for name, x in rows.items()
     ]
+
+
+def report(
+    encode: Encode,
+    decode: Decode,
+    train: np.ndarray,
+    test: np.ndarray,
+    features: Features = RANDOM,
+) -> list[str]:
+    """The lines of `compare`, or the one that says how many images it needs."""
+    if min(len(train), len(test)) < features.least_images:
+        return [f"  distances        need {features.least_images} images or more of each kind"]
+    return lines(compare(encode, decode, train, test, features))

@@ -1,33 +1,22 @@
 # SPDX-License-Identifier: MIT
 """How near generated images are to real ones, beside how near real ones are: figures with a floor.
 
-The features are those of convolutional networks with random weights, which no data and no training
-have shaped; Naeem et al. 2020 (arXiv:2002.09797), section 4, recommend them where no network of the
-domain is at hand. Each seed is another network: a figure is their mean and standard deviation.
+By the features of several networks a figure is their mean and standard deviation; `features` says
+which networks there are.
 """
 
-from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.evaluate import distances, neighbourhoods
-from jaxgen.nn import classifier, functional
-from jaxgen.train import augment
-from jaxgen.types import Array, Key, Params
+from jaxgen.evaluate.features import RANDOM, Extract, Features
 
-NUM_FEATURES = 64
-NETWORK = classifier.Classifier(NUM_FEATURES)
-SEEDS = (0, 1, 2)
 MOST_IMAGES = 10_000
-LEAST_IMAGES = 2 * (NUM_FEATURES + 1)  # for a line of Frechet distances
 
 
 class Figures(NamedTuple):
-    """Figures of one comparison; arrays [S], one entry for each random network."""
+    """Figures of one comparison; arrays [S], one entry for each network."""
 
     frechet: np.ndarray
     frechet_infinite: np.ndarray  # for infinitely many images of the first sample
@@ -45,10 +34,11 @@ class Comparison(NamedTuple):
     generated: Figures
     floor: Figures
     num_images: int
+    features: Features
 
 
 def compare(
-    generated: np.ndarray, train: np.ndarray, test: np.ndarray, seeds: Sequence[int] = SEEDS
+    generated: np.ndarray, train: np.ndarray, test: np.ndarray, features: Features = RANDOM
 ) -> Comparison:
     """The figures of uint8 images [N, H, W, C]; of each set as many as the smallest has.
 
@@ -59,49 +49,48 @@ def compare(
     if len(shapes) > 1:
         raise ValueError(f"images of different shapes {sorted(shapes)}; compare those of one shape")
     count = min(len(generated), len(train), len(test), MOST_IMAGES)
-    if count < LEAST_IMAGES:
+    if count < features.least_images:
         raise ValueError(
-            f"distances of {count} images; give {LEAST_IMAGES} or more of each kind: generated, "
-            f"training and test"
+            f"distances of {count} images by {features.width} features; give "
+            f"{features.least_images} or more of each kind: generated, training and test"
         )
     rows = np.random.default_rng(0).permutation(len(train))[:count]
     sets = (generated[:count], train[rows], test[:count])
-    of_seeds = [_figures_of(sets, seed) for seed in seeds]
+    by_network = [_figures_of(sets, extract) for extract in features.networks]
     made, floor = (
-        Figures(*map(np.array, zip(*part, strict=True))) for part in zip(*of_seeds, strict=True)
+        Figures(*map(np.array, zip(*part, strict=True))) for part in zip(*by_network, strict=True)
     )
-    return Comparison(made, floor, count)
+    return Comparison(made, floor, count, features)
 
 
 def lines(comparison: Comparison) -> list[str]:
     """The comparison as a table of text: each figure with its floor."""
-    rows = [f"  {'against ' + str(comparison.num_images) + ' test images':20s} generated   real"]
+    count, features = comparison.num_images, comparison.features
+    rows = [f"  {f'against {count} test images':26s} generated   real   (by {features.name})"]
     for name in Figures._fields:
         made, floor = getattr(comparison.generated, name), getattr(comparison.floor, name)
-        texts = (f"{x.mean():9.4f} +- {np.std(x):.4f}" for x in (made, floor))
-        rows.append(f"  {name.replace('_', ' '):18s}" + "   ".join(texts))
+        shown = name.replace("frechet", features.frechet).replace("_", " ")
+        rows.append(f"  {shown:18s}" + "   ".join(map(spread, (made, floor))))
     return rows
 
 
-def random_features(images: np.ndarray, seed: int) -> np.ndarray:
-    """The outputs [N, 64] of a convolutional network with random weights for uint8 images."""
-    params = _init(jax.random.key(seed), images.shape[1:])
-    parts = [images[i : i + 500] for i in range(0, len(images), 500)]
-    return np.concatenate([np.asarray(_apply(params, jnp.asarray(part))) for part in parts])
+def spread(values: np.ndarray, digits: int = 4) -> str:
+    """The mean of a figure and, of several networks, its standard deviation over them."""
+    deviation = f" +- {np.std(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():9.{digits}f}{deviation}"
 
 
-@partial(jax.jit, static_argnames="image_shape")
-def _init(key: Key, image_shape: tuple[int, ...]) -> Params:
-    return functional.init(NETWORK, key, jnp.zeros(image_shape))
+def report(
+    generated: np.ndarray, train: np.ndarray, test: np.ndarray, features: Features = RANDOM
+) -> list[str]:
+    """The lines of `compare`, or the one that says how many images it needs."""
+    if min(len(generated), len(train), len(test)) < features.least_images:
+        return [f"  distances        need {features.least_images} images or more of each kind"]
+    return lines(compare(generated, train, test, features))
 
 
-@jax.jit
-def _apply(params: Params, images: Array) -> Array:
-    return functional.apply(NETWORK)(params, augment.to_unit_range(images))
-
-
-def _figures_of(sets: tuple[np.ndarray, ...], seed: int) -> tuple[list[float], list[float]]:
-    generated, train, test = (random_features(images, seed) for images in sets)
+def _figures_of(sets: tuple[np.ndarray, ...], extract: Extract) -> tuple[list[float], list[float]]:
+    generated, train, test = map(extract, sets)
     return _figures(generated, test), _figures(train, test)
 
 

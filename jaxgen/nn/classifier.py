@@ -11,9 +11,14 @@ from jaxgen.nn.linear import Conv, Dense
 from jaxgen.nn.norm import Norm
 from jaxgen.types import Array
 
+NUM_FEATURES = 128  # of the last hidden layer
+
 
 class Classifier(nn.Module):
-    """A convolutional classifier: [..., H, W, C] -> logits [..., num_classes]; any H and W."""
+    """A convolutional classifier: [..., H, W, C] -> logits [..., num_classes]; any H and W.
+
+    With num_classes = 0 it gives what the logits are made of: [..., NUM_FEATURES].
+    """
 
     num_classes: int
     width: int = 32
@@ -26,5 +31,7 @@ class Classifier(nn.Module):
             features = self.width * 2 ** (stage + 1)
             h = Conv(features, (3, 3), strides=2, dtype=self.dtype)(h)
             h = nn.relu(Norm("group", dtype=self.dtype)(h))
-        h = nn.relu(Dense(128, dtype=self.dtype)(h.reshape(*x.shape[:-3], -1)))
+        h = nn.relu(Dense(NUM_FEATURES, dtype=self.dtype)(h.reshape(*x.shape[:-3], -1)))
+        if self.num_classes == 0:
+            return h.astype(jnp.float32)
         return Dense(self.num_classes, dtype=self.dtype)(h).astype(jnp.float32)

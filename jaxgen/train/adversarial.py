@@ -35,11 +35,14 @@ class Objective(NamedTuple):
 
 
 class Penalties(NamedTuple):
-    """Weights of the discriminator's gradient penalties; 0 leaves a term out."""
+    """Weights of the discriminator's gradient penalties; the number 0 leaves a term out.
 
-    gradient: float = 0.0  # (|grad D(x_between)| - 1)^2, Gulrajani et al. 2017, usual weight 10
-    r1: float = 0.0  # |grad D(x_real)|^2 / 2, Mescheder et al. 2018
-    r2: float = 0.0  # |grad D(x_fake)|^2 / 2, Mescheder et al. 2018
+    An array [], of a run among many side by side, is a weight too, and its term is there.
+    """
+
+    gradient: float | Array = 0.0  # (|grad D(x_between)| - 1)^2, Gulrajani et al. 2017, usually 10
+    r1: float | Array = 0.0  # |grad D(x_real)|^2 / 2, Mescheder et al. 2018
+    r2: float | Array = 0.0  # |grad D(x_fake)|^2 / 2, Mescheder et al. 2018
 
 
 NO_PENALTIES = Penalties()
@@ -191,13 +194,18 @@ def _penalty(
         return jax.grad(lambda image: discriminate(params, image, label))(x)
 
     total = jnp.float32(0)
-    if weights.gradient:
+    if _is_there(weights.gradient):
         # Gulrajani et al. 2017 (arXiv:1704.00028), eq. 3: ONE alpha per pair, uniform in [0, 1]
         alpha = jax.random.uniform(key)
         norm = jnp.sqrt(jnp.sum(slope(alpha * real + (1 - alpha) * fake) ** 2) + 1e-12)
         total += weights.gradient * (norm - 1) ** 2
-    if weights.r1:  # Mescheder et al. 2018 (arXiv:1801.04406), eq. 9
+    if _is_there(weights.r1):  # Mescheder et al. 2018 (arXiv:1801.04406), eq. 9
         total += weights.r1 / 2 * jnp.sum(slope(real) ** 2)
-    if weights.r2:  # eq. 10
+    if _is_there(weights.r2):  # eq. 10
         total += weights.r2 / 2 * jnp.sum(slope(fake) ** 2)
     return total
+
+
+def _is_there(weight: float | Array) -> bool:
+    """Says whether a penalty is computed: not for the number 0."""
+    return isinstance(weight, jax.Array) or weight != 0

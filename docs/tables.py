@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Writes the tables of docs/objectives.md anew from the raw results beside it.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
+
+Examples:
+    python docs/tables.py
+    python docs/tables.py --check     # status 1 if a table is not that of its results
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+DOCS = Path(__file__).resolve().parent
+sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "experiments")]
+
+import gan_study  # noqa: E402
+import iwae_table  # noqa: E402
+from studies import rate_distortion  # noqa: E402
+
+from jaxgen import files, script  # noqa: E402
+
+PAGE = DOCS / "objectives.md"
+PLACE = re.compile(r"(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end of table -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the tables."""
+
+    check: bool = False  # write nothing, and fail if a table is not up to date
+
+
+def of_gans(target: str) -> str:
+    return gan_study.table(gan_study.read(DOCS / f"gan_study_{target}.json")["rows"])
+
+
+def of_rates() -> str:
+    return rate_distortion.table(rate_distortion.read(DOCS / "rate_distortion.json"))
+
+
+def of_iwae() -> str:
+    paths = sorted((DOCS / "iwae_table").glob("*-stage*.json"))
+    if not paths:
+        return "No cell has been run yet."
+    return iwae_table.table([files.read_object(path) for path in paths]).rstrip("\n")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "gan_study_ring": partial(of_gans, "ring"),
+    "gan_study_grid": partial(of_gans, "grid"),
+    "rate_distortion": of_rates,
+    "iwae_table": of_iwae,
+}
+
+
+def renewed(text: str) -> str:
+    """The page with every table made anew. Raises ValueError for a table that is not there."""
+    names = {name for _, name, _ in PLACE.findall(text)}
+    if names != set(TABLES):
+        raise ValueError(f"{PAGE} has places for {sorted(names)}, not for {sorted(TABLES)}")
+    return PLACE.sub(lambda place: place[1] + TABLES[place[2]]() + place[3], text)
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    text = PAGE.read_text()
+    content = renewed(text)
+    if config.check:
+        if content != text:
+            raise ValueError(f"{PAGE} differs from its results; run python docs/tables.py")
+        return
+    PAGE.write_text(content)
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    script.main(main)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""The rate-distortion curve of a VAE: one point for each weight beta of its KL.
+
+    rate        E KL(q(z | x) || p(z))     nats that z tells about an image, at most
+    distortion  E -log p(x | z)            nats that are missing then
+
+Alemi et al. 2018 (arXiv:1711.00464), section 3: beta is minus the slope of the curve, and beta = 1
+minimises rate + distortion, the negative bound.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgen.evaluate import likelihood
+from jaxgen.train import step
+from jaxgen.types import Array, Key, LossFn, Params, TrainState
+
+LossOf = Callable[[Array], LossFn]  # beta [] -> the loss of one example
+STEPS_AT_ONCE = 500
+
+
+class Point(NamedTuple):
+    """What one model does, in nats per image, with standard errors over the images."""
+
+    beta: float
+    rate: float
+    rate_error: float
+    distortion: float
+    distortion_error: float
+
+
+def train(
+    loss_of: LossOf,
+    params: Params,
+    tx: optax.GradientTransformation,
+    betas: Sequence[float],
+    dataset: dict[str, Any],
+    num_steps: int,
+    batch_size: int,
+    key: Key,
+) -> Params:
+    """Trains a model for each beta, side by side, from the same parameters: leaves [B, ...].
+
+    dataset: a dict of arrays [N, ...]. The models see the same batches and noise, so that their
+    differences are those of beta. Raises ValueError for a beta that is not positive.
+    """
+    if not betas or not all(0 < beta < np.inf for beta in betas):
+        raise ValueError(f"betas {tuple(betas)}; give one or more positive numbers")
+    size = len(next(iter(dataset.values())))
+
+    @jax.jit
+    def some(
+        states: TrainState, dataset: dict, order_key: Key, noise_key: Key, count: Array
+    ) -> TrainState:
+        def run(state: TrainState, beta: Array) -> TrainState:
+            one = step.gradient_step(loss_of(beta), tx)
+
+            def update(_: Array, state: TrainState) -> TrainState:
+                rows_key = jax.random.fold_in(order_key, state.step)
+                rows = jax.random.randint(rows_key, (batch_size,), 0, size)
+                batch = {name: x[rows] for name, x in dataset.items()}
+                return one(state, batch, noise_key)[0]
+
+            return jax.lax.fori_loop(0, count, update, state)
+
+        return jax.vmap(run)(states, jnp.float32(betas))
+
+    first = step.init_state(params, tx)
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(betas), *jnp.shape(x))), first)
+    order_key, noise_key = jax.random.split(key)
+    on_device = jax.tree.map(jnp.asarray, dataset)
+    for start in range(0, num_steps, STEPS_AT_ONCE):  # so that a signal is heard in between
+        count = jnp.int32(min(STEPS_AT_ONCE, num_steps - start))
+        states = some(states, on_device, order_key, noise_key, count)
+        jax.block_until_ready(states)
+    return states.params
+
+
+def points(
+    loss_fn: LossFn, params: Params, betas: Sequence[float], test: dict[str, Any], key: Key
+) -> list[Point]:
+    """The points of models [B, ...] on a test set, by the metrics kl_nats and recon_nats of a loss.
+
+    Raises ValueError for a model that has left the finite numbers.
+    """
+    result = []
+    for i, beta in enumerate(betas):
+        model = jax.tree.map(lambda x, i=i: x[i], params)
+        terms = likelihood.mean_terms(loss_fn, model, test, key)
+        point = Point(float(beta), *terms["kl_nats"], *terms["recon_nats"])
+        if not np.isfinite(point).all():
+            raise ValueError(f"beta {beta:g} is at {point[1:]} nats; lower the learning rate")
+        result.append(point)
+    return result
