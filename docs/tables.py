@@ -38,14 +38,17 @@ class Config:
 
 
 def of_gans(target: str) -> str:
+    """The runs of `gan_study.py` on a target."""
     return gan_study.table(gan_study.read(DOCS / f"gan_study_{target}.json")["rows"])
 
 
 def of_rates() -> str:
+    """The points of `studies/rate_distortion.py`."""
     return rate_distortion.table(rate_distortion.read(DOCS / "rate_distortion.json"))
 
 
 def of_iwae() -> str:
+    """The cells of `iwae_table.py` that have been run, or a sentence that none has."""
     paths = sorted((DOCS / "iwae_table").glob("*-stage*.json"))
     if not paths:
         return "No cell has been run yet."

@@ -224,11 +224,7 @@ def figure(studies: Sequence[dict[str, Any]]) -> Image.Image:
     for record in studies:
         groups, target = by_variant(record["rows"]), record["config"]["target"]
         rates = {name: [row["learning_rate"] for row in rows] for name, rows in groups.items()}
-        titles = {
-            "modes": f"{target}: modes found",
-            "high_quality": f"{target}: share of high quality",
-        }
-        for key, title in titles.items():
+        for key, title in (("modes", "modes found"), ("high_quality", "high quality")):
             values = {name: [row[key] for row in rows] for name, rows in groups.items()}
             most = record["rows"][0]["of"] if key == "modes" else 1.0
             panels.append(plots.Panel(f"{target}: {title}", values, rates, most))

@@ -343,6 +343,9 @@ def evaluate(config: Config) -> None:
     encode = jax.jit(functional.apply(networks(config, examples)[0]))
     train, test = (run.load_split(config.run, split) for split in ("train", "test"))
     extract = features.by_name(config.features, lambda: judge.train(train, test))
+    is_binary = losses.LIKELIHOODS[config.likelihood].is_binary
+    if config.nll_samples and is_binary and not config.binarize:
+        likelihood.check_binary(test.images)
     bound_key, weight_key, pictures_key = jax.random.split(experiment.sample_key(config.run), 3)
     size = math.prod(examples.image_shape)
 

@@ -187,3 +187,9 @@ def test_one_image_has_no_standard_error():
     mean, error = nll(model(), drawn(1), 2)
     assert np.isfinite(mean)
     assert np.isnan(error)
+
+
+def test_grey_pixels_have_no_likelihood_of_binary_ones():
+    likelihood.check_binary(np.uint8([[0, 255], [255, 0]]))
+    with pytest.raises(ValueError, match="25.0% of the pixels are neither black nor white; train"):
+        likelihood.check_binary(np.uint8([[0, 254], [255, 0]]))

@@ -30,7 +30,10 @@ def test_eight_devices_train_like_one(name, how):
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [(name, "shard_map") for name in ("dreg", "free_bits", "beta_tc", "mmd", "vq_vae")]
+    [
+        (name, "shard_map")
+        for name in ("dreg", "free_bits", "beta_tc", "mmd", "vq_vae", "relativistic")
+    ]
     + [("beta_tc", "pmap"), ("vq_vae", "pmap"), ("vq_vae", "jit")]
     + [
         pytest.param(name, how, marks=SLOW)
@@ -47,6 +50,14 @@ def test_objectives_of_one_example_and_of_the_batch_train_alike_on_four_devices(
     assert systems.largest_difference(state, expected) < TOLERANCE
     for term in metrics:
         np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
+
+
+# test_experiments.py resumes runs of the others
+@pytest.mark.parametrize("name", ["k_sample", "dreg", "free_bits", "mmd", "relativistic"])
+def test_objectives_go_on_from_a_file_to_the_same_bits(name):
+    straight, resumed = systems.continued(name)
+    assert int(straight.step) == 2
+    assert systems.identical(straight, resumed)
 
 
 @pytest.mark.parametrize("devices", [2, 4])

@@ -5,6 +5,8 @@ Users import
 
     likelihood                             mean_terms, importance_estimates, active_units
     quality                                compare: generated images beside the floor of real ones
+    features                               what they are compared by: by_name, RANDOM
+    rate_distortion                        train, points: the curve of a VAE over beta
     latents                                where latents are drawn from
     distances, neighbourhoods, modes       its figures, of features; modes of toy distributions
     judge.train, classes.report            a classifier of the data, and its view of samples

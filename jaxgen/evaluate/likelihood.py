@@ -124,6 +124,19 @@ def active_units(means: np.ndarray, threshold: float = 0.01) -> np.ndarray:
     return np.var(np.asarray(means, np.float64), axis=0) > threshold
 
 
+def check_binary(images: np.ndarray) -> None:
+    """Raises ValueError for uint8 images that have other values than 0 and 255.
+
+    A Bernoulli likelihood gives such pixels a cross-entropy, which is the likelihood of nothing.
+    """
+    grey = float(np.mean((images != 0) & (images != 255)))
+    if grey:
+        raise ValueError(
+            f"log p(x) of binary pixels is asked for, and {grey:.1%} of the pixels are neither "
+            f"black nor white; train with --binarize, or with another --likelihood"
+        )
+
+
 @partial(jax.jit, static_argnames="loss_fn")
 def _terms(
     loss_fn: LossFn, params: Params, key: Key, start: Array, images: Array, labels: Array

@@ -4,6 +4,7 @@
 from functools import cache
 from typing import Any
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +25,10 @@ from jaxgen.train import (
 
 SHAPE = (8, 8, 1)
 NAMES = ("autoencoder", "vae", "gan")
-# objectives of a VAE, of which those of the whole batch see other examples; and autoencoders
-OBJECTIVES = (*(name for name in objectives.VAE_OBJECTIVES if name != "elbo"), "mmd", "vq_vae")
+# objectives of a VAE, of which those of the whole batch see other examples
+OF_VAE = tuple(name for name in objectives.VAE_OBJECTIVES if name != "elbo")
+# and an autoencoder with two penalties, and a GAN whose generator sees real images and labels
+OBJECTIVES = (*OF_VAE, "mmd", "vq_vae", "relativistic")
 
 
 def dataset(size: int = 64) -> dict[str, np.ndarray]:
@@ -48,6 +51,8 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
     tx = optax.sgd(1e-3)
     if name == "gan":
         return _gan(network, norm, tx, accumulate)
+    if name == "relativistic":
+        return _relativistic(tx)
     if name == "vq_vae":
         return _vq_vae(tx)
 
@@ -57,8 +62,9 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
         loss = losses.autoencoder_loss(encode, decode, noise=0.3)
     elif name == "mmd":
         plain = losses.autoencoder_loss(encode, decode)
-        loss = penalties.with_penalty(plain, "mmd", penalties.mmd(encode), 3.0)
-    elif name in OBJECTIVES:
+        contracted = penalties.with_penalty(plain, "slope", penalties.contraction(encode), 0.1)
+        loss = penalties.with_penalty(contracted, "mmd", penalties.mmd(encode), 3.0)
+    elif name in OF_VAE:
         loss = _objective(name, encode, decode)
     else:
         loss = losses.vae_loss(encode, decode, losses.bernoulli, dynamic_binarization=True)
@@ -69,7 +75,7 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
             "encoder": functional.init(encoder, encoder_key, jnp.zeros(SHAPE), jnp.int32(0)),
             "decoder": functional.init(decoder, decoder_key, jnp.zeros(4), jnp.int32(0)),
         }
-        if name in OBJECTIVES:
+        if name in OF_VAE:
             params["encoder_top"] = functional.init(UP, up_key, jnp.zeros(4))
             params["decoder_top"] = functional.init(DOWN, down_key, jnp.zeros(2))
         return step.init_state(params, tx)
@@ -122,6 +128,28 @@ def _gan(network: str, norm: str, tx, accumulate: int):
     d_loss = adversarial.discriminator_loss(generate, judge, game, 4, weights)
     g_loss = adversarial.generator_loss(generate, judge, game, 4)
 
+    one = step.gan_step(augment.on_uint8(d_loss), g_loss, tx, tx, 2, 0.9, accumulate)
+    return _players(g, d, tx), one
+
+
+def _relativistic(tx):
+    """R3GAN's loss with an auxiliary classifier: the generator's loss, too, is of a real image."""
+    g = gan.DenseGenerator(SHAPE, (16,), num_classes=10)
+    d = gan.DenseDiscriminator((8,), num_classes=10, auxiliary=True)
+    generate, outputs = functional.apply(g), functional.apply(d)
+    judge = lambda params, x, label: outputs(params, x)[0]  # noqa: E731
+    classify = lambda params, x: outputs(params, x)[1:]  # noqa: E731
+    game = adversarial.objective("relativistic")
+    weights = adversarial.Penalties(r1=0.1, r2=0.1)
+    d_loss = adversarial.discriminator_loss(generate, judge, game, 4, weights, classify=classify)
+    g_loss = adversarial.generator_loss(generate, judge, game, 4, classify=classify)
+    one = step.gan_step(augment.on_uint8(d_loss), augment.on_uint8(g_loss), tx, tx, 1, 0.9)
+    return _players(g, d, tx), one
+
+
+def _players(g, d, tx):
+    """init(key) -> the state of both players."""
+
     def init(key):
         g_key, d_key = jax.random.split(key)
         g_params = functional.init(g, g_key, jnp.zeros(4), jnp.int32(0))
@@ -129,8 +157,7 @@ def _gan(network: str, norm: str, tx, accumulate: int):
         average = jax.tree.map(jnp.array, g_params)
         return step.GanState(step.init_state(g_params, tx), step.init_state(d_params, tx), average)
 
-    one = step.gan_step(augment.on_uint8(d_loss), g_loss, tx, tx, 2, 0.9, accumulate)
-    return init, one
+    return init
 
 
 def run(
@@ -167,6 +194,16 @@ def _run(system, how: str, devices: int, chunks: tuple[int, ...], quick: bool):
         first += count * batch_size
     joined = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
     return jax.device_get(state), joined
+
+
+def continued(name: str) -> tuple[Any, Any]:
+    """The state after two steps, and that of a run that went through a file between them."""
+    init, one = make(name)
+    go, data = jax.jit(one), dataset(32)
+    first, _ = go(init(jax.random.key(0)), data, jax.random.key(1))
+    kept = flax.serialization.to_bytes(jax.device_get(first))
+    read = flax.serialization.from_bytes(first, kept)
+    return tuple(jax.device_get(go(state, data, jax.random.key(1))[0]) for state in (first, read))
 
 
 def largest_difference(a: Any, b: Any) -> float:
