@@ -34,6 +34,7 @@ from jaxgen.evaluate import modes
 from jaxgen.measure import environment
 from jaxgen.nn import functional
 from jaxgen.nn.linear import Dense
+from jaxgen.runs import plan
 from jaxgen.train import adversarial, step
 from jaxgen.train.adversarial import Penalties
 from jaxgen.types import Array, Key
@@ -167,11 +168,9 @@ def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    for name in ("num_runs", "steps", "batch_size", "width"):
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}; use 1 or more"
-            )
+    plan.check_range(config, 1, "num_runs", "steps", "batch_size", "width")
+    plan.check_range(config, 0, "b1", high=0.99999)
+    plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
     if not 0 < config.rates[0] <= config.rates[1] < np.inf:
         raise ValueError(f"--rates are {config.rates}; give a lower and an upper positive number")
     unknown = [name for name in config.variants if name not in VARIANTS]

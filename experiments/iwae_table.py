@@ -37,6 +37,7 @@ from jaxgen.data import sets
 from jaxgen.evaluate import likelihood
 from jaxgen.measure import environment
 from jaxgen.nn import functional
+from jaxgen.runs import plan
 from jaxgen.train import augment, latent_models, losses, step
 from jaxgen.types import Array, Key, Params
 
@@ -250,11 +251,11 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if not 0 <= config.budget < NUM_STAGES:
         raise ValueError(f"--budget is {config.budget}; use 0 to {NUM_STAGES - 1}")
-    for name in ("seeds", "nll_samples", "batch_size", "save_every"):
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}; use 1 or more"
-            )
+    plan.check_range(config, 1, "seeds", "nll_samples", "batch_size", "save_every")
+    if config.test_images is not None:
+        plan.check_range(config, 1, "test_images")
+    for text in config.cells:
+        cell_of(text)
     script.set_up()
     run(config) if config.action == "run" else write_table(config)
 
