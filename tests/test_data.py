@@ -274,6 +274,8 @@ def test_npz_floats_in_the_unit_interval_become_bytes(tmp_path):
         ({"images": IMAGES, "labels": np.zeros(40, "M8[s]")}, "store numbers"),
         ({"images": IMAGES.reshape(40, 30)}, r"shape \(40, 30\)"),
         ({"images": IMAGES.reshape(8, 5, 5, 6)}, "C = 1 or 3"),
+        ({"images": IMAGES[:, None]}, r"put the channels last: transpose\(0, 2, 3, 1\)"),
+        ({"images": IMAGES, "labels": np.eye(3)[LABELS % 3]}, r"one-hot labels take argmax\(1\)"),
         ({"images": IMAGES[:0]}, r"shape \(0, 5, 6\)"),
         ({"images": IMAGES, "labels": LABELS[:9]}, r"40 images .* 9 labels"),
         ({"images": IMAGES, "labels": LABELS / 2}, "expected integers"),

@@ -106,6 +106,11 @@ def test_repository_without_a_pipeline_is_refused(online):
         hub.resolve(REPO)
 
 
+def test_a_file_named_as_on_the_hub_is_answered_with_its_page():
+    with pytest.raises(ValueError, match=f"give https://huggingface.co/{REPO}/blob/main/a/x.safe"):
+        hub.resolve(f"{REPO}/a/x.safetensors")
+
+
 @pytest.mark.parametrize("page", ["https://huggingface.co/{}", "hf.co/{}/tree/main/", "{}"])
 def test_the_address_of_a_repository_is_its_name(online, page):
     online(*_repository(".safetensors"))

@@ -197,8 +197,11 @@ def _existing(path_or_id: str | Path, expected: str) -> Path | None:
         return MODELS / EMBEDDED
     is_id = isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     if not is_id or text.endswith((".safetensors", *weight_files.UNSAFE)):
+        in_repo = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)/([\w./-]+\.safetensors)", text)
+        page = f"https://huggingface.co/{in_repo[1]}/blob/main/{in_repo[2]}" if in_repo else ""
+        advice = f"; if it is a file on the Hub, give {page}" * bool(page)
         raise ValueError(
-            f"no such file or folder: {files.printable(text, 400)!r}. Expected {expected}"
+            f"no such file or folder: {files.printable(text, 400)!r}{advice}. Expected {expected}"
         )
     return None
 
