@@ -125,7 +125,7 @@ def test_the_address_of_a_file_is_the_file(monkeypatch, tmp_path):
     path = tmp_path / REPO / "a" / "x.safetensors" / "main"
     for kind, end in (("blob", ""), ("resolve", "?download=true")):
         page = f"https://huggingface.co/{REPO}/{kind}/main/a/x.safetensors{end}"
-        assert hub.resolve(page) == path
+        assert hub.resolve(page) == hub.resolve_vae(page) == path
     with pytest.raises(ValueError, match=r"x\.ckpt is not safetensors"):
         hub.resolve(f"https://huggingface.co/{REPO}/blob/main/x.ckpt")
 
