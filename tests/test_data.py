@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import sklearn.datasets
+from fuzz import calls
 
 from jaxgen.data import sets, source
 from jaxgen.runs import plan
@@ -502,3 +503,8 @@ def test_a_set_over_the_memory_limit_is_refused_before_it_is_read():
 def test_wrong_arguments_are_named(name, options, words):
     with pytest.raises(ValueError, match=words):
         sets.load(name, **options)
+
+
+def test_a_set_takes_or_refuses_every_value_in_one_message():
+    names = ["split", "image_size", "channels"]
+    assert calls.faults(names, lambda **own: sets.open_source("digits", **own)) == []
