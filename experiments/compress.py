@@ -33,7 +33,7 @@ import vae
 from jaxgen import files, script
 from jaxgen.evaluate import likelihood
 from jaxgen.nn import functional
-from jaxgen.runs import command_line, experiment, run
+from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.train import augment, losses
 
 MAGIC = b"jaxgen bits back 1\n"
@@ -193,8 +193,11 @@ def negative_bound(config: vae.Config, examples: Any, params: Any, images: np.nd
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
+    if config.num_images is not None:
+        plan.check_range(config, 1, "num_images")
     import_coder()
-    flags = ["--run-dir", config.run_dir, "--action", "evaluate"]
+    flags = [f"--run-dir={config.run_dir}", "--action", "evaluate"]
     model = command_line.parse("vae", vae.PRESETS, "", flags)
     script.set_up()
     state, _, examples = run.restore(model, vae.build)

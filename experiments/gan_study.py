@@ -39,6 +39,7 @@ from jaxgen.measure import environment
 from jaxgen.nn import functional
 from jaxgen.nn.linear import Dense
 from jaxgen.pictures import images, plots
+from jaxgen.runs import plan
 from jaxgen.train import adversarial, step
 from jaxgen.train.adversarial import Penalties
 from jaxgen.types import Array, Key
@@ -256,11 +257,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raises ValueError for options out of range."""
-    for name in ("num_runs", "steps", "batch_size", "width"):
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}; use 1 or more"
-            )
+    plan.check_range(config, 1, "num_runs", "steps", "batch_size", "width")
+    plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
     for name in ("rates", "penalties"):
         low, high = getattr(config, name)
         if not 0 < low <= high < np.inf:

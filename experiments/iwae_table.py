@@ -40,6 +40,7 @@ from jaxgen.data import sets
 from jaxgen.evaluate import likelihood
 from jaxgen.measure import environment
 from jaxgen.nn import functional
+from jaxgen.runs import plan
 from jaxgen.train import latent_models, step
 from jaxgen.types import Params
 
@@ -282,11 +283,11 @@ def main() -> None:
         raise ValueError(f"--budget is {config.budget}; use 0 to {NUM_STAGES - 1}")
     if config.swap and config.mode == "modern":
         raise ValueError("--swap is of the paper's Table 2; leave out --mode modern")
-    for name in ("seeds", "nll_samples", "batch_size", "save_every", "test_images"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}; use 1 or more"
-            )
+    plan.check_range(config, 1, "seeds", "nll_samples", "batch_size", "save_every")
+    if config.test_images is not None:
+        plan.check_range(config, 1, "test_images")
+    for text in config.cells:
+        cell_of(text)
     script.set_up()
     run(config) if config.action == "run" else write_table(config)
 

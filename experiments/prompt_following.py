@@ -30,7 +30,7 @@ from jaxgen.cpu import tune
 from jaxgen.miniature import following
 from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS
 from jaxgen.pictures import images
-from jaxgen.runs import run_folder
+from jaxgen.runs import plan, run_folder
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import hub
 from jaxgen.world import reader
@@ -57,8 +57,9 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     script.compilation_cache()
     tune.tune_cpu()
-    if config.num_prompts < 1 or config.batch_size < 1:
-        raise ValueError("--num-prompts and --batch-size must be 1 or more")
+    plan.check_range(config, 1, "num_prompts", "batch_size", "steps")
+    plan.check_range(config, 0, "guidance")
+    plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
     config = replace(config, batch_size=min(config.batch_size, config.num_prompts))
     groups = measure(
         config, StableDiffusion.from_pretrained(config.model, quantize=config.quantize)

@@ -30,6 +30,7 @@ from jaxgen import script
 from jaxgen.data import sets
 from jaxgen.measure import environment
 from jaxgen.nn import autoencoder, functional
+from jaxgen.runs import plan
 from jaxgen.train import augment, losses, optimizer, step
 from jaxgen.types import Array, Key, Params
 
@@ -127,8 +128,9 @@ def race(config: Config) -> dict[str, Any]:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    if min(config.epochs, config.batch_size, config.latent_dim) < 1:
-        raise ValueError("--epochs, --batch-size and --latent-dim must be 1 or more")
+    plan.check_range(config, 1, "epochs", "batch_size", "latent_dim", "hidden")
+    plan.check_range(config, 0, "learning_rate", "targets")
+    plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
     script.set_up()
     record = race(config)
     print(f"{record['last_nats']} nats at the end, {record['compile_seconds']} s of compilation")

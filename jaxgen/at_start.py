@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Signals while a script still imports: one line and the signal's exit code, at once.
+"""Signals while a script still imports: one line and the signal's exit code, at once; later, which
+signals ask a run to stop.
 
 Importing jax takes seconds, and a KeyboardInterrupt inside of it is a long traceback, or is lost in
 a callback that ignores it. So scripts call this before their other imports; it needs no jax.
 """
 
+import contextlib
 import os
 import signal
+import stat
 from types import FrameType
 from typing import Any
 
@@ -28,6 +31,25 @@ def release_signals() -> None:
     """Gives signals the meaning that they had before `catch_signals`."""
     while _previous:
         signal.signal(*_previous.popitem())
+
+
+def stop_signals() -> list[int]:
+    """The signals that ask a run to stop; that of a terminal that closes stays ignored by nohup."""
+    hangup = getattr(signal, "SIGHUP", None)  # which Windows does not have
+    is_heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+    return [*SIGNALS, hangup] if is_heard else [*SIGNALS]
+
+
+def say(number: int, line: str) -> None:
+    """Writes a line about a signal; at SIGHUP the terminal is gone, and output goes nowhere."""
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
+    if signal.Signals(number).name == "SIGHUP":
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            # a terminal, also one that is gone; files and pipes still have a reader
+            if stat.S_ISCHR(os.fstat(stream).st_mode):
+                os.dup2(nowhere, stream)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

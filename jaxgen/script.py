@@ -207,7 +207,7 @@ def _join_hosts() -> None:
 def stop_requests() -> Iterator[Callable[[], int]]:
     """Yields a function that gives the number of the signal received so far, 0 for none.
 
-    The first SIGTERM or SIGINT only notes itself; the second exits the process at once with
+    The first SIGTERM, SIGINT or SIGHUP only notes itself; the second exits the process at once with
     128 + its number, as a shell reports it. The previous handlers come back at the end.
     """
     received: list[int] = []
@@ -217,12 +217,10 @@ def stop_requests() -> Iterator[Callable[[], int]]:
             os._exit(128 + number)
         received.append(number)
         name = signal.Signals(number).name
-        os.write(
-            sys.stderr.fileno(),
-            f"\n{name}: stopping after the step under way; again to quit at once\n".encode(),
-        )
+        text = f"\n{name}: stopping after the step under way; again to quit at once\n"
+        at_start.say(number, text)
 
-    previous = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+    previous = {n: signal.signal(n, note) for n in at_start.stop_signals()}
     try:
         yield lambda: received[0] if received else 0
     finally:

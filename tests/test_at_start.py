@@ -3,13 +3,15 @@
 
 import ast
 import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jaxgen import script
+from jaxgen import at_start, script
 
 ROOT = Path(__file__).parent.parent
 WHILE_IMPORTING = """
@@ -48,6 +50,22 @@ reading, writing = os.pipe()
 os.close(reading)
 os.dup2(writing, 1)
 script.main(lambda: print("a line", flush=True))
+"""
+A_TERMINAL_THAT_CLOSES = """
+import fcntl, os, signal, sys, termios, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from jaxgen import script
+
+def start():
+    with script.stop_requests() as received:
+        print("begun", flush=True)
+        while not received(): time.sleep(0.01)
+        time.sleep(0.1)  # the terminal is gone by now
+        print("to nobody", flush=True)
+        open(sys.argv[1], "w").write(str(received()))
+
+script.main(start)
 """
 A_NAME_BEYOND_THE_ENCODING = """
 from jaxgen import script
@@ -97,6 +115,27 @@ def test_every_script_catches_signals_before_its_slow_imports():
         first, second = [n for n in ast.parse(path.read_text()).body if not is_docstring(n)][:2]
         assert ast.unparse(first) == "from jaxgen import at_start", path
         assert "at_start.catch_signals()" in ast.unparse(second), path
+
+
+def test_a_terminal_that_closes_asks_a_run_to_stop(tmp_path):
+    command = [sys.executable, "-c", A_TERMINAL_THAT_CLOSES, str(tmp_path / "end")]
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
+    )
+    os.close(inside)
+    while b"begun" not in os.read(terminal, 1000):
+        pass
+    os.close(terminal)
+    assert process.wait(timeout=20) == 0
+    assert (tmp_path / "end").read_text() == str(int(signal.SIGHUP))
+
+
+def test_nohup_keeps_its_meaning(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
+    assert signal.SIGHUP in at_start.stop_signals()
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    assert at_start.stop_signals() == [signal.SIGINT, signal.SIGTERM]
 
 
 def is_docstring(node):

@@ -48,6 +48,17 @@ def error_of(folder: pathlib.Path) -> str:
     return str(caught.value)
 
 
+def test_captions_in_other_forms_are_told(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("a cat")
+    assert "no metadata.jsonl, but 2 .txt files; if they hold the captions" in error_of(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a cat\n")
+    assert "no metadata.jsonl, but a metadata.csv" in error_of(tmp_path)
+    describe(tmp_path, {"sub\\a.png": "a cat"})
+    assert "(folders are set apart by /)" in error_of(tmp_path)
+
+
 # layouts
 
 

@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import sklearn.datasets
+from fuzz import calls
 
 from jaxgen.data import sets, source
 from jaxgen.runs import plan
@@ -274,6 +275,8 @@ def test_npz_floats_in_the_unit_interval_become_bytes(tmp_path):
         ({"images": IMAGES, "labels": np.zeros(40, "M8[s]")}, "store numbers"),
         ({"images": IMAGES.reshape(40, 30)}, r"shape \(40, 30\)"),
         ({"images": IMAGES.reshape(8, 5, 5, 6)}, "C = 1 or 3"),
+        ({"images": IMAGES[:, None]}, r"put the channels last: transpose\(0, 2, 3, 1\)"),
+        ({"images": IMAGES, "labels": np.eye(3)[LABELS % 3]}, r"one-hot labels take argmax\(1\)"),
         ({"images": IMAGES[:0]}, r"shape \(0, 5, 6\)"),
         ({"images": IMAGES, "labels": LABELS[:9]}, r"40 images .* 9 labels"),
         ({"images": IMAGES, "labels": LABELS / 2}, "expected integers"),
@@ -500,3 +503,8 @@ def test_a_set_over_the_memory_limit_is_refused_before_it_is_read():
 def test_wrong_arguments_are_named(name, options, words):
     with pytest.raises(ValueError, match=words):
         sets.load(name, **options)
+
+
+def test_a_set_takes_or_refuses_every_value_in_one_message():
+    names = ["split", "image_size", "channels"]
+    assert calls.faults(names, lambda **own: sets.open_source("digits", **own)) == []

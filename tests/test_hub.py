@@ -106,6 +106,11 @@ def test_repository_without_a_pipeline_is_refused(online):
         hub.resolve(REPO)
 
 
+def test_a_file_named_as_on_the_hub_is_answered_with_its_page():
+    with pytest.raises(ValueError, match=f"give https://huggingface.co/{REPO}/blob/main/a/x.safe"):
+        hub.resolve(f"{REPO}/a/x.safetensors")
+
+
 @pytest.mark.parametrize("page", ["https://huggingface.co/{}", "hf.co/{}/tree/main/", "{}"])
 def test_the_address_of_a_repository_is_its_name(online, page):
     online(*_repository(".safetensors"))
@@ -120,7 +125,7 @@ def test_the_address_of_a_file_is_the_file(monkeypatch, tmp_path):
     path = tmp_path / REPO / "a" / "x.safetensors" / "main"
     for kind, end in (("blob", ""), ("resolve", "?download=true")):
         page = f"https://huggingface.co/{REPO}/{kind}/main/a/x.safetensors{end}"
-        assert hub.resolve(page) == path
+        assert hub.resolve(page) == hub.resolve_vae(page) == path
     with pytest.raises(ValueError, match=r"x\.ckpt is not safetensors"):
         hub.resolve(f"https://huggingface.co/{REPO}/blob/main/x.ckpt")
 

@@ -104,8 +104,18 @@ def _locate(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, bool]:
                 f"{files.printable(path)} is a link out of the folder; put a copy there"
             )
     if not (place / _METADATA).is_file():
-        raise ValueError(f"{files.printable(place)} has no {_METADATA}; {_EXPECTED}")
+        raise ValueError(
+            f"{files.printable(place)} has no {_METADATA}{_others(place)}; {_EXPECTED}"
+        )
     return place, is_whole
+
+
+def _others(place: pathlib.Path) -> str:
+    """Says in which other form the captions of a folder seem to be."""
+    if (place / "metadata.csv").is_file():
+        return ", but a metadata.csv, whose rows have to become its lines"
+    texts = sum(path.suffix.lower() == ".txt" for path in place.iterdir())
+    return f", but {texts} .txt files; if they hold the captions, make lines of them" * (texts > 1)
 
 
 def _read_captions(place: pathlib.Path) -> dict[str, str]:
@@ -117,7 +127,7 @@ def _read_captions(place: pathlib.Path) -> dict[str, str]:
     faults = {
         f"lines of {_METADATA} that cannot be used": unusable,
         "images without a caption": [_show(name) for name in present if name not in captions],
-        "captions without an image": [_show(name) for name in missing],
+        "captions without an image": [_show(name) + _hint(name) for name in missing],
         "images that cannot be opened": _find_broken(place, existing),
     }
     if any(faults.values()):
@@ -129,6 +139,10 @@ def _read_captions(place: pathlib.Path) -> dict[str, str]:
     if not captions:
         raise ValueError(f"{files.printable(place / _METADATA)} is empty; {_EXPECTED}")
     return captions
+
+
+def _hint(name: str) -> str:
+    return " (folders are set apart by /)" * ("\\" in name)
 
 
 def _describe(kind: str, faults: list[str]) -> str:

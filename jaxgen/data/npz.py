@@ -160,9 +160,11 @@ def _as_images(images: np.ndarray, what: str) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 2, 3, 4) or 0 in images.shape:
+        first = images.ndim == 4 and images.shape[1] in (1, 3)
+        advice = "; put the channels last: transpose(0, 2, 3, 1)" * first
         raise ValueError(
             f"{what} has shape {images.shape}; expected [N, H, W] or [N, H, W, C] with C = 1 or 3 "
-            f"(2 or 4 with alpha)"
+            f"(2 or 4 with alpha){advice}"
         )
     return pixels.to_bytes(images, what)
 
@@ -171,8 +173,12 @@ def _as_labels(labels: np.ndarray, what: str) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] == 1:  # as CIFAR is often stored
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        rows = labels.ndim == 2 and labels.size and np.issubdtype(labels.dtype, np.number)
+        is_one_hot = bool(rows) and np.array_equal(labels.sum(1), labels.max(1))
+        advice = "; of one-hot labels take argmax(1)" * is_one_hot
         raise ValueError(
             f"{what} is {labels.dtype} of shape {labels.shape}; expected integers of shape [N]"
+            f"{advice}"
         )
     if labels.size and (labels.min() < 0 or labels.max() >= _MAX_CLASSES):
         raise ValueError(

@@ -108,8 +108,9 @@ def describe_holdout(labels: np.ndarray, split: str, every: int = 10) -> str:
 
 def check_size(image_size: Any) -> None:
     """Raises ValueError unless this is a number of pixels, or None."""
-    whole = isinstance(image_size, int) and not isinstance(image_size, bool)
-    if image_size is not None and not (whole and image_size >= 1):
+    size = fields.plain(image_size)
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    if size is not None and not (whole and size >= 1):
         raise ValueError(f"image size is {fields.shown(image_size)}; expected at least 1 pixel")
 
 

@@ -14,6 +14,8 @@ from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Build, Examples, System
 from jaxgen.train import parallel
 
+MOST_SEED = 2**32 - 1
+
 # --- data --------------------------------------------------------------------------------------
 
 

@@ -90,24 +90,16 @@ def open_checkpoint(
 def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
     """The local folder or file of a model, fetched from the Hub into its cache when it is an id.
 
-    Only what `diffusers.read` opens is fetched; the address of a page of the Hub serves for the id,
-    and that of a file's page for the file. HF_HUB_OFFLINE and HF_HOME are honoured. Raises
+    Only what `diffusers.read` opens is fetched. HF_HUB_OFFLINE and HF_HOME are honoured. Raises
     ValueError when there is no such path, or when the id can neither be reached nor is cached.
     """
-    page = PAGE.fullmatch(path_or_id) if isinstance(path_or_id, str) else None
-    if page and page[3]:
-        weight_files.check_ending(Path(page[3]))
-        return _fetch_file(page[1], page[3], page[2])
-    path_or_id = page[1] if page else path_or_id
-    path = _existing(path_or_id, MODEL)
-    if path is not None:
-        weight_files.check_ending(path)
-        return path
 
     def wanted(names: list[str]) -> list[str]:
         return diffusers.wanted_files(names, variant, str(path_or_id))
 
-    return _fetch(str(path_or_id), wanted)
+    path = resolve_part(path_or_id, MODEL, wanted)
+    weight_files.check_ending(path)
+    return path
 
 
 def resolve_vae(path_or_id: str | Path, variant: str | None = None) -> Path:
@@ -139,16 +131,21 @@ def resolve_part(
 ) -> Path:
     """The local folder or file of a part of a model, from a path or a Hub id.
 
-    expected: what it should be, for errors; wanted chooses from the names in a repository.
+    expected: what it should be, for errors; wanted chooses from the names in a repository. The
+    address of a page of the Hub serves for its id, and that of a file's page for the file.
     """
+    page = PAGE.fullmatch(path_or_id) if isinstance(path_or_id, str) else None
+    if page and page[3]:
+        weight_files.check_ending(Path(page[3]))
+        return _fetch_file(page[1], page[3], page[2])
+    path_or_id = page[1] if page else path_or_id
     path = _existing(path_or_id, expected)
     return path if path is not None else _fetch(str(path_or_id), wanted)
 
 
 def resolve_tokenizer(path_or_id: str | Path) -> Path:
     """The local folder of a tokenizer, from a path or a Hub id."""
-    path = _existing(path_or_id, TOKENIZER)
-    return path if path is not None else _fetch(str(path_or_id), _tokenizer_files)
+    return resolve_part(path_or_id, TOKENIZER, _tokenizer_files)
 
 
 def public_tokenizer() -> Path:
@@ -213,8 +210,11 @@ def _existing(path_or_id: str | Path, expected: str) -> Path | None:
         return MODELS / EMBEDDED
     is_id = isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     if not is_id or text.endswith((".safetensors", *weight_files.UNSAFE)):
+        in_repo = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)/([\w./-]+\.safetensors)", text)
+        page = f"https://huggingface.co/{in_repo[1]}/blob/main/{in_repo[2]}" if in_repo else ""
+        advice = f"; if it is a file on the Hub, give {page}" * bool(page)
         raise ValueError(
-            f"no such file or folder: {files.printable(text, 400)!r}. Expected {expected}"
+            f"no such file or folder: {files.printable(text, 400)!r}{advice}. Expected {expected}"
         )
     return None
 

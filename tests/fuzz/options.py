@@ -43,7 +43,7 @@ TRAINING = (
 SCRIPTS: dict[str, tuple[list[str], list[tuple[object | str, str]]]] = {
     **{name: ([], [(run, "_folder")]) for name in TRAINING},
     "text_to_image": (["--prompt", "a red circle"], [(StableDiffusion, "__init__")]),
-    "prompt_following": ([], [("prompt_following", "measure")]),
+    "prompt_following": ([], [(StableDiffusion, "__init__")]),
     "compress": (["--run-dir", "no-run", "--file", "no-file"], [(run, "restore")]),
     "iwae_table": (["--data", "mnist5k"], [("iwae_table", "run"), ("iwae_table", "write_table")]),
     "gan_study": ([], [("gan_study", "study")]),
@@ -117,17 +117,18 @@ def outcome(name: str, flags: list[str]) -> str:
 
 
 def _refusal(code: object, said: str) -> str:
-    lines = said.splitlines()
+    # as the standard stream of errors writes what is no text
+    lines = said.encode("utf-8", "backslashreplace").decode().split("\n")
     if code != 2:
         return f"exit code {code}"
-    if any(not line.isprintable() for line in lines):
-        return "prints control characters"
     if "Traceback" in said or "JAXGEN_TRACEBACK" in said:
-        return f"was not foreseen: {lines[-1][:200]}"
-    by_us = [line for line in lines if line.startswith("error: ")]
-    return (
-        "refused" if len(by_us) == 1 or (not by_us and "options" in said) else f"says {said[:200]}"
-    )
+        return f"was not foreseen: {said[-200:]}"
+    if any(not line.isprintable() for line in lines if line.startswith("error: ")):
+        return "prints control characters"
+    by_us = sum(line.startswith("error: ") for line in lines)
+    # or the box of tyro, which quotes the words of the command line as they are
+    is_one = by_us == 1 or (not by_us and "-----" in said)
+    return "refused" if is_one else f"says {said[:200]}"
 
 
 @contextlib.contextmanager
@@ -166,7 +167,7 @@ def faults(chosen: list[tuple[str, str, str]]) -> list[str]:
 # options whose values are words, of which "nan" is one
 WORDS = {
     "--run-dir", "--data-dir", "--data", "--prompt", "--negative", "--file", "--folder", "--table",
-    "--output", "--record", "--wandb", "--cells", "--variants",
+    "--output", "--record", "--sampler", "--wandb", "--cells", "--variants",
 }  # fmt: skip
 
 
