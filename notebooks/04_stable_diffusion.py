@@ -342,8 +342,8 @@ figures.show_gif([pipe.decode(estimate)[:4] for _, estimate in seen[1::3]], colu
 #
 # Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. A column of $A$ is a picture of where its word is
 # used (Hertz et al. 2022, arXiv:2208.01626). linen, Flax's library of networks, hands out what its
-# layers compute, if asked; $A$ is computed again from it, and the cell asserts that with this $A$ the
-# layers give what they gave. The library's own attention is checked by
+# layers compute, if asked. From that the cell computes the weights $A$ again, and asserts that with
+# them the layers give what they gave. The attention that the pipeline runs is checked by
 # [`test_attention_equals_its_definition`](../tests/test_attention.py).
 
 # %%

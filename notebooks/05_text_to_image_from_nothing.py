@@ -660,7 +660,7 @@ figures.show_rows({f"f = {f:g}": decode(shipped["vae"], padded / f)[:8] for f in
 # Ho et al. 2020 (arXiv:2006.11239), eq. 14; $v$ as in (2). One caption in ten is replaced by the
 # empty one. The text encoder is trained with the UNet, from nothing, and so is its vocabulary
 # (`tokenizer.train`: byte pairs, in CLIP's format). Samples come from a moving average of the
-# parameters, which is worth thousands of steps at the end. In code: `latent_losses.diffusion_loss`,
+# parameters, as in Ho et al. 2020, appendix B. In code: `latent_losses.diffusion_loss`,
 # the very function that gave the digits' numbers above.
 #
 # To see learning happen within a minute, the task here is smaller than the world: pictures of one
