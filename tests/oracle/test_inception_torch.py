@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: MIT
+# ruff: noqa: E402, imports follow importorskip
 """Inception against a PyTorch network with torchvision's names, its pools as the FID has them."""
 
 import hashlib
 
 import numpy as np
 import pytest
+
+torch = pytest.importorskip("torch")
+
 import safetensors.torch
-import torch
 from torch import nn
 from torch.nn import functional as F
 
 from jaxgen.evaluate import features, inception
+
+pytestmark = pytest.mark.oracle
 
 # name: (inputs, outputs, kernel, stride, padding), in the order of torchvision's file
 STEM = {
