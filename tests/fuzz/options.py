@@ -164,10 +164,12 @@ def faults(chosen: list[tuple[str, str, str]]) -> list[str]:
     return wrong
 
 
-# options whose values are words, of which "nan" is one
+# Options whose values are words, of which "nan" is one; a limit that may be infinite; and numbers
+# that mean nothing, and are not looked at, without the option that they belong to.
 WORDS = {
     "--run-dir", "--data-dir", "--data", "--prompt", "--negative", "--file", "--folder", "--table",
-    "--output", "--record", "--sampler", "--wandb", "--cells", "--variants",
+    "--output", "--record", "--sampler", "--lora",
+    "--embedding", "--guidance-limit", "--hires-strength", "--control-scale", "--wandb", "--cells", "--variants",
 }  # fmt: skip
 
 
