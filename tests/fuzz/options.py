@@ -168,8 +168,8 @@ def faults(chosen: list[tuple[str, str, str]]) -> list[str]:
 # that mean nothing, and are not looked at, without the option that they belong to.
 WORDS = {
     "--run-dir", "--data-dir", "--data", "--prompt", "--negative", "--file", "--folder", "--table",
-    "--output", "--record", "--sampler", "--lora",
-    "--embedding", "--guidance-limit", "--hires-strength", "--control-scale", "--wandb", "--cells", "--variants",
+    "--output", "--record", "--sampler", "--lora", "--embedding", "--wandb", "--cells",
+    "--variants", "--guidance-limit", "--hires-strength", "--control-scale",
 }  # fmt: skip
 
 
