@@ -36,7 +36,7 @@ from jaxgen.cpu import tune
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
 from jaxgen.pictures import images
-from jaxgen.stable_diffusion import arguments, loading, picture_files, placement
+from jaxgen.stable_diffusion import arguments, hires, loading, picture_files, placement
 from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.programs import OnStep
@@ -247,7 +247,10 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     )
     nets = [controlnet_file.open_controlnet(path) for path in config.from_image.controlnet]
     networks = loading.networks(checkpoint, controlnets=nets)
-    arguments.batch(request, networks, checkpoint.scheduler)
+    if request.hires is None:
+        arguments.batch(request, networks, checkpoint.scheduler)
+    else:
+        hires.passes(request, networks, checkpoint.scheduler)
     programs = saved_pipeline.programs_of(config.model)
     if programs is None and (cache := script.cache_folder()) is not None:
         programs = cache / "programs"

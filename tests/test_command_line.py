@@ -116,6 +116,11 @@ def test_a_flag_that_makes_it_another_run_is_an_error(script, folder, flags, wor
         parse(script("vae"), "vae", "--run-dir", folder, "--resume", *flags)
 
 
+def test_an_option_without_its_value_is_one_line(script):
+    with pytest.raises(ValueError, match="--preset: expected one argument; --help lists"):
+        parse(script("vae"), "vae", "--preset", "-inf")
+
+
 def test_a_run_of_another_script_is_named(script, folder):
     with pytest.raises(ValueError, match="is a run of vae, not of gan; use experiments/vae.py"):
         parse(script("gan"), "gan", "--run-dir", folder, "--resume")

@@ -155,9 +155,8 @@ def test_two_processes_train_and_checkpoint_together(how, straight, tmp_path):
     folder = tmp_path / "hosts"
     flags = [*TINY, "--steps", "8", "--checkpoint-every", "4", "--run-dir", folder]
     processes = start_hosts(2, [*flags, "--distributed", "--parallel", how])
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    to_the_end(processes)
 
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     expected = [row["loss"] for row in rows(straight)[:8]]
     np.testing.assert_allclose([row["loss"] for row in rows(folder)], expected, rtol=2e-4)
     assert {p.name for p in folder.glob("checkpoints/*")} >= {"4", "8"}
@@ -170,18 +169,21 @@ def test_two_processes_killed_at_once_resume_to_the_same_bits(tmp_path):
     flags = [*TINY, "--steps", "40", "--checkpoint-every", "5", "--scan-steps", "5"]
     flags += ["--distributed", "--parallel", "shard_map"]
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    for process in start_hosts(2, [*flags, "--run-dir", whole]):
-        assert process.wait(timeout=240) == 0, process.communicate()[0]
+    to_the_end(start_hosts(2, [*flags, "--run-dir", whole]))
     processes = start_hosts(2, [*flags, "--run-dir", folder])
     wait_for_checkpoint(folder, processes[0])
     for process in processes:
         process.kill()
-        process.wait()
-    for process in start_hosts(2, [*flags, "--run-dir", folder, "--resume"]):
-        assert process.wait(timeout=240) == 0, process.communicate()[0]
+        process.communicate()
+    to_the_end(start_hosts(2, [*flags, "--run-dir", folder, "--resume"]))
 
     assert newest_state(folder) == newest_state(whole)
     assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def to_the_end(processes: list[subprocess.Popen]) -> None:
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
 
 
 def start_hosts(count: int, flags: list) -> list[subprocess.Popen]:

@@ -102,6 +102,8 @@ def test_latents_given_back_unchanged_are_the_picture(pipe):
         ),
         ({"hires": 2, "guidance_scale": np.full((4, 1), 3.0)}, "a row for each evaluation"),
         ({"hires": Hires(2, 0.1)}, "no whole step"),
+        ({"hires": float("nan")}, "hires is nan; give a factor"),
+        ({"hires": 1e9}, "which are too many; at most 67108864"),
         ({"image_latents": np.ones((1, 8, 8, 3))}, "image_latents have shape"),
         ({"image_latents": np.ones((1, 8, 8, 4)), "image": np.ones((16, 16, 3))}, "both given"),
         ({"image_latents": np.ones((1, 4, 4, 4))}, "expected .B, 8, 8"),

@@ -117,14 +117,17 @@ def parse(
     the default instead, and a flag that would make it another run is an error naming the field.
     """
     argv = sys.argv[1:] if argv is None else argv
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset", default=next(iter(presets)))
     first.add_argument("--run-dir", "--run_dir", default=None)
     first.add_argument("--resume", action="store_true")
     first.add_argument("--action", default="train")
     first.add_argument("--steps")
     first.add_argument("--epochs")
-    flags, _ = first.parse_known_args(argv)
+    try:
+        flags, _ = first.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}; --help lists the options") from None
 
     if flags.preset not in presets:
         raise ValueError(f"unknown preset {flags.preset!r}; use one of {', '.join(presets)}")

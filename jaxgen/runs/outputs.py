@@ -96,7 +96,9 @@ def check_metrics(folder: Path, name: str, manager: Any, start: int) -> None:
     Of rows that are missing at the end `keep_metrics` warns.
     """
     metrics = folder / "metrics.jsonl"
-    expected = checkpoint.rows_digest(manager, start)
+    expected = checkpoint.rows_digest(manager, start)  # read by all processes together
+    if jax.process_index() != 0:
+        return
     newest = _newest(run_folder.read_config(folder, name)["run"]["log_every"], start)
     if expected is not None and log.digest(metrics, newest, start) not in (None, expected):
         warnings.warn(

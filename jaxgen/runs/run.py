@@ -91,7 +91,7 @@ def _train(
             stretch = outputs.Stretch(
                 folder, job.config, job.system, job.examples, start, num_steps, speed
             )
-            if start and jax.process_index() == 0:
+            if start:
                 outputs.check_metrics(folder, name, manager, start)
             if start == num_steps:
                 outputs.complete(stretch, state)

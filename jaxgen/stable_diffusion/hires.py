@@ -16,6 +16,7 @@ from PIL import Image
 
 from jaxgen import fields
 from jaxgen.stable_diffusion import arguments, control_arguments, image_arguments
+from jaxgen.stable_diffusion.image_arguments import MOST_PIXELS
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import Request, is_number
 
@@ -48,6 +49,10 @@ def passes(
         raise ValueError(
             f"hires makes {batch.size[0]} x {batch.size[1]} pixels {height:g} x {width:g}; both "
             f"must be multiples of {f}"
+        )
+    if height * width > MOST_PIXELS:  # before anything of this size is made
+        raise ValueError(
+            f"hires makes {height:g} x {width:g} pixels, which are too many; at most {MOST_PIXELS}"
         )
     second = replace(
         request, hires=None, height=int(height), width=int(width), latents=None,
@@ -102,7 +107,8 @@ def _larger_hints(request: Request, networks: Networks, size: tuple[int, int]) -
 def _checked(request: Request) -> Hires:
     own = request.hires
     own = Hires(own) if is_number(own) else own
-    if not isinstance(own, Hires) or not is_number(own.scale) or own.upscale not in UPSCALE:
+    known = isinstance(own, Hires) and isinstance(own.upscale, str) and own.upscale in UPSCALE
+    if not isinstance(own, Hires) or not known or not is_number(own.scale):
         raise ValueError(
             f"hires is {fields.shown(request.hires)}; give a factor such as 2, or Hires(scale, "
             f"strength, upscale) with upscale one of {', '.join(UPSCALE)}"

@@ -4,7 +4,7 @@
     python -m tests.fuzz.options --scripts vae lora
 
 Prints what is neither taken nor refused with exit code 2: another exception, a value that is no
-number and yet is taken, ten seconds without an answer.
+number and yet is taken, half a minute without an answer.
 """
 
 import argparse
@@ -42,6 +42,7 @@ TRAINING = (
 # script -> its usual flags, and what stands for the work that its options are checked before
 SCRIPTS: dict[str, tuple[list[str], list[tuple[object | str, str]]]] = {
     **{name: ([], [(run, "_folder")]) for name in TRAINING},
+    "latent_autoencoder": (["--num-scenes", "64"], [(run, "_folder")]),
     "text_to_image": (["--prompt", "a red circle"], [(StableDiffusion, "__init__")]),
     "prompt_following": ([], [(StableDiffusion, "__init__")]),
     "compress": (["--run-dir", "no-run", "--file", "no-file"], [(run, "restore")]),
@@ -49,7 +50,7 @@ SCRIPTS: dict[str, tuple[list[str], list[tuple[object | str, str]]]] = {
     "gan_study": ([], [("gan_study", "study")]),
     "vae_speedrun": (["--data", "mnist5k"], [("vae_speedrun", "race")]),
 }
-SECONDS = 10
+SECONDS = 30
 
 
 class Taken(BaseException):
@@ -164,10 +165,12 @@ def faults(chosen: list[tuple[str, str, str]]) -> list[str]:
     return wrong
 
 
-# options whose values are words, of which "nan" is one
+# Options whose values are words, of which "nan" is one; a limit that may be infinite; and numbers
+# that mean nothing, and are not looked at, without the option that they belong to.
 WORDS = {
     "--run-dir", "--data-dir", "--data", "--prompt", "--negative", "--file", "--folder", "--table",
-    "--output", "--record", "--sampler", "--wandb", "--cells", "--variants",
+    "--output", "--record", "--sampler", "--lora", "--embedding", "--wandb", "--cells",
+    "--variants", "--guidance-limit", "--hires-strength", "--control-scale",
 }  # fmt: skip
 
 
