@@ -16,7 +16,6 @@ from PIL import Image
 
 from jaxgen import fields
 from jaxgen.stable_diffusion import arguments, control_arguments, image_arguments
-from jaxgen.stable_diffusion.image_arguments import MOST_PIXELS
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import Request, is_number
 
@@ -50,9 +49,9 @@ def passes(
             f"hires makes {batch.size[0]} x {batch.size[1]} pixels {height:g} x {width:g}; both "
             f"must be multiples of {f}"
         )
-    if height * width > MOST_PIXELS:  # before anything of this size is made
+    if height * width > image_arguments.MOST_PIXELS:  # before anything of this size is made
         raise ValueError(
-            f"hires makes {height:g} x {width:g} pixels, which are too many; at most {MOST_PIXELS}"
+            f"hires makes {height:g} x {width:g} pixels, which are too many; at most {image_arguments.MOST_PIXELS}"
         )
     second = replace(
         request, hires=None, height=int(height), width=int(width), latents=None,
