@@ -51,7 +51,8 @@ def passes(
         )
     if height * width > image_arguments.MOST_PIXELS:  # before anything of this size is made
         raise ValueError(
-            f"hires makes {height:g} x {width:g} pixels, which are too many; at most {image_arguments.MOST_PIXELS}"
+            f"hires makes {height:g} x {width:g} pixels, which are too many; at most "
+            f"{image_arguments.MOST_PIXELS}"
         )
     second = replace(
         request, hires=None, height=int(height), width=int(width), latents=None,
