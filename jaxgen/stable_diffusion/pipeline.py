@@ -130,7 +130,7 @@ class StableDiffusion:
             raise ValueError(f"adapters is {fields.shown(adapters)}; give a list of {spec.SPEC}")
         if self.quantize and len(adapters):
             raise ValueError("adapters change full kernels; load the pipeline without quantize")
-        opened = merge.open_all(self.base, adapters)
+        opened = merge.open_all(self.base, adapters) if len(adapters) else []
         if per_image is not None:
             beside_ = beside.stack(self.base, opened, per_image, self.dtype)
             self.adapters, self.params = beside_, self.base
