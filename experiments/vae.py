@@ -125,6 +125,7 @@ def build(config: Config, examples: Examples) -> System:
     num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
     loss = loss_of(config, examples)
+    encode, decode = map(functional.apply, (encoder, decoder))  # once, so that jit knows it again
 
     def init(key: Key) -> Any:
         encoder_key, decoder_key, extra_key = jax.random.split(key, 3)
@@ -144,11 +145,11 @@ def build(config: Config, examples: Examples) -> System:
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
         ),
-        draw=partial(draw, config, functional.apply(encoder), functional.apply(decoder)),
+        draw=partial(draw, config, encode, decode),
         images_per_step=options.batch_size,
         progress_metrics=("neg_elbo_nats", "recon_nats", "kl_nats"),
         convolutional=config.network == "conv",
-        remark=partial(remark, config, functional.apply(encoder)),
+        remark=partial(remark, config, encode),
     )
 
 
