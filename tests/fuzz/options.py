@@ -47,6 +47,7 @@ SCRIPTS: dict[str, tuple[list[str], list[tuple[object | str, str]]]] = {
     "compress": (["--run-dir", "no-run", "--file", "no-file"], [(run, "restore")]),
     "iwae_table": (["--data", "mnist5k"], [("iwae_table", "run"), ("iwae_table", "write_table")]),
     "gan_study": ([], [("gan_study", "study")]),
+    "studies.rate_distortion": ([], [("studies.rate_distortion", "curve")]),
     "vae_speedrun": (["--data", "mnist5k"], [("vae_speedrun", "race")]),
 }
 SECONDS = 10
@@ -167,7 +168,8 @@ def faults(chosen: list[tuple[str, str, str]]) -> list[str]:
 # options whose values are words, of which "nan" is one
 WORDS = {
     "--run-dir", "--data-dir", "--data", "--prompt", "--negative", "--file", "--folder", "--table",
-    "--output", "--record", "--sampler", "--wandb", "--cells", "--variants",
+    "--output", "--record", "--sampler", "--wandb", "--cells", "--variants", "--features",
+    "--figure", "--results",
 }  # fmt: skip
 
 
