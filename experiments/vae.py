@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import math
 import warnings
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -342,8 +342,9 @@ def evaluate(config: Config) -> None:
     loss = augment.on_uint8(loss_of(plain, examples))
     log_weight = latent_models.weight_of_images(model_of(config, examples), binary(config))
     encode = jax.jit(functional.apply(networks(config, examples)[0]))
-    train, test = (run.load_split(config.run, split) for split in ("train", "test"))
-    extract = features.by_name(config.features, lambda: judge.train(train, test))
+    test = run.load_split(config.run, "test")
+    train = cache(lambda: run.load_split(config.run, "train"))  # conditional runs need none
+    extract = features.by_name(config.features, lambda: judge.train(train(), test))
     is_binary = losses.LIKELIHOODS[config.likelihood].is_binary
     if config.nll_samples and is_binary and not config.binarize:
         likelihood.check_binary(test.images)
@@ -364,7 +365,7 @@ def evaluate(config: Config) -> None:
         print(f"  active units     {active_units(config, encode, params, test)}")
         if not config.conditional:
             functions = on_pictures(config, examples, params, jax.random.clone(pictures_key))
-            print(*latents.report(*functions, train.images, test.images, extract), sep="\n")
+            print(*latents.report(*functions, train().images, test.images, extract), sep="\n")
 
 
 def on_pictures(
