@@ -185,7 +185,16 @@ def _where(name: str, result: Row) -> list[str]:
         f"{record['cores']} cores",
         f"- driver: {record['driver'].splitlines()[0]}; Python {record['python']}; {versions}",
         f"- flags: {flags}",
+        *map(_amendment, result.get("amended", ())),
     ]
+
+
+def _amendment(part: Row) -> str:
+    """The line that says which rows are of a later commit than the others."""
+    return (
+        f"- of {part['date']}, commit {part['commit']}: {'; '.join(part['rows'])}; "
+        f"command: `{part['command']}`; {part['why']}"
+    )
 
 
 def _of_today(command: str) -> str:

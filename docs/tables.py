@@ -5,7 +5,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
 
 Examples:
     python docs/tables.py
-    python docs/tables.py --check     # status 1 if a table is not that of its results
+    python docs/tables.py --check     # an error if a table is not that of its results
 """
 
 import re

@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import math
 import warnings
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +125,7 @@ def build(config: Config, examples: Examples) -> System:
     num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
     loss = loss_of(config, examples)
+    encode, decode = map(functional.apply, (encoder, decoder))  # once, so that jit knows it again
 
     def init(key: Key) -> Any:
         encoder_key, decoder_key, extra_key = jax.random.split(key, 3)
@@ -144,11 +145,11 @@ def build(config: Config, examples: Examples) -> System:
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
         ),
-        draw=partial(draw, config, functional.apply(encoder), functional.apply(decoder)),
+        draw=partial(draw, config, encode, decode),
         images_per_step=options.batch_size,
         progress_metrics=("neg_elbo_nats", "recon_nats", "kl_nats"),
         convolutional=config.network == "conv",
-        remark=partial(remark, config, functional.apply(encoder)),
+        remark=partial(remark, config, encode),
     )
 
 
@@ -341,8 +342,9 @@ def evaluate(config: Config) -> None:
     loss = augment.on_uint8(loss_of(plain, examples))
     log_weight = latent_models.weight_of_images(model_of(config, examples), binary(config))
     encode = jax.jit(functional.apply(networks(config, examples)[0]))
-    train, test = (run.load_split(config.run, split) for split in ("train", "test"))
-    extract = features.by_name(config.features, lambda: judge.train(train, test))
+    test = run.load_split(config.run, "test")
+    train = cache(lambda: run.load_split(config.run, "train"))  # conditional runs need none
+    extract = features.by_name(config.features, lambda: judge.train(train(), test))
     is_binary = losses.LIKELIHOODS[config.likelihood].is_binary
     if config.nll_samples and is_binary and not config.binarize:
         likelihood.check_binary(test.images)
@@ -363,7 +365,7 @@ def evaluate(config: Config) -> None:
         print(f"  active units     {active_units(config, encode, params, test)}")
         if not config.conditional:
             functions = on_pictures(config, examples, params, jax.random.clone(pictures_key))
-            print(*latents.report(*functions, train.images, test.images, extract), sep="\n")
+            print(*latents.report(*functions, train().images, test.images, extract), sep="\n")
 
 
 def on_pictures(

@@ -108,7 +108,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped():
 
 
 def test_every_script_catches_signals_before_its_slow_imports():
-    paths = sorted((ROOT / "experiments").glob("[a-z]*.py"))
+    paths = sorted((ROOT / "experiments").rglob("[a-z]*.py"))
     programs = [path for path in paths if "script.main(" in path.read_text()]
     assert len(programs) > 12
     for path in programs:

@@ -505,6 +505,10 @@ def test_wrong_arguments_are_named(name, options, words):
         sets.load(name, **options)
 
 
+def test_a_number_of_channels_may_be_numpys():
+    assert sets.open_source("digits", "train", channels=np.int64(3)).image_shape == (8, 8, 3)
+
+
 def test_a_set_takes_or_refuses_every_value_in_one_message():
     names = ["split", "image_size", "channels"]
     assert calls.faults(names, lambda **own: sets.open_source("digits", **own)) == []

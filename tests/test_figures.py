@@ -55,6 +55,21 @@ def test_seconds_of_stable_diffusion_are_those_of_the_race(part):
         assert f"size takes {ours} in" in text_of("docs/start.md").replace("\n", " ")
 
 
+def test_figures_of_deep_cache_are_those_of_the_measurement():
+    rows = json.loads((ROOT / "docs" / "deep_cache.json").read_text())["rows"]
+    text = text_of("docs/stable_diffusion.md").replace("\n", " ")
+    for row in rows:
+        if row["model"] == "shapes" and row["interval"] > 1:
+            low, median, _ = row["psnr_db"]
+            cells = f"{row['steps']}, {row['interval']} | {row['speed']:.1f}"
+            assert f"| {cells} | {median:.1f} dB | {low:.1f} dB |" in text
+    whole, cached = (row for row in rows if row["model"] == "sd15")
+    flops = [whole[f"{kind}product_flops"] / 1e12 for kind in ("", "shallow_")]
+    seconds = whole["row_seconds"][0], statistics.mean(cached["row_seconds"][1:])
+    assert f"has {flops[0]:.2f} TFLOP of products and took {seconds[0]:.0f} s" in text
+    assert f"has {flops[1]:.2f} TFLOP and took {seconds[1]:.1f} s" in text
+
+
 def test_headline_of_followed_prompts_is_that_of_the_measurement():
     one, two = (
         100 * FOLLOWING[f"seen, {n}"]["all"]["share"] for n in ("one object", "two objects")

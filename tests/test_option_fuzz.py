@@ -23,6 +23,8 @@ def test_odd_values_of_options_are_taken_or_refused(name):
     [
         ("gan_study", ["--b1", "nan"], "refused"),
         ("vae_speedrun", ["--learning-rate", "inf"], "refused"),
+        ("studies.rate_distortion", ["--learning-rate", "nan"], "refused"),
+        ("studies.rate_distortion", ["--betas", "1", "inf"], "refused"),
         ("iwae_table", ["--cells", "3x7"], "refused"),
         ("prompt_following", ["--guidance", "nan"], "refused"),
         ("compress", ["--seed", "-1"], "refused"),

@@ -121,6 +121,8 @@ def write(config: Config, points: list[Point]) -> None:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     plan.check_range(config, 1, "steps", "batch_size", "hidden", "latent_dim")
+    plan.check_range(config, 0, "learning_rate", "betas")
+    plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
     if config.action == "run":
         script.set_up()
         points = curve(config)

@@ -103,7 +103,8 @@ def _check(split: str, image_size: int | None, channels: int | None) -> None:
             f"unknown split {fields.shown(split)}; expected one of {', '.join(source.SPLITS)}"
         )
     source.check_size(image_size)
-    if not isinstance(channels, int | None) or channels not in (None, 1, 3):
+    number = fields.plain(channels)
+    if not isinstance(number, int | None) or number not in (None, 1, 3):
         raise ValueError(f"channels is {fields.shown(channels)}; expected 1 (grey) or 3 (colour)")
 
 

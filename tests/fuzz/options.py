@@ -48,6 +48,7 @@ SCRIPTS: dict[str, tuple[list[str], list[tuple[object | str, str]]]] = {
     "compress": (["--run-dir", "no-run", "--file", "no-file"], [(run, "restore")]),
     "iwae_table": (["--data", "mnist5k"], [("iwae_table", "run"), ("iwae_table", "write_table")]),
     "gan_study": ([], [("gan_study", "study")]),
+    "studies.rate_distortion": ([], [("studies.rate_distortion", "curve")]),
     "vae_speedrun": (["--data", "mnist5k"], [("vae_speedrun", "race")]),
 }
 SECONDS = 30
@@ -170,7 +171,8 @@ def faults(chosen: list[tuple[str, str, str]]) -> list[str]:
 WORDS = {
     "--run-dir", "--data-dir", "--data", "--prompt", "--negative", "--file", "--folder", "--table",
     "--output", "--record", "--sampler", "--lora", "--embedding", "--wandb", "--cells",
-    "--variants", "--guidance-limit", "--hires-strength", "--control-scale",
+    "--variants", "--features", "--figure", "--results", "--guidance-limit", "--hires-strength",
+    "--control-scale",
 }  # fmt: skip
 
 
