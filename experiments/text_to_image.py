@@ -135,7 +135,7 @@ class Config:
     height: int | None = None  # pixels
     output: Path = Path("outputs")  # folder
     # write OUTPUT/preview.png after every step, decoded by this autoencoder: a tiny one, which is
-    # fast ("tiny" is that of "shapes"), or "own" for the model's
+    # fast, or "own" for the model's
     preview: str | None = None
     from_image: tyro.conf.OmitArgPrefixes[FromImage] = field(default_factory=FromImage)
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
@@ -272,7 +272,7 @@ def preview_of(config: Config) -> Component | None:
     """Opens the autoencoder of the previews, if it is another than the model's own."""
     if config.preview in (None, OWN):
         return None
-    return autoencoder.read(hub.resolve_preview(config.preview, config.model))
+    return autoencoder.read(hub.resolve_vae(config.preview))
 
 
 def previewing(

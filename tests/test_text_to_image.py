@@ -159,7 +159,6 @@ def test_the_last_preview_is_the_picture(model, tmp_path):
         ),
         (["--model", "MODEL", "--prompt", "a", "--vae", "none/x.bin"], "no such file or folder"),
         (["--model", "MODEL", "--prompt", "a", "--preview", "x.bin"], "no such file or folder"),
-        (["--model", "MODEL", "--prompt", "a", "--preview", "tiny"], "autoencoder of 'shapes'"),
         (
             ["--model", "MODEL", "--prompt", "a", "--lora", "no.safetensors:0.5"],
             "Expected a LoRA",

@@ -28,7 +28,6 @@ from jaxgen.weights.diffusers import Checkpoint
 
 # A model that comes with jaxgen; latent_autoencoder.py and latent_diffusion.py trained it.
 EMBEDDED = "shapes"
-TINY = "tiny"  # its autoencoder of previews
 MODELS = Path(__file__).parent.parent / "models"
 MODEL = (
     "a diffusers folder, a .safetensors file, a Hub id such as stable-diffusion-v1-5/"
@@ -109,21 +108,6 @@ def resolve_vae(path_or_id: str | Path, variant: str | None = None) -> Path:
         return autoencoder.wanted_files(names, variant, str(path_or_id))
 
     return resolve_part(path_or_id, VAE, wanted)
-
-
-def resolve_preview(path_or_id: str | Path, model: str | Path) -> Path:
-    """The local folder or file of the autoencoder that draws previews of a model.
-
-    TINY is the one that comes with the embedded model, and fits no other.
-    """
-    if str(path_or_id) != TINY or files.existing(path_or_id) is not None:
-        return resolve_vae(path_or_id)
-    if str(model) != EMBEDDED:
-        raise ValueError(
-            f"{TINY!r} is the tiny autoencoder of {EMBEDDED!r}; for previews of another model give "
-            "the path of its own, such as a folder with TAESD"
-        )
-    return MODELS / EMBEDDED / "tiny_vae"
 
 
 def resolve_part(
