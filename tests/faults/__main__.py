@@ -47,10 +47,14 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="cases tried at a time")
     options = parser.parse_args()
     table = {}
-    with tempfile.TemporaryDirectory() as place:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `timeout` ends it
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         context = processes.server()
-        for system in options.systems:
-            try_all(context, system, Path(place), options, table)
+        try:
+            for system in options.systems:
+                try_all(context, system, Path(place), options, table)
+        except KeyboardInterrupt:
+            print("interrupted; what was tried until then:")
     return show(table)
 
 
@@ -65,11 +69,21 @@ def try_all(context, system, place, options, table):
     faults = list(enumerate(fault for fault in every if fault.kind in options.kinds))
     outcome_of = partial(attempt, context, system, flags, whole)
     with futures.ThreadPoolExecutor(options.workers) as pool:
-        for (_, fault), (outcome, said) in zip(faults, pool.map(outcome_of, faults), strict=True):
-            table.setdefault((system, fault.kind), collections.Counter())[outcome] += 1
-            is_bad = outcome in verdicts.BAD
-            if is_bad or fault.kind not in cases.DAMAGES or outcome != verdicts.RECOVERED:
-                print(f"{system}, {fault.kind}, {fault.name}: {outcome}: {said}", flush=True)
+        outcomes = zip(faults, pool.map(outcome_of, faults), strict=True)
+        try:
+            for (_, fault), (outcome, said) in outcomes:
+                count(table, system, fault, outcome, said)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def count(table, system, fault, outcome, said):
+    """Adds an outcome to the table, and prints it where it is no silent recovery."""
+    table.setdefault((system, fault.kind), collections.Counter())[outcome] += 1
+    is_bad = outcome in verdicts.BAD
+    if is_bad or fault.kind not in cases.DAMAGES or outcome != verdicts.RECOVERED:
+        print(f"{system}, {fault.kind}, {fault.name}: {outcome}: {said}", flush=True)
 
 
 def own_flags(context, system, place):
