@@ -311,8 +311,7 @@ def evaluate(config: Config) -> None:
     encode = jax.jit(functional.apply(networks(config, examples)[0]))
     train, test = (run.load_split(config.run, split) for split in ("train", "test"))
     extract = features.by_name(config.features, lambda: judge.train(train, test))
-    is_binary = losses.LIKELIHOODS[config.likelihood].is_binary
-    if config.nll_samples and is_binary and not config.binarize:
+    if config.nll_samples and losses.LIKELIHOODS[config.likelihood].is_binary != binary(config):
         likelihood.check_binary(test.images)
     bound_key, weight_key = jax.random.split(experiment.sample_key(config.run))
     size = math.prod(examples.image_shape)
