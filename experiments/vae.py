@@ -345,8 +345,7 @@ def evaluate(config: Config) -> None:
     test = run.load_split(config.run, "test")
     train = cache(lambda: run.load_split(config.run, "train"))  # conditional runs need none
     extract = features.by_name(config.features, lambda: judge.train(train(), test))
-    is_binary = losses.LIKELIHOODS[config.likelihood].is_binary
-    if config.nll_samples and is_binary and not config.binarize:
+    if config.nll_samples and losses.LIKELIHOODS[config.likelihood].is_binary != binary(config):
         likelihood.check_binary(test.images)
     bound_key, weight_key, pictures_key = jax.random.split(experiment.sample_key(config.run), 3)
     size = math.prod(examples.image_shape)
