@@ -90,6 +90,7 @@ def _stretch(reader: Reader, name: str, cases: range, seed: int, place: Path) ->
     while len(verdicts) < len(cases):
         case = cases[len(verdicts)]
         try:
+            here.recv()  # the damage is done; it has all the time that it needs
             if not here.poll(SECONDS + GRACE):
                 child.kill()
                 verdicts.append(Verdict(case, _describe(case, seed, name, place), "hangs"))
@@ -119,7 +120,9 @@ def _work(
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for case in cases:
-        results.send(_judge(reader, name, case, seed, place))
+        change = damage(name, case, seed, place)
+        results.send(None)  # a bomb of 1.5 GiB takes longer to make than to refuse
+        results.send(_judge(reader, change, case, place))
 
 
 def _read_sound(reader: Reader, place: Path) -> None:
@@ -130,8 +133,7 @@ def _read_sound(reader: Reader, place: Path) -> None:
     _remove(place / "case")
 
 
-def _judge(reader: Reader, name: str, case: int, seed: int, place: Path) -> Verdict:
-    change = damage(name, case, seed, place)
+def _judge(reader: Reader, change: mutations.Change, case: int, place: Path) -> Verdict:
     folder, memory = place / "case", _peak_memory()
     began = time.process_time()
     detail = ""
