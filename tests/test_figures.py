@@ -55,6 +55,17 @@ def test_seconds_of_stable_diffusion_are_those_of_the_race(part):
         assert f"size takes {ours} in" in text_of("docs/start.md").replace("\n", " ")
 
 
+def test_table_of_deep_cache_is_that_of_the_measurement():
+    page = text_of("docs/stable_diffusion.md")
+    rows = json.loads((ROOT / "docs" / "deep_cache.json").read_text())["rows"]
+    cached = [row for row in rows if row.get("interval", 1) > 1]
+    for row in cached:
+        low, median, _ = row["psnr_db"]
+        cells = f"{row['steps']}, {row['interval']} | {row['speed']:.1f} | {median} dB | {low} dB"
+        assert f"| {cells} |" in page
+    assert len(cached) == 6
+
+
 def test_headline_of_followed_prompts_is_that_of_the_measurement():
     one, two = (
         100 * FOLLOWING[f"seen, {n}"]["all"]["share"] for n in ("one object", "two objects")
