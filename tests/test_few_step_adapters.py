@@ -3,6 +3,7 @@
 
 import functools
 
+import huggingface_hub
 import numpy as np
 import pytest
 from support import checkpoints
@@ -95,6 +96,15 @@ def test_public_files_are_merged_and_set_steps_and_guidance(name, tmp_path):
     assert pipe.defaults == (steps, 7.5 if "CFG" in name else 1.0)
     pipe.set_adapters([])
     assert pipe.distilled == pipe.made_for == few_steps.Distilled()
+
+
+def test_a_page_of_the_hub_is_known_by_its_repository(tmp_path, monkeypatch):
+    pipe, (file, _) = pipeline("sd1"), lora("sd1", "kohya", 8, tmp_path / "x.safetensors")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **kwargs: str(file))
+    repo = "https://huggingface.co/latent-consistency/lcm-lora-sdv1-5"
+    pipe.set_adapters([f"{repo}/resolve/main/pytorch_lora_weights.safetensors?download=true"])
+    assert pipe.distilled.kind == "lcm"
+    pipe.set_adapters([])
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def online(monkeypatch):
         info = SimpleNamespace(siblings=files)
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: info)
 
-        def download(repo, allow_patterns):
+        def download(repo, allow_patterns, revision):
             asked.extend(allow_patterns)
-            return "/cache"
+            return f"/cache/{revision or 'main'}"
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         return asked
@@ -115,6 +115,12 @@ def test_a_file_named_as_on_the_hub_is_answered_with_its_page():
 def test_the_address_of_a_repository_is_its_name(online, page):
     online(*_repository(".safetensors"))
     assert hub.resolve(page.format(REPO)) == hub.resolve(REPO)
+    assert hub.name_of(page.format(REPO)) == REPO
+
+
+def test_the_address_of_a_branch_is_that_branch(online):
+    online(*_repository(".safetensors"))
+    assert hub.resolve(f"https://huggingface.co/{REPO}/tree/fp16") == Path("/cache/fp16")
 
 
 def test_the_address_of_a_file_is_the_file(monkeypatch, tmp_path):
@@ -126,6 +132,7 @@ def test_the_address_of_a_file_is_the_file(monkeypatch, tmp_path):
     for kind, end in (("blob", ""), ("resolve", "?download=true")):
         page = f"https://huggingface.co/{REPO}/{kind}/main/a/x.safetensors{end}"
         assert hub.resolve(page) == hub.resolve_vae(page) == path
+        assert hub.name_of(page) == f"{REPO}/a/x.safetensors"
     with pytest.raises(ValueError, match=r"x\.ckpt is not safetensors"):
         hub.resolve(f"https://huggingface.co/{REPO}/blob/main/x.ckpt")
 
@@ -216,9 +223,9 @@ def test_a_single_file_fetches_the_public_tokenizer(online, file, monkeypatch, t
     fetch = huggingface_hub.snapshot_download
     repos = []
 
-    def download(repo, allow_patterns):
+    def download(repo, allow_patterns, revision):
         repos.append(repo)
-        fetch(repo, allow_patterns)
+        fetch(repo, allow_patterns, revision)
         return str(tmp_path / "words")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)

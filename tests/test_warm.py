@@ -123,6 +123,12 @@ def test_a_full_folder_loses_the_programs_that_were_used_longest_ago(tmp_path, m
     assert {path.name for path in tmp_path.iterdir()} == {oldest.name, "notes.json"}
 
 
+def test_a_program_that_another_process_deletes_meanwhile_is_no_fault(tmp_path):
+    (tmp_path / f"gone-{'0' * 32}.stablehlo").symlink_to(tmp_path / "nothing")
+    assert started(tmp_path)[1] == 1  # a warning would be an error
+    assert started(tmp_path)[1] == 0
+
+
 def test_without_a_folder_programs_are_written_when_asked(tmp_path):
     first, _, store = started(None)
     store.write(tmp_path / "later")

@@ -132,7 +132,8 @@ def _weights_in(path_or_id: str | Path) -> Path:
             "as safetensors only. Where you trust it, convert it with PyTorch: "
             'safetensors.torch.save_file(torch.load(OLD, weights_only=True), "NEW.safetensors")'
         )
-    path = hub.resolve_part(path_or_id, ADAPTER, lambda names: _wanted(names, str(path_or_id)))
+    where = hub.name_of(path_or_id)
+    path = hub.resolve_part(path_or_id, ADAPTER, lambda names: _wanted(names, where))
     if not path.is_dir():
         return path
     return path / _wanted([file.name for file in path.iterdir()], str(path))[0]
@@ -194,7 +195,7 @@ def _base(metadata: Mapping[str, str], stored: Mapping[str, Tensor]) -> str:
 def _names(path_or_id: str | Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Lists the names that say what an adapter is; a usual file name says nothing, its folder's
     does."""
-    path = Path(path_or_id)
+    path = Path(hub.name_of(path_or_id))
     own = path.parent.name if path.name in WEIGHTS and path.parent.name else path.name
     titles = (files.printable(metadata[key], 80) for key in TITLES if metadata.get(key))
     return (files.printable(own, 80), *titles)

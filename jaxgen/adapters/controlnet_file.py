@@ -40,7 +40,7 @@ def open_controlnet(path_or_id: str | Path, variant: str | None = None) -> Compo
     """
 
     def wanted(names: list[str]) -> list[str]:
-        stored = weight_files.choose(names, STEM, variant, str(path_or_id))
+        stored = weight_files.choose(names, STEM, variant, hub.name_of(path_or_id))
         return ["config.json", stored, *weight_files.shards_of(names, stored)]
 
     path = hub.resolve_part(path_or_id, CONTROLNET, wanted)

@@ -78,7 +78,8 @@ class StableDiffusion:
         self.networks = loading.networks(checkpoint, self.dtype, controlnets)
         self.checkpoint = saved_pipeline.without_weights(checkpoint)
         self.scheduler = checkpoint.scheduler  # scheduler_config.json
-        self.made_for = self.distilled = few_steps.of_checkpoint(checkpoint)  # by adapters, too
+        self.made_for = few_steps.of_checkpoint(checkpoint)
+        self.distilled = self.made_for  # or what the adapters that are set were distilled for
         folder = loading.check_folder(programs_folder)
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)

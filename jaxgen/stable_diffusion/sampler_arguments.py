@@ -96,7 +96,10 @@ def guidance_rows(request: Request, table: Table) -> dict[str, np.ndarray]:
 def guidance(
     request: Request, columns: Mapping[str, np.ndarray], table: Table, b: int
 ) -> dict[str, Any]:
-    """Brings guidance to float32 [N, B] for N rows, its projection to [B]; columns as above."""
+    """Brings the scales of guidance to float32 [N, B] for N rows, the rest of it to [B].
+
+    columns: what `guidance_rows` returns.
+    """
     ranges = {
         "guidance_scale": (-math.inf, math.inf),
         "guidance_rescale": (0, 1),

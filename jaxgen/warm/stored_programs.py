@@ -193,7 +193,11 @@ def _make_room(folder: Path, used: Collection[str]) -> None:
     """Deletes programs until `FOLDER_BYTES` are left, those used longest ago first, and none of
     those that this process uses.
     """
-    stats = [(p.stat(), p) for p in folder.iterdir() if _FILE.fullmatch(p.name)]
+    stats = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+            if _FILE.fullmatch(path.name):
+                stats.append((path.stat(), path))
     excess = sum(stat.st_size for stat, _ in stats) - FOLDER_BYTES
     for stat, path in sorted(stats, key=lambda item: item[0].st_mtime):
         if excess <= 0:

@@ -83,7 +83,13 @@ def open_checkpoint(
     if checkpoint.notes:
         text = f"{path_or_id}: {'; '.join(checkpoint.notes)}"
         warnings.warn(files.printable(text, 2000), stacklevel=2)
-    return checkpoint._replace(name=str(path_or_id))
+    return checkpoint._replace(name=name_of(path_or_id))
+
+
+def name_of(path_or_id: str | Path) -> str:
+    """What a path or a Hub id is called: itself, or what the address of a page of the Hub shows."""
+    page = _page(path_or_id)
+    return "/".join(part for part in (page[1], page[3]) if part) if page else str(path_or_id)
 
 
 def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
@@ -94,7 +100,7 @@ def resolve(path_or_id: str | Path, variant: str | None = None) -> Path:
     """
 
     def wanted(names: list[str]) -> list[str]:
-        return diffusers.wanted_files(names, variant, str(path_or_id))
+        return diffusers.wanted_files(names, variant, name_of(path_or_id))
 
     path = resolve_part(path_or_id, MODEL, wanted)
     weight_files.check_ending(path)
@@ -105,7 +111,7 @@ def resolve_vae(path_or_id: str | Path, variant: str | None = None) -> Path:
     """The local folder or file of an autoencoder, from a path or a Hub id."""
 
     def wanted(names: list[str]) -> list[str]:
-        return autoencoder.wanted_files(names, variant, str(path_or_id))
+        return autoencoder.wanted_files(names, variant, name_of(path_or_id))
 
     return resolve_part(path_or_id, VAE, wanted)
 
@@ -118,11 +124,12 @@ def resolve_part(
     expected: what it should be, for errors; wanted chooses from the names in a repository. The
     address of a page of the Hub serves for its id, and that of a file's page for the file.
     """
-    page = PAGE.fullmatch(path_or_id) if isinstance(path_or_id, str) else None
+    page = _page(path_or_id)
     if page and page[3]:
         weight_files.check_ending(Path(page[3]))
         return _fetch_file(page[1], page[3], page[2])
-    path_or_id = page[1] if page else path_or_id
+    if page:
+        return _fetch(page[1], wanted, page[2])
     path = _existing(path_or_id, expected)
     return path if path is not None else _fetch(str(path_or_id), wanted)
 
@@ -175,6 +182,11 @@ def _open(
     return single_file.read(path, folder, prediction_type, own_vae)
 
 
+def _page(path_or_id: str | Path) -> re.Match[str] | None:
+    """The parts of the address of a page of the Hub, see `PAGE`; None for all else."""
+    return PAGE.fullmatch(path_or_id) if isinstance(path_or_id, str) else None
+
+
 def _tokenizer_files(names: list[str]) -> list[str]:
     pattern = r"(tokenizer(_2)?/)?(vocab|tokenizer|tokenizer_config|special_tokens_map)\.json"
     merges = r"(tokenizer(_2)?/)?merges\.txt"
@@ -203,10 +215,15 @@ def _existing(path_or_id: str | Path, expected: str) -> Path | None:
     return None
 
 
-def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
-    """The cached folder of a repository with those of its files that `wanted` chooses."""
+def _fetch(
+    repo: str, wanted: Callable[[list[str]], list[str]], revision: str | None = None
+) -> Path:
+    """The cached folder of a repository with those of its files that `wanted` chooses.
+
+    revision: a branch, a tag or a commit; None is the main branch.
+    """
     try:
-        info = huggingface_hub.HfApi().model_info(repo, timeout=SECONDS)
+        info = huggingface_hub.HfApi().model_info(repo, revision=revision, timeout=SECONDS)
     except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
         raise ValueError(
             f"there is no folder {repo}, and the Hub does not give out a model of that name: check "
@@ -214,10 +231,12 @@ def _fetch(repo: str, wanted: Callable[[list[str]], list[str]]) -> Path:
             f"({files.first_line(error)})"
         ) from None
     except (OSError, errors.HTTPError) as error:
-        return _cached(repo, error)
+        return _cached(repo, revision, error)
     patterns = wanted([file.rfilename for file in info.siblings or []])
     try:
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)
+        )
     except (OSError, errors.HTTPError) as error:
         raise ValueError(
             f"fetching {repo} from the Hub failed ({files.first_line(error)}); what arrived is "
@@ -236,12 +255,14 @@ def _fetch_file(repo: str, name: str, revision: str) -> Path:
         ) from None
 
 
-def _cached(repo: str, reason: Exception) -> Path:
+def _cached(repo: str, revision: str | None, reason: Exception) -> Path:
     """Finds the folder in the Hub's cache when the Hub cannot be reached."""
     try:
         # An empty list of patterns: the cache lacks what nobody wanted, and `read` misses the rest.
         return Path(
-            huggingface_hub.snapshot_download(repo, local_files_only=True, allow_patterns=[])
+            huggingface_hub.snapshot_download(
+                repo, revision=revision, local_files_only=True, allow_patterns=[]
+            )
         )
     except OSError:
         raise ValueError(
