@@ -128,6 +128,7 @@ def prepare(config: Config, has_folder: bool = False) -> Parts:
 
     has_folder: the run folder exists, and its vocabulary is the one that was trained with.
     """
+    plan.check_options(config.run)
     plan.check_range(
         config, 1, "num_scenes", "unet_channels", "unet_heads", "text_width", "text_layers"
     )

@@ -21,14 +21,14 @@ def test_odd_values_of_options_are_taken_or_refused(name):
 @pytest.mark.parametrize(
     ("name", "flags", "end"),
     [
-        ("gan_study", ["--b1", "nan"], "refused"),
+        ("gan_study", ["--b1", "0", "nan"], "refused"),
         ("vae_speedrun", ["--learning-rate", "inf"], "refused"),
         ("studies.rate_distortion", ["--learning-rate", "nan"], "refused"),
         ("studies.rate_distortion", ["--betas", "1", "inf"], "refused"),
         ("iwae_table", ["--cells", "3x7"], "refused"),
         ("prompt_following", ["--guidance", "nan"], "refused"),
         ("compress", ["--seed", "-1"], "refused"),
-        ("gan_study", ["--b1", "0.9"], "taken"),
+        ("gan_study", ["--b1", "0", "0.9"], "taken"),
         ("vae_speedrun", ["--hidden", "8", "8"], "taken"),
     ],
 )

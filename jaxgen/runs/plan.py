@@ -96,9 +96,8 @@ def check_multiple(name: str, values: tuple[int, ...], of: int, what: str) -> No
             raise ValueError(f"--{flag} has {value}; use multiples of {of} ({what})")
 
 
-def checked_system(config: Any, build: Build, examples: Examples) -> System:
-    """The system of a script; every wrong option is found here, before any compilation."""
-    options: RunOptions = config.run
+def check_options(options: RunOptions) -> None:
+    """Raises ValueError for an option out of range, before any data is read or rendered."""
     check_range(options, 1, "steps", "batch_size", "accumulate", "num_models", "log_every")
     check_range(options, 0, "checkpoint_every", "draw_every", "warmup_steps", "clip_norm")
     check_range(options, 0, "seed", high=2**32 - options.num_models)
@@ -109,6 +108,10 @@ def checked_system(config: Any, build: Build, examples: Examples) -> System:
             f"batch of {options.batch_size} cannot be dealt into {options.accumulate} "
             f"microbatches; use a multiple of {options.accumulate}"
         )
+
+
+def checked_system(config: Any, build: Build, examples: Examples) -> System:
+    """The system of a script; what is wrong with its own options is found here, uncompiled."""
     system = build(config, examples)
     jax.eval_shape(system.init, jax.random.key(0))
     return system

@@ -56,9 +56,10 @@ class _Job(NamedTuple):
 def _checked(config: Any, build: Build, open_split: OpenSplit) -> _Job:
     """Finds everything that can be wrong with the input, before anything is made or replaced."""
     options: RunOptions = config.run
+    plan.check_options(options)
+    mesh = parallel.data_mesh(options.num_devices)
     source = open_split(options, "train")
     examples = plan.read_examples(options, source, open_split(options, "test"))
-    mesh = parallel.data_mesh(options.num_devices)
     system = plan.checked_system(config, build, examples)
     num_steps = experiment.num_steps(options, examples, system.images_per_step)
     resident = plan.fits_on_device(options, source)
@@ -149,6 +150,7 @@ def restore(
     States of several models keep their leading axis; `model(state, options, i)` takes one.
     """
     options: RunOptions = config.run
+    plan.check_options(options)
     checkpoints = folder(options) / "checkpoints"
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{options.run_dir} has no checkpoints; train first")
