@@ -194,8 +194,7 @@ def negative_bound(config: vae.Config, examples: Any, params: Any, images: np.nd
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
-    if config.num_images is not None:
-        plan.check_range(config, 1, "num_images")
+    plan.check_range(config, 1, "num_images")
     import_coder()
     flags = [f"--run-dir={config.run_dir}", "--action", "evaluate"]
     model = command_line.parse("vae", vae.PRESETS, "", flags)

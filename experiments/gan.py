@@ -121,10 +121,9 @@ def players(config: Config, examples: Examples) -> tuple[Any, Any]:
 def build(config: Config, examples: Examples) -> System:
     """The System of the GAN: its first state, a step of both players, its pictures."""
     plan.check_range(
-        config, 1, "latent_dim", "hidden", "width", "num_samples", "discriminator_steps"
-    )
-    if config.discriminator_width is not None:
-        plan.check_range(config, 1, "discriminator_width")
+        config, 1, "latent_dim", "hidden", "width", "num_samples", "discriminator_steps",
+        "discriminator_width",
+    )  # fmt: skip
     plan.check_range(config, 0, "gradient_penalty", "r1", "r2", "slope")
     if config.slope != 1 and not config.spectral:
         raise ValueError("--slope needs --spectral, which bounds the discriminator's slope")

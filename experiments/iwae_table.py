@@ -283,8 +283,7 @@ def main() -> None:
         raise ValueError(f"--budget is {config.budget}; use 0 to {NUM_STAGES - 1}")
     if config.swap and config.mode == "modern":
         raise ValueError("--swap is of the paper's Table 2; leave out --mode modern")
-    counts = ("seeds", "nll_samples", "batch_size", "save_every", "test_images")
-    plan.check_range(config, 1, *(name for name in counts if getattr(config, name) is not None))
+    plan.check_range(config, 1, "seeds", "nll_samples", "batch_size", "save_every", "test_images")
     for text in config.cells:
         cell_of(text)
     script.set_up()

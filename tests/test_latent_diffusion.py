@@ -300,7 +300,7 @@ def test_a_frozen_encoder_stays_and_its_new_decoder_can_be_exported(script, runs
         (["autoencoder", "--num-scenes", "0"], "--num-scenes is 0; use 1 or more"),
         (["autoencoder", "--kl-weight", "-1"], "--kl-weight is -1.0; use 0 or more"),
         (["diffusion", "--num-scenes", "0"], "--num-scenes is 0; use 1 or more"),
-        (["diffusion", "--accumulate", "3"], "of 4 cannot be dealt into 3 microbatches"),
+        (["diffusion", "--accumulate", "3"], "of 32 cannot be dealt into 3 microbatches"),
         (["autoencoder", "--data", "RUNS/none", "--image-size", "64", "--log-every", "0"],
          "--log-every is 0; use 1 or more"),
         (["diffusion", "--unet-channels", "24", "--unet-heads", "16"],

@@ -30,6 +30,7 @@ def test_odd_values_of_options_are_taken_or_refused(name):
         ("compress", ["--seed", "-1"], "refused"),
         ("gan_study", ["--b1", "0", "0.9"], "taken"),
         ("vae_speedrun", ["--hidden", "8", "8"], "taken"),
+        ("iwae_table", ["--cells", "1x5"], "taken"),
     ],
 )
 def test_numbers_of_studies_are_checked(name, flags, end):

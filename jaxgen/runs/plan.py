@@ -79,10 +79,15 @@ def _shape(image_shape: tuple[int, ...]) -> str:
 
 
 def check_range(config: Any, low: float, *names: str, high: float = math.inf) -> None:
-    """Raises ValueError for the first of these options that is not finite and in [low, high]."""
+    """Raises ValueError for the first of these options that is not finite and in [low, high].
+
+    None, of an option that is not given, is passed over.
+    """
     for name in names:
         values = getattr(config, name)
         for value in values if isinstance(values, tuple) else (values,):
+            if value is None:
+                continue
             if not low <= value <= high or math.isinf(value):  # also true of nan
                 limits = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; use {limits}")
