@@ -298,7 +298,7 @@ def remark(config: Config, encode: Any, state: Any, examples: Examples, key: Key
     cures += ["--objective free_bits"] * (config.objective != "free_bits" and not has_own_prior)
     return (
         f"the posterior has collapsed: z tells nothing ({active} of {config.latent_dim} units are "
-        f"active{cost}), so {alike}; train again with {' or '.join(cures) or 'more steps'} "
+        f"active{cost}), so {alike}; train again with {' or '.join([*cures, 'more steps'])} "
         "(docs/troubleshooting.md)"
     )
 
@@ -335,6 +335,8 @@ def evaluate(config: Config) -> None:
         raise ValueError(
             f"--nll-samples is {config.nll_samples}; above {likelihood.CHUNK} use a multiple of it"
         )
+    if config.conditional and config.features != "random":
+        raise ValueError("samples of a --conditional run are not compared; leave --features out")
     state, done, examples = run.restore(config, build)
     # one function of each kind for all models, which compiles once
     kind = "elbo" if config.objective not in objectives.BOUNDS else "k_sample"

@@ -15,7 +15,7 @@ FLAGS = ["--hidden", "16", "--latent-dim", "3", "--batch-size", "64", "--draw-ev
 ADVICE = (
     r"the posterior has collapsed: z tells nothing \(0 of 3 units are active, KL \S+ nats\), so "
     r"samples of a class look alike; train again with a --beta below 50 or --kl-warmup-steps or "
-    r"--objective free_bits \(docs/troubleshooting.md\)"
+    r"--objective free_bits or more steps \(docs/troubleshooting.md\)"
 )
 
 
