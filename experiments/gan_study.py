@@ -237,6 +237,7 @@ def read(path: Path) -> dict[str, Any]:
     record = files.read_object(path)
     try:
         table(record["rows"]), record["config"]["target"]
+        [row["learning_rate"] for row in record["rows"]]
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(
             f"{path} holds no results of this study; give files of its --output"
