@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Teaches the small model a shape that it does not know, the square ring: pictures, and measures.
 
-Beside it, distils a tiny autoencoder that draws the model's previews.
-
 Examples:
     python experiments/teach_shape.py --pictures runs/square_rings
     python experiments/lora.py --data runs/square_rings --run-dir runs/ring --rank 3 --steps 1200 \\
@@ -10,7 +8,6 @@ Examples:
         --schedule cosine --warmup-steps 50
     python experiments/lora.py --run-dir runs/ring --action export --output runs/ring_files
     python experiments/teach_shape.py --lora runs/ring_files --output runs/ring.json
-    python experiments/teach_shape.py --tiny runs/tiny_vae --tiny-steps 1200
 
 Half of the pictures show the new shape and half the world as the model knows it, so that it keeps
 its words. An independent reader says which attributes of their prompts the pictures show.
@@ -29,7 +26,7 @@ import tyro
 
 from jaxgen import script
 from jaxgen.cpu import tune
-from jaxgen.miniature import following, new_shape, tiny
+from jaxgen.miniature import following, new_shape
 from jaxgen.runs import run_folder
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import hub
@@ -37,7 +34,7 @@ from jaxgen.weights import hub
 
 @dataclass(frozen=True)
 class Config:
-    """Which of the three, and how much."""
+    """Which of the two, and how much."""
 
     pictures: Path | None = None  # write captioned pictures into this new folder
     num_pictures: int = 600
@@ -45,28 +42,19 @@ class Config:
     strengths: tuple[float, ...] = (0.0, 1.0)  # of it
     num_prompts: int = 100  # of each of the six groups
     output: Path = Path("outputs/teach_shape.json")  # the shares
-    tiny: Path | None = None  # train a tiny autoencoder into this new folder
-    tiny_steps: int = 1200
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     script.compilation_cache()
     tune.tune_cpu()
-    if [config.pictures, config.lora, config.tiny].count(None) != 2:
-        raise ValueError(
-            "give --pictures a new folder to write, or --lora a file to measure, or --tiny a new "
-            "folder for a tiny autoencoder"
-        )
-    if min(config.num_prompts, config.num_pictures, config.tiny_steps) < 2:
-        raise ValueError("--num-prompts, --num-pictures and --tiny-steps must be 2 or more")
-    for folder in (config.pictures, config.tiny):
-        if folder is not None and folder.exists():
-            raise ValueError(f"{folder} exists; choose a new folder")
-    if config.tiny is not None:
-        distill(config.tiny, config.tiny_steps)
-        return
+    if (config.pictures is None) == (config.lora is None):
+        raise ValueError("give --pictures a new folder to write, or --lora a file to measure")
+    if min(config.num_prompts, config.num_pictures) < 2:
+        raise ValueError("--num-prompts and --num-pictures must be 2 or more")
     if config.pictures is not None:
+        if config.pictures.exists():
+            raise ValueError(f"{config.pictures} exists; choose a new folder")
         new_shape.write(config.pictures, config.num_pictures)
         print(f"{config.pictures}: {config.num_pictures} captioned pictures")
         return
@@ -77,18 +65,6 @@ def main() -> None:
         shares[str(strength)] = measure(pipe, config.num_prompts)
     run_folder.write_json(config.output, {"prompts": config.num_prompts, "shares": shares})
     print(config.output)
-
-
-def distill(folder: Path, steps: int) -> None:
-    """Trains a tiny autoencoder for the small model and writes it."""
-
-    def report(step: int, loss: float) -> None:
-        print(f"step {step} of {steps}: loss {loss:.4f}", flush=True)
-
-    plan = tiny.Plan(steps=steps)
-    component, psnr = tiny.distill(hub.open_checkpoint(hub.EMBEDDED), plan, report)
-    tiny.write(folder, component)
-    print(f"{folder}: {psnr:.1f} dB beside pictures that were not trained on")
 
 
 def measure(pipe: StableDiffusion, count: int) -> dict[str, dict[str, Any]]:

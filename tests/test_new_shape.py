@@ -54,8 +54,6 @@ def test_the_world_itself_does_not_know_it(written):
     ("flags", "message"),
     [
         ([], "give --pictures a new folder to write, or --lora a file to measure"),
-        (["--tiny", "FOLDER"], "exists; choose a new folder"),
-        (["--tiny", "new", "--pictures", "new"], "or --tiny a new folder for a tiny autoencoder"),
         (["--pictures", "FOLDER"], "exists; choose a new folder"),
         (["--pictures", "new", "--num-pictures", "1"], "must be 2 or more"),
         (["--lora", "none.safetensors"], "no such file or folder"),

@@ -75,18 +75,19 @@ def plane(places: Sequence[Place], names: tuple[str, str], sum_name: str) -> Ima
     picture = Figure(figsize=(6.4, 4.6), layout="constrained")
     axis = picture.subplots()
     axis.errorbar(x, y, 2 * y_error, 2 * x_error, marker="o", markersize=4, lw=1.2, color="black")
+    width, height = np.ptp(x) or 1.0, np.ptp(y) or 1.0  # of places that all agree, any
     for i, place in enumerate(places):
-        near = np.hypot((x[:i] - x[i]) / np.ptp(x), (y[:i] - y[i]) / np.ptp(y)) < 0.03
+        near = np.hypot((x[:i] - x[i]) / width, (y[:i] - y[i]) / height) < 0.03
         offset = (6 + 12 * int(near.sum()), 5)  # beside the labels that are there
         axis.annotate(
             place.label, (place.x, place.y), offset, textcoords="offset points", fontsize=9
         )
-    ends = np.array([0.0, 1.08 * x.max()])
+    ends = np.array([0.0, 1.08 * x.max() or 1.0])
     axis.set_xlim(*ends)
     axis.set_ylim(*axis.get_ylim())
     lowest = np.min(x + y)
-    for total in np.linspace(lowest, np.max(x + y), 6)[:-1]:
-        label = f"equal {sum_name}, the lowest {lowest:.1f}" if total == lowest else None
+    for i, total in enumerate(np.linspace(lowest, np.max(x + y), 6)[:-1]):
+        label = f"equal {sum_name}, the lowest {lowest:.1f}" if i == 0 else None
         axis.plot(ends, total - ends, "--", lw=0.7, color="tab:blue", alpha=0.7, label=label)
     axis.legend(fontsize=8)
     axis.set_xlabel(names[0])
