@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from support import checkpoints, compilations, controlnets, pipeline_cases
 
-from jaxgen.diffusion import sample
+from jaxgen.diffusion import guidance, sample
 from jaxgen.stable_diffusion import placement
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
@@ -50,15 +50,17 @@ def by_hand(pipe, interval):
         emb = jnp.repeat(prepared.times[i][None], len(kept), axis=0)
         with nn.intercept_methods(replacing):
             variables = {"params": pipe.params["unet"]}
-            out = unet.apply(variables, sample.repeated(x, 2), emb, prepared.text, method="denoise")
+            out = unet.apply(
+                variables, guidance.repeated(x, 2), emb, prepared.text, method="denoise"
+            )
         return out, taken[0]
 
     for i in range(int(table.start_row), int(table.num_rows)):
         is_full = (i - int(table.start_row)) % interval == 0
         x = sample.seen(table, i, latents)
         out, kept = whole(x, i, kept, is_full)
-        rule = sample.Guidance(inputs.guidance_scale, inputs.guidance_rescale)
-        out, _ = sample.combine(rule, x, i, out)
+        rule = guidance.Guidance(inputs.guidance_scale, inputs.guidance_rescale)
+        out, _ = guidance.combine(rule, x, i, out)
         latents, _ = sample.advance(table, i, latents, out, noise=np.zeros((4, *x.shape)))
     return np.asarray(latents[0])
 

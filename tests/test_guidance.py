@@ -86,7 +86,7 @@ def test_cfg_plus_plus_is_the_papers_algorithm(prediction_type, final):
     noise = unit(0, 2, *SHAPE)
     column = np.ones((len(table.t), 1), np.float32)
     column[:6] = scales
-    denoise = sample.guide(two_linear_models, np.repeat(column, 2, 1), np.zeros(2))
+    denoise = guidance.guide(two_linear_models, np.repeat(column, 2, 1), np.zeros(2))
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     found = sample.sample(denoise, table, sample.scaled_noise(table, noise), keys)
 
@@ -125,9 +125,9 @@ def test_projections_are_those_of_estimates_of_x_0():
     table = config.from_config({"prediction_type": "v_prediction"}, "euler")(num_steps=3)
     x, i = unit(0, 3, *SHAPE), 1
     parallel, limit = np.array([0.0, 0.4, 1.0]), np.array([np.inf, 1.5, 0.8])
-    rule = sample.projection(table, parallel, limit)
+    rule = guidance.projection(table, parallel, limit)
     scale = np.array([7.5, 3.0, 2.0])
-    found = sample.guide(two_linear_models, scale, np.zeros(3), rule)(x, jnp.int32(i))
+    found = guidance.guide(two_linear_models, scale, np.zeros(3), rule)(x, jnp.int32(i))
     latent = x / table.scale[i]
     estimate = lambda out: table.denoised[i, 0] * latent + table.denoised[i, 1] * out  # noqa: E731
     negative, positive = estimate(0.3 * x + 0.1), estimate(0.5 * x - 0.2)
@@ -140,13 +140,13 @@ def test_projections_are_those_of_estimates_of_x_0():
 def test_a_projection_that_keeps_all_changes_no_bit():
     table = config.from_config({}, "ddim")(num_steps=3)
     x, scale = unit(1, 2, *SHAPE), np.array([7.5, 3.0])
-    rule = sample.projection(table, np.ones(2), np.full(2, np.inf))
+    rule = guidance.projection(table, np.ones(2), np.full(2, np.inf))
     run = [
-        jax.jit(lambda x, own=own: sample.guide(two_linear_models, scale, np.zeros(2), own)(x, 0))
+        jax.jit(lambda x, own=own: guidance.guide(two_linear_models, scale, np.zeros(2), own)(x, 0))
         for own in (None, rule)
     ]
     np.testing.assert_array_equal(run[0](x), run[1](x))
-    still = sample.guide(lambda x, i: jnp.zeros_like(x), scale, np.zeros(2), rule)
+    still = guidance.guide(lambda x, i: jnp.zeros_like(x), scale, np.zeros(2), rule)
     np.testing.assert_array_equal(still(x, 0), 0)
 
 

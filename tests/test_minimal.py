@@ -20,7 +20,7 @@ from experiments.minimal import diffusion
 from experiments.minimal import gan as minimal_gan
 from experiments.minimal import vae as minimal_vae
 from jaxgen.data import sets
-from jaxgen.diffusion import sample, schedule, sigmas, timestep_samplers
+from jaxgen.diffusion import guidance, sample, schedule, sigmas, timestep_samplers
 from jaxgen.runs import run
 from jaxgen.train import augment, latent_losses, optimizer, order, step
 
@@ -179,7 +179,7 @@ def test_minimal_guidance_is_that_of_the_library(unet):
     def model(x, t):
         return jax.vmap(diffusion.UNet().apply, (None, 0, None, 0))(unet, x, t, pairs)
 
-    guide = sample.guide(model, jnp.full(3, diffusion.GUIDANCE), jnp.zeros(3))
+    guide = guidance.guide(model, jnp.full(3, diffusion.GUIDANCE), jnp.zeros(3))
     expected = jax.jit(guide)(x, jnp.int32(500))
     own = diffusion.guided(unet, x, jnp.int32(500), labels)
     np.testing.assert_allclose(own, expected, atol=1e-5)

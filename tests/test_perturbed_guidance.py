@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from support import checkpoints, compilations, pipeline_cases
 
-from jaxgen.diffusion import config, sample
+from jaxgen.diffusion import config, guidance, sample
 from jaxgen.stable_diffusion import arguments, loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request, completed
@@ -101,12 +101,12 @@ def test_momentum_is_algorithm_1_in_a_loop():
     shape, parallel, limit, momentum, scale = (3, 3, 2), 0.3, 2.0, -0.6, 5.0
     table = config.from_config({"prediction_type": "v_prediction"}, "euler")(num_steps=4)
     pairs = np.random.default_rng(0).normal(size=(4, 2, *shape))
-    rule = sample.projection(table, np.full(1, parallel), np.full(1, limit), np.full(1, momentum))
-    rule = sample.Guidance(np.full(1, scale), np.zeros(1), rule)
+    rule = guidance.projection(table, np.full(1, parallel), np.full(1, limit), np.full(1, momentum))
+    rule = guidance.Guidance(np.full(1, scale), np.zeros(1), rule)
     total, total64 = jnp.zeros((1, *shape)), np.zeros(shape)
     x = np.random.default_rng(1).normal(size=shape)
     for i in range(4):
-        found, total = sample.combine(rule, jnp.asarray(x[None]), i, jnp.asarray(pairs[i]), total)
+        found, total = guidance.combine(rule, jnp.asarray(x[None]), i, jnp.asarray(pairs[i]), total)
         negative, positive = (
             table.denoised[i, 0] * x / table.scale[i] + table.denoised[i, 1] * out
             for out in pairs[i]

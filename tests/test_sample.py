@@ -9,7 +9,7 @@ import support.sampler_maps as maps
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxgen.diffusion import config, sample, schedule
+from jaxgen.diffusion import config, guidance, sample, schedule
 from jaxgen.diffusion.table import Table
 
 SHAPE = (2, 3, 4)  # H, W, C
@@ -92,7 +92,7 @@ def test_one_compilation_serves_every_sampler_and_setting():
             return linear_model(x, t) + jnp.arange(x.shape[0]).reshape(-1, 1, 1, 1)
 
         x = sample.noised(table, jnp.ones_like(noise), noise)
-        denoise = sample.guide(sample.at_times(model, table), guidance_scale, guidance_rescale)
+        denoise = guidance.guide(sample.at_times(model, table), guidance_scale, guidance_rescale)
         return sample.sample(denoise, table, x, keys)
 
     noise, keys = unit(0, 2, *SHAPE), image_keys(2)
@@ -162,7 +162,7 @@ def test_guidance_follows_its_formula_with_a_scale_per_image():
         return x * jnp.tile(jnp.array([1.0, 3.0]), x.shape[0] // 2).reshape(-1, 1, 1, 1)
 
     x = unit(0, 3, *SHAPE)
-    guided = sample.guide(model, np.array([0.0, 1.0, 5.0]), np.zeros(3))(x, jnp.float32(1))
+    guided = guidance.guide(model, np.array([0.0, 1.0, 5.0]), np.zeros(3))(x, jnp.float32(1))
     # negative + s (positive - negative), with negative x and positive 3 x
     np.testing.assert_allclose(guided, x * np.array([1, 3, 11]).reshape(3, 1, 1, 1), rtol=1e-6)
 
@@ -176,8 +176,10 @@ def test_guidance_rescale_restores_the_contrast_of_the_positive_output():
 
     x = unit(0, 3, *SHAPE)
     scale = np.full(3, 7.5, np.float32)
-    plain = sample.guide(model, scale, np.zeros(3))(x, jnp.float32(1))
-    half, full = (sample.guide(model, scale, np.full(3, r))(x, jnp.float32(1)) for r in (0.5, 1.0))
+    plain = guidance.guide(model, scale, np.zeros(3))(x, jnp.float32(1))
+    half, full = (
+        guidance.guide(model, scale, np.full(3, r))(x, jnp.float32(1)) for r in (0.5, 1.0)
+    )
     np.testing.assert_allclose(
         np.std(full, axis=(1, 2, 3)), np.std(x + shift, axis=(1, 2, 3)), rtol=1e-5
     )
@@ -185,7 +187,7 @@ def test_guidance_rescale_restores_the_contrast_of_the_positive_output():
 
 
 def test_rescale_of_a_constant_output_is_finite():
-    guided = sample.guide(lambda x, t: jnp.zeros_like(x), np.ones(2), np.zeros(2))
+    guided = guidance.guide(lambda x, t: jnp.zeros_like(x), np.ones(2), np.zeros(2))
     np.testing.assert_array_equal(guided(unit(0, 2, *SHAPE), jnp.float32(1)), 0)
 
 
@@ -288,7 +290,7 @@ def test_sharded_over_devices_gives_the_same_latents():
     @jax.jit
     def guided(table, x, keys):
         denoise = sample.at_times(linear_model, table)
-        denoise = sample.guide(denoise, jnp.full(8, 3.0), jnp.full(8, 0.5))
+        denoise = guidance.guide(denoise, jnp.full(8, 3.0), jnp.full(8, 0.5))
         return sample.sample(denoise, table, x, keys)
 
     by_image = NamedSharding(mesh, P("data"))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How noise becomes an image: schedules, samplers as tables, and the one loop that runs them.
 
-    from jaxgen.diffusion import config, sample, schedule
+    from jaxgen.diffusion import config, guidance, sample, schedule
 
     sampler = config.from_config(scheduler_config, name=None)       # or "dpmpp_2m_karras", ...
     table = sampler(num_steps=30, start_step=0)                     # NumPy, built on the host
@@ -13,7 +13,7 @@ Inside jit, with `table`, the streams and everything else as arguments:
     x = sample.scaled_noise(table, noise)                           # text to image
     x = sample.noised(table, clean, noise)                          # image to image
     denoise = sample.at_times(model, table)                         # or any function (x, row)
-    denoise = sample.guide(denoise, guidance_scale, guidance_rescale)  # [B] each; omit at scale 1
+    denoise = guidance.guide(denoise, guidance_scale, guidance_rescale)  # [B] each; omit at scale 1
     latent = sample.sample(denoise, table, x, streams.steps)
 
 `model(x, t)` gets latents already scaled for it and a float32 scalar time, and returns its raw

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxgen.adapters import low_rank
 from jaxgen.adapters.beside import Beside
-from jaxgen.diffusion import sample
+from jaxgen.diffusion import guidance, sample
 from jaxgen.diffusion.table import Table
 from jaxgen.nn.embeddings import sinusoid
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
@@ -55,10 +55,10 @@ class Inputs(NamedTuple):
     # int32 [N, B, G], which texts hold at each row; None: S = G, and all do, in their order
     text_index: AnyArray | None = None
     text_weights: AnyArray | None = None  # [B, G - 1] of the positive texts; None: G is 1 or 2
-    guidance_parallel: AnyArray | None = None  # [B], see `sample.Projection`
+    guidance_parallel: AnyArray | None = None  # [B], see `guidance.Projection`
     guidance_limit: AnyArray | None = None  # [B]
     guidance_momentum: AnyArray | None = None  # [B]
-    # [N, B]; the last of the G texts is then the positive one again, see `sample.Guidance`
+    # [N, B]; the last of the G texts is then the positive one again, see `guidance.Guidance`
     pag_scale: AnyArray | None = None
     adapters: Beside | None = None  # low-rank paths of the UNet, chosen by each image
     # bool [N], the rows that run the whole UNet; the others take its deep features again
@@ -79,7 +79,7 @@ class State(NamedTuple):
 
     latents: Array  # [1 + NUM_MEMORIES, B, h, w, C]: [0] is the latent, the rest the sampler's
     deep: Deep | None = None  # of the last full row
-    momentum: Array | None = None  # [B, h, w, C], see `sample.combine`
+    momentum: Array | None = None  # [B, h, w, C], see `guidance.combine`
 
 
 def streams(seeds: AnyArray) -> sample.NoiseKeys:
@@ -144,7 +144,7 @@ def step(
     out, deep = _outputs(unet, params, inputs, prepared, nets, i, x, state.deep)
     momentum = state.momentum
     if groups_of(inputs) > 1:
-        out, momentum = sample.combine(_guidance(inputs), x, i, out, momentum)
+        out, momentum = guidance.combine(_guidance(inputs), x, i, out, momentum)
     latents, estimate = sample.advance(
         inputs.table, i, state.latents, out, _keys(inputs),
         noise=inputs.step_noise, inpainting=_inpainting(inputs),
@@ -231,7 +231,7 @@ def _outputs(
 ) -> tuple[Array, Deep | None]:
     """Evaluates the UNet at row i for latents x [B, h, w, C]: its outputs [B * G, h, w, C], and the
     deep features that rows which are not full take again."""
-    x, own = sample.repeated(x, groups_of(inputs)), _at_row(inputs, prepared, i)
+    x, own = guidance.repeated(x, groups_of(inputs)), _at_row(inputs, prepared, i)
     emb = prepared.times[i]
     emb = jnp.broadcast_to(emb, (len(x), emb.shape[-1]))
     if own.added is not None:
@@ -255,13 +255,13 @@ def _outputs(
     return _apply(unet, params, inputs, rows, emb, own.text, deep, method="shallow"), deep
 
 
-def _guidance(inputs: Inputs) -> sample.Guidance:
+def _guidance(inputs: Inputs) -> guidance.Guidance:
     """Says how the outputs for an image's texts become one."""
     projection = None
     if inputs.guidance_parallel is not None and inputs.guidance_limit is not None:
         parts = (inputs.guidance_parallel, inputs.guidance_limit, inputs.guidance_momentum)
-        projection = sample.projection(inputs.table, *parts)
-    return sample.Guidance(
+        projection = guidance.projection(inputs.table, *parts)
+    return guidance.Guidance(
         inputs.guidance_scale, inputs.guidance_rescale, projection, inputs.text_weights,
         inputs.pag_scale,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import integrate
 
 from checks import choice, number, same
-from jaxgen.diffusion import config, sample
+from jaxgen.diffusion import config, guidance
 from jaxgen.weights import hub
 
 
@@ -49,7 +49,7 @@ def rescaled(answer: Callable | None) -> None:
         def outputs(x, i):
             return jnp.stack([empty, text])
 
-        guided = sample.guide(outputs, jnp.full(1, w), jnp.ones(1))
+        guided = guidance.guide(outputs, jnp.full(1, w), jnp.ones(1))
         return guided(jnp.zeros((1, 8, 8, 4)), 0)[0, 1, 2, 3]
 
     chosen = None if answer is None else lambda *case: answer(*case)[1, 2, 3]

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 apg = pytest.importorskip("diffusers.guiders.adaptive_projected_guidance")
 
-from jaxgen.diffusion import config, sample
+from jaxgen.diffusion import config, guidance
 
 pytestmark = pytest.mark.oracle
 
@@ -19,9 +19,9 @@ def test_projections_are_diffusers(parallel, limit):
     rng = np.random.default_rng(0)
     negative, positive = rng.standard_normal((2, 3, 5, 5, 4)).astype(np.float32)
     table = config.from_config({"prediction_type": "sample"}, "ddim")(num_steps=2)
-    rule = sample.projection(table, np.full(3, parallel), np.full(3, limit or np.inf))
+    rule = guidance.projection(table, np.full(3, parallel), np.full(3, limit or np.inf))
     outputs = jnp.stack([negative, positive], 1).reshape(6, 5, 5, 4)
-    found = sample.guide(lambda x, i: outputs, np.full(3, 7.5), np.zeros(3), rule)(
+    found = guidance.guide(lambda x, i: outputs, np.full(3, 7.5), np.zeros(3), rule)(
         jnp.zeros((3, 5, 5, 4)), 0
     )
     # theirs adds scale times the change, and ours, as the paper, scale - 1 times

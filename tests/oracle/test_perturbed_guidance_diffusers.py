@@ -13,7 +13,7 @@ apg = pytest.importorskip("diffusers.guiders.adaptive_projected_guidance")
 
 import make_pipeline_values
 
-from jaxgen.diffusion import config, sample
+from jaxgen.diffusion import config, guidance
 
 pytestmark = pytest.mark.oracle
 FEW = BASE | {"num_steps": 6, "pag_scale": 2.5}
@@ -49,12 +49,12 @@ def test_final_latents_agree(case, with_pag):
 def test_momentum_is_that_of_diffusers():
     shape, parallel, limit, momentum, scale = (5, 5, 4), 0.3, 2.0, -0.5, 7.5
     table = config.from_config({"prediction_type": "sample"}, "ddim")(num_steps=3)
-    rule = sample.projection(table, np.full(1, parallel), np.full(1, limit), np.full(1, momentum))
-    rule = sample.Guidance(np.full(1, scale), np.zeros(1), rule)
+    rule = guidance.projection(table, np.full(1, parallel), np.full(1, limit), np.full(1, momentum))
+    rule = guidance.Guidance(np.full(1, scale), np.zeros(1), rule)
     pairs = np.random.default_rng(0).normal(size=(3, 2, *shape)).astype(np.float32)
     buffer, total = apg.MomentumBuffer(momentum), jnp.zeros((1, *shape))
     for i, pair in enumerate(pairs):
-        found, total = sample.combine(rule, jnp.zeros((1, *shape)), i, jnp.asarray(pair), total)
+        found, total = guidance.combine(rule, jnp.zeros((1, *shape)), i, jnp.asarray(pair), total)
         negative, positive = (torch.from_numpy(out[None]) for out in pair)
         # the factor beside the positive prediction is scale - 1 in the paper, and scale here
         expected = apg.normalized_guidance(

@@ -17,7 +17,7 @@ diffusers = pytest.importorskip("diffusers")
 import make_sampler_values as oracle
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion
 
-from jaxgen.diffusion import config, sample
+from jaxgen.diffusion import config, guidance
 
 pytestmark = pytest.mark.oracle
 diffusers.utils.logging.set_verbosity_error()
@@ -284,7 +284,7 @@ def test_guidance_rescale_is_that_of_diffusers():
     def model(x, t):
         return np.stack([negative, positive], axis=1).reshape(6, 8, 8, 4) + 0 * x
 
-    found = sample.guide(model, scale, rescale)(np.zeros_like(positive), np.float32(0))
+    found = guidance.guide(model, scale, rescale)(np.zeros_like(positive), np.float32(0))
     for j in range(3):
         guided = torch.tensor(negative[j] + scale[j] * (positive[j] - negative[j]))[None]
         expected = pipeline_stable_diffusion.rescale_noise_cfg(
