@@ -159,20 +159,16 @@ def draw(
     noisy = x + config.noise * jax.random.normal(key, x.shape)
     z = jax.jit(encode)(state.params["encoder"], noisy)
 
-    def show(z: Array) -> Array:
+    def show(z: Array, labels: Array) -> Array:
         return shown_as(config, jax.jit(decode)(state.params["decoder"], z))
 
-    rows = min(8, len(z) // 2)
-    pictures = {
-        "reconstructions": images.beside(images.to_uint8(noisy), images.to_uint8(show(z))),
-        "interpolation": latent_space.interpolation(
-            show, z[:rows], z[rows : 2 * rows], straight=True
-        ),
-        "traversal": latent_space.traversal(show, z[0], jnp.std(z, axis=0)),
+    labels = jnp.asarray(examples.labels)
+    centre = (jnp.mean(z, axis=0), jnp.std(z, axis=0))
+    reconstructions = images.beside(images.to_uint8(noisy), images.to_uint8(show(z, labels)))
+    return {
+        "reconstructions": reconstructions,
+        **latent_space.views(show, z, labels, centre, straight=True),
     }
-    if config.latent_dim == 2:
-        pictures["manifold"] = latent_space.manifold(show, jnp.mean(z, axis=0), jnp.std(z, axis=0))
-    return pictures
 
 
 def sample(config: Config) -> None:

@@ -32,7 +32,7 @@ import tyro
 from PIL import Image
 
 from jaxgen import script
-from jaxgen.evaluate import features, judge, latents, likelihood
+from jaxgen.evaluate import collapse, features, judge, latents, likelihood
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, plan, run
@@ -42,7 +42,6 @@ from jaxgen.train import augment, latent_models, losses, objectives, step
 from jaxgen.train.latent_models import LatentModel
 from jaxgen.types import Array, Key, LossFn, Params
 
-COLLAPSED_NATS = 0.1  # a code of fewer nats than these tells nothing about an image
 Objective = Literal["elbo", "free_bits", "beta_tc", "k_sample", "iwae", "dreg"]
 
 
@@ -240,35 +239,21 @@ def draw(
     x, mean, _ = posterior(config, encode, state.params, examples, binarize_key)
     label = jnp.asarray(examples.labels)
 
-    def show(labels: Array, z: Array) -> Array:
-        labels = jnp.resize(labels, z.shape[:1])
+    def show(z: Array, labels: Array) -> Array:
         output = jax.jit(decode)(state.params["decoder"], z, labels)
         return losses.LIKELIHOODS[config.likelihood].mean(output)
 
-    classes = jnp.arange(len(examples.class_names) if config.conditional else 1)
-    rows = min(8, len(mean) // 2)
-    starts = jnp.repeat(
-        label[:rows], latent_space.POINTS
-    )  # each row keeps the class that it starts in
-    pictures = {
-        "reconstructions": images.beside(images.to_uint8(x), images.to_uint8(show(label, mean))),
-        "samples": latent_space.samples(
-            partial(show, classes),
-            prior_draws(config, examples, state.params, sample_key, 100),
-            len(classes) if config.conditional else 10,
+    num_classes = len(examples.class_names) if config.conditional else 1
+    classes = jnp.arange(100) % num_classes
+    z = prior_draws(config, examples, state.params, sample_key, 100)
+    prior = (jnp.zeros(config.latent_dim), jnp.ones(config.latent_dim))
+    return {
+        "reconstructions": images.beside(images.to_uint8(x), images.to_uint8(show(mean, label))),
+        "samples": images.grid(
+            images.to_uint8(show(z, classes)), num_classes if config.conditional else 10
         ),
-        "interpolation": latent_space.interpolation(
-            partial(show, starts), mean[:rows], mean[rows : 2 * rows]
-        ),
-        "traversal": latent_space.traversal(
-            partial(show, label[:1]), mean[0], jnp.std(mean, axis=0)
-        ),
+        **latent_space.views(show, mean, label, prior),
     }
-    if config.latent_dim == 2:
-        pictures["manifold"] = latent_space.manifold(
-            partial(show, classes[:1]), jnp.zeros(2), jnp.ones(2)
-        )
-    return pictures
 
 
 def posterior(
@@ -283,24 +268,15 @@ def posterior(
 
 
 def remark(config: Config, encode: Any, state: Any, examples: Examples, key: Key) -> str:
-    """Says that z carries nothing, and what to do; empty for a model that uses its z."""
+    """What `collapse` says of the model, and which options may cure it."""
     _, binarize_key = jax.random.split(key)
     _, mean, logvar = posterior(config, encode, state.params, examples, binarize_key)
-    active = likelihood.active_units(np.asarray(mean)).sum()
     has_own_prior = bool(config.top_dim or config.pseudo_inputs)
-    nats = math.inf if has_own_prior else float(jnp.mean(losses.kl_divergence(mean, logvar)))
-    if active and nats >= COLLAPSED_NATS:
-        return ""
-    cost = "" if has_own_prior else f", KL {nats:.2g} nats"
-    alike = "samples of a class look alike" if config.conditional else "samples look alike"
     cures = [f"a --beta below {config.beta:g}"] * (config.beta > 1)
     cures += ["--kl-warmup-steps"] * (config.kl_warmup_steps == 0)
     cures += ["--objective free_bits"] * (config.objective != "free_bits" and not has_own_prior)
-    return (
-        f"the posterior has collapsed: z tells nothing ({active} of {config.latent_dim} units are "
-        f"active{cost}), so {alike}; train again with {' or '.join([*cures, 'more steps'])} "
-        "(docs/troubleshooting.md)"
-    )
+    alike = "samples of a class look alike" if config.conditional else "samples look alike"
+    return collapse.remark(mean, logvar, [*cures, "more steps"], alike, has_own_prior)
 
 
 def prior_draws(config: Config, examples: Examples, params: Params, key: Key, count: int) -> Array:
@@ -350,19 +326,19 @@ def evaluate(config: Config) -> None:
     if config.nll_samples and losses.LIKELIHOODS[config.likelihood].is_binary != binary(config):
         likelihood.check_binary(test.images)
     bound_key, weight_key, pictures_key = jax.random.split(experiment.sample_key(config.run), 3)
-    size = math.prod(examples.image_shape)
+    is_of_bytes = losses.LIKELIHOODS[config.likelihood].is_of_bytes
+    num_bytes = math.prod(examples.image_shape) if is_of_bytes else 0
 
     for i in range(config.run.num_models):
         params = experiment.model(state, config.run, i).params
         terms = likelihood.mean_terms(loss, params, test._asdict(), bound_key)
         print(f"model {i}, step {done}, {len(test.images)} test images:")
-        for name in ("neg_elbo_nats", "recon_nats", "kl_nats"):
-            mean, error = terms[name]
-            print(f"  {name:16s} {mean:9.3f} +- {error:.3f}")
-        if losses.LIKELIHOODS[config.likelihood].is_of_bytes:
-            print(f"  bits per dim     {terms['neg_elbo_nats'][0] / size / math.log(2):9.4f}")
-        if config.nll_samples:
-            show_nll(log_weight, params, test._asdict(), weight_key, config.nll_samples)
+        print(*likelihood.lines(terms, num_bytes), sep="\n")
+        if k := config.nll_samples:
+            nll = likelihood.importance_estimates(
+                log_weight, params, test._asdict(), weight_key, [k]
+            )
+            print(nll[k].line(k))
         print(f"  active units     {active_units(config, encode, params, test)}")
         if not config.conditional:
             functions = on_pictures(config, examples, params, jax.random.clone(pictures_key))
@@ -381,16 +357,6 @@ def on_pictures(
 
     shown_as = losses.LIKELIHOODS[config.likelihood].mean
     return latents.on_host(mean, lambda z: shown_as(decode(params["decoder"], z)))
-
-
-def show_nll(log_weight: Any, params: Params, test: dict, key: Key, num_samples: int) -> None:
-    """Prints the bound of so many samples: its error over images, and that of its samples."""
-    estimates = likelihood.importance_estimates(log_weight, params, test, key, [num_samples])
-    nats, error, noise, gap = estimates[num_samples]
-    print(
-        f"  nll_nats         {nats:9.3f} +- {error:.3f}  (k = {num_samples}; its samples make "
-        f"+- {noise:.3f}, and about {gap:.3f} too much)"
-    )
 
 
 def active_units(config: Config, encode: Any, params: Params, test: Any) -> str:

@@ -30,6 +30,7 @@ from support.scripts import (
 )
 
 SLOW = pytest.mark.slow
+HOST = pathlib.Path(__file__).parent / "support" / "host.py"
 TINY = ["--batch-size", "32", "--log-every", "1", "--draw-every", "0", "--seed", "3"]
 ALONE = ["--num-devices", "1"]  # in this process, which has eight
 
@@ -149,34 +150,48 @@ def test_several_models_are_trained_at_once(straight, tmp_path):
     np.testing.assert_allclose(losses[:, 0], expected, rtol=2e-4)  # model 0 has the run's seed
 
 
-@pytest.mark.parametrize("how", ["jit", "pmap", "shard_map"])
-@SLOW
-def test_two_processes_train_and_checkpoint_together(how, straight, tmp_path):
-    folder = tmp_path / "hosts"
-    flags = [*TINY, "--steps", "8", "--checkpoint-every", "4", "--run-dir", folder]
-    processes = start_hosts(2, [*flags, "--distributed", "--parallel", how])
-    to_the_end(processes)
+SHORT = ["--steps", "8", "--checkpoint-every", "4"]
+LONG = ["--steps", "40", "--checkpoint-every", "5", "--scan-steps", "5"]
 
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory) -> pathlib.Path:
+    """A folder of runs by two processes of two devices each, one for each way to divide a step."""
+    folder = tmp_path_factory.mktemp("hosts")
+    runs = [
+        [*TINY, *flags, "--parallel", how, "--run-dir", folder / how]
+        for how, flags in (("jit", SHORT), ("pmap", SHORT), ("shard_map", LONG))
+    ]
+    to_the_end(start_hosts(*runs))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "checkpoints"), [("jit", {"4", "8"}), ("pmap", {"4", "8"}), ("shard_map", {"35", "40"})]
+)
+@SLOW
+def test_two_processes_train_and_checkpoint_together(how, checkpoints, straight, of_two_processes):
+    folder = of_two_processes / how
     expected = [row["loss"] for row in rows(straight)[:8]]
-    np.testing.assert_allclose([row["loss"] for row in rows(folder)], expected, rtol=2e-4)
-    assert {p.name for p in folder.glob("checkpoints/*")} >= {"4", "8"}
-    assert "step 8" in call("vae", "--run-dir", folder, "--action", "sample")
+    np.testing.assert_allclose([row["loss"] for row in rows(folder)[:8]], expected, rtol=2e-4)
+    assert {p.name for p in folder.glob("checkpoints/*")} >= checkpoints
+    last = max(checkpoints, key=int)
+    assert f"step {last}" in call("vae", "--run-dir", folder, "--action", "sample")
 
 
 @SLOW
-def test_two_processes_killed_at_once_resume_to_the_same_bits(tmp_path):
+def test_two_processes_killed_at_once_resume_to_the_same_bits(of_two_processes, tmp_path):
     """Neither saves what the other has not; both begin again from the newest checkpoint."""
-    flags = [*TINY, "--steps", "40", "--checkpoint-every", "5", "--scan-steps", "5"]
-    flags += ["--distributed", "--parallel", "shard_map"]
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    to_the_end(start_hosts(2, [*flags, "--run-dir", whole]))
-    processes = start_hosts(2, [*flags, "--run-dir", folder])
+    folder = tmp_path / "killed"
+    flags = [*TINY, *LONG, "--parallel", "shard_map", "--run-dir", folder]
+    processes = start_hosts(flags)
     wait_for_checkpoint(folder, processes[0])
     for process in processes:
         process.kill()
         process.communicate()
-    to_the_end(start_hosts(2, [*flags, "--run-dir", folder, "--resume"]))
+    to_the_end(start_hosts([*flags, "--resume"]))
 
+    whole = of_two_processes / "shard_map"
     assert newest_state(folder) == newest_state(whole)
     assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
@@ -186,26 +201,41 @@ def to_the_end(processes: list[subprocess.Popen]) -> None:
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
 
 
-def start_hosts(count: int, flags: list) -> list[subprocess.Popen]:
-    """So many processes of one run over loopback, two devices each."""
+def start_hosts(*runs: list) -> list[subprocess.Popen]:
+    """Two processes over loopback, of two devices each, that do these runs of vae.py in turn."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    first, *rest = runs
+    flags = [[*first, "--distributed"], *rest]  # what joins them is done once
     return [
         subprocess.Popen(
-            command("vae", *flags),
+            [sys.executable, HOST, json.dumps(flags, default=str)],
             env=environment(2)
             | {
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": str(count),
+                "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(i),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for i in range(count)
+        for i in range(2)
     ]
+
+
+def as_after_checkpoint(run: pathlib.Path, folder: pathlib.Path, step: int) -> None:
+    """Copies a finished run as a kill right after the checkpoint of this step would leave it."""
+    shutil.copytree(run, folder)
+    for path in (folder / "checkpoints").iterdir():
+        if path.name != str(step):
+            shutil.rmtree(path)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:step]))
+    for path in folder.glob("*.*"):
+        if path.suffix in (".png", ".gif") or path.name == "summary.json":
+            path.unlink()
 
 
 @pytest.mark.parametrize(
@@ -242,8 +272,8 @@ def start_hosts(count: int, flags: list) -> list[subprocess.Popen]:
 def test_objectives_resume_to_the_same_bits_and_are_drawn_and_evaluated(script, flags, tmp_path):
     flags = [*TINY, *ALONE, *flags, "--scan-steps", "1", "--checkpoint-every", "4"]
     call(script, *flags, "--steps", "8", "--run-dir", tmp_path / "whole")
-    call(script, *flags, "--steps", "4", "--run-dir", tmp_path / "parts")
-    call(script, *ALONE, "--steps", "8", "--run-dir", tmp_path / "parts", "--resume")
+    as_after_checkpoint(tmp_path / "whole", tmp_path / "parts", 4)
+    call(script, *ALONE, "--run-dir", tmp_path / "parts", "--resume")
 
     assert newest_state(tmp_path / "parts") == newest_state(tmp_path / "whole")
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
@@ -257,8 +287,8 @@ def test_streamed_data_trains_and_resumes_to_the_same_bits(tmp_path):
     pytest.importorskip("grain")
     flags = [*TINY, *ALONE, "--data-on", "host", "--checkpoint-every", "8"]
     call("autoencoder", *flags, "--steps", "16", "--run-dir", tmp_path / "whole")
-    call("autoencoder", *flags, "--steps", "8", "--run-dir", tmp_path / "parts")
-    call("autoencoder", *ALONE, "--steps", "16", "--run-dir", tmp_path / "parts", "--resume")
+    as_after_checkpoint(tmp_path / "whole", tmp_path / "parts", 8)
+    call("autoencoder", *ALONE, "--run-dir", tmp_path / "parts", "--resume")
 
     assert newest_state(tmp_path / "parts") == newest_state(tmp_path / "whole")
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")

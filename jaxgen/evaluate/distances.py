@@ -5,6 +5,8 @@ Features are [N, D] arrays of one width; N may differ. Beside every figure belon
 of real training images against real test images: the floor.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -18,20 +20,34 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     Raises ValueError for features of different width and for too few samples for a covariance.
     """
     a, b = _checked(a, b)
-    for sample in (a, b):
-        if len(sample) <= sample.shape[1]:
-            raise ValueError(
-                f"a covariance of {sample.shape[1]} features needs more than {len(sample)} "
-                f"samples; give at least {sample.shape[1] + 1}"
-            )
-    covariance_a, covariance_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    return _frechet_to(b)(a)
+
+
+def _frechet_to(b: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The Frechet distance of a sample to `b`, whose moments are worked out once."""
+    mean_b, covariance_b = _moments(b)
     # symmetric throughout: the square root of a product of two covariances may turn complex
-    values, vectors = np.linalg.eigh(covariance_a)
+    values, vectors = np.linalg.eigh(covariance_b)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    product = np.linalg.eigvalsh(root @ covariance_b @ root)
-    cross = np.sum(np.sqrt(np.maximum(product, 0)))
-    means = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
-    return float(means + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross)
+
+    def distance(a: np.ndarray) -> float:
+        mean_a, covariance_a = _moments(a)
+        product = np.linalg.eigvalsh(root @ covariance_a @ root)
+        cross = np.sum(np.sqrt(np.maximum(product, 0)))
+        means = np.sum((mean_a - mean_b) ** 2)
+        return float(means + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross)
+
+    return distance
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and covariance [D, D] of a sample; raises ValueError for too few of it."""
+    if len(x) <= x.shape[1]:
+        raise ValueError(
+            f"a covariance of {x.shape[1]} features needs more than {len(x)} samples; give at "
+            f"least {x.shape[1] + 1}"
+        )
+    return x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))
 
 
 def frechet_of_infinitely_many(
@@ -51,7 +67,8 @@ def frechet_of_infinitely_many(
         )
     rng = np.random.default_rng(seed)
     sizes = np.linspace(least, len(generated), num_points).astype(int)
-    distances = [frechet(rng.permutation(generated)[:size], real) for size in sizes]
+    distance = _frechet_to(real)
+    distances = [distance(rng.permutation(generated)[:size]) for size in sizes]
     return float(np.polynomial.polynomial.polyfit(1 / sizes, distances, 1)[0])
 
 

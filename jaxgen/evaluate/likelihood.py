@@ -7,6 +7,7 @@ dicts {"images": [N, ...], "labels": [N]}; example i gets the key fold_in(key, i
 not depend on how the set is cut into batches.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +33,13 @@ class Estimate(NamedTuple):
     error: float  # standard error of the mean over images, as of another draw of the test set
     noise: float  # standard error of the mean for these images, of another draw of the samples
     gap: float  # its mean height above -log p(x), to first order: var(w) / (2 k mean(w)^2)
+
+    def line(self, num_samples: int) -> str:
+        """The bound of so many samples as a line of text: its errors over images and samples."""
+        return (
+            f"  nll_nats         {self.nats:9.3f} +- {self.error:.3f}  (k = {num_samples}; its "
+            f"samples make +- {self.noise:.3f}, and about {self.gap:.3f} too much)"
+        )
 
 
 def mean_terms(
@@ -109,6 +117,19 @@ def importance_estimates(
         for k in ks:
             parts[k].append(np.asarray(_bound(log_w, k))[:, :size])
     return {k: _estimate(np.concatenate(parts[k], axis=1)) for k in ks}
+
+
+def lines(terms: dict[str, MeanAndError], num_bytes: int = 0) -> list[str]:
+    """The terms of the bound as lines of text; num_bytes: those of an image, where it is of bytes.
+
+    terms: what `mean_terms` gives for a loss of a VAE.
+    """
+    names = ("neg_elbo_nats", "recon_nats", "kl_nats")
+    text = [f"  {name:16s} {terms[name][0]:9.3f} +- {terms[name][1]:.3f}" for name in names]
+    if num_bytes:
+        bits = terms["neg_elbo_nats"][0] / num_bytes / math.log(2)
+        text.append(f"  bits per dim     {bits:9.4f}")
+    return text
 
 
 def active_units(means: np.ndarray, threshold: float = 0.01) -> np.ndarray:

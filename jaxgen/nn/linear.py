@@ -18,7 +18,9 @@ from jaxgen.types import Array
 
 SAME = ((1, 1), (1, 1))  # torch's padding=1, spelled out: flax's "SAME" differs at stride 2
 
-LECUN = nn.initializers.lecun_normal()  # flax's own start of a kernel
+# flax's own starts of a kernel and of a table
+LECUN = nn.initializers.lecun_normal()
+EMBEDDING = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
 
 def add(x: Array, shift: Array) -> Array:
@@ -115,8 +117,7 @@ class Embed(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array) -> Array:
-        start = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
-        table = self.param("embedding", start, (self.num_embeddings, self.features))
+        table = self.param("embedding", EMBEDDING, (self.num_embeddings, self.features))
         # rows are taken first and rounded then: their gradients are added up unrounded
         return jnp.take(table, ids, axis=0).astype(self.dtype)
 

@@ -18,6 +18,36 @@ Decode = Callable[[Array], Array]
 POINTS = 10  # on the way from one latent to another
 
 
+def views(
+    decode: Callable[[Array, Array], Array],
+    z: Array,
+    labels: Array,
+    centre: tuple[Array, Array],
+    straight: bool = False,
+) -> dict[str, Image.Image]:
+    """Draws the space around the codes z [N, D] of images with labels [N].
+
+    Rows from half of the codes to the other half, one code with each of its entries moved and,
+    where there are two, all of the space: centre is the mean and the scale [2] of that.
+    decode: (z [M, D], labels [M]) -> images; a row keeps the label that it starts with.
+    """
+    rows = min(8, len(z) // 2)
+    starts = jnp.repeat(labels[:rows], POINTS)
+
+    def of_one(label: Array) -> Decode:
+        return lambda z: decode(z, jnp.broadcast_to(label, z.shape[:1]))
+
+    pictures = {
+        "interpolation": interpolation(
+            lambda z: decode(z, starts), z[:rows], z[rows : 2 * rows], straight=straight
+        ),
+        "traversal": traversal(of_one(labels[0]), z[0], jnp.std(z, axis=0)),
+    }
+    if z.shape[-1] == 2:
+        pictures["manifold"] = manifold(of_one(jnp.zeros_like(labels[0])), *centre)
+    return pictures
+
+
 def samples(decode: Decode, z: Array, columns: int | None = None) -> Image.Image:
     """Draws a grid of decoded latents [N, D]."""
     return images.grid(images.to_uint8(decode(z)), columns)

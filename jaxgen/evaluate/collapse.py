@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+"""Whether a VAE's posterior has collapsed onto its prior, so that z tells nothing of the image.
+
+Bowman et al. 2016 (arXiv:1511.06349), section 3.1, met it in sentences; it is as common in images.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.evaluate import likelihood
+from jaxgen.train import losses
+from jaxgen.types import Array
+
+FEW_NATS = 0.1  # a code of fewer nats than these tells nothing about an image
+
+
+def remark(
+    mean: Array, logvar: Array, cures: Sequence[str], alike: str, has_own_prior: bool = False
+) -> str:
+    """Says that z carries nothing, and what to do; empty for a model that uses its z.
+
+    mean, logvar: the posteriors [N, D] of N images. cures: what to train again with, in words.
+    alike: what looks alike then. has_own_prior: of a prior other than N(0, I), to which there is
+    no KL.
+    """
+    active = likelihood.active_units(np.asarray(mean)).sum()
+    nats = math.inf if has_own_prior else float(jnp.mean(losses.kl_divergence(mean, logvar)))
+    if active and nats >= FEW_NATS:
+        return ""
+    cost = "" if has_own_prior else f", KL {nats:.2g} nats"
+    return (
+        f"the posterior has collapsed: z tells nothing ({active} of {mean.shape[-1]} units are "
+        f"active{cost}), so {alike}; train again with {' or '.join(cures)} "
+        "(docs/troubleshooting.md)"
+    )
