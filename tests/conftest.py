@@ -15,6 +15,7 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("JAXGEN_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_backend_optimization_level=1",  # LLVM's part, also of optimized tests
+        "--xla_cpu_parallel_codegen_split_count=1",  # two workers: a seventh less for all cores
         os.environ.get("XLA_FLAGS", ""),  # of two equal flags the last one counts
         "--xla_force_host_platform_device_count=8",
     ]
