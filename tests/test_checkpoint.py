@@ -5,6 +5,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import time
 import warnings
 
 import jax
@@ -51,6 +52,14 @@ def write(manager, *steps: int):
 def files(manager, i: int) -> list:
     folder = pathlib.Path(manager.directory) / str(i) / "state"
     return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_clock_that_is_set_while_a_checkpoint_is_written_ends_nothing(manager, monkeypatch):
+    right = time.time
+    checkpoint.save(manager, 7, state_of(1))
+    monkeypatch.setattr(time, "time", lambda: right() + 10**9)
+    checkpoint.wait(manager)
+    assert manager.all_steps() == [7]
 
 
 def test_a_state_comes_back_bit_for_bit(manager):

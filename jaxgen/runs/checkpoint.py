@@ -22,6 +22,7 @@ from jaxgen.train import loop
 from jaxgen.types import Array
 
 ROWS = "rows of metrics.jsonl"  # beside the paths of the state's leaves
+_PATIENCE = 100 * 365 * 86400  # seconds
 
 
 def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.CheckpointManager:
@@ -36,9 +37,19 @@ def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.Ch
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=not read_only,
         read_only=read_only,
+        async_options=_async_options(),
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(Path(folder).resolve(), options=options, item_handlers=handlers)
+
+
+def _async_options() -> ocp.AsyncOptions:
+    """How long orbax waits for a write: among several hosts as long as it will, for a dead one.
+
+    It counts by the clock on the wall. One that is set, or a machine that slept, would end the run.
+    """
+    is_alone = jax.process_count() == 1
+    return ocp.AsyncOptions(timeout_secs=_PATIENCE) if is_alone else ocp.AsyncOptions()
 
 
 def _check_regular(folder: Path) -> None:

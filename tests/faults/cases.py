@@ -23,7 +23,9 @@ PHASES = {  # the function at whose call the process dies, and at which call
 }
 DISK_SIZES = [2**n for n in range(9, 19)]  # bytes that a file may have
 DAMAGES = ("flipped", "truncated", "deleted")
-YEARS = (2001, 2037)
+YEARS = (2001, 2037)  # of all files, when a run goes on
+CLOCKS = {"back": -(10**8), "forward": 10**8}  # seconds that the clock jumps while a run goes on
+WRITERS = ("one after the other", "at the same moment")
 KINDS = (*DAMAGES, "killed", "disk full", "clock", "two writers")
 
 
@@ -31,7 +33,7 @@ class Fault(NamedTuple):
     """One thing that befalls a run."""
 
     kind: str
-    name: str  # of the file, the phase, the size or the year
+    name: str  # of the file or phase; the size, the year, the way of the clock; when
     seed: int = 0
 
 
@@ -45,8 +47,8 @@ def faults(whole, count, seed=0):
         chosen += [Fault(kind, paths[i], int(generator.integers(2**31))) for i in sorted(places)]
     chosen += [Fault("killed", phase) for phase in PHASES]
     chosen += [Fault("disk full", str(size)) for size in DISK_SIZES]
-    chosen += [Fault("clock", str(year)) for year in YEARS]
-    return [*chosen, Fault("two writers", "at once")]
+    chosen += [Fault("clock", name) for name in (*map(str, YEARS), *CLOCKS)]
+    return chosen + [Fault("two writers", when) for when in WRITERS]
 
 
 def damage(path, kind, seed=0):
@@ -63,10 +65,14 @@ def damage(path, kind, seed=0):
         path.write_bytes(content[:place] + flipped + content[place + 1 :])
 
 
-def jump(folder, year):
-    """Gives all files a time in that year, and takes the last checkpoint away."""
+def lose_newest(folder):
+    """Takes the last checkpoint away, so that there is something left to do."""
     newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
     shutil.rmtree(newest)
+
+
+def date(folder, year):
+    """Gives all files a time in that year."""
     moment = time.mktime((year, 1, 1, 0, 0, 0, 0, 1, -1))
     for path in folder.rglob("*"):
         os.utime(path, (moment, moment))

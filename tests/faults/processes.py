@@ -38,16 +38,17 @@ def server():
     return context
 
 
-def execute(context, name, *flags, die_at=None, most_bytes=None):
+def execute(context, name, *flags, die_at=None, most_bytes=None, jump_at=None):
     """Runs a script to its end.
 
     die_at: (dotted name of a function, n), the process kills itself at the function's n-th call.
+    jump_at: (dotted name of a function, n, seconds), the clock jumps there; the process lives on.
     most_bytes: no file may grow beyond it.
     """
     words = [str(EXPERIMENTS / f"{name}.py"), *map(str, flags)]
     # a pipe, because a file of errors would be full with the disk
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(words, writer, die_at, most_bytes))
+    process = context.Process(target=_run, args=(words, writer, die_at, most_bytes, jump_at))
     process.start()
     writer.close()
     with reader:
@@ -69,15 +70,17 @@ def _drained(descriptor):
     return None
 
 
-def _run(words, writer, die_at, most_bytes):
-    """The body of a process: streams, limits and the death to come, then the script."""
+def _run(words, writer, die_at, most_bytes, jump_at):
+    """The body of a process: streams, limits and what is to befall it, then the script."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(writer.fileno(), 2)
     if most_bytes is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     if die_at is not None:
-        _arrange_death(*die_at)
+        _arrange(*die_at, _die)
+    if jump_at is not None:
+        _arrange(*jump_at[:2], lambda: _jump(jump_at[2]))
     sys.argv = words
     sys.path.insert(0, str(EXPERIMENTS))
     try:
@@ -86,15 +89,27 @@ def _run(words, writer, die_at, most_bytes):
         atexit._run_exitfuncs()  # which multiprocessing leaves out
 
 
-def _arrange_death(where, count):
+def _arrange(where, count, befall):
+    """Has something befall this process at the n-th call of a function."""
     module_name, _, name = where.rpartition(".")
     module = importlib.import_module(module_name)
     original, calls = getattr(module, name), []
 
-    def dies(*words, **options):
+    def watched(*words, **options):
         calls.append(1)
-        if len(calls) >= count:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if len(calls) == count:
+            befall()
         return original(*words, **options)
 
-    setattr(module, name, dies)
+    setattr(module, name, watched)
+
+
+def _die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _jump(seconds):
+    """Moves the clock of this process, as a clock that is set while it runs."""
+    right = time.time
+    time.time = lambda: right() + seconds
+    time.time_ns = lambda: int(time.time() * 1e9)
