@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from jaxgen.pictures import images, parameters
 
@@ -64,12 +64,17 @@ def eps(size: int) -> bytes:
 
 def text_bomb(size: int) -> bytes:
     """A PNG whose compressed text unpacks to more than any reader allows."""
-    head = b"\x89PNG\r\n\x1a\n"
-    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
-    for kind, content in ((b"IHDR", header), (b"zTXt", b"a\0\0" + zlib.compress(bytes(size)))):
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        head += struct.pack(">I", len(content)) + kind + content + check
-    return head
+    return png(1, 1, (b"zTXt", b"a\0\0" + zlib.compress(bytes(size))))
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """The start of a grey PNG, with checksums, up to these chunks."""
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    for kind, inside in ((b"IHDR", header), *chunks):
+        check = struct.pack(">I", zlib.crc32(kind + inside))
+        content += struct.pack(">I", len(inside)) + kind + inside + check
+    return content
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", eps(99), text_bomb(10**8)])
@@ -80,6 +85,14 @@ def test_other_files_are_one_error_that_names_the_file(tmp_path, monkeypatch, co
     for read in (images.read, images.read_text):
         with pytest.raises(ValueError, match=r"a\\x1b\[2J\.png cannot be read as a PNG picture"):
             read(path)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")  # Pillow's own, which stops nobody
+def test_more_pixels_than_pillow_takes_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    (tmp_path / "a.png").write_bytes(png(9500, 9500, (b"IDAT", bytes(99))))
+    with pytest.raises(ValueError, match=r"a\.png cannot be read .*9500x9500 is over Pillow's"):
+        images.read(tmp_path / "a.png")
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):

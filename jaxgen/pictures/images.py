@@ -218,6 +218,7 @@ def _read(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
     try:
         data = files.read_bytes(Path(path), _MOST_BYTES)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            _check_size(picture)
             picture.load()  # text may stand behind the pixels
             text = {key: str(value) for key, value in getattr(picture, "text", {}).items()}
             return picture.copy(), text
@@ -225,6 +226,13 @@ def _read(path: str | Path) -> tuple[Image.Image, dict[str, str]]:
         raise ValueError(
             f"{shown} cannot be read as a PNG picture ({files.printable(error)})"
         ) from error
+
+
+def _check_size(picture: Image.Image) -> None:
+    """Refuses before it is decoded what Pillow warns of: a short file may hold gigabytes."""
+    limit, size = Image.MAX_IMAGE_PIXELS, f"{picture.width}x{picture.height}"
+    if limit is not None and picture.width * picture.height > limit:
+        raise ValueError(f"{size} is over Pillow's limit of {limit} pixels")
 
 
 def next_number(folder: Path) -> int:
