@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Signals while a script still imports: one line and the signal's exit code, at once; later, which
-signals ask a run to stop.
+signals ask a run to stop. And what shells leave of the command line to the program.
 
 Importing jax takes seconds, and a KeyboardInterrupt inside of it is a long traceback, or is lost in
 a callback that ignores it. So scripts call this before their other imports; it needs no jax.
@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 from types import FrameType
 from typing import Any
 
@@ -31,6 +32,15 @@ def release_signals() -> None:
     """Gives signals the meaning that they had before `catch_signals`."""
     while _previous:
         signal.signal(*_previous.popitem())
+
+
+def expand_home() -> None:
+    """Replaces "~" in options such as --output=~/pictures, where shells leave it as it is."""
+    pairs = [word.partition("=~") for word in sys.argv[1:]]
+    sys.argv[1:] = [
+        f"{name}={os.path.expanduser('~' + rest)}" if mark and name.startswith("--") else word
+        for word, (name, mark, rest) in zip(sys.argv[1:], pairs, strict=True)
+    ]
 
 
 def stop_signals() -> list[int]:

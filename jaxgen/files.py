@@ -32,10 +32,20 @@ def read_object(
 def existing(value: Any) -> Path | None:
     """The path of something that exists; None also for values that no file can be called."""
     try:
-        path = Path(value).expanduser()
+        path = expanded(value)
         return path if path.exists() else None
-    except (OSError, ValueError, TypeError, RuntimeError):  # too long, a null, no text, no home
+    except (OSError, ValueError, TypeError):  # too long, a null, empty, no text, no home
         return None
+
+
+def expanded(text: str | Path) -> Path:
+    """The path that a user gave, with the home folder for "~". ValueError where there is none."""
+    if not str(text).strip():
+        raise ValueError("a path is empty; is the variable that it came from set?")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{printable(text)} has no home folder; give the whole path") from None
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -78,7 +88,8 @@ def one_error(where: Any) -> Iterator[None]:
         lines = str(error).split("\n")[:MESSAGE_LINES]
         text = "\n".join(printable(line, MESSAGE_CHARACTERS) for line in lines)
         if not isinstance(error, ValueError) or isinstance(error, UnicodeError):
-            text = f"it is damaged ({type(error).__name__}: {text})"
+            fault = "cannot be read" if isinstance(error, OSError) else "is damaged"
+            text = f"it {fault} ({type(error).__name__}: {text})"
         name = printable(where) if isinstance(where, str | Path) else ""
         raise ValueError(text if name in text else f"{name}: {text}") from None
     except (MemoryError, RecursionError) as error:

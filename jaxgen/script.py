@@ -37,6 +37,7 @@ def main(start: Callable[[], None]) -> None:
     """Runs a script's body; an error of use becomes one line, an interruption its exit code."""
     _print_any_text()
     at_start.release_signals()
+    at_start.expand_home()
     try:
         with warnings.catch_warnings(), _no_interrupt_lost(), _one_report():
             warnings.showwarning = _show_note

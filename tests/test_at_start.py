@@ -149,3 +149,12 @@ def test_names_in_errors_and_notes_cannot_command_the_terminal(capsys):
     errors = capsys.readouterr().err
     assert errors.startswith("error: no a\\x1b[2J\\u202e\nhelp\n")
     assert all(line.isprintable() for line in errors.splitlines())
+
+
+def test_a_tilde_after_an_equals_sign_is_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["a.py", "--output=~/new", "--prompt", "~/x", "a=~b", "--lora=~", "--x=~nobody-here/y"]
+    monkeypatch.setattr(sys, "argv", words)
+    script.main(lambda: None)
+    expected = ["--output=/home/me/new", "--prompt", "~/x", "a=~b", "--lora=/home/me"]
+    assert sys.argv[1:] == [*expected, "--x=~nobody-here/y"]

@@ -335,6 +335,51 @@ def test_the_index_decides_which_class_the_scheduler_has(folder):
     assert "took the scheduler DDIMScheduler of model_index.json" in checkpoint.notes[0]
 
 
+def test_flaxs_names_of_classes_are_those_of_torch(original, folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = {
+        name: [value[0], f"Flax{value[1]}"]
+        for name, value in index.items()
+        if isinstance(value, list) and value[1] and name != "tokenizer"
+    }
+    _edit(folder / "model_index.json", **parts, _class_name="FlaxStableDiffusionPipeline")
+    _edit(folder / "scheduler" / "scheduler_config.json", _class_name="FlaxDDIMScheduler")
+    again = diffusers.read(folder)
+    assert again.scheduler == original.scheduler
+    assert again.notes == ()
+
+
+def test_one_value_for_every_level_may_be_a_list(original, folder):
+    lists = {"cross_attention_dim": [24, 24], "only_cross_attention": [False, False]}
+    _edit(folder / "unet" / "config.json", **lists)
+    assert diffusers.fields(diffusers.read(folder).components["unet"]) == diffusers.fields(
+        original.components["unet"]
+    )
+    _edit(folder / "unet" / "config.json", cross_attention_dim=[24, 32])
+    with pytest.raises(ValueError, match=r"cross_attention_dim=\[24, 32\], expected an integer"):
+        diffusers.read(folder)
+
+
+def test_a_whole_clip_serves_as_text_encoder(original, folder):
+    path = folder / "text_encoder"
+    config = json.loads((path / "config.json").read_text())
+    whole = {"model_type": "clip", "text_config": config, "vision_config": {"hidden_size": 8}}
+    (path / "config.json").write_text(json.dumps(whole))
+    assert diffusers.read(folder).components["text_encoder"].config == config
+
+
+def test_the_advice_for_other_weights_works(folder):
+    path = _weights_file(folder)
+    path.rename(path.with_name("model.safetensors"))
+    with pytest.raises(ValueError, match="only model.safetensors; if that is it, rename it"):
+        diffusers.read(folder)
+    path.with_name("model.safetensors").rename(path.with_name("diffusion_flax_model.msgpack"))
+    with pytest.raises(ValueError, match=r"only as diffusion_flax_model\.msgpack") as refused:
+        diffusers.read(folder)
+    assert "from_flax=True" in str(refused.value)
+    assert "use_safetensors" not in str(refused.value)
+
+
 def test_unimplemented_config_is_found_before_weights_are_read(folder):
     _edit(folder / "unet" / "config.json", act_fn="mish")
     with pytest.raises(ValueError, match=r"unet.config\.json: .*act_fn='mish'"):

@@ -2,10 +2,12 @@
 """Files and folders appear whole under their name, or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from jaxgen import files
+from jaxgen.data import sets
 
 
 def test_a_file_appears_alone_and_complete_in_a_new_folder(tmp_path):
@@ -65,3 +67,29 @@ def test_an_error_without_words_is_called_by_its_class():
     assert files.first_line(ValueError("\n one\ntwo")) == "one"
     assert files.first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert len(files.first_line(ValueError("x" * 1000))) == 200
+
+
+def test_the_tilde_of_a_path_is_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.expanded("~/a b/") == tmp_path / "a b"
+    assert files.expanded("/a/~") == Path("/a/~")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "a path is empty; is the variable"), ("~nobody-here/x", "~nobody-here/x has no home")],
+)
+def test_what_is_no_path_is_said(text, message):
+    with pytest.raises(ValueError, match=message):
+        files.expanded(text)
+    with pytest.raises(ValueError, match=message):
+        sets.open_source(text)
+    assert files.existing(text) is None
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    with (
+        pytest.raises(ValueError, match="it cannot be read .PermissionError"),
+        files.one_error(tmp_path),
+    ):
+        raise PermissionError(13, "Permission denied")

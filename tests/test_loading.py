@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from support import checkpoints
+from support import checkpoints, systems
 
 from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
 from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import loading, placement
+from jaxgen.weights import tensors
 
 
 def mixed(kind, **parts):
@@ -94,6 +95,58 @@ def test_scheduler_keys_that_no_class_knows_are_said_in_one_warning():
         loading.warn_of_scheduler_keys(checkpoint)
     assert len(caught) == 1
     assert str(caught[0].message).isprintable()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A checkpoint, its networks, and the shapes of their parameters, traced once."""
+    checkpoint = checkpoints.checkpoint("sd1")
+    networks = loading.networks(checkpoint)
+    shapes = {id(m): loading.shapes(m) for m in (networks.unet, networks.vae)}
+    encoder = networks.encoders["text_encoder"]
+    shapes[id(encoder)] = loading.shapes(encoder)
+    return checkpoint, networks, lambda module: shapes[id(module)]
+
+
+def with_tensors(checkpoint, part, *names):
+    component = checkpoint.components[part]
+    more = dict.fromkeys(names, tensors.from_array(np.zeros((2, 2), np.float32)))
+    component = component._replace(tensors={**component.tensors, **more})
+    return checkpoint._replace(components=checkpoint.components | {part: component})
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("unet", ["model_ema.decay"]),
+        ("vae", ["loss.logvar"]),
+        ("text_encoder", ["vision_model.post_layernorm.weight", "text_projection.weight"]),
+    ],
+)
+def test_tensors_of_no_module_are_passed_over_and_said_in_one_line(whole, part, names):
+    checkpoint, networks, shapes = whole
+    expected = loading.load(checkpoint, networks, shapes_of=shapes)
+    more = with_tensors(checkpoint, part, *names)
+    with pytest.warns(UserWarning, match=f"{part}: passed over {len(names)} tensors") as caught:
+        params = loading.load(more, networks, shapes_of=shapes)
+    assert len(caught) == 1
+    assert systems.identical(params, expected)
+
+
+@pytest.mark.parametrize("name", ["down_blocks.5.resnets.0.conv1.weight", "conv_in.lora_A.weight"])
+def test_tensors_inside_a_module_are_not_passed_over(whole, name):
+    checkpoint, networks, shapes = whole
+    with pytest.raises(ValueError, match=f"unet: .*\n1 unknown tensors .*{name}"):
+        loading.load(with_tensors(checkpoint, "unet", name), networks, shapes_of=shapes)
+
+
+def test_while_tensors_lack_all_others_are_named(whole):
+    checkpoint, networks, shapes = whole
+    unet = checkpoint.components["unet"]
+    renamed = unet._replace(tensors={f"module.{n}": t for n, t in unet.tensors.items()})
+    checkpoint = checkpoint._replace(components=checkpoint.components | {"unet": renamed})
+    with pytest.raises(ValueError, match=r"unknown tensors .* module\.(.|\n)* missing tensors"):
+        loading.load(checkpoint, networks, shapes_of=shapes)
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused():

@@ -357,6 +357,16 @@ def test_a_pipeline_corrects_what_old_configs_lack():
         config.from_config({**old, "steps_offset": -1}, pipeline="StableDiffusionPipeline")
 
 
+@pytest.mark.parametrize(
+    "name", ["FlaxEulerDiscreteScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"]
+)
+def test_classes_of_the_same_equations_have_one_sampler(name):
+    plain = name.removeprefix("Flax").replace("Parallel", "")
+    given = {**STABLE_DIFFUSION_15, "clip_sample": False}
+    table = config.from_config({**given, "_class_name": name})(10)
+    assert_same_table(table, config.from_config({**given, "_class_name": plain})(10))
+
+
 def test_inpainting_corrects_the_runge_kutta_start_too():
     given = {**STABLE_DIFFUSION_15, "skip_prk_steps": False}
     masked = config.from_config(given, pipeline="StableDiffusionInpaintPipeline")(10)

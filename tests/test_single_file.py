@@ -387,8 +387,27 @@ def test_playground_has_the_latents_that_it_was_trained_on(save, words):
     assert config["latents_std"] == [8.4927, 5.9022, 6.5498, 5.2299]
 
 
-@pytest.mark.parametrize("context", [768, 1024, 2048])
+@pytest.mark.parametrize("prefix", ["module.", "state_dict.", "model."])
+def test_a_name_that_trainers_left_before_all_names_is_passed_over(save, words, prefix):
+    arrays = _arrays(TINY_V1)
+    plain = _read_whole(save(arrays), words)
+    prefixed = save({prefix + name: array for name, array in arrays.items()})
+    assert single_file.read(prefixed, words).notes == (
+        f"took names without the {prefix!r} before them",
+    )
+    jax.tree.map(np.testing.assert_array_equal, _read_whole(prefixed, words), plain)
+
+
+def _read_whole(path, words):
+    """The configs and all numbers of a file's components."""
+    return {
+        name: (component.config, {n: t.read() for n, t in component.tensors.items()})
+        for name, component in single_file.read(path, words).components.items()
+    }
+
+
 @pytest.mark.parametrize("ldm", [TINY_V1, TINY_V2, TINY_XL], ids=["v1", "v2", "xl"])
+@pytest.mark.parametrize("context", [768, 1024, 2048])
 def test_the_width_of_the_text_tells_the_published_kinds(ldm, context):
     stored = _shapes_only(ldm._replace(context=context))
     if ldm.kind == "xl" and context != 1024:

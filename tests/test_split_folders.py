@@ -162,6 +162,15 @@ def test_a_link_that_leads_in_a_circle_is_a_broken_one(tmp_path):
     assert "1 broken link" in opened.description
 
 
+@pytest.mark.parametrize("target", [".", "..", "cat"])
+def test_a_link_to_a_folder_around_a_class_brings_no_other_class_into_it(tmp_path, target):
+    make(tmp_path / "set", "cat/1.png", "cat/2.png", "dog/1.png")
+    (tmp_path / "set/cat/around").symlink_to(tmp_path / "set" / target)
+    opened = sets.open_source(str(tmp_path / "set"))
+    assert opened.num_examples == 3
+    assert "1 link to a folder read already" in opened.description
+
+
 @pytest.mark.parametrize("name", ["metadata.jsonl", "train"])
 def test_captions_are_not_read_through_links_out_of_the_folder(tmp_path, name):
     make(tmp_path / "out", "1.png")

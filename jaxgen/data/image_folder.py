@@ -88,10 +88,11 @@ def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
     """Lists all pictures under a folder; hidden files and folders are passed over.
 
     root: where given, links to folders outside of it are not followed. A folder that is linked into
-    itself is read once.
+    itself is read once, and one around this folder, which holds the other classes, not at all.
     """
     paths, skipped = [], collections.Counter()
-    pending, visited = [os.fspath(folder)], {os.path.realpath(folder)}
+    real = pathlib.Path(os.path.realpath(folder))
+    pending, visited = [os.fspath(folder)], {str(real), *map(str, real.parents)}
     while pending:
         with os.scandir(pending.pop()) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)

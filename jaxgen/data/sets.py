@@ -83,7 +83,14 @@ def open_source(
             name, split, image_size=image_size, channels=channels, data_dir=data_dir
         )
 
-    path = pathlib.Path(name).expanduser()
+    path = files.expanded(name)
+    with files.one_error(path):
+        return _open_path(path, split, image_size, channels, limit)
+
+
+def _open_path(
+    path: pathlib.Path, split: str, image_size: int | None, channels: int | None, limit: int
+) -> Source:
     if path.is_file():
         return _open_npz(path, split, image_size, channels, limit)
     if not path.is_dir():
@@ -112,7 +119,7 @@ def _is_path(name: str) -> bool:
     """Says whether a name means a file or folder; emnist/letters is a TFDS name."""
     endings = (".npz", ".npy", ".gz", ".tgz", ".tar", ".zip")
     looks_so = name.startswith(("/", "./", "../", "~")) or name.endswith(endings)
-    return looks_so or name in (".", "..") or pathlib.Path(name).exists()
+    return looks_so or name in (".", "..", "") or pathlib.Path(name).exists()
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

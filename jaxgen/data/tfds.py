@@ -60,9 +60,7 @@ def open_name(
     Raises ValueError for an unknown name, and when the set is neither prepared nor within reach.
     """
     tfds = import_tfds(name)
-    root = pathlib.Path(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    ).expanduser()
+    root = files.expanded(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     known = tfds.list_builders(with_community_datasets=False)
     folder = _find_prepared(name, root) if _NAME.fullmatch(name) else None
     if folder is not None:

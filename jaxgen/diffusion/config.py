@@ -137,7 +137,11 @@ def _stated(scheduler_config: Any) -> dict[str, Any]:
         )
     defaulted = scheduler_config.get("_use_default_values")
     defaulted = defaulted if isinstance(defaulted, list | tuple) else ()
-    return {key: value for key, value in scheduler_config.items() if key not in defaulted}
+    stated = {key: value for key, value in scheduler_config.items() if key not in defaulted}
+    own = stated.get("_class_name")
+    if isinstance(own, str):  # as diffusers takes Flax's names; the others solve many steps at once
+        stated["_class_name"] = own.removeprefix("Flax").replace("ParallelScheduler", "Scheduler")
+    return stated
 
 
 def _target(own: Any, name: str | None) -> tuple[str, Mapping[str, Any], str | None]:

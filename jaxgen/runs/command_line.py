@@ -8,7 +8,6 @@ import sys
 import types
 import typing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import tyro
@@ -177,7 +176,7 @@ def _with_run(config: Any, **changes: Any) -> Any:
 
 def read(kind: type[Config], run_dir: str, name: str) -> Config:
     """The configuration of the run of the script `name` in this folder, wherever it was trained."""
-    folder = Path(run_dir).expanduser()
+    folder = files.expanded(run_dir)
     values = run_folder.read_config(folder, name)
     with files.one_error(folder / "config.json"):
         stored = from_dict(kind, values)

@@ -167,7 +167,7 @@ def folder(options: RunOptions) -> Path:
     """The folder of a run that exists already."""
     if options.run_dir is None:
         raise ValueError("say which run with --run-dir")
-    return Path(options.run_dir).expanduser()
+    return files.expanded(options.run_dir)
 
 
 def load_split(options: RunOptions, split: str) -> sets.Dataset:
@@ -180,7 +180,7 @@ def load_split(options: RunOptions, split: str) -> sets.Dataset:
 def _folder(name: str, options: RunOptions) -> Path:
     """The run's folder, new or to be continued."""
     if options.run_dir is not None:
-        folder = Path(options.run_dir).expanduser()
+        folder = files.expanded(options.run_dir)
     elif jax.process_count() > 1:
         raise ValueError("several hosts need --run-dir, a folder that all of them see")
     else:

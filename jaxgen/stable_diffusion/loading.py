@@ -23,7 +23,7 @@ from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.nn.stable_diffusion.unet_blocks import UNetEncoder
 from jaxgen.stable_diffusion import decoding, placement
 from jaxgen.types import Array, Params
-from jaxgen.weights import diffusers, layout
+from jaxgen.weights import diffusers, layout, ldm_kinds
 from jaxgen.weights.diffusers import Checkpoint, Component
 
 MOST_ROWS = 100_000  # for vectors of new words
@@ -130,14 +130,22 @@ def load(
     params = {}
     for name, module in modules.items():
         shardings = placement.of_parameters(mesh, attention_heads(module))
-        tensors = components[name].tensors
+        convert = None if quantize is None or name == "vae" else partial(_in_8_bits, quantize)
         try:
-            convert = None if quantize is None or name == "vae" else partial(_in_8_bits, quantize)
             shapes_of_leaves, dtype = shapes_of(module), module.dtype
+            tensors = _own_tensors(checkpoint.name, name, components[name], shapes_of_leaves)
             params[name] = layout.load(tensors, shapes_of_leaves, dtype, shardings, convert)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return params
+
+
+def _own_tensors(model: str, part: str, component: Component, leaves: Params) -> Any:
+    """The tensors of a network; says in one warning which others lie beside them in its files."""
+    tensors, strays = diffusers.without_strays(component.tensors, leaves)
+    for note in ldm_kinds.stray_notes(strays):
+        warnings.warn(files.printable(f"{model}, {part}: {note}", 2000), stacklevel=4)
+    return tensors
 
 
 def _in_8_bits(kind: str, path: layout.Path, values: np.ndarray) -> dict[layout.Path, np.ndarray]:

@@ -14,6 +14,8 @@ from jaxgen import fields
 from jaxgen.weights import layout
 from jaxgen.weights.config_tables import BOOKKEEPING, TABLES
 
+SAME = ("cross_attention_dim", "only_cross_attention")  # diffusers takes a list of one a level too
+
 
 def unet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of UNet2DConditionModel. Raises ValueError for what jaxgen does not implement."""
@@ -63,10 +65,17 @@ def conv_1x1(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _read(config: Mapping[str, Any], class_name: str) -> dict[str, Any]:
     table = TABLES[class_name]
+    config = {**config, **{key: _same(config[key]) for key in SAME if key in config}}
     values = fields.check(
         {**table.fields, **table.options}, config, f"the {class_name} config", table.rules
     )
     return {key: _tuples(values[key]) for key in table.fields}
+
+
+def _same(value: Any) -> Any:
+    """The one value that a list says for every level; a list of several stays, and is refused."""
+    is_same = isinstance(value, list | tuple) and value and all(v == value[0] for v in value)
+    return value[0] if is_same else value
 
 
 def _tuples(value: Any) -> Any:

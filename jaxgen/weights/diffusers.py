@@ -8,9 +8,12 @@ tokenizer/  tokenizer_2/       vocab.json, merges.txt, tokenizer_config.json, ..
 scheduler/                     scheduler_config.json
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from jaxgen import files
 from jaxgen.types import Params
@@ -127,7 +130,7 @@ def _read(folder: Path, variant: str | None, vae: Component | None) -> Checkpoin
 def _scheduler_notes(scheduler: Mapping[str, Any], class_name: str) -> list[str]:
     """A note where the scheduler's config names another class than the index, which decides."""
     own = scheduler.get("_class_name", class_name)
-    if own == class_name:
+    if own in (class_name, f"Flax{class_name}"):
         return []
     taken = f"took the scheduler {files.printable(class_name, 80)} of model_index.json"
     return [f"{taken}, not {files.printable(own, 80)} of its own config, as diffusers does"]
@@ -220,7 +223,7 @@ def variant_notes(listings: Mapping[str, list[str]], variant: str, where: str) -
 
 def read_component(folder: Path, name: str, class_name: str, variant: str | None) -> Component:
     """One network of a pipeline from its own folder, its config checked."""
-    config = files.read_object(folder / "config.json")
+    config = _of_text(files.read_object(folder / "config.json"), class_name)
     stored = weight_files.open_component(folder, NETWORKS[name][1], variant)
     stored = with_text_model(layout.from_linen_tensors(stored), class_name)
     component = Component(class_name, config, stored)
@@ -229,6 +232,29 @@ def read_component(folder: Path, name: str, class_name: str, variant: str | None
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     return component
+
+
+def _of_text(config: dict[str, Any], class_name: str) -> dict[str, Any]:
+    """For a text encoder out of the config of a whole CLIP, as transformers does, its half."""
+    half = config.get("text_config")
+    is_whole = class_name.startswith("CLIPText") and config.get("model_type") == "clip"
+    return half if is_whole and isinstance(half, dict) else config
+
+
+def without_strays(
+    stored: Mapping[str, Tensor], abstract: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a network, and the names of those that PyTorch diffusers passes over, too.
+
+    abstract: its parameter tree. Only what lies under no module of the network is passed over, and
+    nothing while tensors lack: a layer too many or too few says that config.json is of another
+    model, which `layout.load` reports.
+    """
+    modules = {re.sub(r"_\d+$", "", name) for name in abstract}
+    own = {name: tensor for name, tensor in stored.items() if name.split(".")[0] in modules}
+    if len(own) < len(jax.tree.leaves(abstract)):
+        return dict(stored), []
+    return own, [name for name in stored if name not in own]
 
 
 def with_text_model(stored: dict[str, Tensor], class_name: str) -> dict[str, Tensor]:

@@ -86,6 +86,19 @@ def kind_of(stored: Mapping[str, Tensor], where: str, has_vae: bool = False) -> 
     return kind
 
 
+def without_prefix(stored: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors of a file that wrote one more name before all or some, and that name.
+
+    "module.", "state_dict." and the like are left by trainers. Other files come back as they are.
+    """
+    first = f"{UNET}input_blocks.0.0.weight"
+    starts = [name.removesuffix(first) for name in stored if name.endswith(f".{first}")]
+    if first in stored or len(starts) != 1:
+        return stored, ""
+    bare = {name.removeprefix(starts[0]): tensor for name, tensor in stored.items()}
+    return (bare, starts[0]) if len(bare) == len(stored) else (stored, "")
+
+
 def is_inpainting(stored: Mapping[str, Tensor]) -> bool:
     """Whether the UNet of a checkpoint takes a mask and a masked image beside the latents."""
     return _in_channels(stored) == INPAINTING_CHANNELS

@@ -40,7 +40,15 @@ def read(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(f"no such folder: {folder}")
     check_is_pipeline(folder)
-    return files.read_object(folder / "model_index.json")
+    index = files.read_object(folder / "model_index.json")
+    return {name: _of_torch(value) for name, value in index.items()}
+
+
+def _of_torch(value: Any) -> Any:
+    """An entry of the index without "Flax" before a class, which diffusers passes over too."""
+    if isinstance(value, list):
+        return [_of_torch(part) for part in value]
+    return value.removeprefix("Flax") if isinstance(value, str) else value
 
 
 def check_is_pipeline(folder: Path) -> None:

@@ -22,7 +22,8 @@ from jaxgen.weights import (
 from jaxgen.weights.diffusers import Checkpoint, Component
 from jaxgen.weights.tokenizer import Tokenizer
 
-SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale")  # of 8-bit weights
+# of weights of 8 or 4 bits
+SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".absmax", ".SCB")
 TITLES = ("modelspec.title", "ss_output_name", "ss_sd_model_name")  # the first that says something
 
 
@@ -52,7 +53,7 @@ def _read(
     prediction_type: str | None,
     vae: Component | None,
 ) -> Checkpoint:
-    stored = tensors.open_file(path)
+    stored, prefix = ldm_kinds.without_prefix(tensors.open_file(path))
     _check_unscaled(stored)
     kind = ldm_kinds.kind_of(stored, str(path), has_vae=vae is not None)
     parts, strays = ldm_names.rename(stored, kind)
@@ -71,8 +72,10 @@ def _read(
     folder = Path(folder() if callable(folder) else folder)
     tokens = _tokenizers(folder, kind)
     index = ldm_configs.index(kind, inpainting) | _title(path)
-    notes = tuple(ldm_kinds.stray_notes(strays))
-    return Checkpoint(index, components, tokens, scheduler, notes)
+    notes = ldm_kinds.stray_notes(strays)
+    if prefix:
+        notes.append(f"took names without the {files.printable(prefix, 80)!r} before them")
+    return Checkpoint(index, components, tokens, scheduler, tuple(notes))
 
 
 def _check_unscaled(names: Iterable[str]) -> None:

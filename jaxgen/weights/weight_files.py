@@ -55,13 +55,17 @@ def choose(names: Iterable[str], stem: str, variant: str | None, where: str) -> 
     safe = sorted(name for name in names if name.endswith(".safetensors"))
     unsafe = sorted(name for name in names if name.endswith(UNSAFE))
     if safe:
+        has_other = any(name.startswith((f"{stem}.", f"{stem}-")) for name in safe)
         raise ValueError(
             f"{where} has no {stem}{'.' + variant if variant else ''}.safetensors, only "
-            f"{files.printable(', '.join(safe), 300)}; pass the variant that is there"
+            f"{files.printable(', '.join(safe), 300)}; "
+            + ("pass the variant that is there" if has_other else "if that is it, rename it")
         )
     if unsafe:
         listed = files.printable(", ".join(unsafe), 300)
-        raise ValueError(f"{where} has its weights only as {listed}. {CONVERT}")
+        of_flax = all(name.endswith(".msgpack") for name in unsafe)
+        convert = CONVERT.replace("use_safetensors=False", "from_flax=True") if of_flax else CONVERT
+        raise ValueError(f"{where} has its weights only as {listed}. {convert}")
     raise ValueError(f"{where} has no {stem}.safetensors; is the folder complete?")
 
 
