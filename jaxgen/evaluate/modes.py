@@ -55,11 +55,23 @@ def count(mixture: Mixture, samples: np.ndarray) -> ModeCount:
     return _counted(names, len(mixture.centres), float(np.mean(good)))
 
 
+def stack(images: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Draws [count, H, W, 3]: in each channel a random one of grey images [N, H, W, 1].
+
+    The stacked MNIST of Metz et al. 2017 (arXiv:1611.02163), section 3.3. Raises ValueError for
+    images of another number of channels.
+    """
+    if images.ndim != 4 or images.shape[-1] != 1:
+        raise ValueError(f"images {images.shape}; stack grey ones, [N, H, W, 1]")
+    rows = np.random.default_rng(seed).integers(0, len(images), (count, 3))
+    return np.moveaxis(images[rows, ..., 0], 1, -1)
+
+
 def count_stacked(digits: np.ndarray, num_classes: int = 10) -> ModeCount:
     """The modes of stacked images: digits [N, 3], the class that a judge gives to each channel.
 
-    Metz et al. 2017 (arXiv:1611.02163), section 3.3: three images at random in three channels make
-    num_classes^3 modes. Every sample counts as of high quality. Raises ValueError for others.
+    Three images in three channels (`stack`) make num_classes^3 modes. Every sample counts as of
+    high quality. Raises ValueError for others.
     """
     digits = np.asarray(digits)
     if digits.ndim != 2 or digits.shape[1] != 3 or digits.min() < 0 or digits.max() >= num_classes:
