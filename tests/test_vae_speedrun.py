@@ -2,7 +2,7 @@
 import json
 
 import numpy as np
-from support.scripts import call, refusal
+from support.scripts import call, loaded, refusal
 
 
 def test_a_record_says_when_each_target_was_reached(tmp_path):
@@ -30,6 +30,13 @@ def test_a_record_says_when_each_target_was_reached(tmp_path):
     assert reached["0.3"] is None
     assert 0.3 < record["last_nats"] <= 9
     assert record["environment"]
+    assert 0 < reached["1000"]["processor_seconds"] <= record["processor_seconds"]
+
+    with loaded("vae_speedrun") as module:
+        rows = module.table([record]).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| 1000", "| 9"]  # 0.3 was not reached
+    assert f"| {reached['9']['epochs']} of 30 |" in rows[1]
+    assert record["environment"]["commit"] in rows[1]
 
 
 def test_a_race_of_no_epochs_is_refused():
