@@ -7,6 +7,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import Mesh
 from support import checkpoints, compilations, pipeline_cases
 
@@ -31,13 +32,24 @@ def mesh_of(name):
     return Mesh(np.array(jax.devices()[:8]).reshape(shape), axes)
 
 
-@pytest.fixture(scope="module", params=list(MESHES))
-def on_mesh(request):
-    """(name, pipeline); parameters that are small in earnest count as large."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The programs of all meshes, kept."""
+    return tmp_path_factory.mktemp("programs")
+
+
+def pipeline_on(name, folder):
+    """A pipeline on a mesh; parameters that are small in earnest count as large."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placement, "SHARDED_FROM", 2**8)
         checkpoint = checkpoints.checkpoint("sd1")
-        return request.param, StableDiffusion(checkpoint, mesh=mesh_of(request.param))
+        return StableDiffusion(checkpoint, mesh=mesh_of(name), programs_folder=folder)
+
+
+@pytest.fixture(scope="module", params=list(MESHES))
+def on_mesh(request, folder):
+    """(name, pipeline), which keeps its programs."""
+    return request.param, pipeline_on(request.param, folder)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +64,22 @@ def test_a_mesh_gives_the_pictures_of_one_device(on_mesh, alone):
     with compilations.counted() as compiled:
         pipe(PROMPTS[::-1], **SETTINGS | {"sampler": "heun", "num_steps": 5})
     assert not compiled
+
+
+def test_a_second_start_on_a_mesh_traces_and_compiles_nothing(on_mesh, folder, monkeypatch):
+    name, pipe = on_mesh
+    if name != "both":
+        pytest.skip("the mesh of both axes covers it")
+    images = pipe(PROMPTS, **SETTINGS)
+
+    def no_network(*args, **kwargs):
+        raise AssertionError("a network was traced")
+
+    monkeypatch.setattr(nn.Module, "apply", no_network)
+    with compilations.not_in_the_cache() as compiled:
+        again = pipeline_on(name, folder)(PROMPTS, **SETTINGS)
+    assert not compiled
+    np.testing.assert_array_equal(again, images)
 
 
 def test_the_loop_on_the_device_gives_the_same(on_mesh, alone):

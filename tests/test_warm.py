@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from support import checkpoints
 
+from jaxgen.stable_diffusion import loading, programs
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.warm import stored_programs
 from jaxgen.warm.stored_programs import Store
@@ -56,6 +59,33 @@ def test_other_code_state_and_static_arguments_have_programs_of_their_own(tmp_pa
     monkeypatch.setenv("XLA_FLAGS", "--xla_another_flag")
     assert started(tmp_path)[1] == 1
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_one_file_serves_one_device_and_every_mesh(tmp_path):
+    traced = []
+
+    def product(x, kernel):
+        traced.append(x.shape)
+        return x @ kernel
+
+    def on(mesh):
+        store, x, kernel = Store(tmp_path, ""), jnp.arange(32.0).reshape(8, 4), jnp.ones((4, 16))
+        if mesh is not None:
+            x = jax.device_put(x, NamedSharding(mesh, P("data")))
+            kernel = jax.device_put(kernel, NamedSharding(mesh, P(None, "model")))
+        jitted = store.jit("product", product)
+        y, costs = jitted(x, kernel), jitted.lower(x, kernel).compile().cost_analysis()
+        store.keep()
+        return y, costs["flops"]
+
+    alone, flops = on(None)
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    for _ in range(2):
+        divided, share = on(mesh)
+        np.testing.assert_array_equal(divided, alone)
+        assert divided.sharding.spec == P("data", "model")
+        assert share == flops / 8
+    assert (len(traced), len(list(tmp_path.iterdir()))) == (1, 1)
 
 
 def seal(content):
@@ -174,6 +204,22 @@ def test_a_saved_pipeline_draws_the_same_bits_and_runs_no_network_in_python(save
     wider = warm(**CALL, guidance_scale=1.0)  # another program, which the folder gets
     assert wider.shape == picture.shape
     assert set((folder / "programs").iterdir()) > before
+
+
+@pytest.mark.parametrize(("backend", "is_kept"), [("cpu", True), ("gpu", False)])
+def test_programs_of_several_gpus_are_not_kept(monkeypatch, backend, is_kept):
+    names = []
+
+    class Names(Store):
+        def jit(self, name, function, **options):
+            names.append(name)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    networks = loading.networks(checkpoints.checkpoint("sd1"))
+    programs.build(networks, jax.make_mesh((8,), ("data",)), Names(None, ""))
+    assert bool(names) == is_kept
+    programs.build(networks, None, Names(None, ""))
+    assert names
 
 
 def test_a_saved_pipeline_may_be_loaded_in_another_type(saved):

@@ -50,11 +50,11 @@ class Programs(NamedTuple):
 def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = None) -> Programs:
     """Builds the programs of these networks; each is compiled at its first call.
 
-    store: where those of one device are kept, traced, for the next start.
+    store: where they are kept, traced, for the next start.
     """
 
     def jit(name: str, function: Callable[..., Any], **options: Any) -> Any:
-        if store is None or mesh is not None:
+        if store is None or not _can_be_kept(mesh):
             return jax.jit(function, **options)
         return store.jit(name, function, **options)
 
@@ -94,6 +94,14 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
         assemble=jit("assemble", assemble, **static),
         decode=jit("decode", partial(decoding.decode, vae), **static),
     )
+
+
+def _can_be_kept(mesh: Mesh | None) -> bool:
+    """Says whether files can hold the programs of a mesh: on several GPUs they cannot.
+
+    There, JAX divides cuDNN's attention over devices by a function of Python.
+    """
+    return mesh is None or jax.default_backend() != "gpu"
 
 
 def latent_shape(vae: Autoencoder, batch: BatchRequest) -> tuple[int, int, int, int]:

@@ -52,8 +52,9 @@ Content = Callable[[], bytes | bytearray]  # what a file holds
 class Store:
     """Programs of one caller, and the folder that they are kept in, if there is one.
 
-    state: text that says all that the functions depend on beside their arguments. For one device:
-    a file does not say where on a mesh each argument lies.
+    state: text that says all that the functions depend on beside their arguments. A file does not
+    say where on a mesh an argument lies: whoever calls the program does, and the compiler divides
+    its work accordingly. So one file serves one device and every mesh.
     """
 
     def __init__(self, folder: Path | None, state: str) -> None:

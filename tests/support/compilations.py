@@ -14,6 +14,11 @@ _seen: list[float] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **about: _seen.append(seconds) if event == _EVENT else None
 )
+_MISS = "/jax/compilation_cache/cache_misses"
+_missed: list[str] = []
+jax.monitoring.register_event_listener(
+    lambda event, **about: _missed.append(event) if event == _MISS else None
+)
 
 
 # an option of XLA's CPU compiler with which it takes half the time, and that newer ones lack
@@ -44,6 +49,17 @@ def counted() -> Iterator[list[float]]:
     start = len(_seen)
     yield found
     found.extend(_seen[start:])
+
+
+@contextmanager
+def not_in_the_cache() -> Iterator[list[str]]:
+    """Yields a list that holds, at the end, an entry for each program whose machine code was made
+    inside because JAX's compilation cache did not have it.
+    """
+    found: list[str] = []
+    start = len(_missed)
+    yield found
+    found.extend(_missed[start:])
 
 
 @contextmanager
