@@ -36,7 +36,7 @@ from benchmarks.sd import sd_models, sd_programs
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import ceilings, environment
-from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion import loading, placement
 from jaxgen.train import parallel
 from jaxgen.weights import hub
 
@@ -124,6 +124,7 @@ def diffusion_jobs(config: Config) -> list[Job]:
         else:
             networks = loading.networks(checkpoint, dtype)
         sd_programs.check(networks, case.size)
+    placement.check_kernel_layout(config.stable_diffusion.kernel_layout)
     names = peer_names(config, 1, racing=bool(cases), diffusion=True)
 
     def job(case: grid.Diffusion) -> Job:
@@ -133,6 +134,7 @@ def diffusion_jobs(config: Config) -> list[Job]:
                 model = sd_models.random(case.model, dtype)
             else:
                 model = sd_models.stored(Path(str(path)).name, checkpoint, dtype)
+            model = sd_models.laid_out(model, config.stable_diffusion.kernel_layout)
             return race.diffuse(
                 model, case.size, case.dtype, names, limit, num_turns=config.timing.turns,
                 seconds=config.timing.seconds,

@@ -46,7 +46,7 @@ class Config:
     axes: tuple[str, ...] = ("data", "model")  # Stable Diffusion: divide images, or parameters
     images: int = 1  # Stable Diffusion: images on one device (data), or on all (model)
     num_steps: int = 20  # Stable Diffusion: sampling steps; always bfloat16
-    prepared: tuple[str, ...] = ()  # options of XLA that no GPU has confirmed: options.py
+    prepared: tuple[str, ...] = ()  # options that no GPU has confirmed: options.py
     output: str = "runs/gpu.json"  # results go to this file
     check: tuple[str, ...] = ()  # results to compare with: fail where a program became worse
 
@@ -102,8 +102,9 @@ def _diffusion_rows(
     for axis in axes:
         parts = []
         for program in programs.diffusion_programs(
-            model, devices, axis, config.images, config.num_steps, jnp.dtype("bfloat16")
-        ):
+            model, devices, axis, config.images, config.num_steps, jnp.dtype("bfloat16"),
+            "cudnn" if options.KERNELS in config.prepared else None,
+        ):  # fmt: skip
             row = gpu.compiled_row(program, target, len(devices)) | {"dtype": "bfloat16"}
             parts.append(row)
             yield row

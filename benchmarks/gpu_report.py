@@ -89,12 +89,14 @@ def parts(small: bool) -> list[Part]:
     if not small:
         listed.append(Part("xl", (*benchmark, "--models", "sdxl", *quick), 240, {}))
     alone = () if small else ("--no-peers",)
+    diffusion = (*benchmark, *model, "--batch-sizes", "1", *quick, *alone)
     for name in (PLAIN, *options.GPU):
         flags = "" if name == PLAIN or small else options.flags((name,))  # a CPU knows none of them
         setting = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
         listed.append(Part(f"conv_{name}", (*benchmark, *conv), 60, setting))
-        diffusion = (*benchmark, *model, "--batch-sizes", "1", *quick, *alone)
         listed.append(Part(f"diffusion_{name}", diffusion, 75, setting))
+    laid_out = (*diffusion, "--kernel-layout", "cudnn")
+    listed.append(Part(f"diffusion_{options.KERNELS}", laid_out, 75, {}))
     return listed
 
 
@@ -156,7 +158,7 @@ def gains(results: dict[str, Row]) -> dict[str, list[str]]:
     ratios = {}
     for case in ("conv", "diffusion"):
         plain = _rates(results.get(f"{case}_{PLAIN}"))
-        for option in options.GPU:
+        for option in (*options.GPU, options.KERNELS):
             for key, rate in _rates(results.get(f"{case}_{option}")).items():
                 if key in plain:
                     ratios[f"{option}: {key}"] = [f"{rate / plain[key]:.2f}"]

@@ -25,6 +25,7 @@ class StableDiffusion:
     checkpoint: str | None = None  # a real model (folder, file or Hub id), not random weights
     resolutions: tuple[int, ...] | None = None  # pixels of a side
     num_steps: int | None = None  # sampling steps of an image
+    kernel_layout: str | None = None  # of convolutions: cudnn, see StableDiffusion
 
 
 @dataclass(frozen=True)

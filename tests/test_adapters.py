@@ -304,6 +304,28 @@ def test_sharded_parameters_stay_where_they_lie(tmp_path):
     np.testing.assert_allclose(kernel(two), kernel(one), atol=1e-6)
 
 
+def test_kernels_in_another_order_in_memory_draw_the_same_and_stay_so(pipe, tmp_path):
+    laid_out = StableDiffusion(checkpoints.checkpoint("sd1"), kernel_layout="cudnn")
+    moved = [
+        own.format.layout != plain.format.layout
+        for own, plain in zip(*map(jax.tree.leaves, (laid_out.params, pipe.base)), strict=True)
+    ]
+    assert sum(moved) == sum(leaf.ndim == 4 for leaf in jax.tree.leaves(pipe.base))
+    # by the programs of the other, for they are one function of parameters
+    expected, latents = (
+        each("a red cat", seed=1, **CALL) for each in (pipe, pipe.with_params(laid_out.params))
+    )
+    np.testing.assert_allclose(latents, expected, atol=1e-5)
+
+    before = jax.tree.map(lambda leaf: (leaf.format, leaf.committed), laid_out.params)
+    conv = ("unet", "mid_block.resnets.0.conv1")
+    laid_out.set_adapters(
+        [simple(pipe, tmp_path / "a.safetensors", modules=(("unet", UNET), conv))]
+    )
+    after = jax.tree.map(lambda leaf: (leaf.format, leaf.committed), laid_out.params)
+    assert after == before
+
+
 def test_of_xl_both_text_encoders_and_ldms_names_are_found():
     modules = modules_of("xl")
     table = spellings.stems(modules)

@@ -17,7 +17,9 @@ def test_every_prepared_option_has_its_parts_with_its_flags():
         for case in ("conv", "diffusion"):
             assert options.flags((name,)) in parts[f"{case}_{name}"].environment["XLA_FLAGS"]
     assert parts["conv_plain"].arguments == parts["conv_graphs"].arguments
-    assert len(parts) == 5 + 2 * (1 + len(options.GPU))
+    laid_out = parts["diffusion_kernels"].arguments
+    assert laid_out == (*parts["diffusion_plain"].arguments, "--kernel-layout", "cudnn")
+    assert len(parts) == 5 + 2 * (1 + len(options.GPU)) + 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
 from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import loading, placement
+from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import tensors
 
 
@@ -79,6 +80,24 @@ def test_large_kernels_are_divided_by_their_features():
     for small in ((320,), (16, 16), (320, 321)):
         assert sharding(("kernel",), small).spec == P()
     assert placement.of_parameters(None) is None
+
+
+def test_kernels_of_convolutions_lie_as_cudnn_reads_them_and_as_wide():
+    devices = np.array(jax.devices()[:8]).reshape(2, 4)
+    place = placement.of_parameters(Mesh(devices, ("data", "model")), (), "cudnn")
+    kernel = np.arange(3 * 3 * 64 * 320, dtype=np.float32).reshape(3, 3, 64, 320)
+    put = jax.device_put(kernel, place(("conv_in", "kernel"), kernel.shape))
+    assert put.format.layout.major_to_minor == (3, 0, 1, 2)
+    assert put.sharding.spec == P(None, None, None, "model")
+    np.testing.assert_array_equal(put, kernel)
+    assert place(("to_q", "kernel"), (320, 320)).spec == P(None, "model")
+    alone = placement.of_parameters(None, (), "cudnn")
+    assert alone(("to_q", "kernel"), (320, 320)) is None
+
+
+def test_an_unknown_kernel_layout_is_refused():
+    with pytest.raises(ValueError, match="kernel_layout is 'OHWI'; use 'cudnn', or None"):
+        StableDiffusion.from_pretrained("no/such/model", kernel_layout="OHWI")
 
 
 def test_a_network_without_the_sizes_it_is_told_of_says_so():

@@ -102,7 +102,13 @@ def _training_program(case: training.Case, how: str, mesh: Mesh, dispatch: str) 
 
 
 def diffusion_programs(
-    model: str, devices: list[Any], axis: str, batch_size: int, num_steps: int, dtype: Any
+    model: str,
+    devices: list[Any],
+    axis: str,
+    batch_size: int,
+    num_steps: int,
+    dtype: Any,
+    kernel_layout: str | None = None,
 ) -> Iterator[Program]:
     """The programs of the pipeline: text encoders, all steps of the UNet in a loop, decoder.
 
@@ -114,7 +120,7 @@ def diffusion_programs(
     size = sd_programs.Size(total, sd_models.RESOLUTIONS[model], num_steps)
     networks = sd_models.networks(model, dtype)
     params = {
-        name: _parameters(module, dtype, mesh)
+        name: _parameters(module, dtype, mesh, kernel_layout)
         for name, module in {
             "unet": networks.unet, "vae": networks.vae, **networks.encoders
         }.items()
@@ -139,9 +145,10 @@ def diffusion_programs(
     )  # fmt: skip
 
 
-def _parameters(module: Any, dtype: Any, mesh: Mesh) -> Any:
-    """The shapes of a module's parameters, sharded as in the pipeline."""
-    sharding_of: Any = placement.of_parameters(mesh, loading.attention_heads(module))
+def _parameters(module: Any, dtype: Any, mesh: Mesh, kernel_layout: str | None) -> Any:
+    """The shapes of a module's parameters, which lie as in the pipeline."""
+    heads = loading.attention_heads(module)
+    sharding_of: Any = placement.of_parameters(mesh, heads, kernel_layout)
 
     def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         names = tuple(part.key for part in path)

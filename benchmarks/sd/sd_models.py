@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion import loading, placement
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.types import Params
 from jaxgen.weights import diffusers
@@ -122,6 +122,19 @@ def stored(name: str, checkpoint: Checkpoint, dtype: Any) -> Model:
     model = loading.networks(checkpoint, dtype)
     configs = {part: component.config for part, component in checkpoint.components.items()}
     return Model(name, model, loading.load(checkpoint, model), configs)
+
+
+def laid_out(model: Model, kernel_layout: str | None) -> Model:
+    """The model whose kernels lie in memory as a pipeline's with this `kernel_layout` do."""
+    place_of = placement.of_parameters(None, (), kernel_layout)
+    if place_of is None:
+        return model
+
+    def put(path: Any, leaf: jax.Array) -> jax.Array:
+        place = place_of(tuple(part.key for part in path), leaf.shape)
+        return leaf if place is None else jax.device_put(leaf, place)
+
+    return model._replace(params=jax.tree.map_with_path(put, model.params))
 
 
 def num_parameters(params: Params) -> int:

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
 
 from jaxgen.adapters import adapter_file, change, spec
 from jaxgen.adapters.adapter_file import Adapter
@@ -205,9 +204,8 @@ def _add_with_norms(
     return total + strength * (adapted - leaf.astype(jnp.float32))
 
 
-def _narrowed(total: Array, leaf: Array) -> Array:
-    """The sum in the leaf's own type, where the leaf lies."""
+def _narrowed(total: Array, leaf: Any) -> Array:
+    """The sum in the type of the leaf, an array, and where and as that lies."""
     narrow = total.astype(leaf.dtype)
-    # without a mesh no device is asked for, and asking would compile the programs anew
-    on_mesh = isinstance(leaf.sharding, NamedSharding)
-    return jax.device_put(narrow, leaf.sharding) if on_mesh else narrow
+    # a leaf that asks for no device keeps that: asking would compile the programs anew
+    return jax.device_put(narrow, leaf.format) if leaf.committed else narrow

@@ -115,12 +115,14 @@ def load(
     controlnets: Sequence[Component] = (),
     shapes_of: Callable[[Any], Params] | None = None,
     quantize: str | None = None,
+    kernel_layout: str | None = None,
 ) -> dict[str, Params]:
     """Loads the parameters by component, in the type that each network computes in.
 
     With a mesh they are copied to all of its devices, or divided over its axis "model".
     shapes_of: what to take instead of `shapes`, which traces each network. quantize: the kind of 8
-    bits in which kernels are kept, but the autoencoder's; see `nn.quantized`.
+    bits in which kernels are kept, but the autoencoder's; see `nn.quantized`. kernel_layout: see
+    `placement.of_parameters`.
     """
     shapes_of = shapes_of or shapes
     modules: dict[str, Any] = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
@@ -129,7 +131,7 @@ def load(
         modules[controlnet_name(k)], components[controlnet_name(k)] = module, component
     params = {}
     for name, module in modules.items():
-        shardings = placement.of_parameters(mesh, attention_heads(module))
+        shardings = placement.of_parameters(mesh, attention_heads(module), kernel_layout)
         convert = None if quantize is None or name == "vae" else partial(_in_8_bits, quantize)
         try:
             shapes_of_leaves, dtype = shapes_of(module), module.dtype

@@ -57,7 +57,8 @@ class StableDiffusion:
     device but on CPU, where dispatching costs nothing beside a step and Ctrl-C is heard after each.
     The pictures are the same. vae_tile: latents larger than this (in latent pixels) are decoded in
     overlapping tiles. programs_folder: keeps programs, traced, for the next start; see `save`.
-    embedding_rows: room for the vectors of `set_embeddings`.
+    embedding_rows: room for the vectors of `set_embeddings`. kernel_layout: "cudnn" keeps the
+    kernels of convolutions in memory in the order of axes that GPUs read; their shapes stay.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class StableDiffusion:
         programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
         quantize: Literal["int8", "fp8"] | None = None,
+        kernel_layout: Literal["cudnn"] | None = None,
     ) -> None:
         if not isinstance(loop, str | None) or loop not in (None, "device", "host"):
             raise ValueError(f"loop is {fields.shown(loop)}; use 'device', 'host', or None")
@@ -84,8 +86,9 @@ class StableDiffusion:
         self.store = stored_programs.Store(folder, repr(self.networks))
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
         self.quantize = quantized.check(quantize)
+        layout = placement.check_kernel_layout(kernel_layout)
         self.base = loading.load(
-            checkpoint, self.networks, self.mesh, controlnets, shapes_of, self.quantize
+            checkpoint, self.networks, self.mesh, controlnets, shapes_of, self.quantize, layout
         )
         self.params = self.base  # with the adapters that are set merged in
         self.adapters: beside.Beside | None = None  # those that each image chooses
@@ -175,6 +178,7 @@ class StableDiffusion:
         programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
         quantize: Literal["int8", "fp8"] | None = None,
+        kernel_layout: Literal["cudnn"] | None = None,
     ) -> "StableDiffusion":
         """Loads a pipeline from a diffusers folder, a single .safetensors file, or a Hub id.
 
@@ -185,8 +189,10 @@ class StableDiffusion:
         them, which every call then gives images to. tokenizer and prediction_type: for
         single files, see `hub.open_checkpoint`. programs_folder: keeps programs, traced, for the
         next start; by default that of a folder that `save` made. quantize: keeps the kernels of
-        UNet, ControlNets and text encoders in 8 bits; arithmetic stays in dtype.
+        UNet, ControlNets and text encoders in 8 bits; arithmetic stays in dtype. kernel_layout: see
+        the class; no GPU has confirmed it yet.
         """
+        placement.check_kernel_layout(kernel_layout)
         loading.check_dtype(dtype)
         quantized.check(quantize)
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
@@ -196,7 +202,10 @@ class StableDiffusion:
             raise ValueError(f"controlnet is {fields.shown(paths)}; give one or a list of them")
         nets = [controlnet_file.open_controlnet(path) for path in paths]
         folder = loading.check_folder(programs_folder) or saved_pipeline.programs_of(path_or_id)
-        return cls(checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows, quantize)
+        return cls(
+            checkpoint, dtype, mesh, loop, vae_tile, nets, folder, embedding_rows, quantize,
+            kernel_layout,
+        )  # fmt: skip
 
     def save(self, folder: str | Path) -> None:
         """Saves a folder that starts faster than the checkpoint: `from_pretrained(folder, dtype)`.

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Says where arrays lie on a mesh: images along its axis "data", parameters along "model"."""
+"""Says where arrays lie on a mesh: images along its axis "data", parameters along "model".
+
+And how: the order in memory of the axes of a convolution's kernel, which is none of its shape's.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgen import fields
@@ -23,6 +27,11 @@ BY_ROW = (
 )  # [N, B, ...]
 BEFORE_ATTENTION = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj")
 SHARDED_FROM = 2**14  # entries; smaller parameters are kept whole on every device
+# The order in memory of the axes of a kernel [H, W, I, O], the slowest first: O H W I. XLA asks for
+# it in programs for GPUs (`Layout.AUTO`), which otherwise begin by copying the kernels.
+CUDNN_ORDER = (3, 0, 1, 2)
+
+PlaceOf = Callable[[tuple[str, ...], tuple[int, ...]], NamedSharding | Format | None]
 
 
 def mesh_of(data_devices: int = 1, model_devices: int = 1) -> Mesh | None:
@@ -67,8 +76,36 @@ def check_divides(mesh: Mesh | None, batch: int) -> None:
         )
 
 
+def check_kernel_layout(name: Any) -> str | None:
+    """Returns the name of a layout of kernels; raises ValueError unless it is "cudnn" or None."""
+    if not isinstance(name, str | None) or name not in ("cudnn", None):
+        raise ValueError(f"kernel_layout is {fields.shown(name)}; use 'cudnn', or None")
+    return name
+
+
 def of_parameters(
-    mesh: Mesh | None, heads: Sequence[int] = ()
+    mesh: Mesh | None, heads: Sequence[int] = (), kernel_layout: str | None = None
+) -> PlaceOf | None:
+    """Returns a function (path, shape) -> where a parameter lies, and how; None: as JAX does it.
+
+    kernel_layout: "cudnn" puts the kernels of convolutions into `CUDNN_ORDER`; see `_division` for
+    the rest.
+    """
+    divided = _division(mesh, heads)
+    if kernel_layout is None:
+        return divided
+
+    def place(path: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding | Format | None:
+        where = None if divided is None else divided(path, shape)
+        if len(shape) != len(CUDNN_ORDER):
+            return where
+        return Format(Layout(CUDNN_ORDER), where or SingleDeviceSharding(jax.local_devices()[0]))
+
+    return place
+
+
+def _division(
+    mesh: Mesh | None, heads: Sequence[int]
 ) -> Callable[[tuple[str, ...], tuple[int, ...]], NamedSharding] | None:
     """Returns a function (path, shape) -> sharding of a parameter; None without a mesh.
 

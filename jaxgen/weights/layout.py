@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.experimental.layout import Format
 from jax.sharding import Sharding
 
 from jaxgen import files
@@ -49,16 +50,16 @@ def load(
     tensors: Mapping[str, Tensor],
     abstract: Params,
     dtype: Any = jnp.float32,
-    sharding: Callable[[Path, tuple[int, ...]], Sharding] | None = None,
+    sharding: Callable[[Path, tuple[int, ...]], Sharding | Format | None] | None = None,
     convert: Convert | None = None,
 ) -> Params:
     """The parameter tree whose shapes `abstract` gives, filled with `tensors` cast to `dtype`.
 
     abstract: the "params" of `jax.eval_shape(model.init, ...)`. sharding: where a leaf goes, by its
-    path and shape; None is the default device. convert: the leaves to keep instead of one. Tensors
-    are read, laid out, cast, converted and moved to the devices one by one. Raises ValueError,
-    before anything is read, that lists all unknown, missing, repeated and wrongly shaped tensors;
-    and for values that `dtype` cannot hold.
+    path and shape, and with which order of axes in memory; None is the default device. convert: the
+    leaves to keep instead of one. Tensors are read, laid out, cast, converted and moved to the
+    devices one by one. Raises ValueError, before anything is read, that lists all unknown, missing,
+    repeated and wrongly shaped tensors; and for values that `dtype` cannot hold.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(abstract)
     shapes = {_path(keys): tuple(leaf.shape) for keys, leaf in leaves}
