@@ -3,6 +3,7 @@
 
     python -m benchmarks.start                             # the embedded model
     python -m benchmarks.start --model sd15 --resolution 256
+    python -m benchmarks.start --model sd15 --resolution 64 --steps 1 --kept programs
 
 Candidates take turns, each in a process of its own: with nothing kept, with XLA's machine code
 (what JAX's compilation cache holds), and with jaxgen's traced programs beside it. sd15, sd21 and
@@ -27,6 +28,7 @@ import tyro
 
 from benchmarks import page
 from benchmarks.sd import sd_models, sd_programs
+from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import environment
 from jaxgen.stable_diffusion import loading
@@ -34,7 +36,11 @@ from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers, hub, tokenizer
 from jaxgen.weights.diffusers import Checkpoint, Component
 
-NOTHING, CODE, PROGRAMS = "nothing kept", "machine code kept", "machine code and programs kept"
+KEPT = {
+    "nothing": "nothing kept",
+    "code": "machine code kept",
+    "programs": "machine code and programs kept",
+}
 # a process as a user writes it; it prints seconds, and the time of the picture
 CHILD = """
 import json, sys, time
@@ -65,11 +71,13 @@ class Config:
     steps: int = 4  # of the sampler
     dtype: str = "float32"
     turns: int = 7
+    kept: tuple[str, ...] = tuple(KEPT)  # the candidates, by what they find on disk
     output: Path | None = None  # write a JSON file
 
 
 def main() -> None:
     config = tyro.cli(Config, description=str(__doc__).replace("\n    python", "\n\npython"))
+    check(config)
     tune.tune_cpu()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -90,6 +98,17 @@ def main() -> None:
         config.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def check(config: Config) -> None:
+    """Raises ValueError for a number that is out of range, and for unknown candidates."""
+    unknown = [name for name in config.kept if name not in KEPT]
+    if unknown or not config.kept:
+        said = f"has {unknown[0]!r}" if unknown else "names nothing"
+        raise ValueError(f"--kept {said}; use one or more of {', '.join(KEPT)}")
+    for flag, value in (("--turns", config.turns), ("--steps", config.steps)):
+        if value < 1:
+            raise ValueError(f"{flag} is {value}; use 1 or more")
+
+
 def random_checkpoint(name: str, dtype: str) -> Checkpoint:
     """A published model with random weights, and a tokenizer of one word."""
     model = sd_models.random(name, jnp.dtype(dtype))
@@ -108,20 +127,21 @@ def measure(config: Config, path: str, folder: Path) -> list[dict[str, Any]]:
 
     The first start of each is not counted: it makes what is kept.
     """
-    rows: dict[str, dict[str, list[float]]] = {name: {} for name in (NOTHING, CODE, PROGRAMS)}
+    rows: dict[str, dict[str, list[float]]] = {name: {} for name in config.kept}
     for turn in range(config.turns + 1):
         for name, row in rows.items():
             cache, programs = folder / f"cache of {name}", folder / f"programs of {name}"
-            if name == NOTHING:
+            if name == "nothing":
                 shutil.rmtree(cache, ignore_errors=True)
-            seconds = start(config, path, cache, programs if name == PROGRAMS else None)
+            seconds = start(config, path, cache, programs if name == "programs" else None)
             if turn:
                 for part, value in seconds.items():
                     row.setdefault(part, []).append(value)
-            print(f"turn {turn}, {name}: {seconds['start_to_picture']:.2f} s", file=sys.stderr)
+            elapsed = seconds["start_to_picture"]
+            print(f"turn {turn}, {KEPT[name]}: {elapsed:.2f} s", file=sys.stderr)
     names = ("model", "dtype", "steps", "resolution")
     about = {"kind": "start", **{name: getattr(config, name) for name in names}}
-    return [{**about, "kept": name, "seconds": row} for name, row in rows.items()]
+    return [{**about, "kept": KEPT[name], "seconds": row} for name, row in rows.items()]
 
 
 def start(config: Config, path: str, cache: Path, programs: Path | None) -> dict[str, float]:
@@ -141,4 +161,4 @@ def start(config: Config, path: str, cache: Path, programs: Path | None) -> dict
 
 
 if __name__ == "__main__":
-    main()
+    script.main(main)

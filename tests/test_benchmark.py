@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import diffusion, grid, race, show, training
+from benchmarks import diffusion, grid, race, show, start, training
 from benchmarks import docs as benchmark_docs
 from benchmarks.compiling import programs, tpu
 from benchmarks.options import Config, Training
@@ -136,6 +136,34 @@ def test_parts_of_stable_diffusion_that_differ_are_refused(dtype):
 
 
 @pytest.mark.slow
+def test_starts_take_turns_among_the_candidates_that_are_named(monkeypatch, tmp_path):
+    asked = []
+
+    def start_of(config, path, cache, programs):
+        asked.append((cache.name, programs and programs.name))
+        return {"start_to_picture": float(len(asked))}
+
+    monkeypatch.setattr(start, "start", start_of)
+    rows = start.measure(start.Config(turns=2, kept=("code", "programs")), "path", tmp_path)
+    code, both = ("cache of code", None), ("cache of programs", "programs of programs")
+    assert asked == [code, both] * 3
+    seconds = {row["kept"]: row["seconds"]["start_to_picture"] for row in rows}
+    assert seconds == {"machine code kept": [3, 5], "machine code and programs kept": [4, 6]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kept": ("warm",)}, "--kept has 'warm'; use one or more of nothing, code, programs"),
+        ({"kept": ()}, "--kept names nothing"),
+        ({"turns": 0}, "--turns is 0; use 1 or more"),
+    ],
+)
+def test_bad_options_of_starts_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        start.check(start.Config(**options))
+
+
 def test_published_shapes_have_their_published_numbers_of_parameters():
     """859.5, 865.9 and 2567.5 million in the UNets, 83.65 in the autoencoder."""
     published = {"sd15": 859_520_964, "sd21": 865_910_724, "sdxl": 2_567_463_684}
