@@ -96,7 +96,8 @@ class Weights:
 
     # of parameters and arithmetic; auto is float32 on CPU, elsewhere bfloat16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantize: Literal["int8", "fp8"] | None = None  # keep kernels in 8 bits: half of bfloat16
+    # keep kernels in 8 bits: half of bfloat16; with w8a8 dense layers multiply int8 by int8
+    quantize: Literal["int8", "fp8", "w8a8"] | None = None
     variant: str | None = None  # of the weight files, as fp16
     vae: str | None = None  # take this autoencoder: a folder, a file, or a Hub id
     lora: tuple[str, ...] = ()  # merge these files, each as FILE or FILE:STRENGTH

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from support import checkpoints
 
 from jaxgen.nn import linear, quantized
+from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import hub
 
@@ -56,6 +58,63 @@ def test_a_layer_computes_with_the_kernel_that_is_stored(layer, dtype, kind):
     np.testing.assert_allclose(out, expected, rtol=tolerance, atol=tolerance * 3)
 
 
+def integer_layer(features=7, dtype=jnp.float32):
+    """A dense layer whose product is of integers, its parameters, and its kernel in float64."""
+    stored = RNG.integers(-127, 128, (50, features)).astype(np.int8)
+    scale = RNG.uniform(0.5, 2, features).astype(np.float32)
+    layer = linear.Dense(features, use_bias=False, dtype=dtype)
+    params = {"kernel": stored, quantized.PRODUCT_SCALE: scale}
+    kernel = stored * np.float64(quantized.UNITS["int8"]) * scale
+    return lambda x: layer.apply({"params": params}, jnp.asarray(x, dtype)), kernel
+
+
+def test_rows_of_whole_steps_have_exact_products_of_integers():
+    layer, kernel = integer_layer()
+    rows = RNG.integers(-127, 128, (2, 4, 50))
+    rows[..., 0] = 127  # so that a step of each is its unit
+    units = 2.0 ** RNG.integers(-9, 9, (2, 4, 1))
+    np.testing.assert_allclose(layer(rows * units), (rows * units) @ kernel, rtol=3e-7)
+    assert not layer(np.zeros((3, 50))).any()
+    text = jax.jit(layer).lower(jnp.ones((4, 50))).as_text()
+    assert "(tensor<4x50xi8>, tensor<50x7xi8>) -> tensor<4x7xi32>" in text
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_error_of_a_product_of_integers_is_half_a_step_of_its_row(dtype):
+    layer, kernel = integer_layer(dtype=dtype)
+    x = np.asarray(jnp.asarray(RNG.normal(size=(8, 50)), dtype), np.float64)
+    expected, out = x @ kernel, np.asarray(layer(x), np.float64)
+    half = np.abs(x).max(axis=-1, keepdims=True) / 127 / 2
+    bound = half * np.abs(kernel).sum(axis=0) + float(jnp.finfo(dtype).eps) * np.abs(expected)
+    assert (np.abs(out - expected) <= bound).all()
+    assert np.abs(out - expected).max() > 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_so_in_its_row_alone(value):
+    layer, _ = integer_layer()
+    x = RNG.normal(size=(3, 50)).astype(np.float32)
+    whole = layer(x)
+    x[1, 4] = value
+    out = np.asarray(layer(x))
+    assert not np.isfinite(out[1]).any()
+    np.testing.assert_array_equal(out[[0, 2]], whole[np.array([0, 2])])
+
+
+def test_w8a8_is_for_the_dense_layers_of_the_unet(monkeypatch):
+    monkeypatch.setattr(loading, "QUANTIZED_FROM", 1)
+    checkpoint = checkpoints.checkpoint("sd1")
+    params = loading.load(checkpoint, loading.networks(checkpoint), quantize="w8a8")
+    for name, tree in params.items():
+        leaves = traverse_util.flatten_dict(tree)
+        for path in (path for path in leaves if path[-1] == "kernel"):
+            names = {own[-1] for own in leaves if own[:-1] == path[:-1]} - {"kernel", "bias"}
+            scale = "kernel_scale"
+            if name == "unet" and leaves[path].ndim == 2:
+                scale = "product_scale"
+            assert names == (set() if name == "vae" else {scale}), path
+
+
 @pytest.mark.parametrize("kind", sorted(quantized.KINDS))
 def test_large_kernels_alone_are_in_8_bits(kind):
     full = StableDiffusion.from_pretrained(hub.EMBEDDED)
@@ -78,7 +137,7 @@ def test_large_kernels_alone_are_in_8_bits(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "least"), [("int8", 35), ("fp8", 27)])
+@pytest.mark.parametrize(("kind", "least"), [("int8", 35), ("fp8", 27), ("w8a8", 35)])
 def test_pictures_of_8_bits_are_close_to_those_of_full_kernels(kind, least):
     call = {"prompt": ["a large red star", "a small blue ring"], "num_steps": 10, "seed": 1}
     call["guidance_scale"] = 3.0
@@ -89,7 +148,9 @@ def test_pictures_of_8_bits_are_close_to_those_of_full_kernels(kind, least):
 
 
 def test_an_unknown_kind_is_refused_before_the_model_is_opened():
-    with pytest.raises(ValueError, match="quantize is 'int4'; use 'int8' or 'fp8', or None"):
+    with pytest.raises(
+        ValueError, match="quantize is 'int4'; use 'int8' or 'fp8' or 'w8a8', or None"
+    ):
         StableDiffusion.from_pretrained("no/such/model", quantize="int4")
 
 

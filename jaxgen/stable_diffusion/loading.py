@@ -132,7 +132,9 @@ def load(
     params = {}
     for name, module in modules.items():
         shardings = placement.of_parameters(mesh, attention_heads(module), kernel_layout)
-        convert = None if quantize is None or name == "vae" else partial(_in_8_bits, quantize)
+        convert = None
+        if quantize is not None and name != "vae":
+            convert = partial(_in_8_bits, name, quantize)
         try:
             shapes_of_leaves, dtype = shapes_of(module), module.dtype
             tensors = _own_tensors(checkpoint.name, name, components[name], shapes_of_leaves)
@@ -150,12 +152,19 @@ def _own_tensors(model: str, part: str, component: Component, leaves: Params) ->
     return tensors
 
 
-def _in_8_bits(kind: str, path: layout.Path, values: np.ndarray) -> dict[layout.Path, np.ndarray]:
-    """Quantises a leaf, if it is a kernel that is large enough to gain by it."""
+def _in_8_bits(
+    component: str, kind: str, path: layout.Path, values: np.ndarray
+) -> dict[layout.Path, np.ndarray]:
+    """Quantises a leaf, if it is a kernel that is large enough to gain by it.
+
+    Text encoders run once, not in every step: what they multiply never becomes int8.
+    """
     if path[-1] != "kernel" or values.size < QUANTIZED_FROM:
         return {path: values}
-    stored, scale = quantized.quantize(values, kind)
-    return {path: stored, (*path[:-1], quantized.SCALE): scale}
+    of_products = kind == quantized.W8A8 and values.ndim == 2 and component not in ENCODERS
+    stored, scale = quantized.quantize(values, "int8" if kind == quantized.W8A8 else kind)
+    name = quantized.PRODUCT_SCALE if of_products else quantized.SCALE
+    return {path: stored, (*path[:-1], name): scale}
 
 
 def embedding_rows(networks: Networks, mesh: Mesh | None, count: Any) -> dict[str, Array]:

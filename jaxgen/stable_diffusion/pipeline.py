@@ -71,7 +71,7 @@ class StableDiffusion:
         controlnets: Sequence[Component] = (),
         programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
-        quantize: Literal["int8", "fp8"] | None = None,
+        quantize: Literal["int8", "fp8", "w8a8"] | None = None,
         kernel_layout: Literal["cudnn"] | None = None,
     ) -> None:
         if not isinstance(loop, str | None) or loop not in (None, "device", "host"):
@@ -177,7 +177,7 @@ class StableDiffusion:
         vae_tile: int = decoding.TILE,
         programs_folder: str | Path | None = None,
         embedding_rows: int = EMBEDDING_ROWS,
-        quantize: Literal["int8", "fp8"] | None = None,
+        quantize: Literal["int8", "fp8", "w8a8"] | None = None,
         kernel_layout: Literal["cudnn"] | None = None,
     ) -> "StableDiffusion":
         """Loads a pipeline from a diffusers folder, a single .safetensors file, or a Hub id.
@@ -189,8 +189,9 @@ class StableDiffusion:
         them, which every call then gives images to. tokenizer and prediction_type: for
         single files, see `hub.open_checkpoint`. programs_folder: keeps programs, traced, for the
         next start; by default that of a folder that `save` made. quantize: keeps the kernels of
-        UNet, ControlNets and text encoders in 8 bits; arithmetic stays in dtype. kernel_layout: see
-        the class; no GPU has confirmed it yet.
+        UNet, ControlNets and text encoders in 8 bits; arithmetic stays in dtype, but "w8a8"
+        multiplies int8 by int8 in dense layers of UNet and ControlNets. kernel_layout: see the
+        class; no GPU has confirmed it yet.
         """
         placement.check_kernel_layout(kernel_layout)
         loading.check_dtype(dtype)
