@@ -2,6 +2,11 @@
 """LoRA files that make a model need few steps: their layouts, and the hints that they call for."""
 
 import functools
+import gzip
+import json
+import math
+import re
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -9,11 +14,14 @@ import pytest
 from support import checkpoints
 from support.adapters import draw, weight, write
 
-from jaxgen.adapters import ldm_stems
+from jaxgen.adapters import ldm_stems, spellings
 from jaxgen.stable_diffusion import arguments, few_steps
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request, completed
 
+STATE_SHAPES = json.loads(
+    gzip.decompress((Path(__file__).parent / "data" / "state_shapes.json.gz").read_bytes())
+)
 RANK = 64
 # what these files change: all layers inside of transformers, resnets and samplers
 BLOCKS = {"sd1": "down_blocks.0.attentions.0", "xl": "down_blocks.1.attentions.0"}
@@ -69,15 +77,20 @@ def lora(kind, spelling, alpha, path, metadata=None):
     return write(path, values, metadata), changes
 
 
-# the file as its makers publish it: base model, spelling of names, alpha, and what it is made for
+# The file as its makers publish it: base model, spelling of names, alpha, and what it is made for.
+# Sources: luosiallen/latent-consistency-model issue 57 prints a key of lcm-lora-sdv1-5; finegrain's
+# refiners (stable_diffusion_xl/lcm_lora.py and tests/e2e/test_lightning.py) load LCM's and
+# Lightning's by "lora_unet_" with diffusers' blocks and a scale of 8 / 64; the sizes of Hyper-SD's
+# are below. Turbo's is kohya's extraction, which has XL's names of LDM. What has no public listing
+# of its names is written in every spelling somewhere here.
 FILES = {
     "lcm-lora-sdv1-5/pytorch_lora_weights.safetensors": ("sd1", "kohya", 8, "lcm", 4),
     "lcm-lora-sdxl/pytorch_lora_weights.safetensors": ("xl", "kohya", 8, "lcm", 4),
     "tcd-sdxl/pytorch_lora_weights.safetensors": ("xl", "peft", None, "tcd", 4),
-    "sdxl_lightning_4step_lora.safetensors": ("xl", "kohya", 64, "lightning", 4),
-    "sdxl_lightning_8step_lora.safetensors": ("xl", "ldm", 64, "lightning", 8),
+    "sdxl_lightning_8step_lora.safetensors": ("xl", "kohya", 8, "lightning", 8),
     "Hyper-SD15-1step-lora.safetensors": ("sd1", "kohya", 64, "hyper", 1),
     "Hyper-SDXL-12steps-CFG-lora.safetensors": ("xl", "kohya", 64, "hyper", 12),
+    "dmd2_sdxl_4step_lora.safetensors": ("xl", "peft", None, "dmd", 4),
     "sd_xl_turbo_lora_v1.safetensors": ("xl", "ldm", None, "turbo", 4),
 }
 
@@ -98,6 +111,35 @@ def test_public_files_are_merged_and_set_steps_and_guidance(name, tmp_path):
     assert pipe.distilled == pipe.made_for == few_steps.Distilled()
 
 
+# layers of these files: those of diffusers' train_lcm_distill_lora_sdxl.py
+ENDS = re.compile(
+    r".*\.(to_[qkv]|to_out\.0|proj_in|proj_out|ff\.net\.(0\.proj|2)|conv[12]|conv_shortcut"
+    r"|time_emb_proj|(down|up)samplers\.0\.conv)"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "megabytes"),
+    [("v1", 278, {2: 134.5, 4: 269.0}), ("xl", 788, {2: 393.5, 4: 787.0})],
+)
+def test_rank_64_of_these_layers_has_the_published_sizes(kind, count, megabytes):
+    """The lists of ComfyUI-Manager say 269 and 787 MB of Hyper-SD's files, which are float32, and
+    135 and 394 MB of LCM's and DMD2's, which are float16: that fixes layers and rank."""
+    shapes = STATE_SHAPES["models"][kind]["unet"]["shapes"]
+    weights = {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if ENDS.fullmatch(name.removesuffix(".weight"))
+    }
+    size = sum(RANK * (shape[0] + math.prod(shape[1:])) for shape in weights.values())
+    assert len(weights) == count
+    for width, expected in megabytes.items():
+        assert width * size / 1e6 == pytest.approx(expected, abs=0.05)
+    known = spellings.stems({"unet": [name.rpartition(".")[0] for name in shapes]})
+    for module in weights:
+        assert known[stem(kind, module, "kohya")].name == module
+
+
 def test_a_page_of_the_hub_is_known_by_its_repository(tmp_path, monkeypatch):
     pipe, (file, _) = pipeline("sd1"), lora("sd1", "kohya", 8, tmp_path / "x.safetensors")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **kwargs: str(file))
@@ -116,6 +158,12 @@ def test_a_page_of_the_hub_is_known_by_its_repository(tmp_path, monkeypatch):
         (("lightning_storm_style.safetensors", "lightning storm"), None),
         (("turbocharger.safetensors",), None),
         (("turbo_granny_v2.safetensors",), None),
+        (("hyper_sdxl_portraits.safetensors",), None),
+        (("Hyper-SD-style.safetensors", "sdxl lightning bolts"), None),
+        (("sdxl_turbo_anime_style.safetensors",), None),
+        (("sdxl_hyper_sd_4step_lora.safetensors",), "hyper"),  # as Fooocus calls them
+        (("sdxl_lcm_lora.safetensors",), "lcm"),
+        (("sd_xl_turbo_lora_v1-128dim.safetensors",), "turbo"),
     ],
 )
 def test_common_words_in_names_are_no_sign(names, kind):

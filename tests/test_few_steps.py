@@ -21,6 +21,7 @@ GOOD = {"num_steps": 4, "guidance_scale": 1.0, "sampler": "euler", "spacing": "t
 
 
 FITTING = {name: {"sampler": name, "spacing": None} for name in ("lcm", "tcd")}
+FITTING["dmd"] = FITTING["lcm"]
 
 
 def hint(kind, scheduler=CHECKPOINT.scheduler, **options):
@@ -42,6 +43,7 @@ def hint(kind, scheduler=CHECKPOINT.scheduler, **options):
         ("SimianLuo/LCM_Dreamshaper_v7", "lcm"),
         ("realisticVisionV60B1_v51HyperVAE.safetensors", "hyper"),
         ("Hyper-SDXL-8steps", "hyper"),
+        ("lustifySDXL_ggwpDMD2.safetensors", "dmd"),
         ("stable-diffusion-v1-5/stable-diffusion-v1-5", None),
         ("hyperrealism.safetensors", None),
         ("turbo/sd15.safetensors", None),

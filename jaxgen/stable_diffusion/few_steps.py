@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Hints for models that were distilled to need few steps, and for runs that cannot become pictures.
 
-Such models (Turbo, Lightning, LCM, Hyper), and LoRA files that make a model one, are files like any
-other, and with the settings of the models they come from they give burnt or noisy pictures without
-any error.
+Such models (Turbo, Lightning, LCM, Hyper, DMD2), and LoRA files that make a model one, are files
+like any other, and with the settings of the models they come from they give burnt or noisy pictures
+without any error.
 """
 
 import re
@@ -25,6 +25,7 @@ ADVICE = {
     "hyper": "1 to 8 steps, as its name says, sampler 'ddim', spacing 'trailing', guidance scale 1",
     "lcm": "4 to 8 steps, sampler 'lcm', guidance scale 1 to 2, or any where it is an input",
     "tcd": "4 to 8 steps, sampler 'tcd', guidance scale 1",
+    "dmd": "4 steps, sampler 'lcm', guidance scale 1",
 }
 SCHEDULERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 # kind -> the only samplers that fit, and those that fit no kind: they begin with older outputs
@@ -37,9 +38,9 @@ MOST_GUIDANCE = 3.0
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 STEPS = re.compile(r"(?<!\d)(12|[1248])[ _-]?steps?", re.IGNORECASE)
-# Lightning, hyper and turbo are common words; in a LoRA's name they mean a distilled model beside
-# its number of steps, or right after the model's name
-AFTER_MODEL = re.compile(r"(sd|xl)[ _-]?(turbo|lightning|hyper)|hyper[ _-]?sd", re.IGNORECASE)
+# Lightning, hyper and turbo are common words of styles, too, and styles are drawn for "hyper_sdxl".
+# All published files that distil a model have their number of steps in their names, but for Turbo's
+TURBO = re.compile(r"(sd|xl)[ _-]?turbo[ _-]?lora", re.IGNORECASE)
 
 
 class Distilled(NamedTuple):
@@ -74,7 +75,7 @@ def of_adapters(adapters: Iterable[tuple[str, ...]]) -> Distilled | None:
     for own in adapters:
         for name in own:
             kind = _kind_in(name)
-            if kind in FIT or (kind and (STEPS.search(name) or AFTER_MODEL.search(name))):
+            if kind in FIT or (kind and (STEPS.search(name) or TURBO.search(name))):
                 guided = "cfg" in name.lower()
                 scale = GUIDANCE_SCALE if guided else 1.0
                 return Distilled(kind, _num_steps(own), scale, guided, own[0])
