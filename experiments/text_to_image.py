@@ -31,7 +31,7 @@ from PIL import Image
 
 import jaxgen
 from jaxgen import script
-from jaxgen.adapters import controlnet_file, embedding_file, spec
+from jaxgen.adapters import controlnet_file, embedding_file, spec, unet_file
 from jaxgen.cpu import tune
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
@@ -100,6 +100,7 @@ class Weights:
     quantize: Literal["int8", "fp8", "w8a8"] | None = None
     variant: str | None = None  # of the weight files, as fp16
     vae: str | None = None  # take this autoencoder: a folder, a file, or a Hub id
+    unet: str | None = None  # take this UNet: the same, as SDXL-Lightning's
     lora: tuple[str, ...] = ()  # merge these files, each as FILE or FILE:STRENGTH
     # for each prompt how strongly it takes each of --lora, as 1,0 0,0.8: one batch, not merged
     lora_rows: tuple[str, ...] = ()
@@ -246,6 +247,8 @@ def load_model(config: Config, request: Request) -> StableDiffusion:
     checkpoint = hub.open_checkpoint(
         config.model, weights.variant, weights.tokenizer, weights.prediction_type, weights.vae
     )
+    if weights.unet is not None:
+        checkpoint = unet_file.with_unet(checkpoint, weights.unet, weights.variant)
     nets = [controlnet_file.open_controlnet(path) for path in config.from_image.controlnet]
     networks = loading.networks(checkpoint, controlnets=nets)
     if request.hires is None:
@@ -322,6 +325,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "control_scale": from_image.control_scale if from_image.controlnet else None,
         "model": config.model,
         "vae": config.weights.vae,
+        "unet": config.weights.unet,
         "lora": ", ".join(config.weights.lora) or None,
         "lora_rows": " ".join(config.weights.lora_rows) or None,
         "embedding": ", ".join(config.weights.embedding) or None,

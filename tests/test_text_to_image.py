@@ -119,7 +119,7 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
     _, stderr = execute(
         "--model", turbo, "--output", output, "--steps", 2, "--prompt", "a tabby",
         "--sampler", "DPM++ 2M Karras", "--spacing", "trailing", "--vae", model / "vae",
-        "--embedding", word, "--guidance", 7.5,
+        "--unet", model, "--embedding", word, "--guidance", 7.5,
     )  # fmt: skip
     notes = [line for line in stderr.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
@@ -129,6 +129,7 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
     story = images.read_text(output / "00001.png")
     assert (story["sampler"], story["spacing"]) == ("dpmpp_2m_karras", "trailing")
     assert story["vae"] == str(model / "vae")
+    assert story["unet"] == str(model)
     assert story["embedding"] == str(word)
     assert "Sampler: DPM++ 2M Karras," in story["parameters"]
 

@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen import fields
-from jaxgen.adapters import beside, controlnet_file, embedding_file, merge, spec
+from jaxgen.adapters import beside, controlnet_file, embedding_file, merge, spec, unet_file
 from jaxgen.nn import quantized
 from jaxgen.stable_diffusion import (
     arguments,
@@ -172,6 +172,7 @@ class StableDiffusion:
         tokenizer: str | Path | None = None,
         prediction_type: str | None = None,
         vae: str | Path | None = None,
+        unet: str | Path | None = None,
         controlnet: str | Path | Sequence[str | Path] = (),
         loop: Literal["device", "host"] | None = None,
         vae_tile: int = decoding.TILE,
@@ -185,18 +186,20 @@ class StableDiffusion:
         dtype: float32, bfloat16 or float16, of parameters and arithmetic. mesh: with an axis "data"
         the images of a batch are divided over its devices, with an axis "model" the parameters.
         variant ("fp16", ...): which weight files to take. vae: an autoencoder to take instead of
-        the checkpoint's own, a folder, a file or a Hub id; controlnet: the same, one or several of
-        them, which every call then gives images to. tokenizer and prediction_type: for
-        single files, see `hub.open_checkpoint`. programs_folder: keeps programs, traced, for the
-        next start; by default that of a folder that `save` made. quantize: keeps the kernels of
-        UNet, ControlNets and text encoders in 8 bits; arithmetic stays in dtype, but "w8a8"
-        multiplies int8 by int8 in dense layers of UNet and ControlNets. kernel_layout: see the
-        class; no GPU has confirmed it yet.
+        the checkpoint's own, a folder, a file or a Hub id; unet: the same, as distilled ones are
+        published; controlnet: the same, one or several, which every call gives images to. tokenizer
+        and prediction_type: for single files, see `hub.open_checkpoint`. programs_folder: keeps
+        programs, traced, for the next start; by default that of a folder that `save` made.
+        quantize: keeps the kernels of UNet, ControlNets and text encoders in 8 bits; arithmetic
+        stays in dtype, but "w8a8" multiplies int8 by int8 in dense layers of UNet and ControlNets.
+        kernel_layout: see the class; no GPU has confirmed it yet.
         """
         placement.check_kernel_layout(kernel_layout)
         loading.check_dtype(dtype)
         quantized.check(quantize)
         checkpoint = hub.open_checkpoint(path_or_id, variant, tokenizer, prediction_type, vae)
+        if unet is not None:
+            checkpoint = unet_file.with_unet(checkpoint, unet, variant)
         loading.warn_of_scheduler_keys(checkpoint)
         paths = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         if not isinstance(paths, list | tuple):

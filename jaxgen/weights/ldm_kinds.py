@@ -41,7 +41,8 @@ STRANGERS = {
     "lora_": LORA,
     "unet.": LORA,
     "control_model.": "it is a ControlNet; load its checkpoint, and give this with controlnet=",
-    "down_blocks.": "it is one component in diffusers' layout; give the pipeline's folder",
+    "down_blocks.": "it is one component in diffusers' layout; give the pipeline's folder, and a "
+    "UNet of its own, as SDXL-Lightning's, with unet=",
     "encoder.": "it is an autoencoder alone; give it with vae= and a checkpoint first",
     "first_stage_model.": "it has no UNet",
     "model.diffusion_model.joint_blocks.": "it is Stable Diffusion 3",
