@@ -8,6 +8,9 @@ import re
 import tomllib
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml import converter
+
 import jaxgen
 
 PACKAGE = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
@@ -41,6 +44,7 @@ html_theme_options = {
 }
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
+html_math_renderer = "mathml"  # browsers draw it themselves: MathJax would come from a CDN
 html_copy_source = False
 html_show_sourcelink = False
 
@@ -52,6 +56,35 @@ def as_text(app, what, name, obj, options, lines):
     lines[:1] = [re.sub(r"([*`|_\\])", r"\\\1", line) for line in lines[:1]]
 
 
+def mathml(tex, display):
+    """Writes LaTeX as MathML. Raises ValueError for a command that the converter does not know."""
+    tex = re.sub(r"\\[lr]?Vert\b", "\u2016", tex)  # whose names it keeps after \bigl
+    # a space between the name of a function and its argument, which it leaves out
+    named = r"(\\(?:log|exp|max|min|sin|cos))\s+(?=[a-zA-Z]|\\(?!big|Big|left))"
+    tex = re.sub(named, r"\1\\,", tex)
+    element = converter.convert(tex, display=display)
+    unknown = re.search(r"\\[a-zA-Z]+", element)
+    if unknown:
+        raise ValueError(f"{unknown[0]} cannot be drawn in {tex!r}; write it in another way")
+    return element
+
+
+def inline_math(translator, node):
+    """Draws a formula in the text."""
+    translator.body.append(mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def displayed_math(translator, node):
+    """Draws an equation, with its number at the right."""
+    tag = re.search(r"\\tag\{(.+?)\}", node.astext())
+    equation = mathml(node.astext().replace(tag[0] if tag else "", ""), "block")
+    number = f'<span class="number">({tag[1]})</span>' if tag else ""
+    translator.body.append(f'<div class="equation">{equation}{number}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(app):
     """Called by sphinx."""
     app.connect("autodoc-process-docstring", as_text)
+    app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))
