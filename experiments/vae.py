@@ -42,6 +42,7 @@ from jaxgen.train import augment, latent_models, losses, objectives, step
 from jaxgen.train.latent_models import LatentModel
 from jaxgen.types import Array, Key, LossFn, Params
 
+FEW_STEPS = 500  # after fewer a model that will use its z may not do so yet
 Objective = Literal["elbo", "free_bits", "beta_tc", "k_sample", "iwae", "dreg"]
 
 
@@ -268,15 +269,24 @@ def posterior(
 
 
 def remark(config: Config, encode: Any, state: Any, examples: Examples, key: Key) -> str:
-    """What `collapse` says of the model, and which options may cure it."""
+    """What `collapse` says of the model; empty for one that uses its z."""
     _, binarize_key = jax.random.split(key)
     _, mean, logvar = posterior(config, encode, state.params, examples, binarize_key)
+    has_own_prior = bool(config.top_dim or config.pseudo_inputs)
+    alike = "samples of a class look alike" if config.conditional else "samples look alike"
+    return collapse.remark(mean, logvar, alike, cure(config, examples), has_own_prior)
+
+
+def cure(config: Config, examples: Examples) -> str:
+    """Says what helps: more steps alone, where there were few and the KL weighs no more than 1."""
+    num_steps = experiment.num_steps(config.run, examples, config.run.batch_size)
+    if num_steps < FEW_STEPS and config.beta <= 1:
+        return f"{num_steps} steps are few, train for more"
     has_own_prior = bool(config.top_dim or config.pseudo_inputs)
     cures = [f"a --beta below {config.beta:g}"] * (config.beta > 1)
     cures += ["--kl-warmup-steps"] * (config.kl_warmup_steps == 0)
     cures += ["--objective free_bits"] * (config.objective != "free_bits" and not has_own_prior)
-    alike = "samples of a class look alike" if config.conditional else "samples look alike"
-    return collapse.remark(mean, logvar, [*cures, "more steps"], alike, has_own_prior)
+    return f"train again with {' or '.join([*cures, 'more steps'])}"
 
 
 def prior_draws(config: Config, examples: Examples, params: Params, key: Key, count: int) -> Array:

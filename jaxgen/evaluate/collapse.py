@@ -5,7 +5,6 @@ Bowman et al. 2016 (arXiv:1511.06349), section 3.1, met it in sentences; it is a
 """
 
 import math
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +17,12 @@ FEW_NATS = 0.1  # a code of fewer nats than these tells nothing about an image
 
 
 def remark(
-    mean: Array, logvar: Array, cures: Sequence[str], alike: str, has_own_prior: bool = False
+    mean: Array, logvar: Array, alike: str, cure: str, has_own_prior: bool = False
 ) -> str:
     """Says that z carries nothing, and what to do; empty for a model that uses its z.
 
-    mean, logvar: the posteriors [N, D] of N images. cures: what to train again with, in words.
-    alike: what looks alike then. has_own_prior: of a prior other than N(0, I), to which there is
+    mean, logvar: the posteriors [N, D] of N images. alike, cure: what follows from a collapse and
+    what to do about it, in words. has_own_prior: of a prior other than N(0, I), to which there is
     no KL.
     """
     active = likelihood.active_units(np.asarray(mean)).sum()
@@ -33,6 +32,5 @@ def remark(
     cost = "" if has_own_prior else f", KL {nats:.2g} nats"
     return (
         f"the posterior has collapsed: z tells nothing ({active} of {mean.shape[-1]} units are "
-        f"active{cost}), so {alike}; train again with {' or '.join(cures)} "
-        "(docs/troubleshooting.md)"
+        f"active{cost}), so {alike}; {cure} (docs/troubleshooting.md)"
     )
