@@ -785,8 +785,7 @@ show_captioned(wrong[0][:8], wrong[1][:8], figures.RED)
 # | held out, two objects | 96.0 | 94.2 | 95.8 | 95.6 | 95.5 | 100.0 | 92.5 |
 #
 # Held-out pairs are drawn as well as the others: it has learned the words. The relation of an only
-# object is that to the middle of the picture, where the prompt says it. Guidance 2 and 5 do as well
-# (`--guidance 2` and `5` with `--num-prompts 128`: 93.0 and 91.4 % of those with two seen objects).
+# object is that to the middle of the picture, where the prompt says it.
 #
 # ### An hour, in moving pictures
 #
