@@ -85,6 +85,8 @@ class Sampling:
     guidance_limit: float | None = None  # the largest norm of its change at a step
     guidance_momentum: float = 0.0  # -1 to 1: how much of earlier changes a step adds
     pag_scale: float = 0.0  # perturbed attention guidance; usual is 3, half as much work again
+    # whose self-attention it leaves out: down, mid, up, or the beginning of a name (up_blocks.1)
+    pag_layers: tuple[str, ...] = ("mid",)
     clip_skip: int = 0  # last layers of the text encoder to leave out
     cache_interval: int = 1  # only every so many steps run the whole UNet: faster, less exact
     weighting: bool = True  # brackets in prompts are emphasis; --no-weighting: they are text
@@ -198,6 +200,8 @@ def request_of(config: Config) -> Request:
     interval = config.sampling.guidance_interval  # which is no field of Request
     if interval and scale is None:
         raise ValueError("--guidance-interval needs --guidance, the scale between its two shares")
+    if config.sampling.pag_layers != ("mid",) and not config.sampling.pag_scale:
+        raise ValueError("--pag-layers needs --pag-scale, how strongly they guide")
     sampling: dict[str, Any] = {
         k: v for k, v in asdict(config.sampling).items() if k != "guidance_interval"
     }
@@ -313,6 +317,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "guidance_limit": sampling.guidance_limit,
         "guidance_momentum": sampling.guidance_momentum or None,
         "pag_scale": sampling.pag_scale or None,
+        "pag_layers": ", ".join(sampling.pag_layers) if sampling.pag_scale else None,
         "width": pictures.shape[2],
         "height": pictures.shape[1],
         "image": from_image.image,

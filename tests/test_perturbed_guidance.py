@@ -9,6 +9,7 @@ from flax import linen as nn
 from support import checkpoints, compilations, pipeline_cases
 
 from jaxgen.diffusion import config, guidance, sample
+from jaxgen.nn.stable_diffusion import perturbed
 from jaxgen.stable_diffusion import arguments, loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request, completed
@@ -27,13 +28,15 @@ def drawn(pipe):
     return pipe(PROMPTS, pag_scale=2.0, **CALL)
 
 
-def outputs(pipe, inputs, x, perturbed):
-    """The positive text's outputs at the first row, with the middle's self-attention left out."""
+def outputs(pipe, inputs, x, start):
+    """The positive text's outputs at the first row, without self-attention where a module's path
+    begins so; None: nowhere."""
     prepared, _ = pipe.programs.begin(pipe.params["unet"], inputs)
 
     def replacing(call, args, kwargs, context):
         path, method = context.module.path, context.method_name
-        if perturbed and method == "__call__" and (*path[:1], *path[-1:]) == ("mid_block", "attn1"):
+        chosen = start is not None and path[: len(start)] == start and path[-1] == "attn1"
+        if chosen and method == "__call__":
             return context.module.to_out[0](context.module.to_v(args[0]))
         return call(*args, **kwargs)
 
@@ -54,7 +57,7 @@ def test_guidance_moves_away_from_the_model_without_self_attention(pipe):
     table, i = inputs.table, 0
     x = sample.scaled_noise(table, inputs.noise)
     seen = table.scale[i] * x
-    positive, alone = (outputs(pipe, inputs, seen, perturbed) for perturbed in (False, True))
+    positive, alone = (outputs(pipe, inputs, seen, start) for start in (None, ("mid_block",)))
     assert np.abs(positive - alone).max() > 1e-3
     plain = pipe(PROMPTS, **call)
     scales = np.array([3.0, -1.0]).reshape(2, 1, 1, 1)
@@ -66,6 +69,46 @@ def test_guidance_moves_away_from_the_model_without_self_attention(pipe):
     expected = plain + table.update[i, 0, -2] * scales * (positive - alone)
     found = pipe(PROMPTS, guidance_scale=1.0, pag_scale=[3.0, -1.0], **call)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_other_layers_are_left_out_and_compile_nothing(pipe, drawn):
+    call = CALL | {"num_steps": 1, "spacing": "trailing"}
+    inputs = pipe.inputs(Request(PROMPTS, **call))  # with texts in pairs, as `outputs` needs
+    call |= {"guidance_scale": 1.0}
+    x = sample.scaled_noise(inputs.table, inputs.noise)
+    seen = inputs.table.scale[0] * x
+    start = ("down_blocks_0", "attentions_0")
+    positive, alone = (outputs(pipe, inputs, seen, path) for path in (None, start))
+    expected = pipe(PROMPTS, **call)
+    expected += inputs.table.update[0, 0, -2] * 2.0 * (positive - alone)
+    guided = call | {"pag_scale": 2.0}
+    pipe(PROMPTS, **guided)
+    with compilations.counted() as seconds:
+        found = pipe(PROMPTS, **guided, pag_layers="down_blocks.0.attentions.0")
+        both = pipe(PROMPTS, **CALL | {"pag_scale": 2.0}, pag_layers=["mid", "up_blocks.1"])
+    assert seconds == []
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(both - drawn).max() > 1e-3
+
+
+def test_names_choose_layers_as_diffusers_does():
+    depths = {"down_blocks.0": (1, 2), "mid_block": (2,), "up_blocks.1": ()}
+    for names, expected in (
+        ("mid", [[0], [0, 0], [1, 1]]),
+        (["down"], [[1], [1, 1], [0, 0]]),
+        (["down_blocks.0.attentions.1.transformer_blocks.1", "mid"], [[0], [0, 1], [1, 1]]),
+    ):
+        found = perturbed.layers(names, depths)
+        assert list(found) == ["down_blocks_0", "mid_block", "up_blocks_1"]
+        assert [list(map(int, one)) for block in found.values() for one in block] == expected
+    for names, message in (
+        ("up", "'up', which is no self-attention of this UNet; it has some in down_blocks.0, mid_"),
+        (["mid", "down_blocks.00"], "'down_blocks.00', which is no self-attention"),
+        ([], r"pag_layers is \[\]; give a list of names"),
+        (3, "pag_layers is 3; give a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            perturbed.layers(names, depths)
 
 
 def test_other_scales_and_rows_of_them_compile_nothing(pipe, drawn):
@@ -92,7 +135,7 @@ def test_what_perturbed_guidance_cannot_do_is_refused(pipe):
     request = completed(Request("a cat", pag_scale=1.0))
     without = loading.networks(checkpoints.checkpoint("sd1"))
     without = without._replace(unet=without.unet.clone(mid_block_type=None))
-    with pytest.raises(ValueError, match=r"attention in the UNet's middle, and this one has none"):
+    with pytest.raises(ValueError, match=r"'mid', which is no self-attention of this UNet; it has"):
         arguments.batch(request, without, pipe.scheduler)
 
 

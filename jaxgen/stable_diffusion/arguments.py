@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen import fields
 from jaxgen.diffusion.table import Table
-from jaxgen.nn.stable_diffusion.unet_blocks import MID_BLOCKS
+from jaxgen.nn.stable_diffusion import perturbed
 from jaxgen.stable_diffusion import (
     control_arguments,
     image_arguments,
@@ -73,8 +73,10 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     b = _batch_size(request, columns, image, mask, latents, clean, *hints)
     guidance = sampler_arguments.guidance(request, columns, table, b)
     needs_pair = bool((guidance["guidance_scale"] != 1).any())
-    perturbed = guidance["pag_scale"] is not None
-    texts = _phases(request, networks, table, num_steps, needs_pair, perturbed, b)
+    twice = guidance["pag_scale"] is not None
+    depths = networks.unet.attention_depths()
+    layers = perturbed.layers(request.pag_layers, depths) if twice else None
+    texts = _phases(request, networks, table, num_steps, needs_pair, twice, b)
     return BatchRequest(
         phases=texts,
         prompt_embeds=_repeated(request.prompt_embeds, b),
@@ -83,6 +85,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
         weighting=request.weighting,
         guided=bool(texts.negatives),
         **guidance,
+        pag_layers=layers,
         seeds=_seeds(request.seed, b),
         size=size,
         time_ids=_time_ids(request, networks, size, texts, b),
@@ -236,17 +239,11 @@ def _phases(
     table: Table,
     num_steps: int,
     needs_pair: bool,
-    perturbed: bool,
+    twice: bool,
     b: int,
 ) -> phases.Phases:
-    """Reads the texts of all images; needs_pair where guidance needs negative ones, perturbed where
-    it needs the positive ones twice."""
-    mid = networks.unet.mid_block_type
-    if perturbed and (mid is None or not MID_BLOCKS.get(mid)):
-        raise ValueError(
-            f"pag_scale perturbs attention in the UNet's middle, and this one has none ({mid}); "
-            "leave it out"
-        )
+    """Reads the texts of all images; needs_pair where guidance needs negative ones, twice where
+    it needs the positive ones again."""
     # UNets that were distilled to take their guidance scale as an input need none
     distilled = networks.unet.time_cond_proj_dim is not None
     texts = phases.phases(
@@ -256,9 +253,9 @@ def _phases(
         request.weighting,
         table,
         num_steps,
-        perturbed,
+        twice,
     )
-    if distilled and perturbed:
+    if distilled and twice:
         raise ValueError("pag_scale is no input of this model, which does without texts in pairs")
     if distilled and texts.weights is not None:
         raise ValueError("AND needs guidance by negative texts, which this model does without")

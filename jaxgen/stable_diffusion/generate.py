@@ -18,6 +18,7 @@ from jaxgen.adapters.beside import Beside
 from jaxgen.diffusion import guidance, sample
 from jaxgen.diffusion.table import Table
 from jaxgen.nn.embeddings import sinusoid
+from jaxgen.nn.stable_diffusion import perturbed
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
 from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
 from jaxgen.nn.stable_diffusion.unet import Deep, UNet2DConditionModel
@@ -60,6 +61,7 @@ class Inputs(NamedTuple):
     guidance_momentum: AnyArray | None = None  # [B]
     # [N, B]; the last of the G texts is then the positive one again, see `guidance.Guidance`
     pag_scale: AnyArray | None = None
+    pag_layers: Any = None  # where it does without self-attention, see `perturbed.with_perturbed`
     adapters: Beside | None = None  # low-rank paths of the UNet, chosen by each image
     # bool [N], the rows that run the whole UNet; the others take its deep features again
     full: AnyArray | None = None
@@ -236,9 +238,10 @@ def _outputs(
     emb = jnp.broadcast_to(emb, (len(x), emb.shape[-1]))
     if own.added is not None:
         emb = emb + own.added
-    rows, perturbed = x, None
+    rows, text = x, own.text
     if inputs.pag_scale is not None:  # the last row of each image
-        perturbed = jnp.arange(len(x)) % groups_of(inputs) == groups_of(inputs) - 1
+        last = jnp.arange(len(x)) % groups_of(inputs) == groups_of(inputs) - 1
+        text = perturbed.with_perturbed(text, inputs.pag_layers, last)
     if inputs.extra is not None:
         extra = jnp.repeat(inputs.extra, groups_of(inputs), axis=0)
         rows = jnp.concatenate([x, extra], axis=-1)
@@ -246,13 +249,13 @@ def _outputs(
     def with_controls(method: str) -> Any:
         # ControlNets see the latent alone, also beside inpainting UNets
         added = control.residuals(nets, inputs.controls, own.controls, x, i)
-        return _apply(unet, params, inputs, rows, emb, own.text, added, perturbed, method=method)
+        return _apply(unet, params, inputs, rows, emb, text, added, method=method)
 
     if inputs.full is None:
         return with_controls("denoise"), None
     full = jnp.asarray(inputs.full)[i]
     deep = jax.lax.cond(full, lambda: with_controls("deep"), lambda: deep)
-    return _apply(unet, params, inputs, rows, emb, own.text, deep, method="shallow"), deep
+    return _apply(unet, params, inputs, rows, emb, text, deep, method="shallow"), deep
 
 
 def _guidance(inputs: Inputs) -> guidance.Guidance:

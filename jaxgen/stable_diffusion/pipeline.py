@@ -244,6 +244,7 @@ class StableDiffusion:
         guidance_limit: float | Sequence[float | None] | None = None,
         guidance_momentum: float | Sequence[float] = 0.0,
         pag_scale: Any = 0.0,
+        pag_layers: str | Sequence[str] = "mid",
         spacing: str | None = None,
         levels: str | None = None,
         eta: float | None = None,

@@ -170,6 +170,7 @@ def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
         "table": everywhere,
         "from_image": everywhere,
         "full": everywhere,
+        "pag_layers": everywhere,
         **dict.fromkeys(BY_ROW, rows(mesh, axis=1)),
     }
     arrays = {

@@ -142,6 +142,7 @@ def inputs(
         guidance_limit=batch.guidance_limit,
         guidance_momentum=batch.guidance_momentum,
         pag_scale=batch.pag_scale,
+        pag_layers=batch.pag_layers,
         pooled=text.pooled,
         time_ids=batch.time_ids,
         controls=tuple(

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxgen import fields
 from jaxgen.diffusion.table import Table
+from jaxgen.nn.stable_diffusion.perturbed import Layers
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.stable_diffusion.texts.phases import Phases
 
@@ -46,6 +47,8 @@ class Request:
     guidance_momentum: float | Sequence[float] = 0.0  # the same; -1 to 1, usual are negative ones
     # perturbed attention guidance, 0 is none, usual is 3; or rows, as guidance_scale
     pag_scale: Any = 0.0
+    # whose self-attention it leaves out: "down", "mid", "up", or beginnings of modules' names
+    pag_layers: str | Sequence[str] = "mid"
     # of samplers by name, from the checkpoint's own schedule: "leading", "linspace", "trailing"
     spacing: str | None = None
     # the same: "karras", "exponential", "beta", or "schedule" for those of training
@@ -98,6 +101,7 @@ class BatchRequest(NamedTuple):
     guidance_limit: np.ndarray  # float32 [B], infinite for none
     guidance_momentum: np.ndarray | None  # float32 [B]; None: 0 for all
     pag_scale: np.ndarray | None  # float32 [N, B]; None: 0 for all
+    pag_layers: Layers | None  # where `pag_scale` is not None
     seeds: np.ndarray  # uint32 [B]
     size: tuple[int, int]  # H, W
     time_ids: np.ndarray | None  # float32 [B, 6] of XL, [B, S, 5] of its refiner

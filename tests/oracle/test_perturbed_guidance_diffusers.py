@@ -30,6 +30,16 @@ def with_pag(monkeypatch):
     monkeypatch.setattr(make_pipeline_values, "TEXT_SETTINGS", settings)
 
 
+def test_other_layers_are_those_of_diffusers(with_pag, monkeypatch):
+    layers, cls = ["down_blocks.0", "mid"], diffusers.StableDiffusionPAGPipeline
+    own = cls.set_pag_applied_layers  # which __init__ calls
+    monkeypatch.setattr(cls, own.__name__, lambda pipe, _: own(pipe, layers))
+    case = FEW | {"sampler": "ddim"}
+    expected = make_pipeline_values.theirs(case)
+    assert relative_error(ours(case | {"pag_layers": layers}), expected) < 1e-3
+    assert relative_error(ours(case), expected) > 1e-2
+
+
 @pytest.mark.parametrize(
     "case",
     [

@@ -56,7 +56,8 @@ def ours(case, output="latent"):
     pipe = _with_scheduler(case["kind"], json.dumps(case.get("scheduler", {})))
     names = ("prompt", "negative_prompt", "num_steps", "guidance_scale", "guidance_rescale",
              "sampler", "seed", "strength", "clip_skip", "eta", "spacing", "levels", "crop",
-             "original_size", "target_size", "cache_interval", "pag_scale")  # fmt: skip
+             "original_size", "target_size", "cache_interval", "pag_scale",
+             "pag_layers")  # fmt: skip
     request = Request(
         **{name: case[name] for name in names if name in case},
         image=image(case) if case.get("task") else None,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The transformer inside the UNet: attention over pixels, attention to text, and a gated MLP."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,14 @@ from jaxgen.nn.norm import GroupNorm
 from jaxgen.types import Array
 
 KeysValues = tuple[Array, Array]  # each [B, S, heads, D]
+
+
+class Context(NamedTuple):
+    """What a transformer block is told beside its pixels."""
+
+    text: KeysValues
+    # bool [B], the rows that do without self-attention; None: no row does
+    perturbed: Array | None = None
 
 
 class Attention(nn.Module):
@@ -87,7 +95,7 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and MLP, each after a norm and added to its input.
 
-    x: [B, T, C], keys and values of the text -> [B, T, C]. diffusers' class of this name.
+    x: [B, T, C] and its context -> [B, T, C]. diffusers' class of this name.
     """
 
     channels: int
@@ -102,9 +110,9 @@ class BasicTransformerBlock(nn.Module):
         self.attn2 = Attention(self.channels, self.num_heads, dtype=self.dtype)
         self.ff = FeedForward(self.dtype)
 
-    def __call__(self, x: Array, text: KeysValues, perturbed: Array | None = None) -> Array:
-        x = x + self.attn1(self.norm1(x), perturbed=perturbed)
-        x = x + self.attn2(self.norm2(x), text)
+    def __call__(self, x: Array, context: Context) -> Array:
+        x = x + self.attn1(self.norm1(x), perturbed=context.perturbed)
+        x = x + self.attn2(self.norm2(x), context.text)
         return x + self.ff(self.norm3(x))
 
 
@@ -130,18 +138,13 @@ class Transformer2DModel(nn.Module):
         ]
         self.proj_out = Dense(self.channels, dtype=self.dtype)
 
-    def text_context(self, text: Array) -> tuple[KeysValues, ...]:
+    def text_context(self, text: Array) -> tuple[Context, ...]:
         """The keys and values of the text [B, S, E] for each block, for `__call__`."""
-        return tuple(block.attn2.keys_values(text) for block in self.transformer_blocks)
+        return tuple(Context(block.attn2.keys_values(text)) for block in self.transformer_blocks)
 
-    def __call__(
-        self,
-        x: Array,
-        text_context: tuple[KeysValues, ...],
-        perturbed: Array | None = None,
-    ) -> Array:
+    def __call__(self, x: Array, text_context: tuple[Context, ...]) -> Array:
         b, h, w, c = x.shape
         tokens = self.proj_in(self.norm(x).reshape(b, h * w, c))
-        for block, text in zip(self.transformer_blocks, text_context, strict=True):
-            tokens = block(tokens, text, perturbed)
+        for block, context in zip(self.transformer_blocks, text_context, strict=True):
+            tokens = block(tokens, context)
         return x + self.proj_out(tokens).reshape(b, h, w, c)

@@ -89,14 +89,12 @@ class UNet2DConditionModel(UNetEncoder):
         emb: Array,
         text_context: dict[str, TextContext],
         residuals: tuple[Array, list[Array]] | None = None,
-        perturbed: Array | None = None,
     ) -> Array:
         """The prediction from embedded time [B, D] and `text_context`: [B, H, W, C] -> the same.
 
-        residuals: what ControlNets add to the middle and to each skip. perturbed: bool [B], the
-        rows of perturbed attention guidance, see `UNetEncoder.encode`.
+        residuals: what ControlNets add to the middle and to each skip.
         """
-        x, skip = self._before_last(sample, emb, text_context, residuals, perturbed)
+        x, skip = self._before_last(sample, emb, text_context, residuals)
         return self._last(x, skip, emb, text_context)
 
     def deep(
@@ -105,10 +103,9 @@ class UNet2DConditionModel(UNetEncoder):
         emb: Array,
         text_context: dict[str, TextContext],
         residuals: tuple[Array, list[Array]] | None = None,
-        perturbed: Array | None = None,
     ) -> Deep:
         """All of `denoise` but its last layer; see `Deep`."""
-        x, _ = self._before_last(sample, emb, text_context, residuals, perturbed)
+        x, _ = self._before_last(sample, emb, text_context, residuals)
         return Deep(x, None if residuals is None else residuals[1][0])
 
     def shallow(
@@ -131,10 +128,9 @@ class UNet2DConditionModel(UNetEncoder):
         emb: Array,
         text_context: dict[str, TextContext],
         residuals: tuple[Array, list[Array]] | None,
-        perturbed: Array | None,
     ) -> tuple[Array, Array]:
         """What the last layer of the way up takes: its input and its skip."""
-        x, skips = self.encode(sample, emb, text_context, perturbed=perturbed)
+        x, skips = self.encode(sample, emb, text_context)
         if residuals is not None:
             x = x + residuals[0]
             skips = [skip + added for skip, added in zip(skips, residuals[1], strict=True)]
@@ -151,6 +147,14 @@ class UNet2DConditionModel(UNetEncoder):
         layer = self.up_blocks[last].level.num_resnets - 1
         x = self.up_blocks[last].layer(layer, x, skip, emb, text)
         return self.conv_out(nn.silu(self.conv_norm_out(x)))
+
+    def attention_depths(self) -> dict[str, tuple[int, ...]]:
+        """How many blocks each Transformer2DModel has, for every block by diffusers' name."""
+        down, mid = self._levels_down()
+        levels = {f"down_blocks.{i}": level for i, level in enumerate(down)}
+        levels |= {} if mid is None else {"mid_block": mid}
+        levels |= {f"up_blocks.{i}": level for i, level in enumerate(self._levels_up())}
+        return {name: level.depths for name, level in levels.items()}
 
     def _levels_up(self) -> list[Level]:
         count = len(self.block_out_channels)

@@ -21,7 +21,8 @@ from jaxgen.types import Array
 DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name -> has attention
 MID_BLOCKS = {"UNetMidBlock2DCrossAttn": True, "UNetMidBlock2D": False}
 
-TextContext = tuple[Any, ...]  # one entry for each Transformer2DModel of a block
+# for each Transformer2DModel of a block, the `transformer.Context` of each of its blocks
+TextContext = tuple[Any, ...]
 
 
 class Level(NamedTuple):
@@ -102,14 +103,12 @@ class MidBlock(nn.Module):
     def text_context(self, text: Array) -> TextContext:
         return tuple(layer.text_context(text) for layer in self.attentions)
 
-    def __call__(
-        self, x: Array, emb: Array, text_context: TextContext, perturbed: Array | None = None
-    ) -> Array:
+    def __call__(self, x: Array, emb: Array, text_context: TextContext) -> Array:
         x = self.resnets[0](x, emb)
         for attend, resnet, text in zip(
             self.attentions, self.resnets[1:], text_context, strict=True
         ):
-            x = resnet(attend(x, text, perturbed), emb)
+            x = resnet(attend(x, text), emb)
         return x
 
 
@@ -224,12 +223,10 @@ class UNetEncoder(nn.Module):
         emb: Array,
         text_context: dict[str, TextContext],
         hint: Array | None = None,
-        perturbed: Array | None = None,
     ) -> tuple[Array, list[Array]]:
         """The features of the middle [B, h, w, C], and all skips on the way down.
 
-        emb: the embedded time [B, D]; hint: features [B, H, W, C_0] to add to conv_in's; perturbed:
-        bool [B], rows without self-attention in the middle.
+        emb: the embedded time [B, D]; hint: features [B, H, W, C_0] to add to conv_in's.
         """
         x = self.conv_in(sample.astype(self.dtype))
         if hint is not None:
@@ -239,7 +236,7 @@ class UNetEncoder(nn.Module):
             x, outputs = block(x, emb, text_context[f"down_blocks_{i}"])
             skips.extend(outputs)
         if self.mid_block_type is not None:
-            x = self.mid_block(x, emb, text_context["mid_block"], perturbed)
+            x = self.mid_block(x, emb, text_context["mid_block"])
         return x, skips
 
     def _sinusoid(self, values: Array, dim: int) -> Array:
