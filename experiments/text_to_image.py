@@ -139,7 +139,7 @@ class Config:
     height: int | None = None  # pixels
     output: Path = Path("outputs")  # folder
     # write OUTPUT/preview.png after every step, decoded by this autoencoder: a tiny one, which is
-    # fast, or "own" for the model's
+    # fast (that of shapes is "shapes-tiny"), or "own" for the model's
     preview: str | None = None
     from_image: tyro.conf.OmitArgPrefixes[FromImage] = field(default_factory=FromImage)
     sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)

@@ -11,6 +11,7 @@ from support.checkpoints import SIZE
 from support.networks import relative_error
 
 from jaxgen.adapters import controlnet_file
+from jaxgen.stable_diffusion import placement
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers, layout, tensors
 
@@ -63,6 +64,21 @@ def test_every_image_of_a_batch_takes_its_own_control(pipe):
     both = pipe(["a cat", "a cat"], control_image=np.stack([picture(1), picture(2)]),
                 **{**CALL, "seed": [4, 5]})  # fmt: skip
     np.testing.assert_allclose(both[1], alone[0], atol=2e-4)
+
+
+def test_images_of_a_mesh_follow_their_own_pictures(pipe):
+    """Beside perturbed guidance, whose layers lie on all devices, too."""
+    on_mesh = StableDiffusion(
+        checkpoints.checkpoint("sd1"),
+        mesh=placement.mesh_of(2),
+        controlnets=[controlnets.component("sd1")],
+    )
+    call = {**CALL, "num_steps": 2, "seed": [4, 5], "pag_scale": 2.0}
+    found, expected = (
+        each(["a cat", "a dog"], control_image=np.stack([picture(1), picture(2)]), **call)
+        for each in (on_mesh, pipe)
+    )
+    assert relative_error(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("spelling", ["folder", "diffusers, one file", "LDM, one file"])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxgen.miniature import captioned, following, new_shape
+from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
-from jaxgen.weights import hub
+from jaxgen.weights import autoencoder, hub
 from jaxgen.world import caption, reader, scene
 
 FOLDER = hub.resolve(hub.EMBEDDED)
@@ -23,10 +24,11 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def drawn(pipe):
-    """32 prompts of one object of a seen pair, and their pictures."""
+    """32 prompts of one object of a seen pair, their latents, and their pictures."""
     scenes = captioned.world_scenes("prompts", 32, two_objects=0.0)
     prompts = caption.captions(scenes)
-    return scenes, prompts, pipe(prompts, num_steps=STEPS, guidance_scale=GUIDANCE)
+    latents = pipe(prompts, num_steps=STEPS, guidance_scale=GUIDANCE, output="latent")
+    return scenes, latents, pipe.decode(latents)
 
 
 def test_the_folder_is_at_most_12_megabytes_and_says_how_it_was_made():
@@ -46,6 +48,18 @@ def test_pictures_show_what_the_prompts_ask_for(drawn):
     assert found["count"][0] >= 0.9
     assert found["color"][0] >= 0.9
     assert found["all"][0] >= 0.75  # 32 prompts; the model card has the share of many
+
+
+def test_its_tiny_autoencoder_draws_nearly_the_same(pipe, drawn):
+    _, latents, pictures = drawn
+    folder = hub.resolve_vae(hub.EMBEDDED_TINY)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1e6
+    found = loading.previewer(autoencoder.read(folder), pipe.networks)(latents)
+    error = np.mean((np.float64(found) - pictures) ** 2)
+    assert 10 * np.log10(255**2 / error) > 33  # 35.5 dB of scenes; of noise, 10
+    for j, picture in enumerate(found):
+        own, preview = reader.read(pictures[j]), reader.read(picture)
+        assert [one.color for one in preview.objects] == [one.color for one in own.objects]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import tyro
 from PIL import Image
 
@@ -33,10 +34,14 @@ from jaxgen import script  # noqa: E402
 from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS  # noqa: E402
 from jaxgen.pictures import images  # noqa: E402
 from jaxgen.runs import run  # noqa: E402
+from jaxgen.stable_diffusion import loading  # noqa: E402
 from jaxgen.stable_diffusion.pipeline import StableDiffusion  # noqa: E402
+from jaxgen.weights import autoencoder as autoencoder_file  # noqa: E402
+from jaxgen.weights import hub  # noqa: E402
 
 SIDE = 360  # pixels of a panel
 SEED = 1
+PREVIEWED = (1, 3, 5, 8, 12, 20)  # steps
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TAUGHT = (
     "a large purple square ring on cream",
@@ -109,6 +114,21 @@ def strengths() -> Image.Image:
     return images.side_by_side(columns, gap=images.GAP)
 
 
+def previews() -> Image.Image:
+    """Estimates of one picture as it goes, by the tiny autoencoder above the model's own."""
+    pipe, estimates = StableDiffusion.from_pretrained("shapes"), []
+    tiny = loading.previewer(
+        autoencoder_file.read(hub.resolve_vae(hub.EMBEDDED_TINY)), pipe.networks
+    )
+    pipe(
+        demo.PROMPTS[0], num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, seed=SEED,
+        on_step=lambda done, total, latents, estimate: estimates.append(estimate),
+    )  # fmt: skip
+    shown = np.concatenate([estimates[step - 1] for step in PREVIEWED])
+    rows = np.concatenate([tiny(shown), pipe.decode(shown)])
+    return images.grid(rows.repeat(2, axis=1).repeat(2, axis=2), columns=len(PREVIEWED))
+
+
 def study() -> Image.Image:
     """The runs of `gan_study.py` whose raw results are in docs/."""
     paths = sorted((ROOT / "docs").glob("gan_study_*.json"), reverse=True)
@@ -132,6 +152,7 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
     "systems": systems,
     "shapes": shapes,
     "strengths": strengths,
+    "previews": previews,
     "gan_study": study,
     "rate_distortion": curve,
 }

@@ -57,6 +57,11 @@ def _blocks(default: tuple[str, ...], *names: str) -> Field:
     return fields.items(default, fields.choice(None, *names), most=MAX_LEVELS)
 
 
+def _numbers_of_blocks(default: Any) -> Field:
+    """One number of blocks a level, which may have none."""
+    return fields.items(default, fields.integer(None, 0, MAX_LAYERS), most=MAX_LEVELS)
+
+
 def _per_channel(default: Any, item: Field) -> Field:
     """Null, or one number a latent channel."""
     return fields.optional(fields.items(default, item, most=MAX_LATENT_CHANNELS))
@@ -256,8 +261,8 @@ _AUTOENCODER_TINY = Table(
         "encoder_block_out_channels": _widths((64,) * 4),
         "decoder_block_out_channels": _widths((64,) * 4),
         "latent_channels": _count(4),
-        "num_encoder_blocks": _widths((1, 3, 3, 3)),
-        "num_decoder_blocks": _widths((3, 3, 3, 1)),
+        "num_encoder_blocks": _numbers_of_blocks((1, 3, 3, 3)),
+        "num_decoder_blocks": _numbers_of_blocks((3, 3, 3, 1)),
         "scaling_factor": fields.number(1.0, 1e-6, 1e6),
         "shift_factor": fields.optional(fields.number(0.0, -1e6, 1e6)),
     },

@@ -28,14 +28,16 @@ from jaxgen.weights.diffusers import Checkpoint
 
 # A model that comes with jaxgen; latent_autoencoder.py and latent_diffusion.py trained it.
 EMBEDDED = "shapes"
+EMBEDDED_TINY = "shapes-tiny"  # its tiny autoencoder; studies/tiny_autoencoder.py trained that
 MODELS = Path(__file__).parent.parent / "models"
+EMBEDDED_FOLDERS = {EMBEDDED: MODELS / EMBEDDED, EMBEDDED_TINY: MODELS / EMBEDDED / "vae_tiny"}
 MODEL = (
     "a diffusers folder, a .safetensors file, a Hub id such as stable-diffusion-v1-5/"
     f"stable-diffusion-v1-5, or {EMBEDDED!r}, the small model that comes with jaxgen"
 )
 VAE = (
-    "the folder or .safetensors file of an autoencoder, or a Hub id such as "
-    "stabilityai/sd-vae-ft-mse"
+    "the folder or .safetensors file of an autoencoder, a Hub id such as "
+    f"stabilityai/sd-vae-ft-mse, or {EMBEDDED_TINY!r}, the tiny one of {EMBEDDED!r}"
 )
 TOKENIZER = (
     "a folder with vocab.json and merges.txt, or a Hub id such as openai/clip-vit-large-patch14"
@@ -202,8 +204,8 @@ def _existing(path_or_id: str | Path, expected: str) -> Path | None:
     path, text = files.existing(path_or_id), str(path_or_id)
     if text and path is not None:
         return path
-    if text == EMBEDDED:
-        return MODELS / EMBEDDED
+    if text in EMBEDDED_FOLDERS:
+        return EMBEDDED_FOLDERS[text]
     is_id = isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     if not is_id or text.endswith((".safetensors", *weight_files.UNSAFE)):
         in_repo = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)/([\w./-]+\.safetensors)", text)

@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
-from jaxgen.weights import hub, tokenizer
+from jaxgen.weights import autoencoder, hub, tokenizer
 
 # torch and diffusers warn of each other's and of numpy's future
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
@@ -50,6 +51,18 @@ def test_from_the_same_noise_come_the_same_pictures(pipes, sampler):
     found = ours(PROMPTS, output="latent", **call)
     assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
     levels = np.abs(ours.decode(found).astype(int) - np.rint(255 * pictures).astype(int))
+    assert levels.max() <= 1
+
+
+def test_its_tiny_autoencoder_is_one_of_diffusers(pipes):
+    folder = hub.resolve_vae(hub.EMBEDDED_TINY)
+    theirs = diffusers.AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32)
+    ours = loading.previewer(autoencoder.read(folder), pipes[0].networks)
+    latents = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.decode(torch.from_numpy(latents).permute(0, 3, 1, 2)).sample
+    expected = expected.permute(0, 2, 3, 1).numpy().clip(-1, 1) / 2 + 0.5
+    levels = np.abs(ours(latents).astype(int) - np.rint(255 * expected).astype(int))
     assert levels.max() <= 1
 
 
