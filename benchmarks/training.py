@@ -61,7 +61,7 @@ class Started(NamedTuple):
 def config_of(case: Case, num_models: int = 1) -> Any:
     """The script's configuration for 28x28 images: its MNIST preset, or the GAN that peers have."""
     plain = gan.Config(width=32, run=RunOptions(learning_rate=2e-4))  # no penalties, no labels
-    preset = plain if case.model == "gan" else SCRIPTS[case.model].PRESETS["mnist"]
+    preset: Any = plain if case.model == "gan" else SCRIPTS[case.model].PRESETS["mnist"]
     run = replace(
         preset.run, batch_size=case.batch_size, dtype=case.dtype, num_models=num_models, epochs=None
     )

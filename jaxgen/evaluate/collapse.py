@@ -16,9 +16,7 @@ from jaxgen.types import Array
 FEW_NATS = 0.1  # a code of fewer nats than these tells nothing about an image
 
 
-def remark(
-    mean: Array, logvar: Array, alike: str, cure: str, has_own_prior: bool = False
-) -> str:
+def remark(mean: Array, logvar: Array, alike: str, cure: str, has_own_prior: bool = False) -> str:
     """Says that z carries nothing, and what to do; empty for a model that uses its z.
 
     mean, logvar: the posteriors [N, D] of N images. alike, cure: what follows from a collapse and
