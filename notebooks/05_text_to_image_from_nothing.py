@@ -670,8 +670,8 @@ figures.show_rows({f"f = {f:g}": decode(shipped["vae"], padded / f)[:8] for f in
 # %%
 tokens = tokenizer.train(captions, max_length=24)
 sizes = model.Sizes(
-    image_size=64, vae_channels=(16, 32, 64, 64), unet_channels=(48, 64), unet_heads=4,
-    text_width=64, text_layers=1, norm_groups=8, prediction_type="v_prediction",
+    image_size=64, vae_channels=(16, 32, 64, 64), text_width=64, text_layers=1, unet_heads=4,
+    unet_channels=(16,) if quick.ON else (48, 64), norm_groups=8, prediction_type="v_prediction",
 )  # fmt: skip
 small = model.checkpoint(sizes, tokens, vae.scaling_factor)
 small_networks = loading.networks(small)

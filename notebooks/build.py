@@ -191,7 +191,8 @@ def try_quickly(name: str) -> str:
 
 def _quick_flags() -> str:
     """XLA's flags for short runs, which the compiler takes longer for than the arithmetic."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+    flags += " --xla_cpu_parallel_codegen_split_count=1"
     older = tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11)
     return flags + " --xla_cpu_use_fusion_emitters=false" * older  # later jaxlib lacks the flag
 

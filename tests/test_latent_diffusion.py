@@ -331,7 +331,7 @@ def test_the_world_needs_an_autoencoder_of_its_size(script, runs):
 def test_a_folder_of_captioned_pictures_trains_both_stages(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script.second, "painter", no_painter)
     generator = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 3)):
+    for split, count in (("train", 64), ("test", 3)):  # as many as `runs` has
         place = tmp_path / "pictures" / split
         place.mkdir(parents=True)
         lines = []
