@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxgen.adapters.beside import Beside
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
+from jaxgen.nn.stable_diffusion.transformer import BlockContext
 from jaxgen.nn.stable_diffusion.unet import Deep
 from jaxgen.stable_diffusion import control, decoding, generate, loading, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
@@ -23,7 +24,8 @@ from jaxgen.types import Array, Params
 from jaxgen.warm.stored_programs import Store
 
 # what stored programs return, by names of their own
-for kind in (text_encoding.Text, generate.Prepared, generate.State, control.Ready, Deep):
+KINDS = (text_encoding.Text, generate.Prepared, generate.State, control.Ready, Deep, BlockContext)
+for kind in KINDS:
     export.register_namedtuple_serialization(kind, serialized_name=f"jaxgen.{kind.__name__}")
 
 # on_step(done, total, latents, estimate): rows done and to do, the latents [B, h, w, C] after this

@@ -15,7 +15,7 @@ from jaxgen.types import Array
 KeysValues = tuple[Array, Array]  # each [B, S, heads, D]
 
 
-class Context(NamedTuple):
+class BlockContext(NamedTuple):
     """What a transformer block is told beside its pixels."""
 
     text: KeysValues
@@ -110,7 +110,7 @@ class BasicTransformerBlock(nn.Module):
         self.attn2 = Attention(self.channels, self.num_heads, dtype=self.dtype)
         self.ff = FeedForward(self.dtype)
 
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: BlockContext) -> Array:
         x = x + self.attn1(self.norm1(x), perturbed=context.perturbed)
         x = x + self.attn2(self.norm2(x), context.text)
         return x + self.ff(self.norm3(x))
@@ -138,11 +138,13 @@ class Transformer2DModel(nn.Module):
         ]
         self.proj_out = Dense(self.channels, dtype=self.dtype)
 
-    def text_context(self, text: Array) -> tuple[Context, ...]:
+    def text_context(self, text: Array) -> tuple[BlockContext, ...]:
         """The keys and values of the text [B, S, E] for each block, for `__call__`."""
-        return tuple(Context(block.attn2.keys_values(text)) for block in self.transformer_blocks)
+        return tuple(
+            BlockContext(block.attn2.keys_values(text)) for block in self.transformer_blocks
+        )
 
-    def __call__(self, x: Array, text_context: tuple[Context, ...]) -> Array:
+    def __call__(self, x: Array, text_context: tuple[BlockContext, ...]) -> Array:
         b, h, w, c = x.shape
         tokens = self.proj_in(self.norm(x).reshape(b, h * w, c))
         for block, context in zip(self.transformer_blocks, text_context, strict=True):

@@ -21,7 +21,7 @@ from jaxgen.types import Array
 DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name -> has attention
 MID_BLOCKS = {"UNetMidBlock2DCrossAttn": True, "UNetMidBlock2D": False}
 
-# for each Transformer2DModel of a block, the `transformer.Context` of each of its blocks
+# for each Transformer2DModel of a block, the `transformer.BlockContext` of each of its blocks
 TextContext = tuple[Any, ...]
 
 
