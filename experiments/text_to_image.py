@@ -280,6 +280,11 @@ def preview_of(config: Config) -> Component | None:
     """Opens the autoencoder of the previews, if it is another than the model's own."""
     if config.preview in (None, OWN):
         return None
+    if config.preview == hub.EMBEDDED_TINY and config.model != hub.EMBEDDED:
+        raise ValueError(
+            f"--preview {hub.EMBEDDED_TINY} draws latents of {hub.EMBEDDED} alone; give the tiny "
+            f"autoencoder of {config.model}, or {OWN}"
+        )
     return autoencoder.read(hub.resolve_vae(config.preview))
 
 

@@ -161,6 +161,13 @@ def test_the_last_preview_is_the_picture(model, tmp_path):
         (["--model", "MODEL", "--prompt", "a", "--vae", "none/x.bin"], "no such file or folder"),
         (["--model", "MODEL", "--prompt", "a", "--preview", "x.bin"], "no such file or folder"),
         (
+            ["--model", "MODEL", "--prompt", "a", "--preview", "shapes-tiny"],
+            "--preview shapes-tiny draws latents of shapes alone",
+        ),
+        (["--prompt", "a", "--pag-layers", "up"], "--pag-layers needs --pag-scale"),
+        (["--prompt", "a", "--pag-scale", "2", "--pag-layers", "x"], "'x', which is no self-att"),
+        (["--prompt", "a", "--unet", "none.safetensors"], "no such file or folder"),
+        (
             ["--model", "MODEL", "--prompt", "a", "--lora", "no.safetensors:0.5"],
             "Expected a LoRA",
         ),
