@@ -22,6 +22,12 @@ def test_every_prepared_option_has_its_parts_with_its_flags():
     assert len(parts) == 5 + 2 * (1 + len(options.GPU)) + 1
 
 
+def test_the_layout_of_kernels_is_no_flag_of_xla():
+    assert options.flags((options.KERNELS, "graphs")) == options.flags(("graphs",))
+    with pytest.raises(ValueError, match=r"unknown prepared option 'layout'; use .*, kernels"):
+        options.flags(("layout",))
+
+
 @pytest.mark.parametrize(
     ("part", "left", "end"),
     [
