@@ -23,6 +23,7 @@ def catch_signals() -> None:
 
     Signals that are ignored, as those of a background job, stay ignored.
     """
+    _open_streams()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             _previous[number] = signal.signal(number, _leave)
@@ -60,6 +61,20 @@ def say(number: int, line: str) -> None:
             # a terminal, also one that is gone; files and pipes still have a reader
             if stat.S_ISCHR(os.fstat(stream).st_mode):
                 os.dup2(nowhere, stream)
+
+
+def _open_streams() -> None:
+    """Opens the standard streams that were closed, as by `2>&-`, to nowhere.
+
+    Otherwise the next file that is opened gets the number, and what a library prints is written
+    into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the smallest number that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -158,3 +158,22 @@ def test_a_tilde_after_an_equals_sign_is_home(monkeypatch):
     script.main(lambda: None)
     expected = ["--output=/home/me/new", "--prompt", "~/x", "a=~b", "--lora=/home/me"]
     assert sys.argv[1:] == [*expected, "--x=~nobody-here/y"]
+
+
+WITH_CLOSED_STREAMS = """
+import os, sys
+from jaxgen import at_start
+at_start.catch_signals()
+file = open(sys.argv[1], "w")
+print("to nowhere", file=sys.stderr)
+print("to nowhere")
+os.write(2, b"from a library")
+file.write(str(file.fileno()))
+"""
+
+
+def test_closed_streams_lead_nowhere_and_into_no_file(tmp_path):
+    command = '"$0" -c "$1" "$2" <&- >&- 2>&-'
+    words = [sys.executable, WITH_CLOSED_STREAMS, str(tmp_path / "file")]
+    assert subprocess.run(["sh", "-c", command, *words], cwd=ROOT, check=False).returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxgen.data import picture_file, pillow, pixels, sets
+from jaxgen.stable_diffusion import image_arguments
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (16, 24, 3), np.uint8)
@@ -201,6 +202,25 @@ def test_orientation_turns_the_photo_and_its_mask(tmp_path, orientation, turns):
             np.testing.assert_allclose(turned, np.rot90(EXPECTED, turns), atol=1e-6)
     mask = pixels.masks(tmp_path / "mask.png")[0, ..., 0]
     np.testing.assert_array_equal(mask, np.rot90(WHITE, turns))
+
+
+def test_damaged_exif_data_are_said_and_not_taken_for_upright(tmp_path):
+    path = tmp_path / "set" / "a.jpg"
+    path.parent.mkdir()
+    Image.fromarray(BYTES).convert("RGB").save(path, exif=b"Exif\0\0damaged")
+    message = "EXIF data are damaged .* save the picture again"
+    with pytest.raises(ValueError, match=message):
+        pixels.images(path)
+    with pytest.raises(ValueError, match=rf"a\.jpg: its {message}"):
+        sets.load(str(path.parent))
+
+
+def test_a_mask_that_selects_nothing_is_hinted_at():
+    red = np.zeros((4, 4, 3), np.uint8)
+    red[:, :2, 0] = 255  # 0.299 as grey, which is below half
+    with pytest.warns(UserWarning, match="a mask selects no pixel"):
+        assert not image_arguments.mask(red).any()
+    assert image_arguments.mask(WHITE).any()
 
 
 @pytest.mark.parametrize("ending", ["png", "pgm", "tif"])

@@ -24,3 +24,14 @@ def test_a_folder_that_is_emptied_stays_a_run_until_the_last(tmp_path, monkeypat
 def test_a_name_that_is_not_utf8_is_refused():
     with pytest.raises(ValueError, match="not a name in UTF-8; use another --run-dir"):
         run_folder.check_name(Path("runs/bad\udcff"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("link", "it is a broken link"), ("file/run", "Not a directory"), ("x" * 300, "too long")],
+)
+def test_a_folder_that_cannot_be_made_says_why(tmp_path, name, reason):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=rf"cannot be made: .*{reason}; use another --run-dir"):
+        run_folder.make(tmp_path / name)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxgen import files
 from jaxgen.data import picture_file
 
 # 16 bits a pixel; 16 bits of a .pgm come as I, as do 32 bits of a .tif, which have no known range
@@ -24,7 +25,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     # a PNG is decoded to the end in search of EXIF data that may follow the pixels
     has_exif = image.format != "PNG" or "exif" in image.info
-    turned = has_exif and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    turned = has_exif and _orientation(image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
@@ -89,11 +90,25 @@ def fit_array(image: np.ndarray, shape: tuple[int, int, int], binary: bool = Fal
 
 def upright(image: Image.Image) -> Image.Image:
     """Turns the picture as the EXIF orientation of the camera says."""
-    if image.getexif().get(_ORIENTATION, 1) == 1:
+    if _orientation(image) == 1:
         return image
     turned = ImageOps.exif_transpose(image)
     turned.format = image.format
     return turned
+
+
+def _orientation(image: Image.Image) -> int:
+    """Reads how a camera was held, 1 for upright; ValueError for EXIF data that are damaged."""
+    try:
+        exif = image.getexif()
+        if not exif and (data := image.info.get("exif")):  # a JPEG forgets an error when opened
+            Image.Exif().load(data)
+        return exif.get(_ORIENTATION, 1)
+    except Exception as error:  # Pillow's are SyntaxError, struct.error, ...
+        raise ValueError(
+            f"its EXIF data are damaged ({files.printable(error)}), so that nothing tells which "
+            "side is up; save the picture again without them"
+        ) from error
 
 
 def opaque(image: Image.Image, mode: str, binary: bool = False) -> Image.Image:

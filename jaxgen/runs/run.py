@@ -189,9 +189,7 @@ def _folder(name: str, options: RunOptions) -> Path:
 
     run_folder.check_name(folder)
     if not options.resume:
-        if folder.exists() and not folder.is_dir():
-            raise FileExistsError(f"{folder} is not a folder; use another --run-dir")
-        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.make(folder)
     return folder
 
 

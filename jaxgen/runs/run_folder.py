@@ -45,6 +45,18 @@ def check_name(path: Path) -> None:
         raise ValueError(f"{name} is not a name in UTF-8; use another --run-dir") from None
 
 
+def make(path: Path) -> None:
+    """Makes the folder of a run. Raises OSError that names it and says why there can be none."""
+    if os.path.exists(path) and not path.is_dir():
+        raise FileExistsError(f"{path} is not a folder; use another --run-dir")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a broken link" if os.path.islink(path) else error.strerror
+        shown = files.printable(path)
+        raise OSError(f"{shown} cannot be made: {reason}; use another --run-dir") from None
+
+
 def check_free(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError if something is at `path` that may not be replaced."""
     if not path.exists() or (path.is_dir() and _is_untouched(path)):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Reads the images and masks of a request as float arrays, and checks that they fit together."""
 
+import warnings
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +23,16 @@ def image(value: Any) -> np.ndarray | None:
 
 def mask(value: Any) -> np.ndarray | None:
     """Reads masks as zeros and ones, float32 [N, H, W, 1]; white, true, 0.5 and above are ones."""
-    return None if value is None else pixels.masks(value)
+    if value is None:
+        return None
+    x = pixels.masks(value)
+    if not x.any(axis=(1, 2, 3)).all():
+        warnings.warn(
+            "a mask selects no pixel (white, true, half and above do), so that nothing of its "
+            "image is made anew",
+            stacklevel=2,
+        )
+    return x
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
