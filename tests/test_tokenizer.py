@@ -139,7 +139,8 @@ def test_tokenizer_json_alone_is_enough(folder):
         ("merges.txt", "#version: 0.2\n", "tokens of the vocabulary come from no merge"),
         ("special_tokens_map.json", '{"pad_token": "<pad>"}', "lacks the special tokens <pad>"),
         ("special_tokens_map.json", '{"pad_token": 7}', "pad_token is 7"),
-        ("added_tokens.json", '{"<cat-toy>": 700}', "adds the tokens <cat-toy>"),
+        ("added_tokens.json", '{"<cat-toy>": 0}', "two tokens of the vocabulary have the same id"),
+        ("added_tokens.json", '{"<cat-toy>": "700"}', "token ids must be integers"),
         ("tokenizer_config.json", '{"known_words": "cat"}', "known_words is not a list of words"),
         ("tokenizer_config.json", '{"known_words": ["cat", 7]}', "is not a list of words"),
         ("tokenizer_config.json", '{"known_words": {"cat": 1}}', "is not a list of words"),
@@ -149,6 +150,25 @@ def test_bad_file_is_one_clear_error(folder, file, content, match):
     (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=match):
         tokenizer.read(folder)
+
+
+@pytest.mark.parametrize("form", ["added_tokens.json", "added_tokens_decoder"])
+def test_words_that_training_added_are_found_whole_and_written(folder, tmp_path, form):
+    number = len(VOCAB)
+    if form == "added_tokens.json":
+        (folder / form).write_text(json.dumps({"<Cat-toy>": number}))
+    else:
+        path = folder / "tokenizer_config.json"
+        decoder = {str(number): {"content": "<Cat-toy>", "normalized": True}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), form: decoder}))
+    tokens = tokenizer.read(folder)
+    cat = VOCAB["cat</w>"]
+    assert tokenizer.encode(tokens, "Cat <cat-toy>cat") == [cat, number, cat]
+    (tmp_path / "again").mkdir()
+    tokenizer.write(tmp_path / "again", tokens)
+    again = tokenizer.read(tmp_path / "again")
+    assert tokenizer.encode(again, "Cat <cat-toy>cat") == [cat, number, cat]
+    assert again.vocab == tokens.vocab
 
 
 def test_missing_files_are_named(tmp_path):

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,8 @@ class Tokenizer(NamedTuple):
     encoder: tokenizers.Tokenizer
     words: frozenset[str] | None = None  # all that the model was trained on; None is any text
     new_words: NewWords | None = None  # beyond the vocabulary
+    # words that training added to the vocabulary, with the flags of AddedToken
+    added: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
     @property
     def bos_id(self) -> int:
@@ -107,10 +110,12 @@ def build(
     special: dict[str, str | dict[str, Any]] | None = None,
     max_length: int = 77,
     words: Iterable[str] | None = None,
+    added: Mapping[str, dict[str, Any]] | None = None,
 ) -> Tokenizer:
     """A tokenizer from its parts; `special` overrides CLIP's tokens by role, e.g. pad_token="!".
 
-    words: all that a model knows, for models that know few. Raises ValueError when the parts do
+    words: all that a model knows, for models that know few. added: words of the vocabulary that are
+    found whole in a text, with the flags of AddedToken. Raises ValueError when the parts do
     not belong together.
     """
     defaults = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
@@ -122,9 +127,13 @@ def build(
         )
     if not MIN_LENGTH <= max_length <= MAX_TOKENS:
         raise ValueError(f"model_max_length is {max_length}; expected {MIN_LENGTH} to {MAX_TOKENS}")
+    whole = {
+        word: _token({**flags, "content": word}, word) for word, flags in (added or {}).items()
+    }
     encoder = _encoder(vocab, merges, tokens)
+    encoder.add_tokens([tokenizers.AddedToken(**token) for token in whole.values()])
     known = None if words is None else frozenset(words)
-    return Tokenizer(dict(vocab), list(merges), tokens, max_length, encoder, known)
+    return Tokenizer(dict(vocab), list(merges), tokens, max_length, encoder, known, added=whole)
 
 
 def train(texts: Iterable[str], max_length: int, vocab_size: int = 4096) -> Tokenizer:
@@ -176,19 +185,22 @@ def _read(folder: Path, special: dict[str, str]) -> Tokenizer:
         raise ValueError(
             f"no tokenizer in {folder}: expected vocab.json and merges.txt, or tokenizer.json"
         )
-    vocabulary.check(vocab, folder)
     config = vocabulary.read_optional(folder / "tokenizer_config.json")
-    roles = {**vocabulary.special_tokens(folder, config, combined), **special}
+    roles, added = vocabulary.special_tokens(folder, config, combined)
+    ids: dict[str, Any] = {word: token.get("id") for word, token in added.items()}
+    vocab = {**vocab, **ids}
+    vocabulary.check(vocab, folder)
     max_length = config.get("model_max_length", 77)
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:
         max_length = 77  # "no limit" is written as 1e30; the text encoders have 77 positions
-    tokens = build(vocab, merges, roles, max_length, _words(config))
-    _check_reached(tokens)
+    tokens = build(vocab, merges, roles | special, max_length, _words(config), added)
+    marks = {BOS, EOS, *(token["content"] for token in tokens.special.values()), *tokens.added}
+    vocabulary.check_reached(vocab, merges, marks)
     return tokens
 
 
 def write(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write the four files that diffusers folders hold, into an existing folder."""
+    """Write the files that diffusers folders hold, into an existing folder."""
     merges = "".join(f"{a} {b}\n" for a, b in tokenizer.merges)
     config = {
         "add_prefix_space": False,
@@ -199,10 +211,14 @@ def write(folder: Path, tokenizer: Tokenizer) -> None:
         **{role: token["content"] for role, token in tokenizer.special.items()},
         **({} if tokenizer.words is None else {WORDS_KEY: sorted(tokenizer.words)}),
     }
-    vocab = json.dumps(tokenizer.vocab, ensure_ascii=False)
+    own = {token: i for token, i in tokenizer.vocab.items() if token not in tokenizer.added}
+    vocab = json.dumps(own, ensure_ascii=False)
     (folder / "vocab.json").write_text(vocab, encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(files.dumps(config), encoding="utf-8")
+    if tokenizer.added:
+        ids = {word: tokenizer.vocab[word] for word in tokenizer.added}
+        (folder / "added_tokens.json").write_text(files.dumps(ids), encoding="utf-8")
     special = files.dumps(tokenizer.special)
     (folder / "special_tokens_map.json").write_text(special, encoding="utf-8")
 
@@ -278,22 +294,3 @@ def _token(value: Any, role: str) -> dict[str, Any]:
         raise ValueError(f"{role} is {str(value)[:80]}; expected a token's text")
     flags = ("lstrip", "normalized", "rstrip", "single_word")
     return {"content": value["content"], **{name: value.get(name) is True for name in flags}}
-
-
-def _check_reached(tokens: Tokenizer) -> None:
-    """In a vocabulary made as CLIP's, merges make every token but bytes and special ones.
-
-    Otherwise merges.txt was cut, and words would silently become other tokens.
-    """
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    base = {*alphabet, *(letter + "</w>" for letter in alphabet)}
-    if not base <= tokens.vocab.keys():
-        return
-    marks = {BOS, EOS, *(token["content"] for token in tokens.special.values())}
-    lacking = tokens.vocab.keys() - base - marks - {a + b for a, b in tokens.merges}
-    if lacking:
-        first = min(lacking, key=tokens.vocab.__getitem__)
-        raise ValueError(
-            f"{len(lacking)} tokens of the vocabulary come from no merge, first "
-            f"{files.printable(first, 80)!r}; the merges are incomplete, fetch them again"
-        )

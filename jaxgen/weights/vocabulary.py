@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The files of a tokenizer's vocabulary and merges, read and checked one by one."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tokenizers import pre_tokenizers
 
 from jaxgen import files
 
@@ -54,31 +57,55 @@ def check(vocab: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder}: two tokens of the vocabulary have the same id")
 
 
+def check_reached(
+    vocab: dict[str, int], merges: list[tuple[str, str]], marks: Iterable[str]
+) -> None:
+    """In a vocabulary made as CLIP's, merges make every token but bytes, special and added ones.
+
+    Otherwise merges.txt was cut, and words would silently become other tokens.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    base = {*alphabet, *(letter + "</w>" for letter in alphabet)}
+    if not base <= vocab.keys():
+        return
+    lacking = vocab.keys() - base - set(marks) - {a + b for a, b in merges}
+    if lacking:
+        first = min(lacking, key=vocab.__getitem__)
+        raise ValueError(
+            f"{len(lacking)} tokens of the vocabulary come from no merge, first "
+            f"{files.printable(first, 80)!r}; the merges are incomplete, fetch them again"
+        )
+
+
 def read_optional(path: Path, max_bytes: int = files.CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in a file, empty where there is none."""
     return files.read_object(path, max_bytes) if path.is_file() else {}
 
 
-def special_tokens(folder: Path, config: dict, combined: dict) -> dict[str, Any]:
-    """Role -> token. special_tokens_map.json overrides tokenizer_config.json, unless the latter
-    has the newer `added_tokens_decoder`; so reads transformers, and SD 2's "!" hangs on it."""
+def special_tokens(
+    folder: Path, config: dict, combined: dict
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Role -> token, and each word that was added to the vocabulary -> its id and flags.
+
+    special_tokens_map.json overrides tokenizer_config.json, unless the latter has the newer
+    `added_tokens_decoder`; so reads transformers, and SD 2's "!" hangs on it.
+    """
     tokens = {role: config[role] for role in SPECIAL if config.get(role) is not None}
-    decoder = config.get("added_tokens_decoder")
+    decoder, listed = config.get("added_tokens_decoder"), combined.get("added_tokens")
     if isinstance(decoder, dict):
-        added = list(decoder.values())
+        listed = [{**t, "id": _number(i)} for i, t in decoder.items() if isinstance(t, dict)]
     else:
         roles = read_optional(folder / "special_tokens_map.json")
         tokens.update({role: roles[role] for role in SPECIAL if roles.get(role) is not None})
-        added = combined.get("added_tokens")
-    entries = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+    entries = [t for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
     known = {t["content"]: t for t in entries if isinstance(t.get("content"), str)}
     texts = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
-    added_tokens = [*known, *read_optional(folder / "added_tokens.json")]
-    unknown = sorted(set(added_tokens) - {BOS, EOS, *map(str, texts.values())})
-    if unknown:
-        listed = files.printable(", ".join(unknown))
-        raise ValueError(
-            f"{folder} adds the tokens {listed}, which jaxgen does not support; "
-            "take a tokenizer without added tokens"
-        )
-    return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}
+    older = read_optional(folder / "added_tokens.json").items()
+    added = {word: {"id": i, "normalized": True} for word, i in older} | known
+    for text in {BOS, EOS, *map(str, texts.values())}:
+        added.pop(text, None)
+    return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}, added
+
+
+def _number(text: str) -> Any:
+    return int(text) if text.isdecimal() and len(text) < 10 else text

@@ -81,6 +81,22 @@ def test_newer_files_give_the_ids_of_transformers(vocabulary, pad, tmp_path):
     _assert_ids_equal(tokenizer.read(tmp_path), reference)
 
 
+def test_words_that_training_added_give_the_ids_of_transformers(tmp_path):
+    vocab, merges = clip_words.small_vocabulary()
+    write_folder(tmp_path, vocab, merges, PADS[0])
+    reference = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    reference.add_tokens(["<cat-toy>", "Sks", "<cat-toy>_1"])
+    reference.save_pretrained(tmp_path / "saved")
+    ours = tokenizer.read(tmp_path / "saved")
+    texts = ["a <cat-toy> on a mat", "A<CAT-TOY>_1x", "sks SKS risks", "<cat-toy>_", *TEXTS[:50]]
+    theirs = reference(texts, add_special_tokens=False).input_ids
+    assert [tokenizer.encode(ours, text) for text in texts] == theirs
+    (tmp_path / "ours").mkdir()
+    tokenizer.write(tmp_path / "ours", ours)
+    again = transformers.CLIPTokenizer.from_pretrained(tmp_path / "ours")
+    assert again(texts, add_special_tokens=False).input_ids == theirs
+
+
 @pytest.mark.parametrize("pad", PADS)
 def test_files_saved_by_transformers_give_its_ids(vocabulary, pad, tmp_path):
     write_folder(tmp_path, *vocabulary, pad)
