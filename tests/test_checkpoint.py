@@ -2,6 +2,7 @@
 """Checkpoints: exact round trips, other device counts, damage found, wrong networks named."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -167,6 +168,18 @@ def test_no_flipped_bit_of_the_arrays_loads_silently(manager, tmp_path):
         found_damaged += found == 1
 
     assert found_damaged >= 8
+
+
+def test_a_list_of_leaves_without_one_of_them_is_damaged_and_no_other_network(manager):
+    write(manager, 1, 2)
+    path = pathlib.Path(manager.directory) / "2" / "state" / "_METADATA"
+    metadata = json.loads(path.read_text())
+    leaves = metadata["tree_metadata"]
+    del leaves[next(name for name in leaves if "kernel" in name)]
+    path.write_text(json.dumps(metadata))
+    with pytest.warns(UserWarning, match="checkpoint skipped, .*step 2 .*; going back to step 1"):
+        _, step = checkpoint.restore(manager, template(state_of(1), 1))
+    assert step == 1
 
 
 def test_a_deleted_file_is_passed_over_too(manager):

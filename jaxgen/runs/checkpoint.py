@@ -121,12 +121,13 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
         raise FileNotFoundError(
             f"no checkpoint in {manager.directory} yet; let the run go on to its first one"
         )
-    faults = []
+    faults, misfits = [], []
     for step in steps:
         try:
             state = _read(manager, step, like)
-        except ShapeError:
-            raise
+        except ShapeError as error:  # or its list of leaves is damaged: then an earlier one fits
+            misfits.append(error)
+            faults.append(files.first_line(error))
         except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
             faults.append(f"step {step}: {files.first_line(error)}")
         else:
@@ -135,6 +136,8 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
                     f"checkpoint skipped, {fault}; going back to step {step}", stacklevel=2
                 )
             return state, step
+    if misfits:
+        raise misfits[0]
     raise ValueError(f"no readable checkpoint in {manager.directory}: " + "; ".join(faults))
 
 
