@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Runs that were killed, damaged, edited or entered twice: what `--resume` makes of them."""
 
+import contextlib
 import json
 import math
 import os
@@ -254,6 +255,17 @@ def test_a_platform_without_a_device_is_named(monkeypatch):
     monkeypatch.setattr(script, "compilation_cache", lambda: None)
     with pytest.raises(ValueError, match="no device of JAX_PLATFORMS=cuda"):
         script.set_up()
+
+
+def test_what_orbax_says_of_a_run_that_is_read_is_not_shown(run, monkeypatch, caplog):
+    caplog.set_level("WARNING", "absl")  # and as it was at the end
+    monkeypatch.delenv("JAXGEN_TRACEBACK", raising=False)
+    monkeypatch.setattr(script.tune, "tune_cpu", lambda: None)
+    monkeypatch.setattr(script, "compilation_cache", lambda: None)
+    script.set_up()
+    with contextlib.closing(checkpoint.open_manager(run / "checkpoints", read_only=True)):
+        pass
+    assert caplog.records == []
 
 
 def test_a_damaged_picture_of_an_earlier_step_is_left_out_and_said(run):
