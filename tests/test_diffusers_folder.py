@@ -17,7 +17,8 @@ import safetensors.numpy
 from support import checkpoints
 
 from jaxgen import files
-from jaxgen.weights import configs, diffusers, hub, layout, tensors, weight_files
+from jaxgen.weights import configs, diffusers, hub, layout, model_index, tensors, weight_files
+from jaxgen.weights.model_index import NETWORKS, TOKENIZERS
 
 UNET = checkpoints.UNETS["sd1"]
 
@@ -508,6 +509,15 @@ def test_partial_folder_is_one_error_with_all_that_is_missing(folder):
     ):
         assert words in str(caught.value)
     assert "safety_checker" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_every_encoder_of_texts_needs_its_tokenizer(name, tmp_path):
+    index = {part: [library, classes[0]] for part, (library, _, classes) in NETWORKS.items()}
+    index |= {own: ["transformers", "CLIPTokenizer"] for own in TOKENIZERS}
+    del index[name]
+    with pytest.raises(ValueError, match=f"names no {name};"):
+        model_index.check_complete(tmp_path, index, has_vae=False)
 
 
 def test_missing_folders_and_files_are_named(folder, tmp_path):

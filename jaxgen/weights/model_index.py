@@ -76,7 +76,9 @@ def check_complete(folder: Path, index: dict[str, Any], has_vae: bool) -> list[s
     faults = _pipeline_faults(index)
     # the XL refiner has the second of both alone
     second = "_2" if all(map(partial(has_part, index), ("text_encoder_2", "tokenizer_2"))) else ""
-    required = ("unet", "vae", f"text_encoder{second}", f"tokenizer{second}", "scheduler")
+    required = ["unet", "vae", f"text_encoder{second}", f"tokenizer{second}", "scheduler"]
+    pairs = zip(("text_encoder", "text_encoder_2"), TOKENIZERS, strict=True)
+    required += [own for encoder, own in pairs if has_part(index, encoder) and own not in required]
     faults += [
         f"model_index.json names no {name}" + (VAE_ADVICE if name == "vae" else "")
         for name in required
