@@ -5,7 +5,7 @@ Examples:
     python experiments/gan.py                                    # handwritten digits, a minute
     python experiments/gan.py --objective minimax                # Goodfellow 2014, eq. 1
     python experiments/gan.py --objective wasserstein --gradient-penalty 10 --discriminator-steps 5
-    python experiments/gan.py --preset mnist --conditional
+    python experiments/gan.py --preset mnist                     # a column for each digit
     python experiments/gan.py --run-dir runs/gan-digits --action evaluate
 """
 
@@ -82,10 +82,11 @@ PRESETS = {
         r1=0.1, run=RunOptions(steps=6000, learning_rate=1e-3, batch_size=64, draw_every=600)
     ),
     "mnist": Config(
-        preset="mnist", network="conv", width=32, r1=1.0,
+        preset="mnist", network="conv", width=16, discriminator_width=48, conditional=True,
+        objective="relativistic", r1=0.1, r2=0.1, b1=0.0,
         run=RunOptions(
-            data="mnist", epochs=10, batch_size=64, learning_rate=2e-4, draw_every=1000,
-            checkpoint_every=2000,
+            data="mnist", steps=4000, batch_size=64, learning_rate=1e-3, schedule="linear",
+            draw_every=500,
         ),
     ),
     "cifar10": Config(

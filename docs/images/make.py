@@ -157,9 +157,9 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
     "rate_distortion": curve,
 }
 
-# of runs that take an hour or more: copied from their folders
+# of runs that take many minutes or hours: copied from their folders
 OF_LONG_RUNS = {
-    "gan_mnist_samples.png": "gan.py --preset mnist --network conv --epochs 10: samples.png",
+    "gan_mnist_samples.png": "gan.py --preset mnist: samples.png",
     "latent_progress.gif": "latent_diffusion.py, the run of jaxgen/models/shapes: progress.gif",
 }
 
