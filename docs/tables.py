@@ -8,6 +8,7 @@ Examples:
     python docs/tables.py --check     # an error if a table is not that of its results
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "experiments")]
 
 import gan_study  # noqa: E402
 import iwae_table  # noqa: E402
+import vae_speedrun  # noqa: E402
 from studies import rate_distortion  # noqa: E402
 
 from jaxgen import files, script  # noqa: E402
@@ -55,11 +57,18 @@ def of_iwae() -> str:
     return iwae_table.table([files.read_object(path) for path in paths]).rstrip("\n")
 
 
+def of_races() -> str:
+    """The records of `vae_speedrun.py`."""
+    lines = (DOCS / "vae_speedrun.jsonl").read_text().splitlines()
+    return vae_speedrun.table([json.loads(line) for line in lines])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gan_study_ring": partial(of_gans, "ring"),
     "gan_study_grid": partial(of_gans, "grid"),
     "rate_distortion": of_rates,
     "iwae_table": of_iwae,
+    "vae_speedrun": of_races,
 }
 
 
