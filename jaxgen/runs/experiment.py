@@ -69,7 +69,7 @@ def num_classes(examples: Examples, conditional: bool) -> int:
     Raises ValueError when the data has no labels to condition on.
     """
     if conditional and not examples.class_names:
-        raise ValueError("--conditional needs labels, and this data has none")
+        raise ValueError("--conditional needs labels, and this data has none; use --no-conditional")
     return len(examples.class_names) if conditional else 0
 
 
