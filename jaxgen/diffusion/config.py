@@ -139,7 +139,7 @@ def _stated(scheduler_config: Any) -> dict[str, Any]:
     defaulted = defaulted if isinstance(defaulted, list | tuple) else ()
     stated = {key: value for key, value in scheduler_config.items() if key not in defaulted}
     own = stated.get("_class_name")
-    if isinstance(own, str):  # as diffusers takes Flax's names; the others solve many steps at once
+    if isinstance(own, str):  # Flax's classes, and those for many steps at once, do the same
         stated["_class_name"] = own.removeprefix("Flax").replace("ParallelScheduler", "Scheduler")
     return stated
 

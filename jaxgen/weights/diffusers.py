@@ -24,6 +24,7 @@ from jaxgen.weights.tokenizer import Tokenizer
 
 # Keys of an autoencoder's config that say how its latents are scaled for the UNet.
 SCALING = {"scaling_factor", "shift_factor", "latents_mean", "latents_std"}
+TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")  # of CLIP's text model
 DIFFUSERS_VERSION = "0.35.0"  # the oldest diffusers that what is written here is tested for
 
 
@@ -261,9 +262,7 @@ def with_text_model(stored: dict[str, Tensor], class_name: str) -> dict[str, Ten
     """Puts "text_model." before names, which transformers 5.6 and later leave out."""
     if not class_name.startswith("CLIPText") or any(n.startswith("text_model.") for n in stored):
         return stored
-    return {
-        n if n.startswith("text_projection.") else f"text_model.{n}": t for n, t in stored.items()
-    }
+    return {f"text_model.{n}" if n.startswith(TEXT_PARTS) else n: t for n, t in stored.items()}
 
 
 def _write(folder: Path, checkpoint: Checkpoint, dtype: Any) -> None:

@@ -45,7 +45,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _of_torch(value: Any) -> Any:
-    """An entry of the index without "Flax" before a class, which diffusers passes over too."""
+    """An entry of the index without "Flax" before a class, which Flax pipelines wrote."""
     if isinstance(value, list):
         return [_of_torch(part) for part in value]
     return value.removeprefix("Flax") if isinstance(value, str) else value

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 import safetensors.numpy  # noqa: E402
 from diffusers.loaders import single_file_utils  # noqa: E402
-from support import ldm_shapes  # noqa: E402
+from support import checkpoints, ldm_shapes  # noqa: E402
 
 from jaxgen.nn.stable_diffusion import autoencoder_kl, clip, unet  # noqa: E402
 from jaxgen.weights import (  # noqa: E402
@@ -463,6 +463,30 @@ def test_what_torch_passes_over_is_passed_over(pipeline, variant, tmp_path):
     assert "passed over the parts preprocessor" in text
     assert "unet/config.json: passed over 3 unknown keys (predict_epsilon, tensor_format" in text
     assert ("took the plain weights of vae, text_encoder" in text) == (variant is not None)
+
+
+@pytest.mark.parametrize("pipeline", ["sd1"], indirect=True)
+def test_odd_folders_are_read_as_torch_reads_them(pipeline, tmp_path):
+    """A whole CLIP as text encoder, and strays among the weights of every part."""
+    folder = tmp_path / "theirs"
+    pipeline.save_pretrained(folder)
+    config = folder / "text_encoder" / "config.json"
+    whole = {"model_type": "clip", "text_config": json.loads(config.read_text())}
+    config.write_text(json.dumps(whole))
+    for path in folder.glob("*/*.safetensors"):
+        arrays = safetensors.numpy.load_file(path) | {"visual_projection.weight": np.ones((2, 2))}
+        safetensors.numpy.save_file(arrays, path, {"format": "pt"})
+    theirs = type(pipeline).from_pretrained(folder, local_files_only=True)
+
+    checkpoint = diffusers.read(folder)
+
+    states = _states(theirs)
+    for name in ("text_encoder", "vae"):
+        part = checkpoint.components[name]
+        own, strays = diffusers.without_strays(part.tensors, checkpoints.shapes(part))
+        assert strays == ["visual_projection.weight"]
+        ours = {n: t.read() for n, t in own.items()}
+        _assert_states_equal({name: ours}, {name: states[name]})
 
 
 @pytest.mark.parametrize("own", ["DDPMScheduler", "PNDMScheduler"])
