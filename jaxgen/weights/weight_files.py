@@ -19,6 +19,7 @@ where PyTorch is installed and if you trust their origin:
     pipe = DiffusionPipeline.from_pretrained("THE_FOLDER", use_safetensors=False)
     (or of one file: diffusers.StableDiffusionPipeline.from_single_file("THE_FILE"))
     pipe.save_pretrained("NEW_FOLDER", safe_serialization=True)"""
+OF_FLAX = "from_flax=True)  # diffusers 0.39 with transformers 4.57: the last that had Flax"
 SHARD_BYTES = 10 * 10**9  # diffusers' own limit of one file
 
 
@@ -64,7 +65,7 @@ def choose(names: Iterable[str], stem: str, variant: str | None, where: str) -> 
     if unsafe:
         listed = files.printable(", ".join(unsafe), 300)
         of_flax = all(name.endswith(".msgpack") for name in unsafe)
-        convert = CONVERT.replace("use_safetensors=False", "from_flax=True") if of_flax else CONVERT
+        convert = CONVERT.replace("use_safetensors=False)", OF_FLAX) if of_flax else CONVERT
         raise ValueError(f"{where} has its weights only as {listed}. {convert}")
     raise ValueError(f"{where} has no {stem}.safetensors; is the folder complete?")
 
