@@ -5,6 +5,8 @@ import os
 import pathlib
 import threading
 import time
+import types
+import warnings
 
 import numpy as np
 import pytest
@@ -218,9 +220,13 @@ def test_damaged_exif_data_are_said_and_not_taken_for_upright(tmp_path):
 def test_a_mask_that_selects_nothing_is_hinted_at():
     red = np.zeros((4, 4, 3), np.uint8)
     red[:, :2, 0] = 255  # 0.299 as grey, which is below half
-    with pytest.warns(UserWarning, match="a mask selects no pixel"):
-        assert not image_arguments.mask(red).any()
-    assert image_arguments.mask(WHITE).any()
+    networks = types.SimpleNamespace(inpaints=False, vae=types.SimpleNamespace(factor=8))
+    image = np.zeros((1, 4, 4, 3), np.float32)
+    for value, hints in ((red, 1), (red[..., 0], 0)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            image_arguments.check_pair(image, None, pixels.masks(value), networks)
+        assert ["selects no pixel" in str(one.message) for one in caught] == [True] * hints
 
 
 @pytest.mark.parametrize("ending", ["png", "pgm", "tif"])

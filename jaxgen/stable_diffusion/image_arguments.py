@@ -23,16 +23,7 @@ def image(value: Any) -> np.ndarray | None:
 
 def mask(value: Any) -> np.ndarray | None:
     """Reads masks as zeros and ones, float32 [N, H, W, 1]; white, true, 0.5 and above are ones."""
-    if value is None:
-        return None
-    x = pixels.masks(value)
-    if not x.any(axis=(1, 2, 3)).all():
-        warnings.warn(
-            "a mask selects no pixel (white, true, half and above do), so that nothing of its "
-            "image is made anew",
-            stacklevel=2,
-        )
-    return x
+    return None if value is None else pixels.masks(value)
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -50,6 +41,8 @@ def check_pair(
     networks: Networks,
 ) -> None:
     """Raises ValueError unless image and mask are there as the model needs them, of one size.
+
+    Hints at a mask that selects nothing.
 
     clean: latents in place of an image.
     """
@@ -70,6 +63,12 @@ def check_pair(
         raise ValueError(
             f"the mask has {mask.shape[1]} x {mask.shape[2]} pixels (height x width) and the image "
             f"{known[0]} x {known[1]}; they must be of one size"
+        )
+    if not mask.any(axis=(1, 2, 3)).all():
+        warnings.warn(
+            "a mask selects no pixel (white, true, half and above do), so that nothing of its "
+            "image is made anew",
+            stacklevel=2,
         )
 
 
