@@ -71,6 +71,22 @@ def test_figures_of_deep_cache_are_those_of_the_measurement():
     assert f"has {flops[1]:.2f} TFLOP and took {seconds[1]:.1f} s" in text
 
 
+def test_figures_of_eight_bits_are_those_of_the_measurement():
+    rows = json.loads((ROOT / "docs" / "eight_bits.json").read_text())["rows"]
+    text = text_of("docs/stable_diffusion.md").replace("\n", " ")
+    full, *others = rows
+    for row in others:
+        pairs = [row["psnr_db"], row["dtype"] == "bfloat16" and row["psnr_same_dtype_db"]]
+        cells = [f" {pair[1]:.1f} dB, {pair[0]:.1f} dB " if pair else " " for pair in pairs]
+        name = f"{row['quantize'] or 'full kernels'} in {row['dtype']}"
+        assert f"| {name} | {row['bytes'] / 1e6:.2f} MB |{'|'.join(cells)}|" in text
+    assert f"Full kernels in float32 take {full['bytes'] / 1e6:.2f} MB" in text
+    (w8a8,) = (row for row in others if "followed" in row)
+    shares = f"{w8a8['followed']} of {w8a8['prompts']} prompts are drawn with all that they ask"
+    assert shares in text
+    assert f"with full kernels {full['followed']})" in text
+
+
 def test_headline_of_followed_prompts_is_that_of_the_measurement():
     one, two = (
         100 * FOLLOWING[f"seen, {n}"]["all"]["share"] for n in ("one object", "two objects")

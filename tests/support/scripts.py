@@ -28,6 +28,7 @@ def command(name: str, *flags) -> list[str]:
 
 def environment(devices: int = 1) -> dict[str, str]:
     flags = f"--xla_force_host_platform_device_count={devices} {_quick_flags()}"
+    flags += " --xla_cpu_parallel_codegen_split_count=1"  # see conftest.py
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
