@@ -309,7 +309,10 @@ def test_shapes_is_the_model_that_comes_with_jaxgen(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("resolve", "expected"),
-    [(hub.resolve_vae, "an autoencoder, or a Hub id"), (hub.resolve_tokenizer, "with vocab.json")],
+    [
+        (hub.resolve_vae, "an autoencoder, a Hub id such as"),
+        (hub.resolve_tokenizer, "with vocab.json"),
+    ],
 )
 def test_parts_that_are_nothing_are_told_what_they_may_be(resolve, expected):
     with pytest.raises(ValueError, match=f"no such file or folder: 'nothing'.* {expected}"):

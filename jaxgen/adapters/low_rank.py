@@ -39,7 +39,8 @@ def added(scale: Array | float) -> contextlib.AbstractContextManager:
 
     def add(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer, out = context.module, call(*args, **kwargs)
-        if not isinstance(layer, LAYERS) or not layer.has_variable(COLLECTION, "down"):
+        is_whole = context.method_name == "__call__" and isinstance(layer, LAYERS)
+        if not is_whole or not layer.has_variable(COLLECTION, "down"):
             return out
         down, up = (layer.get_variable(COLLECTION, name) for name in ("down", "up"))
         x, down, up = (a.astype(out.dtype) for a in (args[0], down, up))

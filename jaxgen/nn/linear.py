@@ -76,19 +76,22 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = self._product(x, (x.shape[-1], self.features))
+        y = _dense_product(self, x)
         if not self.use_bias:
             return y
         return add(y, self.param("bias", nn.initializers.zeros, (self.features,)))
 
-    def _product(self, x: Array, shape: tuple[int, int]) -> Array:
-        if self.has_variable("params", quantized.PRODUCT_SCALE):
-            stored = self.param("kernel", self.kernel_init, shape)
-            scale = self.get_variable("params", quantized.PRODUCT_SCALE)
-            return quantized.product(x, stored, scale).astype(self.dtype)
-        kernel, scale = read_kernel(self, shape, self.kernel_init)
-        contracted = (((x.ndim - 1,), (0,)), ((), ()))
-        return rescale(jax.lax.dot_general(x.astype(self.dtype), kernel, contracted), scale)
+
+def _dense_product(layer: Dense, x: Array) -> Array:
+    """What the layer multiplies: [..., D] -> [..., features], by integers where it is so stored."""
+    shape = (x.shape[-1], layer.features)
+    if layer.has_variable("params", quantized.PRODUCT_SCALE):
+        stored = layer.param("kernel", layer.kernel_init, shape)
+        scale = layer.get_variable("params", quantized.PRODUCT_SCALE)
+        return quantized.product(x, stored, scale).astype(layer.dtype)
+    kernel, scale = read_kernel(layer, shape, layer.kernel_init)
+    contracted = (((x.ndim - 1,), (0,)), ((), ()))
+    return rescale(jax.lax.dot_general(x.astype(layer.dtype), kernel, contracted), scale)
 
 
 class Conv(nn.Module):

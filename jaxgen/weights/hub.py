@@ -30,7 +30,7 @@ from jaxgen.weights.diffusers import Checkpoint
 EMBEDDED = "shapes"
 EMBEDDED_TINY = "shapes-tiny"  # its tiny autoencoder; studies/tiny_autoencoder.py trained that
 MODELS = Path(__file__).parent.parent / "models"
-EMBEDDED_FOLDERS = {EMBEDDED: MODELS / EMBEDDED, EMBEDDED_TINY: MODELS / EMBEDDED / "vae_tiny"}
+EMBEDDED_FOLDERS = {EMBEDDED: EMBEDDED, EMBEDDED_TINY: f"{EMBEDDED}/vae_tiny"}  # in MODELS
 MODEL = (
     "a diffusers folder, a .safetensors file, a Hub id such as stable-diffusion-v1-5/"
     f"stable-diffusion-v1-5, or {EMBEDDED!r}, the small model that comes with jaxgen"
@@ -205,7 +205,7 @@ def _existing(path_or_id: str | Path, expected: str) -> Path | None:
     if text and path is not None:
         return path
     if text in EMBEDDED_FOLDERS:
-        return EMBEDDED_FOLDERS[text]
+        return MODELS / EMBEDDED_FOLDERS[text]
     is_id = isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
     if not is_id or text.endswith((".safetensors", *weight_files.UNSAFE)):
         in_repo = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)/([\w./-]+\.safetensors)", text)
