@@ -4,6 +4,7 @@
 import functools
 
 import jax
+import pytest
 
 from benchmarks import adapters, lora_step
 
@@ -17,6 +18,7 @@ def costs(remat, batch_size):
     )
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_keeps_less_and_computes_more():
     (kept, flops), (kept_less, more_flops) = costs(False, 2), costs(True, 2)
     assert kept_less < kept / 5

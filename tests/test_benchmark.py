@@ -40,6 +40,7 @@ def execute(*flags: str, devices: int = 1, module: str = "benchmarks", cwd: Path
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_prints_a_table_and_leaves_json_and_a_chart(tmp_path):
     output = tmp_path / "result"
     case = ["--models", "vae", "--networks", "dense", "--batch-sizes", "16"]
@@ -164,6 +165,7 @@ def test_bad_options_of_starts_are_refused(options, message):
         start.check(start.Config(**options))
 
 
+@pytest.mark.slow
 def test_published_shapes_have_their_published_numbers_of_parameters():
     """859.5, 865.9 and 2567.5 million in the UNets, 83.65 in the autoencoder."""
     published = {"sd15": 859_520_964, "sd21": 865_910_724, "sdxl": 2_567_463_684}
@@ -262,6 +264,7 @@ def test_whole_images_on_a_tpu_are_the_sum_of_their_parts():
         (["--images", "0"], "--images is 0; use 1 or more"),
     ],
 )
+@pytest.mark.slow
 def test_bad_arguments_of_the_tpu_script_get_one_line(flags, message):
     done = execute(*flags, module="benchmarks.compile_for_tpu")
     assert done.returncode == 2

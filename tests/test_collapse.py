@@ -19,6 +19,7 @@ ADVICE = (
 )
 
 
+@pytest.mark.slow
 def test_a_class_conditional_run_with_a_high_beta_ends_with_its_collapse(
     tmp_path, monkeypatch, capsys
 ):

@@ -40,6 +40,7 @@ def test_other_images_and_other_files_are_refused(trained, tmp_path):
     assert "is no file of compress.py" in refusal("compress", *flags, "--action", "restore")
 
 
+@pytest.mark.slow
 def test_a_model_whose_bits_do_not_come_back_is_refused(tmp_path):
     for flags, words in (
         (["--no-binarize"], "pixels must be drawn as 0 or 1"),

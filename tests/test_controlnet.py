@@ -66,6 +66,7 @@ def test_every_image_of_a_batch_takes_its_own_control(pipe):
     np.testing.assert_allclose(both[1], alone[0], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_images_of_a_mesh_follow_their_own_pictures(pipe):
     """Beside perturbed guidance, whose layers lie on all devices, too."""
     on_mesh = StableDiffusion(

@@ -296,6 +296,7 @@ def test_eight_devices_train_as_one(how):
         ("--{}=LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION", "True False {given}"),
     ],
 )
+@pytest.mark.slow
 def test_tuning_adds_its_flag_unless_the_user_gave_it(given, expected):
     flag = "xla_cpu_experimental_ynn_fusion_type"
     given = given.format(flag)

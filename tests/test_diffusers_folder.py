@@ -285,6 +285,7 @@ STRANGE = [None, True, -1, 0, 5, 2.5, 10**400, "x", "\x1b[2J\u202e", [], [[]], [
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+@pytest.mark.slow
 def test_any_json_value_under_any_key_is_read_or_one_printable_error(original, name):
     """Whatever is accepted builds a network whose shapes can be worked out."""
     component = original.components[name]

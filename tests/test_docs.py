@@ -73,6 +73,7 @@ def test_code_of_a_page_runs(name, a_folder):
         ("jaxgen/models/shapes/README.md", "import diffusers", 1),  # tests/oracle has that one
     ],
 )
+@pytest.mark.slow
 def test_what_a_newcomer_runs_first_runs(name, without, count, a_folder):
     assert documents.run_page(ROOT / name, without) == count
 

@@ -4,6 +4,7 @@
 import sys
 
 import numpy as np
+import pytest
 from support import compilations, scripts
 
 from jaxgen.evaluate import judge, likelihood
@@ -26,6 +27,7 @@ def counting(function, counts):
     return call
 
 
+@pytest.mark.slow
 def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
     counts = {"mean_terms": [], "importance_estimates": []}
     scripts.call("vae", *TINY, "--run-dir", tmp_path / "run")
@@ -43,6 +45,7 @@ def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
     assert bounds[0] != bounds[1]
 
 
+@pytest.mark.slow
 def test_the_second_model_of_a_gan_is_drawn_without_reading_or_compiling(tmp_path, monkeypatch):
     counts, restored = [], []
     scripts.call("gan", *TINY, "--run-dir", tmp_path / "run")

@@ -58,7 +58,8 @@ def test_a_run_leaves_config_metrics_checkpoints_pictures_and_curves(straight):
     assert json.loads((straight / "summary.json").read_text())["steps"] == 60
 
 
-@pytest.mark.parametrize("script", ["autoencoder", pytest.param("gan", marks=SLOW)])
+@pytest.mark.parametrize("script", ["autoencoder", "gan"])
+@SLOW
 def test_the_other_systems_train_sample_and_evaluate(script, tmp_path):
     folder = tmp_path / "run"
     execute(script, *TINY, "--steps", "20", "--run-dir", folder)
@@ -79,6 +80,7 @@ def test_a_finished_vae_can_be_evaluated(straight):
     assert int(out.split("active units")[1].split()[0]) in range(21)
 
 
+@SLOW
 def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(straight, tmp_path):
     folder = tmp_path / "killed"
     flags = [*TINY, "--steps", "60", "--checkpoint-every", "5", "--scan-steps", "5"]
@@ -121,6 +123,7 @@ def wait_for_checkpoint(folder: pathlib.Path, process: subprocess.Popen) -> None
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@SLOW
 def test_a_signal_saves_the_last_finished_step_and_exits_with_its_code(number, code, tmp_path):
     folder = tmp_path / "stopped"
     flags = [*TINY, "--steps", "1000000", "--checkpoint-every", "100", "--run-dir", folder]
@@ -242,33 +245,23 @@ def as_after_checkpoint(run: pathlib.Path, folder: pathlib.Path, step: int) -> N
     ("script", "flags"),
     [
         ("vq_vae", ["--width", "4", "--codes", "8", "--code-dim", "2"]),
-        pytest.param(
+        (
             "vae",
             ["--objective", "dreg", "--bound-samples", "2", "--top-dim", "2", "--hidden", "8"],
-            marks=SLOW,
         ),
-        pytest.param(
-            "vae",
-            ["--objective", "iwae", "--pseudo-inputs", "3", "--hidden", "8"],
-            marks=SLOW,
-        ),
-        pytest.param(
+        ("vae", ["--objective", "iwae", "--pseudo-inputs", "3", "--hidden", "8"]),
+        (
             "gan",
             [
-                "--objective",
-                "relativistic",
-                "--conditional",
-                "--conditioning",
-                "auxiliary",
-                "--hidden",
-                "8",
+                "--objective", "relativistic", "--conditional", "--conditioning", "auxiliary",
+                "--hidden", "8",
             ],
-            marks=SLOW,
         ),
-        pytest.param("vae", ["--objective", "beta_tc", "--hidden", "8"], marks=SLOW),
-        pytest.param("autoencoder", ["--mmd", "1", "--sparse", "4", "--hidden", "8"], marks=SLOW),
+        ("vae", ["--objective", "beta_tc", "--hidden", "8"]),
+        ("autoencoder", ["--mmd", "1", "--sparse", "4", "--hidden", "8"]),
     ],
-)
+)  # fmt: skip
+@SLOW
 def test_objectives_resume_to_the_same_bits_and_are_drawn_and_evaluated(script, flags, tmp_path):
     flags = [*TINY, *ALONE, *flags, "--scan-steps", "1", "--checkpoint-every", "4"]
     call(script, *flags, "--steps", "8", "--run-dir", tmp_path / "whole")

@@ -48,6 +48,7 @@ SHORT_MATRIX = [
 
 
 @pytest.mark.parametrize(("name", "kind", "outcome"), SHORT_MATRIX)
+@pytest.mark.slow
 def test_a_damaged_file_is_made_anew_or_named(whole, run, capsys, name, kind, outcome):
     """The short form of `python -m tests.faults`."""
     cases.damage(run / name, kind, seed=1)

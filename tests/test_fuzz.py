@@ -27,6 +27,7 @@ def table(tmp_path_factory):
 
 
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.slow
 def test_no_damaged_file_does_more_than_be_refused(reader, table):
     row = table[reader]
     assert row["faults"] == []

@@ -103,6 +103,7 @@ def test_a_table_goes_on_where_it_stopped_and_stands_beside_the_papers(data, tmp
     assert [line for line in lines if "| paper | 1 | 5 | IWAE | 4 |" in line and wanted in line]
 
 
+@pytest.mark.slow
 def test_a_modern_run_goes_on_with_its_moving_average(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     modern = ["--mode", "modern", "--save-every", "2", "--test-images", "9"]

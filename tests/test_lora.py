@@ -91,6 +91,7 @@ def test_a_path_and_its_gradient_equal_those_of_merged_weights():
     assert abs(value - added(jax.tree.map(jnp.zeros_like, factors))) > 1  # it does change
 
 
+@pytest.mark.slow
 def test_paths_of_a_whole_unet_equal_merged_weights():
     _, nets, base = model(checkpoints.checkpoint())
     unet, params = nets.unet, base["unet"]
@@ -166,6 +167,7 @@ FAULT_OF_ERFC = pytest.mark.xfail(
 
 
 @pytest.mark.parametrize("how", ["jit", "pmap", pytest.param("shard_map", marks=FAULT_OF_ERFC)])
+@pytest.mark.slow
 def test_all_parallel_modes_train_the_same_factors(how):
     start, *expected = trained("jit", 1)
     _, *found = trained(how, 2)
@@ -173,6 +175,7 @@ def test_all_parallel_modes_train_the_same_factors(how):
     assert systems.largest_difference(expected[0], start) > 1e-4
 
 
+@pytest.mark.slow
 def test_xl_trains_both_text_encoders_beside_the_unet():
     checkpoint, nets, base = model(small("xl"))
     ids = tuning.token_ids(checkpoint, nets, ["a photo"])

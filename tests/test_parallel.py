@@ -42,6 +42,7 @@ def test_eight_devices_train_like_one(name, how):
         if (name, how) not in (("beta_tc", "pmap"), ("vq_vae", "pmap"), ("vq_vae", "jit"))
     ],
 )
+@SLOW
 def test_objectives_of_one_example_and_of_the_batch_train_alike_on_four_devices(name, how):
     expected, metrics = systems.run(name, "jit", 1, (2,))
 

@@ -154,6 +154,7 @@ def test_an_unknown_kind_is_refused_before_the_model_is_opened():
         StableDiffusion.from_pretrained("no/such/model", quantize="int4")
 
 
+@pytest.mark.slow
 def test_programs_of_8_bits_on_a_mesh_draw_what_one_device_draws():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(1, 2), ("data", "model"))
     call = {"prompt": "a b", "num_steps": 2, "seed": 3, "output": "latent"}

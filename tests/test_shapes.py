@@ -38,6 +38,7 @@ def test_the_folder_is_at_most_12_megabytes_and_says_how_it_was_made():
         assert words in card
 
 
+@pytest.mark.slow
 def test_pictures_show_what_the_prompts_ask_for(drawn):
     scenes, _, pictures = drawn
     checks = [

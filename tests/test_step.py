@@ -102,6 +102,7 @@ def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
 
 
 @pytest.mark.parametrize("name", ["vae", "gan"])
+@SLOW
 def test_models_trained_at_once_equal_models_trained_alone(name):
     init, one = systems.make(name)
     batch = jax.tree.map(lambda x: x[:32], systems.dataset())

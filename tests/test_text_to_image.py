@@ -111,6 +111,7 @@ def test_orientation_turns_the_photo_and_its_mask_and_16_bits_are_not_clipped(
     np.testing.assert_array_equal(np.asarray(mask) > 0, np.rot90(grey, 3) >= 128)
 
 
+@pytest.mark.slow
 def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_path):
     turbo = tmp_path / "sd-turbo"
     turbo.symlink_to(model)

@@ -2,6 +2,7 @@
 """The script that distils a tiny autoencoder: what it writes, and what it refuses."""
 
 import numpy as np
+import pytest
 from support.scripts import call, refusal
 
 from jaxgen.stable_diffusion import loading
@@ -14,6 +15,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_writes_an_autoencoder_that_draws_previews(tmp_path):
     folder = tmp_path / "runs" / "tiny"
     lines = call("studies.tiny_autoencoder", *SMALL, "--output", folder).splitlines()

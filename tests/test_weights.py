@@ -221,6 +221,7 @@ def _networks():
 
 
 @pytest.mark.parametrize(("kind", "name"), _networks())
+@pytest.mark.slow
 def test_full_size_networks_are_matched_leaf_for_leaf(kind, name):
     """Names and shapes of PyTorch's networks, stored, against jaxgen's: a bijection, both ways."""
     part = SHAPES[kind][name]
