@@ -73,8 +73,8 @@ def _from_file(path: Path, own: Component) -> Component:
     part = _in_diffusers_names(tensors.open_file(path))
     # sizes, for a linear layer may be a 1x1 convolution in a file
     expected = {name: math.prod(tensor.shape) for name, tensor in own.tensors.items()}
-    found = {name: math.prod(tensor.shape) for name, tensor in part.items()}
-    odd = sorted({name for name, _ in expected.items() ^ found.items()})
+    sizes = {name: math.prod(tensor.shape) for name, tensor in part.items()}
+    odd = sorted({name for name, _ in expected.items() ^ sizes.items()})
     if odd:
         raise ValueError(
             f"{path} is no UNet for this model: {len(odd)} tensors differ from its own, first "
