@@ -76,6 +76,8 @@ class Sampling:
     spacing: Literal["leading", "linspace", "trailing"] | None = None
     # of noise, placed by this formula; schedule: as in training; the model's own by default
     levels: Literal["karras", "exponential", "beta", "schedule"] | None = None
+    # the training times of the steps, falling, in place of --steps and --spacing, as 999 749 499
+    times: tuple[int, ...] | None = None
     eta: float | None = None  # fresh noise of ddim and tcd
     # guide between these shares of the run only, as 0.2 0.8
     guidance_interval: tuple[float, float] | None = None
@@ -110,7 +112,8 @@ class Weights:
     embedding: tuple[str, ...] = ()
     # for single files: a folder or Hub id with a CLIP tokenizer; the public one by default
     tokenizer: str | None = None
-    prediction_type: Literal["epsilon", "v_prediction"] | None = None  # for single files
+    # what the UNet returns, if not what the model's scheduler says
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,8 @@ def steps_and_guidance(config: Config) -> tuple[int | None, float | None]:
     """Returns number of steps and guidance scale, of the command line or as they suit "shapes"."""
     of_shapes = (model.NUM_STEPS, model.GUIDANCE_SCALE)
     steps, scale = of_shapes if config.model == hub.EMBEDDED else (None, None)
+    if config.sampling.times is not None:
+        steps = len(config.sampling.times)
     return (
         steps if config.steps is None else config.steps,
         scale if config.guidance is None else config.guidance,
@@ -316,6 +321,7 @@ def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterato
         "sampler": (sampling.sampler and names.one(sampling.sampler, sampling.levels))
         or pipe.scheduler.get("_class_name"),
         **{name: getattr(sampling, name) for name in OPTIONS},
+        "times": sampling.times and " ".join(map(str, sampling.times)),
         "guidance_scale": scale,
         "guidance_interval": interval and " to ".join(map(str, interval)),
         "guidance_parallel": None if parallel == 1 else parallel,

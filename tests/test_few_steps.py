@@ -108,6 +108,50 @@ def test_sd_turbo_taken_for_a_v_model_is_told_so():
     assert hint("lightning", v_model, **GOOD) is None
 
 
+ONE_STEP = {
+    "sdxl_lightning_1step_unet_x0.safetensors": (
+        {"sampler": "euler", "spacing": "trailing"}, {"prediction_type": "sample"}
+    ),
+    "Hyper-SDXL-1step-Unet.safetensors": ({"sampler": "lcm", "times": [800]}, {}),
+}  # fmt: skip
+OTHERWISE = {"lightning": "this run has prediction_type 'epsilon'", "hyper": "run has other times"}
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_unets_of_one_step_run_as_their_makers_run_them(name):
+    """One predicts the picture itself, the other starts at a time of its own."""
+    options, stated = ONE_STEP[name]
+    distilled = few_steps.of_checkpoint(CHECKPOINT._replace(name=name))
+    assert distilled[1:3] == (1, 1.0)
+
+    def hint_of(scheduler, **options):
+        request = completed(Request("a cat", **options), *distilled[1:3])
+        batch = arguments.batch(request, NETWORKS, scheduler)
+        return few_steps.hint(distilled, scheduler, request, batch)
+
+    assert hint_of(CHECKPOINT.scheduler | stated, **options) is None
+    text = hint_of(CHECKPOINT.scheduler | stated, **options, guidance_scale=7.5)
+    assert f"made for {few_steps.ONE_STEP[distilled.kind]}; this run has guidance" in text
+    options.pop("times", None)
+    assert OTHERWISE[distilled.kind] in hint_of(CHECKPOINT.scheduler, **options)
+    assert distilled._replace(adapter="a").advice == few_steps.ADVICE[distilled.kind]
+
+
+def test_times_say_how_many_steps_there_are():
+    pipe = StableDiffusion(checkpoints.checkpoint("sd1"))
+    for times in ([800, 400], (800, 400), np.array([800, 400])):
+        table = pipe.inputs(Request("a cat", sampler="euler", times=times)).table
+        assert list(table.t[table.start_row : table.num_rows]) == [800, 400]
+    for options, message in (
+        ({"times": [800], "num_steps": 2}, "1 times are for as many steps, not for 2"),
+        ({"times": 800}, r"times is 800; it must be a list such as \[999, 499\]"),
+        ({"times": "800"}, r"times is '800'; it must be a list"),
+        ({"times": [800], "sampler": config.from_config(CHECKPOINT.scheduler)}, "times is an opt"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.inputs(Request("a cat", **{"sampler": "euler"} | options))
+
+
 @pytest.mark.parametrize("sampler", ["euler", "ddim", "heun", "dpm2", "lms"])
 def test_one_step_that_begins_at_the_end_is_hinted_at_with_any_model(sampler):
     options = {"sampler": sampler, "num_steps": 1}

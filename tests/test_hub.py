@@ -12,6 +12,7 @@ import safetensors.numpy
 from support import checkpoints, clip_words, ldm_shapes
 from support.ldm_shapes import TINY_XL
 
+from jaxgen.diffusion import config
 from jaxgen.weights import diffusers, hub, tokenizer
 
 REPO = "someone/some-model"
@@ -249,11 +250,17 @@ def test_nothing_is_fetched_for_a_file_that_is_no_checkpoint(monkeypatch, tmp_pa
         hub.open_checkpoint(tmp_path / "lora.safetensors")
 
 
-def test_a_folder_says_its_tokenizer_and_prediction_type_itself(tmp_path):
-    diffusers.write(tmp_path / "model", checkpoints.checkpoint())
-    for options in ({"tokenizer": tmp_path}, {"prediction_type": "v_prediction"}):
-        with pytest.raises(ValueError, match="are for single files, and .* is a folder"):
-            hub.open_checkpoint(tmp_path / "model", **options)
+def test_a_folder_has_its_own_tokenizer_and_may_be_told_what_its_unet_returns(tmp_path):
+    own = checkpoints.checkpoint()
+    scheduler = own.scheduler | {"_use_default_values": ["prediction_type", "steps_offset"]}
+    diffusers.write(tmp_path / "model", own._replace(scheduler=scheduler))
+    with pytest.raises(ValueError, match="tokenizer is for single files, and .* is a folder"):
+        hub.open_checkpoint(tmp_path / "model", tokenizer=tmp_path)
+    for kind in ("epsilon", "v_prediction", "sample"):
+        told = hub.open_checkpoint(tmp_path / "model", prediction_type=kind).scheduler
+        assert config.training_schedule(told).prediction_type == kind
+    with pytest.raises(ValueError, match="prediction_type is 'sigma'; use"):
+        hub.open_checkpoint(tmp_path / "model", prediction_type="sigma")
 
 
 def test_offline_and_not_cached_is_one_error_within_seconds(monkeypatch, tmp_path):

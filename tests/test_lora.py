@@ -308,7 +308,7 @@ BAD = {
     "augmentation": (["--augment", "flip"], "--augment changes pictures that are encoded once"),
     "another model": (["--model", "INPAINT"], "the UNet takes 9 channels, as inpainting models do"),
     "no model": (["--model", "PICTURES"], "model_index.json"),
-    "a tokenizer of its own": (["--tokenizer", "MODEL"], "tokenizer and prediction_type are for s"),
+    "a tokenizer of its own": (["--tokenizer", "MODEL"], "tokenizer is for single files"),
     "dropout of 1": (["--caption-dropout", "1"], "--caption-dropout is 1"),
 }
 

@@ -19,8 +19,9 @@ CASES = json.loads(STORED["cases"].tobytes())
 
 def table_of_case(case):
     sampler = config.from_config(
-        case["config"], case.get("name"), case.get("eta"), pipeline=case.get("pipeline")
-    )
+        case["config"], case.get("name"), case.get("eta"),
+        pipeline=case.get("pipeline"), times=case.get("times"),
+    )  # fmt: skip
     return sampler(case["num_steps"], case.get("start_step", 0))
 
 

@@ -84,14 +84,15 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
     Image.fromarray(white).save(tmp_path / "mask.png")
     output = tmp_path / "out"
     stdout = scripts.call(
-        "text_to_image", "--model", model, "--output", output, "--steps", 4, "--prompt", "a cat",
+        "text_to_image", "--model", model, "--output", output, "--prompt", "a cat",
+        "--sampler", "euler", "--times", 900, 700, 400, 100, "--prediction-type", "sample",
         "--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--strength", 0.5,
     )  # fmt: skip
     assert "1 image of 48 x 40" in stdout
     assert [path.name for path in output.iterdir()] == ["00001.png"]
     story = images.read_text(output / "00001.png")
     assert story["strength"] == "0.5"
-    assert story["sampler"] == "DDIMScheduler"
+    assert (story["sampler"], story["times"], story["steps"]) == ("euler", "900 700 400 100", "4")
 
 
 def test_orientation_turns_the_photo_and_its_mask_and_16_bits_are_not_clipped(

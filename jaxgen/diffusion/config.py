@@ -8,8 +8,10 @@ classes are what lets one checkpoint be run with another sampler, and `unknown_k
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from jaxgen import fields
 from jaxgen.diffusion import names, schedule, sigmas
@@ -17,10 +19,10 @@ from jaxgen.diffusion.scheduler_classes import (
     CLASSES,
     CORRECTIONS,
     FIELDS,
-    OF_EDM,
     QUALIFIERS,
     RULES,
     SAMPLERS,
+    WITH_TIMES,
 )
 from jaxgen.diffusion.table import Table
 
@@ -60,6 +62,7 @@ def from_config(
     *,
     spacing: str | None = None,
     levels: str | None = None,
+    times: Sequence[int] | None = None,
     pipeline: str | None = None,
 ) -> Sampler:
     """The sampler that a parsed scheduler_config.json describes, or the one called `name`.
@@ -69,13 +72,15 @@ def from_config(
     eta: for ddim and tcd, the amount of fresh noise from 0 to 1; None is diffusers' default, 0 for
     ddim and 0.3 for tcd. spacing: "leading", "linspace" or "trailing". levels: "karras",
     "exponential", "beta", or "schedule" for those of training; None leaves both to the config.
+    times: the training timesteps of the steps, falling, in place of a spacing (diffusers' argument
+    `timesteps`); the sampler then runs as many steps.
     pipeline: the diffusers pipeline whose corrections of the config apply (CORRECTIONS).
     Raises ValueError that names an unknown class or sampler, an option that the sampler does not
     have, or a value that is not implemented.
     """
     keys = _stated(scheduler_config)
     own = keys.get("_class_name")
-    class_name, fixed, named_levels = _target(own, name)
+    class_name, fixed, named_levels = names.scheduler_class(own, name)
     scheduler = CLASSES[class_name]
     title = class_name if name is None else f"{name} ({class_name})"
     values = {**scheduler.defaults, **{k: v for k, v in keys.items() if k in scheduler.defaults}}
@@ -91,10 +96,14 @@ def from_config(
     )
     model = _model(values)
     grid_options = _options(scheduler.grid, values)
+    if times is not None:
+        grid_options["times"] = _times(times, model, class_name, values, spacing, title)
     sampler_options = _options(scheduler.sampler, values)
     sampler_options |= _noise_option(scheduler.sampler, eta, title)
 
     def sampler(num_steps: int, start_step: int = 0) -> Table:
+        if times is not None and num_steps != len(times):
+            raise ValueError(f"{len(times)} times are for as many steps, not for {num_steps}")
         grid = scheduler.grid(model, num_steps, **grid_options)
         return scheduler.sampler(model, grid, start_step=start_step, **sampler_options)
 
@@ -107,7 +116,7 @@ def training_schedule(scheduler_config: Mapping[str, Any]) -> schedule.Schedule:
     Raises ValueError as `from_config` does, and for models of EDM, which have no betas.
     """
     keys = _stated(scheduler_config)
-    class_name, _, _ = _target(keys.get("_class_name"), None)
+    class_name, _, _ = names.scheduler_class(keys.get("_class_name"), None)
     if class_name.startswith("EDM"):
         raise ValueError(
             f"the scheduler {class_name} is for models of EDM, whose noise levels are not those "
@@ -142,34 +151,6 @@ def _stated(scheduler_config: Any) -> dict[str, Any]:
     if isinstance(own, str):  # Flax's classes, and those for many steps at once, do the same
         stated["_class_name"] = own.removeprefix("Flax").replace("ParallelScheduler", "Scheduler")
     return stated
-
-
-def _target(own: Any, name: str | None) -> tuple[str, Mapping[str, Any], str | None]:
-    """(class, what the name fixes in it, the levels that the name asks for)."""
-    kind = own if isinstance(own, str) else ""
-    if kind.startswith("FlowMatch"):
-        raise ValueError(
-            f"the scheduler {fields.shown(own)} is for models of flow matching, whose noise levels "
-            "are not those of Stable Diffusion; no sampler here can run them"
-        )
-    if name is not None:
-        sampler, levels = names.sampler(name)
-        class_name, fixed = SAMPLERS[sampler]
-        if not kind.startswith("EDM"):
-            return class_name, fixed, levels
-        if class_name not in OF_EDM or levels is not None:
-            known = [own_name for own_name, (cls, _) in SAMPLERS.items() if cls in OF_EDM]
-            raise ValueError(
-                f"the model has noise levels of EDM ({fields.shown(own)}), which the sampler "
-                f"{name} does not have; use one of {', '.join(known)}"
-            )
-        return OF_EDM[class_name], fixed, None
-    if not isinstance(own, str) or own not in CLASSES:
-        raise ValueError(
-            f"scheduler class {fields.shown(own)} is not implemented; known are "
-            f"{', '.join(CLASSES)}. Choose a sampler by name instead: {', '.join(SAMPLERS)}"
-        )
-    return own, {}, None
 
 
 def _translated(class_name: str, key: str, value: Any) -> Any:
@@ -230,6 +211,31 @@ def _with_levels(values: dict[str, Any], levels: str | None, title: str) -> dict
             return values
         raise _no_such_option("levels", title, _samplers_with_key("use_karras_sigmas"))
     return values | {f"use_{kind}_sigmas": kind == levels for kind in sigmas.LEVELS}
+
+
+def _times(
+    times: Sequence[int],
+    model: schedule.Schedule,
+    class_name: str,
+    values: Mapping[str, Any],
+    spacing: str | None,
+    title: str,
+) -> np.ndarray:
+    """Checks the timesteps that a caller chose for a class with these values, int64 [N]."""
+    if class_name not in WITH_TIMES:
+        takers = [name for name, (cls, _) in SAMPLERS.items() if cls in WITH_TIMES]
+        raise _no_such_option("times", title, takers)
+    if spacing is not None:
+        raise ValueError("times and spacing are both given; leave one of them out")
+    placing = [kind for kind in sigmas.LEVELS if values.get(f"use_{kind}_sigmas")]
+    if placing:
+        raise ValueError(
+            f"times cannot be chosen where levels are placed ({placing[0]}); leave them out, or "
+            f"use levels {OWN_LEVELS!r}"
+        )
+    if values.get("timestep_type") == "continuous" and model.prediction_type == "v_prediction":
+        raise ValueError("times are for models of discrete ones, not of timestep_type 'continuous'")
+    return schedule.chosen_timesteps(model, times)
 
 
 def _noise_option(sampler: Callable, eta: float | None, title: str) -> dict[str, float]:

@@ -144,6 +144,23 @@ def interval_timesteps(
     return times.round().astype(np.int64)[:-1]
 
 
+def chosen_timesteps(schedule: Schedule, times: Sequence[Any]) -> np.ndarray:
+    """The timesteps that a caller chose for the steps of a run, int64 [N].
+
+    Raises ValueError unless they are whole numbers that the model knows, each below the one before.
+    """
+    times = fields.plain(list(times))
+    whole = all(isinstance(t, int) and not isinstance(t, bool) for t in times)
+    last = schedule.num_train_steps - 1
+    falling = whole and all(a > b for a, b in itertools.pairwise([last + 1, *times, -1]))
+    if not falling or len(times) == 0:
+        raise ValueError(
+            f"times are {fields.shown(times)}; expected whole numbers from {last} to 0, one for "
+            "each step and each below the one before, such as [999, 749, 499, 249]"
+        )
+    return np.asarray(times, np.int64)
+
+
 def start_step(num_steps: int, strength: float) -> int:
     """How many of num_steps an image-to-image run skips: strength 1 skips none, 0 skips all."""
     if not 0 <= strength <= 1:

@@ -299,6 +299,11 @@ SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }  # fmt: skip
+# those whose set_timesteps takes timesteps in diffusers
+WITH_TIMES = (
+    "DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "LCMScheduler",
+    "TCDScheduler", "DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler",
+)  # fmt: skip
 # the classes of these samplers for models of EDM
 OF_EDM = {
     "EulerDiscreteScheduler": "EDMEulerScheduler",

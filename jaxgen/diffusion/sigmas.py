@@ -39,21 +39,31 @@ def timestep_grid(
     spacing: str = "leading",
     steps_offset: int = 0,
     final_sigma: str = "zero",
+    times: np.ndarray | None = None,
 ) -> Grid:
     """The grid of DDIM, DDPM and PNDM in diffusers: integer timesteps; latents have variance 1.
 
-    final_sigma: "zero" ends at ac = 1 (set_alpha_to_one), "sigma_min" at ac[0].
+    final_sigma: "zero" ends at ac = 1 (set_alpha_to_one), "sigma_min" at ac[0]. times: the
+    timesteps themselves, int64 [num_steps], in place of spacing and steps_offset.
     """
-    t = schedules.integer_timesteps(model, num_steps, spacing, steps_offset)
+    t = times
+    if t is None:
+        t = schedules.integer_timesteps(model, num_steps, spacing, steps_offset)
     train = schedules.training_sigmas(model)
     return Grid(t, np.append(train[t], final_level(final_sigma, train[0])))
 
 
-def distilled_grid(model: Schedule, num_steps: int, original_steps: int = 50) -> Grid:
+def distilled_grid(
+    model: Schedule, num_steps: int, original_steps: int = 50, times: np.ndarray | None = None
+) -> Grid:
     """The grid of LCM and TCD in diffusers: some of the timesteps the model was distilled on.
 
     original_steps: the length of the schedule the model was distilled on, at least num_steps.
+    times: as in `timestep_grid`, any that the model knows.
     """
+    train = schedules.training_sigmas(model)
+    if times is not None:
+        return Grid(times, np.append(train[times], 0.0))
     if not 1 <= num_steps <= original_steps <= model.num_train_steps:
         raise ValueError(
             f"num_steps is {num_steps} and original_steps {original_steps}; expected "
@@ -63,7 +73,7 @@ def distilled_grid(model: Schedule, num_steps: int, original_steps: int = 50) ->
     distilled = np.arange(original_steps, 0, -1) * stride - 1
     index = np.linspace(0, original_steps, num_steps, endpoint=False)
     t = distilled[np.floor(index).astype(np.int64)]
-    return Grid(t, np.append(schedules.training_sigmas(model)[t], 0.0))
+    return Grid(t, np.append(train[t], 0.0))
 
 
 def euler_grid(
@@ -77,14 +87,18 @@ def euler_grid(
     final_sigma: str = "zero",
     log_linear: bool = False,
     integer_karras: bool = False,
+    times: np.ndarray | None = None,
 ) -> Grid:
     """The grid of EulerDiscrete, EulerAncestral, Heun, KDPM2 and LMS in diffusers.
 
     sigma_min, sigma_max: the ends of `levels`; None takes those that the spacing visits.
     log_linear: levels linear in log sigma (interpolation_type). integer_karras: KDPM2 rounds the
-    times of Karras levels, the others keep them fractional.
+    times of Karras levels, the others keep them fractional. times: as in `timestep_grid`, without
+    `levels`; the spacing still says how much noise the first step expects, as in diffusers.
     """
-    t = schedules.timesteps(model.num_train_steps, num_steps, spacing, steps_offset)
+    t = times
+    if t is None:
+        t = schedules.timesteps(model.num_train_steps, num_steps, spacing, steps_offset)
     train = schedules.training_sigmas(model)
     if log_linear:
         sigma = np.exp(np.linspace(np.log(train[-1]), np.log(train[0]), num_steps + 1))
@@ -113,6 +127,7 @@ def solver_grid(
     lambda_min_clipped: float = -math.inf,
     repeat_last: bool = False,
     fractional_cosine: bool = False,
+    times: np.ndarray | None = None,
 ) -> Grid:
     """The grid of the DPM-Solver, DEIS and UniPC classes in diffusers; latents have variance 1.
 
@@ -120,12 +135,15 @@ def solver_grid(
     out. repeat_last: with `levels`, final_sigma "sigma_min" repeats the lowest of them (DEIS,
     UniPC) instead of the lowest of training. Model times are cut, not rounded, to integers, except
     those of Karras levels, which are rounded unless fractional_cosine meets a cosine schedule.
+    times: as in `timestep_grid`, without `levels`; none of them is clipped.
     """
     train = schedules.training_sigmas(model)
     lowest = train[0]
     if levels is None:
-        visited = int(np.count_nonzero(-np.log(train) >= lambda_min_clipped))
-        t = schedules.interval_timesteps(model, num_steps, spacing, steps_offset, visited)
+        t = times
+        if t is None:
+            visited = int(np.count_nonzero(-np.log(train) >= lambda_min_clipped))
+            t = schedules.interval_timesteps(model, num_steps, spacing, steps_offset, visited)
         sigma = np.interp(t, np.arange(len(train)), train)
     else:
         sigma = placed(levels, *_ends(sigma_min, sigma_max, train[0], train[-1]), num_steps)

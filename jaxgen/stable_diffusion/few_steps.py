@@ -27,6 +27,12 @@ ADVICE = {
     "tcd": "4 to 8 steps, sampler 'tcd', guidance scale 1",
     "dmd": "4 steps, sampler 'lcm', guidance scale 1",
 }
+# of whole UNets of one step, which their makers run in another way
+ONE_STEP = {
+    "lightning": "1 step, sampler 'euler', spacing 'trailing', guidance scale 1, and loaded with "
+    "prediction_type 'sample'",
+    "hyper": "1 step, sampler 'lcm', times [800], guidance scale 1",
+}
 SCHEDULERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 # kind -> the only samplers that fit, and those that fit no kind: they begin with older outputs
 FIT = {"lcm": ("lcm",), "tcd": ("tcd",)}
@@ -51,6 +57,19 @@ class Distilled(NamedTuple):
     guidance_scale: float = GUIDANCE_SCALE
     takes_guidance: bool = False  # it is made for usual scales, as the CFG files of Hyper-SD
     adapter: str = ""  # the LoRA that says so; "" is the model itself
+
+    @property
+    def advice(self) -> str:
+        """What its makers run it with; of a distilled model only."""
+        text = ADVICE[str(self.kind)]
+        if self.takes_guidance:
+            return re.sub(r"guidance scale 1( to 2)?", "guidance scale 5 to 8", text)
+        return ONE_STEP.get(str(self.kind), text) if self.is_one_step_unet else text
+
+    @property
+    def is_one_step_unet(self) -> bool:
+        """Whether it is a UNet of one of ONE_STEP's kinds."""
+        return self.kind in ONE_STEP and self.num_steps == 1 and not self.adapter
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Distilled:
@@ -110,7 +129,8 @@ def hint(
     kind = distilled.kind
     faults = [] if kind is None else _faults(request, batch, scheduler, distilled)
     of_edm = str(scheduler.get("_class_name")).startswith("EDM")  # times are no training times
-    first = 1.0 if request.denoising_start or of_edm else _first_time(scheduler, batch)
+    chosen = request.denoising_start or request.times is not None
+    first = 1.0 if chosen or of_edm else _first_time(scheduler, batch)
     if first < (0.5 if kind is None else 0.9):
         faults.append(
             f"a first step at {first:.0%} of the training times, where the model expects less noise"
@@ -120,15 +140,12 @@ def hint(
     if kind is None:
         return f"this run has {faults[0]}; use spacing 'trailing', or more steps"
     name = kind.upper() if len(kind) == 3 else kind.title()
-    advice = ADVICE[kind]
-    if distilled.takes_guidance:
-        advice = re.sub(r"guidance scale 1( to 2)?", "guidance scale 5 to 8", advice)
     what = (
         f"{distilled.adapter} seems to make this a distilled model"
         if distilled.adapter
         else "this seems to be a distilled model"
     )
-    return f"{what} ({name}), made for {advice}; this run has {' and '.join(faults)}"
+    return f"{what} ({name}), made for {distilled.advice}; this run has {' and '.join(faults)}"
 
 
 def _faults(
@@ -139,14 +156,26 @@ def _faults(
         faults.append(f"{request.num_steps} steps")
     if batch.guided and scale > MOST_GUIDANCE and not distilled.takes_guidance:
         faults.append(f"guidance scale {scale:g}")
-    sampler = _sampler(request, scheduler)
-    if sampler in UNFIT or (sampler and sampler not in FIT.get(str(kind), (sampler,))):
+    sampler, one_step = _sampler(request, scheduler), distilled.is_one_step_unet
+    fit = ("lcm",) if one_step and kind == "hyper" else FIT.get(str(kind), (sampler,))
+    if sampler in UNFIT or (sampler and sampler not in fit):
         faults.append(f"sampler {sampler!r}")
     # a single file of SD 2 is taken for a v model, as diffusers does; SD-Turbo is none
     is_xl = batch.time_ids is not None
     if kind == "turbo" and not is_xl and scheduler.get("prediction_type") == "v_prediction":
         faults.append("prediction_type 'v_prediction', where SD-Turbo needs 'epsilon'")
-    return faults
+    return faults + (_faults_of_one_step(request, scheduler, kind) if one_step else [])
+
+
+def _faults_of_one_step(
+    request: Request, scheduler: Mapping[str, Any], kind: str | None
+) -> list[str]:
+    prediction_type = scheduler.get("prediction_type", "epsilon")
+    if kind == "lightning" and prediction_type != "sample":
+        return [f"prediction_type {prediction_type!r}"]
+    if kind == "hyper" and (request.times is None or list(request.times) != [800]):
+        return ["other times"]
+    return []
 
 
 def _kind_in(name: Any) -> str | None:

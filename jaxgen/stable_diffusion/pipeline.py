@@ -188,7 +188,7 @@ class StableDiffusion:
         variant ("fp16", ...): which weight files to take. vae: an autoencoder to take instead of
         the checkpoint's own, a folder, a file or a Hub id; unet: the same, as distilled ones are
         published; controlnet: the same, one or several, which every call gives images to. tokenizer
-        and prediction_type: for single files, see `hub.open_checkpoint`. programs_folder: keeps
+        and prediction_type: see `hub.open_checkpoint`. programs_folder: keeps
         programs, traced, for the next start; by default that of a folder that `save` made.
         quantize: keeps the kernels of UNet, ControlNets and text encoders in 8 bits; arithmetic
         stays in dtype, but "w8a8" multiplies int8 by int8 in dense layers of UNet and ControlNets.
@@ -247,6 +247,7 @@ class StableDiffusion:
         pag_layers: str | Sequence[str] = "mid",
         spacing: str | None = None,
         levels: str | None = None,
+        times: Sequence[int] | None = None,
         eta: float | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,

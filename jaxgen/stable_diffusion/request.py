@@ -53,6 +53,8 @@ class Request:
     spacing: str | None = None
     # the same: "karras", "exponential", "beta", or "schedule" for those of training
     levels: str | None = None
+    # the same: the training times of the steps, falling, in place of num_steps and spacing
+    times: Sequence[int] | None = None
     eta: float | None = None  # the fresh noise of ddim (0 by default) and tcd (0.3)
     # shares of the training times where one call goes on, and stops, with its latents as they are
     denoising_start: float | None = None
@@ -78,7 +80,9 @@ class Request:
 
 
 def completed(request: Request, num_steps: int = 50, guidance_scale: float = 7.5) -> Request:
-    """Returns the request with these in place of a None."""
+    """Returns the request with these in place of a None; times say how many steps there are."""
+    if request.times is not None and is_list(request.times):
+        num_steps = len(request.times)
     own = {"num_steps": num_steps, "guidance_scale": guidance_scale}
     missing: dict[str, Any] = {
         name: value for name, value in own.items() if getattr(request, name) is None

@@ -13,11 +13,18 @@ from jaxgen import fields
 from jaxgen.diffusion import config, schedule
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.loading import Networks
-from jaxgen.stable_diffusion.request import Request, each, is_number, is_whole, numbers
+from jaxgen.stable_diffusion.request import (
+    Request,
+    each,
+    is_list,
+    is_number,
+    is_whole,
+    numbers,
+)
 
 # of samplers by name, with an example
 MOST_STEPS = 100_000
-OPTIONS = {"eta": 0.5, "spacing": "trailing", "levels": "karras"}
+OPTIONS = {"eta": 0.5, "spacing": "trailing", "levels": "karras", "times": [999, 499]}
 
 
 def table(
@@ -40,7 +47,7 @@ def table(
             f"num_steps is {fields.shown(num_steps)}; it must be a whole number, at least 1"
         )
     if by_name:
-        options = {name: getattr(request, name) for name in OPTIONS}
+        options = {name: fields.plain(getattr(request, name)) for name in OPTIONS}
         pipeline = _pipeline(request, networks)
         sampler = config.from_config(scheduler, sampler, **options, pipeline=pipeline)
     elif not isinstance(sampler, Callable):
@@ -189,9 +196,11 @@ def _check_options(request: Request, by_name: bool) -> None:
                 f"{name} is an option of samplers by name, and this sampler is configured "
                 f"already; leave {name} out, or configure it with config.from_config"
             )
-        if name != "eta" and not isinstance(value, str | None):
+        fits = is_list(value) if isinstance(example, list) else isinstance(value, str)
+        if name != "eta" and value is not None and not fits:
+            kind = "list" if isinstance(example, list) else "string"
             raise ValueError(
-                f"{name} is {fields.shown(value)}; it must be a string such as {example!r}"
+                f"{name} is {fields.shown(value)}; it must be a {kind} such as {example!r}"
             )
 
 

@@ -20,6 +20,7 @@ from jaxgen import fields, files
 from jaxgen.weights import (
     autoencoder,
     diffusers,
+    ldm_configs,
     model_index,
     single_file,
     weight_files,
@@ -70,10 +71,12 @@ def open_checkpoint(
     """The pipeline in a diffusers folder, a single-file checkpoint, a Hub repository, or "shapes".
 
     vae: an autoencoder to take instead of the checkpoint's own: the folder of one or of a pipeline,
-    a single file, or a Hub id. What was passed over is said in one warning.
-    For single files only: tokenizer, a folder with vocab.json and merges.txt (or with subfolders
+    a single file, or a Hub id. prediction_type: what the UNet returns, "epsilon", "v_prediction" or
+    "sample", where that is not what a folder's scheduler says, or what is guessed of a single file
+    (see `single_file.read`). What was passed over is said in one warning.
+    tokenizer, for single files only: a folder with vocab.json and merges.txt (or with subfolders
     tokenizer and tokenizer_2) as a path or a Hub id, by default the public one of CLIP from the
-    Hub or its cache; and prediction_type as in `single_file.read`.
+    Hub or its cache.
     """
     for name, value in (("variant", variant), ("prediction_type", prediction_type)):
         if not isinstance(value, str | None):
@@ -173,13 +176,17 @@ def _open(
     path = resolve(path_or_id, variant)
     own_vae = None if vae is None else autoencoder.read(resolve_vae(vae, variant), variant)
     if path.is_dir():
-        if tokenizer is not None or prediction_type is not None:
+        if tokenizer is not None:
             model_index.check_is_pipeline(path)
             raise ValueError(
-                f"tokenizer and prediction_type are for single files, and {path_or_id} is a folder "
-                f"whose own files say both; leave them out{model_index.or_single_file(path)}"
+                f"tokenizer is for single files, and {path_or_id} is a folder with its own; leave "
+                f"it out{model_index.or_single_file(path)}"
             )
-        return diffusers.read(path, variant, own_vae)
+        checkpoint = diffusers.read(path, variant, own_vae)
+        if prediction_type is None:
+            return checkpoint
+        scheduler = ldm_configs.predicting(checkpoint.scheduler, prediction_type)
+        return checkpoint._replace(scheduler=scheduler)
     folder = public_tokenizer if tokenizer is None else resolve_tokenizer(tokenizer)
     return single_file.read(path, folder, prediction_type, own_vae)
 

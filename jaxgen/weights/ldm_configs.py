@@ -111,13 +111,9 @@ def scheduler(
     """
     if prediction_type is None:
         prediction_type = "epsilon" if inpainting else _prediction_type(kind, stored)
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(
-            f"prediction_type is {fields.shown(prediction_type)}; use 'epsilon' or 'v_prediction'"
-        )
     if kind == "playground":
-        return {**EDM, "prediction_type": prediction_type}
-    config = {**BETAS, "prediction_type": prediction_type}
+        return predicting(EDM, prediction_type)
+    config = predicting(BETAS, prediction_type)
     if (kind, inpainting) in (("v1", False), ("v2", True)):
         return {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **config}
     if kind in ("v1", "v2"):
@@ -125,6 +121,20 @@ def scheduler(
     spacing = {"timestep_spacing": "leading", "interpolation_type": "linear"}
     config = {"_class_name": "EulerDiscreteScheduler", **config, **spacing}
     return {**config, "rescale_betas_zero_snr": True} if "ztsnr" in stored else config
+
+
+def predicting(scheduler_config: Mapping[str, Any], prediction_type: str) -> dict[str, Any]:
+    """The config of a scheduler for a UNet that returns this: noise, a velocity or the sample."""
+    if prediction_type not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(
+            f"prediction_type is {fields.shown(prediction_type)}; use 'epsilon', 'v_prediction' or "
+            "'sample'"
+        )
+    config = {**scheduler_config, "prediction_type": prediction_type}
+    defaulted = config.get("_use_default_values")
+    if isinstance(defaulted, list | tuple):  # it is stated now
+        config["_use_default_values"] = [key for key in defaulted if key != "prediction_type"]
+    return config
 
 
 def _prediction_type(kind: str, stored: Mapping[str, Tensor]) -> str:

@@ -37,7 +37,7 @@ def read(
 
     tokenizer_folder: vocab.json and merges.txt, there or in subfolders tokenizer and tokenizer_2;
     or a function that gives the folder, called once the file has proved a checkpoint.
-    prediction_type: "epsilon" or "v_prediction"; None takes diffusers' guess for SD 2.x
+    prediction_type: "epsilon", "v_prediction" or "sample"; None takes diffusers' guess for SD 2.x
     (v_prediction unless global_step is 875000 or the model inpaints), epsilon for the rest. vae: an
     autoencoder to take instead of the file's own, which may lack.
     """

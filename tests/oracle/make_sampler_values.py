@@ -14,6 +14,7 @@ import json
 import pathlib
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import diffusers
@@ -108,18 +109,23 @@ def scheduler_of_pipeline(pipeline: str, config: dict[str, Any]) -> Any:
 
 
 def linear_map(
-    scheduler: Any, num_steps: int, start_step: int = 0, eta: float | None = None
+    scheduler: Any,
+    num_steps: int,
+    start_step: int = 0,
+    eta: float | None = None,
+    times: Sequence[int] | None = None,
 ) -> LinearMap:
     """The coefficients of a run, with the scheduler's own tables promoted to float64."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _linear_map(scheduler, num_steps, start_step, {} if eta is None else {"eta": eta})
+        if times is None:
+            scheduler.set_timesteps(num_steps)
+        else:
+            scheduler.set_timesteps(timesteps=list(times))
+        return _linear_map(scheduler, start_step, {} if eta is None else {"eta": eta})
 
 
-def _linear_map(
-    scheduler: Any, num_steps: int, start_step: int, options: dict[str, float]
-) -> LinearMap:
-    scheduler.set_timesteps(num_steps)
+def _linear_map(scheduler: Any, start_step: int, options: dict[str, float]) -> LinearMap:
     init_noise_sigma = float(scheduler.init_noise_sigma)
     for name, value in list(vars(scheduler).items()):
         if isinstance(value, torch.Tensor) and value.dtype == torch.float32 and name != "timesteps":
@@ -259,6 +265,15 @@ def corrected_cases() -> list[dict[str, Any]]:
     ]
 
 
+def timed_cases() -> list[dict[str, Any]]:
+    """Times that the caller chooses: one below the highest, and uneven ones."""
+    return [
+        {"config": STABLE_DIFFUSION, "name": name, "num_steps": len(times), "times": times}
+        for name in TIMED
+        for times in ([800], [999, 850, 736, 645, 545])
+    ]
+
+
 def clipped_cases() -> list[dict[str, Any]]:
     """lambda_min_clipped: what diffusers itself writes, and values that leave timesteps out."""
     return [
@@ -277,19 +292,22 @@ def clipped_cases() -> list[dict[str, Any]]:
     ]
 
 
+# the samplers whose classes take timesteps of the caller's
+TIMED = ("ddpm", "euler", "heun", "lcm", "tcd", "dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m")
 _ENDS_ABOVE_ZERO = {"final_sigmas_type": "sigma_min"}
 
 
 def main() -> None:
     arrays = {}
     kept = []
-    for case in [*stored_cases(), *corrected_cases(), *clipped_cases()]:
+    for case in [*stored_cases(), *corrected_cases(), *clipped_cases(), *timed_cases()]:
         try:
             if "pipeline" in case:
                 made = scheduler_of_pipeline(case["pipeline"], case["config"])
             else:
                 made = scheduler(case["config"], case.get("name"))
-            found = linear_map(made, case["num_steps"], case.get("start_step", 0), case.get("eta"))
+            options = [case.get(name) for name in ("eta", "times")]
+            found = linear_map(made, case["num_steps"], case.get("start_step", 0), *options)
         except (NotImplementedError, ValueError):
             continue  # diffusers refuses the combination
         number = len(kept)

@@ -35,22 +35,23 @@ REFUSALS = (ValueError, NotImplementedError, UnboundLocalError, torch.linalg.Lin
 TOLERANCE = 2e-5
 
 
-def compare(given, num_steps, name=None, start_step=0, eta=None, tolerance=TOLERANCE):
+def compare(given, num_steps, name=None, start_step=0, eta=None, tolerance=TOLERANCE, times=None):
     """True where both accept; asserts that then everything agrees."""
     where = f"{name} {given} {num_steps} from {start_step}"
+    refusals = REFUSALS if times is None else (*REFUSALS, TypeError)  # many take no timesteps
     try:
         made = copy.deepcopy(made_once(json.dumps(given), name))
-        theirs = oracle.linear_map(made, num_steps, start_step=start_step, eta=eta)
-    except REFUSALS:
+        theirs = oracle.linear_map(made, num_steps, start_step, eta, times)
+    except refusals:
         return False
     if not np.isfinite(theirs.latents).all():
         return False
-    table = config.from_config(given, name, eta)(num_steps, start_step)
+    table = config.from_config(given, name, eta, times=times)(num_steps, start_step)
     rows = maps.rows_of(table)
     ours = maps.linear_map(table)
     assert len(rows) == len(theirs.t), where
-    times = 2e-2 if name == "dpm2_ancestral" else 1e-3  # fractional: they are logarithms of sigmas
-    np.testing.assert_allclose(table.t[rows], theirs.t, atol=times, err_msg=where)
+    error = 2e-2 if name == "dpm2_ancestral" else 1e-3  # fractional: they are logarithms of sigmas
+    np.testing.assert_allclose(table.t[rows], theirs.t, atol=error, err_msg=where)
     for mine, other in (
         (ours.inputs, theirs.inputs),
         (ours.latents, theirs.latents),
@@ -96,6 +97,24 @@ def test_respaced_sigmas(name):
         for spacing, respacing, num_steps in itertools.product(SPACINGS, RESPACINGS, SIZES)
     ]
     assert count(cases, name, 2e-4 if name == "dpm2_ancestral" else 5e-5) == 63
+
+
+@pytest.mark.parametrize("name", config.SAMPLERS)
+def test_times_of_the_callers_choice(name):
+    """Refused where diffusers refuses: by samplers without them, and beside placed levels."""
+    accepted = 0
+    changes = [{"prediction_type": kind, "timestep_spacing": "leading"} for kind in PREDICTIONS]
+    for change in [*changes, {"interpolation_type": "log_linear"}, {"use_karras_sigmas": True}]:
+        for times in ([800], [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]):
+            given = {**BASE, **change}
+            for start_step in (0, len(times) // 3):
+                same = compare(given, len(times), name, start_step, times=times)
+                accepted += same
+                if not same:
+                    with pytest.raises(ValueError, match="times|has no"):
+                        config.from_config(given, name, times=times)
+    with_levels = name in ("ddpm", "lcm", "tcd")  # which have none, so that the key says nothing
+    assert accepted == (0 if name not in oracle.TIMED else 20 if with_levels else 16)
 
 
 @pytest.mark.parametrize("name", config.SAMPLERS)
