@@ -46,7 +46,7 @@ def test_a_folder_that_is_no_pipeline_is_answered_with_what_to_give(name, option
 def test_a_repository_of_both_kinds_names_its_single_files(tmp_path):
     place(tmp_path, [f"m/{INDEX}", "m/v1-5.safetensors"])
     path = re.escape(str(tmp_path / "m" / "v1-5.safetensors"))
-    with pytest.raises(ValueError, match=f"leave them out; or give the path .*: {path}"):
+    with pytest.raises(ValueError, match=f"leave it out; or give the path .*: {path}"):
         hub.open_checkpoint(tmp_path / "m", tokenizer="clip")
     with pytest.raises(ValueError, match=f"names no unet.*; or give the path .*: {path}"):
         hub.open_checkpoint(tmp_path / "m")

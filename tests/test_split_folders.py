@@ -171,6 +171,27 @@ def test_a_link_to_a_folder_around_a_class_brings_no_other_class_into_it(tmp_pat
     assert "1 link to a folder read already" in opened.description
 
 
+@pytest.mark.parametrize(
+    ("link", "target", "place"),
+    [
+        ("cat/more", "dog", "dog"),
+        ("cat/more", "dog/old", "dog/old"),
+        ("puppy", "dog/old", "dog/old"),
+        ("puppy", "dog", "dog"),
+        ("cat/2.png", "dog/1.png", "dog"),
+        ("cat/2.png", "dog/old/1.png", "dog/old"),
+    ],
+)
+def test_a_link_that_puts_pictures_into_two_classes_is_refused(tmp_path, link, target, place):
+    make(tmp_path, "cat/1.png", "dog/1.png", "dog/old/1.png")
+    (tmp_path / link).symlink_to(tmp_path / target)
+    classes = f"{'dog and puppy' if link == 'puppy' else '(cat and dog|dog and cat)'}"
+    with pytest.raises(
+        ValueError, match=rf"by a link, pictures in .*{place} .* classes {classes};"
+    ):
+        sets.open_source(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["metadata.jsonl", "train"])
 def test_captions_are_not_read_through_links_out_of_the_folder(tmp_path, name):
     make(tmp_path / "out", "1.png")

@@ -171,6 +171,23 @@ def test_words_that_training_added_are_found_whole_and_written(folder, tmp_path,
     assert again.vocab == tokens.vocab
 
 
+@pytest.mark.parametrize("form", ["added_tokens.json", "added_tokens_decoder"])
+def test_a_padding_token_may_stand_among_the_added_ones_alone(folder, tmp_path, form):
+    number, path = len(VOCAB), folder / "tokenizer_config.json"
+    config = {**json.loads(path.read_text()), "pad_token": "<pad>"}
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    if form == "added_tokens.json":
+        (folder / form).write_text(json.dumps({"<pad>": number}))
+    else:
+        config[form] = {str(number): {"content": "<pad>", "normalized": False}}
+    path.write_text(json.dumps(config))
+    tokens = tokenizer.read(folder)
+    assert tokenizer.tokenize(tokens, ["cat"])[0].tolist()[-1] == number
+    (tmp_path / "again").mkdir()
+    tokenizer.write(tmp_path / "again", tokens)
+    assert tokenizer.read(tmp_path / "again").pad_id == number
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"expected vocab\.json and merges\.txt"):
         tokenizer.read(tmp_path)

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxgen import fields, files
-from jaxgen.data import image_folder, source, split_folders
+from jaxgen.data import folder_walk, image_folder, source, split_folders
 
 _METADATA = "metadata.jsonl"
 _METADATA_BYTES = 2**28  # a million lines of 250 bytes
@@ -71,7 +71,7 @@ def open_split(
         names = [names[i] for i in held_out.tolist()]
     elif place != folder:
         notes = [f"from the folder {files.printable(place.name, 60)}"]
-    notes += image_folder.describe_skipped(_walk(place).skipped)
+    notes += folder_walk.describe_skipped(_walk(place).skipped)
     paths = [str(place / name) for name in names]
     labels = np.arange(len(paths), dtype=np.int32)
     listing = image_folder.ImageFiles(paths, labels, (), notes)
@@ -206,9 +206,9 @@ def _check_inside(name: str, root: pathlib.Path) -> None:
         raise ValueError(f"{_show(name)} is a link out of the folder; put a copy there")
 
 
-def _walk(place: pathlib.Path) -> image_folder.Walk:
+def _walk(place: pathlib.Path) -> folder_walk.Walk:
     """Lists everything under the folder; links that lead out of it are not followed."""
-    return image_folder.walk(place, os.path.realpath(place))
+    return folder_walk.walk(place, os.path.realpath(place))
 
 
 def _list_pictures(place: pathlib.Path) -> list[str]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgen import files
-from jaxgen.data import picture_file, pillow, source, split_folders
+from jaxgen.data import folder_walk, picture_file, pillow, source, split_folders
 
 
 class ImageFiles(NamedTuple):
@@ -30,16 +30,9 @@ class ImageFiles(NamedTuple):
     notes: list[str]  # where they come from, and what was skipped
 
 
-class Walk(NamedTuple):
-    """What lies under a folder."""
-
-    paths: list[str]  # of pictures, sorted
-    skipped: collections.Counter[str]  # files that were passed over, by kind: .heic, hidden, ...
-
-
 def find(folder: pathlib.Path, split: str) -> ImageFiles:
     """Finds the picture files of a split."""
-    splits = split_folders.find(folder, lambda path: bool(walk(path).paths))
+    splits = split_folders.find(folder, lambda path: bool(folder_walk.walk(path).paths))
     if splits is None:
         return _held_out(_list_classes(folder), split)
     train = _list_classes(splits.train)
@@ -51,9 +44,13 @@ def find(folder: pathlib.Path, split: str) -> ImageFiles:
         listing, place = _same_classes(_list_classes(splits.test), train), splits.test
     notes = [f"from the folder {files.printable(place.name, 60)}", *listing.notes]
     unread = [files.printable(name, 60) for name in splits.unread]
-    unread += [f"{len(walk_flat(folder))} pictures"] if walk_flat(folder) else []
+    unread += (
+        [f"{len(folder_walk.walk_flat(folder))} pictures"] if folder_walk.walk_flat(folder) else []
+    )
     notes += [f"beside the splits and not read: {', '.join(unread)}"] if unread else []
-    return listing._replace(notes=notes + describe_skipped(_skipped_here(folder)))
+    return listing._replace(
+        notes=notes + folder_walk.describe_skipped(folder_walk.skipped_in(folder))
+    )
 
 
 def open_split(
@@ -84,48 +81,6 @@ def open_split(
     return source.Source(len(listing.paths), shape, listing.class_names, read, description=line)
 
 
-def walk(folder: str | os.PathLike[str], root: str | None = None) -> Walk:
-    """Lists all pictures under a folder; hidden files and folders are passed over.
-
-    root: where given, links to folders outside of it are not followed. A folder that is linked into
-    itself is read once, and one around this folder, which holds the other classes, not at all.
-    """
-    paths, skipped = [], collections.Counter()
-    real = pathlib.Path(os.path.realpath(folder))
-    pending, visited = [os.fspath(folder)], {str(real), *map(str, real.parents)}
-    while pending:
-        with os.scandir(pending.pop()) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
-        for entry in entries:
-            if split_folders.is_hidden(entry.name):
-                skipped["hidden"] += _is_picture(entry.name) and not entry.name.startswith("._")
-            elif split_folders.is_folder(entry):
-                place = os.path.realpath(entry.path)
-                outside = root is not None and not pathlib.Path(place).is_relative_to(root)
-                if outside or place in visited:
-                    skipped["link to a folder " + ("outside" if outside else "read already")] += 1
-                else:
-                    visited.add(place)
-                    pending.append(entry.path)
-            elif not _is_picture(entry.name):
-                skipped[_kind(entry.name)] += 1
-            elif split_folders.is_file(entry):
-                paths.append(entry.path)
-            else:
-                skipped["broken link" if entry.is_symlink() else "special file"] += 1
-    return Walk(sorted(paths), +skipped)
-
-
-def walk_flat(folder: pathlib.Path) -> list[str]:
-    """Lists the paths of the pictures directly in a folder, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.path
-            for entry in entries
-            if _is_picture(entry.name) and entry.name[0] != "." and split_folders.is_file(entry)
-        )
-
-
 def read_header(path: str) -> tuple[tuple[int, int], int]:
     """(height, width) and channels, 1 or 3, of a picture; ValueError names a file without them."""
     with picture_file.open_path(path) as image:
@@ -135,43 +90,38 @@ def read_header(path: str) -> tuple[tuple[int, int], int]:
             raise ValueError(f"{files.printable(path)}: {files.printable(error)}") from error
 
 
-def describe_skipped(skipped: collections.Counter[str]) -> list[str]:
-    """Writes a note on files that were passed over, if there are any."""
-    counts = [f"{count:,} {files.printable(kind, 40)}" for kind, count in skipped.most_common(8)]
-    return [f"skipped: {', '.join(counts)}"] if counts else []
-
-
 def _list_classes(folder: pathlib.Path) -> ImageFiles:
     """Lists all pictures under a folder; its subfolders with pictures are the classes."""
-    flat = walk_flat(folder)
-    by_class, skipped, notes = {}, collections.Counter(), []
+    flat = folder_walk.walk_flat(folder)
+    walks, notes = {}, []
     for name in split_folders.folder_names(folder):
         if split_folders.has_pair(folder / name):
             raise ValueError(
                 f"{files.printable(folder / name)} holds the splits of a set; give that folder, or "
                 f"put train and test outermost, with the classes inside"
             )
-        paths, others = walk(folder / name)
-        skipped += others
-        if paths:
-            by_class[name] = paths
-        elif picture_file.foreign_suffixes() & set(others):
+        walks[name] = folder_walk.walk(folder / name)
+        paths, others = walks[name].paths, walks[name].skipped
+        if not paths and picture_file.foreign_suffixes() & set(others):
             raise _unreadable(folder / name, others)
-        else:
+        if not paths:
             notes.append(f"the folder {files.printable(name, 60)} holds no pictures")
+    folder_walk.check_apart(folder, walks)
+    by_class = {name: walk.paths for name, walk in walks.items() if walk.paths}
     _check_not_mixed(folder, flat, list(by_class))
-    skipped += _skipped_here(folder)
+    skipped = sum((walk.skipped for walk in walks.values()), collections.Counter())
+    skipped += folder_walk.skipped_in(folder)
     if not flat and not by_class:
+        others = "".join(f" ({note})" for note in folder_walk.describe_skipped(skipped))
         raise ValueError(
-            f"{files.printable(folder)} holds no data that is understood"
-            f"{''.join(f' ({note})' for note in describe_skipped(skipped))}; expected pictures "
-            f"({_suffix_list()}), class folders of pictures, train and test folders, "
+            f"{files.printable(folder)} holds no data that is understood{others}; expected "
+            f"pictures ({_suffix_list()}), class folders of pictures, train and test folders, "
             f"or the IDX files of MNIST"
         )
     paths = flat or [path for paths in by_class.values() for path in paths]
     counts = [len(paths) for paths in by_class.values()] or [len(flat)]
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    notes = describe_skipped(skipped) + notes + _describe_nested(folder, by_class)
+    notes = folder_walk.describe_skipped(skipped) + notes + _describe_nested(folder, by_class)
     return ImageFiles(paths, labels, tuple(by_class), notes)
 
 
@@ -187,10 +137,10 @@ def _describe_nested(folder: pathlib.Path, by_class: dict[str, list[str]]) -> li
 
 
 def _unreadable(folder: pathlib.Path, others: collections.Counter[str]) -> ValueError:
+    kinds = folder_walk.describe_skipped(others)[0].removeprefix("skipped: ")
     return ValueError(
-        f"the class {files.printable(folder)} has no picture that can be read, only "
-        f"{describe_skipped(others)[0].removeprefix('skipped: ')}; convert them to one of "
-        f"{_suffix_list()}, or remove the folder"
+        f"the class {files.printable(folder)} has no picture that can be read, only {kinds}; "
+        f"convert them to one of {_suffix_list()}, or remove the folder"
     )
 
 
@@ -201,27 +151,6 @@ def _check_not_mixed(folder: pathlib.Path, flat: list[str], classes: list[str]) 
             f"{files.printable(folder)} has {len(flat)} pictures beside the class folders {shown}; "
             f"move them into a class folder, or use a folder without subfolders"
         )
-
-
-def _skipped_here(folder: pathlib.Path) -> collections.Counter[str]:
-    """Counts the kinds of the files directly in a folder that are no pictures."""
-    with os.scandir(folder) as entries:
-        kinds = [
-            _kind(entry.name)
-            for entry in entries
-            if not split_folders.is_folder(entry)
-            and entry.name[0] != "."
-            and not _is_picture(entry.name)
-        ]
-    return collections.Counter(kinds)
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in picture_file.suffixes()
-
-
-def _kind(name: str) -> str:
-    return os.path.splitext(name)[1].lower() or "without a suffix"
 
 
 def _suffix_list() -> str:

@@ -186,9 +186,9 @@ def _read(folder: Path, special: dict[str, str]) -> Tokenizer:
             f"no tokenizer in {folder}: expected vocab.json and merges.txt, or tokenizer.json"
         )
     config = vocabulary.read_optional(folder / "tokenizer_config.json")
-    roles, added = vocabulary.special_tokens(folder, config, combined)
+    roles, added, special_ids = vocabulary.special_tokens(folder, config, combined)
     ids: dict[str, Any] = {word: token.get("id") for word, token in added.items()}
-    vocab = {**vocab, **ids}
+    vocab = {**special_ids, **vocab, **ids}
     vocabulary.check(vocab, folder)
     max_length = config.get("model_max_length", 77)
     if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length > MAX_TOKENS:

@@ -84,8 +84,9 @@ def read_optional(path: Path, max_bytes: int = files.CONFIG_BYTES) -> dict[str, 
 
 def special_tokens(
     folder: Path, config: dict, combined: dict
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Role -> token, and each word that was added to the vocabulary -> its id and flags.
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Role -> token; each word that was added to the vocabulary -> its id and flags; and the ids
+    that these files give to special tokens, which the vocabulary itself may lack.
 
     special_tokens_map.json overrides tokenizer_config.json, unless the latter has the newer
     `added_tokens_decoder`; so reads transformers, and SD 2's "!" hangs on it.
@@ -102,9 +103,11 @@ def special_tokens(
     texts = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
     older = read_optional(folder / "added_tokens.json").items()
     added = {word: {"id": i, "normalized": True} for word, i in older} | known
-    for text in {BOS, EOS, *map(str, texts.values())}:
-        added.pop(text, None)
-    return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}, added
+    special = {
+        text: added.pop(text, {}).get("id") for text in {BOS, EOS, *map(str, texts.values())}
+    }
+    ids = {text: number for text, number in special.items() if number is not None}
+    return {role: known.get(str(text), tokens[role]) for role, text in texts.items()}, added, ids
 
 
 def _number(text: str) -> Any:

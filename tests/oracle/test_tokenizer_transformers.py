@@ -81,6 +81,17 @@ def test_newer_files_give_the_ids_of_transformers(vocabulary, pad, tmp_path):
     _assert_ids_equal(tokenizer.read(tmp_path), reference)
 
 
+def test_a_padding_token_that_was_added_has_the_id_of_transformers(tmp_path):
+    write_folder(tmp_path, *clip_words.small_vocabulary(), PADS[0])
+    reference = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    reference.add_special_tokens({"pad_token": "<pad>"})
+    reference.save_pretrained(tmp_path / "saved")
+    ours = tokenizer.read(tmp_path / "saved")
+    assert ours.pad_id == reference.pad_token_id == len(reference) - 1
+    theirs = reference(TEXTS[:20], padding="max_length", truncation=True, max_length=77).input_ids
+    assert tokenizer.tokenize(ours, TEXTS[:20]).tolist() == theirs
+
+
 def test_words_that_training_added_give_the_ids_of_transformers(tmp_path):
     vocab, merges = clip_words.small_vocabulary()
     write_folder(tmp_path, vocab, merges, PADS[0])
