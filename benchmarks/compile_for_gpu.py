@@ -29,6 +29,7 @@ from benchmarks.compiling import gpu, options, programs, regression
 from benchmarks.sd import sd_models
 from jaxgen import script
 from jaxgen.measure import environment
+from jaxgen.nn import quantized
 
 DIFFUSION = ("sd15", "sd21", "sdxl")
 
@@ -46,6 +47,7 @@ class Config:
     axes: tuple[str, ...] = ("data", "model")  # Stable Diffusion: divide images, or parameters
     images: int = 1  # Stable Diffusion: images on one device (data), or on all (model)
     num_steps: int = 20  # Stable Diffusion: sampling steps; always bfloat16
+    quantize: tuple[str, ...] = ("none",)  # Stable Diffusion: kernels as none, int8, fp8, w8a8
     prepared: tuple[str, ...] = ()  # options that no GPU has confirmed: options.py
     output: str = "runs/gpu.json"  # results go to this file
     check: tuple[str, ...] = ()  # results to compare with: fail where a program became worse
@@ -99,11 +101,11 @@ def _diffusion_rows(
     config: Config, target: str, devices: list[Any], model: str
 ) -> Iterator[dict[str, Any]]:
     axes = config.axes if len(devices) > 1 else config.axes[:1]  # one device has nothing to divide
-    for axis in axes:
-        parts = []
+    for axis, quantize in itertools.product(axes, config.quantize):
+        parts, kind = [], None if quantize == "none" else quantize
         for program in programs.diffusion_programs(
             model, devices, axis, config.images, config.num_steps, jnp.dtype("bfloat16"),
-            "cudnn" if options.KERNELS in config.prepared else None,
+            "cudnn" if options.KERNELS in config.prepared else None, kind,
         ):  # fmt: skip
             row = gpu.compiled_row(program, target, len(devices)) | {"dtype": "bfloat16"}
             parts.append(row)
@@ -134,6 +136,7 @@ def _check(config: Config) -> None:
         "dispatch": (config.dispatches, ("scan", "step")),
         "dtype": (config.dtypes, ("float32", "bfloat16")),
         "axis": (config.axes, ("data", "model")),
+        "kind of kernels": (config.quantize, ("none", *quantized.KINDS, quantized.W8A8)),
     }
     for what, (values, names) in known.items():
         if not values:

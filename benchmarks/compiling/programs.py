@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import training
 from benchmarks.sd import sd_models, sd_programs
+from jaxgen.nn import quantized
 from jaxgen.runs import experiment, plan
 from jaxgen.stable_diffusion import loading, placement, programs, text_encoding
 from jaxgen.train import parallel, step
@@ -109,24 +111,26 @@ def diffusion_programs(
     num_steps: int,
     dtype: Any,
     kernel_layout: str | None = None,
+    quantize: str | None = None,
 ) -> Iterator[Program]:
     """The programs of the pipeline: text encoders, all steps of the UNet in a loop, decoder.
 
     axis: "data" divides the images, "model" the parameters; batch_size is per device for "data",
-    the whole one for "model".
+    the whole one for "model". kernel_layout and quantize: as in `StableDiffusion`.
     """
     mesh = Mesh(np.array(devices), (axis,))
     total = batch_size * (len(devices) if axis == "data" else 1)
     size = sd_programs.Size(total, sd_models.RESOLUTIONS[model], num_steps)
     networks = sd_models.networks(model, dtype)
     params = {
-        name: _parameters(module, dtype, mesh, kernel_layout)
+        name: _parameters(name, module, dtype, mesh, kernel_layout, quantize)
         for name, module in {
             "unet": networks.unet, "vae": networks.vae, **networks.encoders
         }.items()
     }  # fmt: skip
     run: Any = programs.build(networks, mesh)
-    title = f"{model}, batch {total}, {axis} over {len(devices)}"
+    named = f"{model} in {quantize}" if quantize else model
+    title = f"{named}, batch {total}, {axis} over {len(devices)}"
     encoders = {name: params[name] for name in networks.encoders}
     texts = _placed(_shapes(sd_programs.chunks(networks, size)), placement.rows(mesh))
     yield Program(f"{title}: text encoder", run.embed, (encoders, texts), {"clip_skip": 0}, None, 2)
@@ -145,16 +149,32 @@ def diffusion_programs(
     )  # fmt: skip
 
 
-def _parameters(module: Any, dtype: Any, mesh: Mesh, kernel_layout: str | None) -> Any:
+def _parameters(
+    component: str,
+    module: Any,
+    dtype: Any,
+    mesh: Mesh,
+    kernel_layout: str | None,
+    quantize: str | None,
+) -> Any:
     """The shapes of a module's parameters, which lie as in the pipeline."""
     heads = loading.attention_heads(module)
     sharding_of: Any = placement.of_parameters(mesh, heads, kernel_layout)
+    kind = None if component == "vae" else quantize
 
-    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        names = tuple(part.key for part in path)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding_of(names, leaf.shape))
+    def placed(path: tuple[str, ...], shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding_of(path, shape))
 
-    return jax.tree.map_with_path(one, loading.shapes(module))
+    leaves: dict[tuple[str, ...], Any] = {}
+    shapes: dict[tuple[str, ...], Any] = flatten_dict(loading.shapes(module))
+    for path, leaf in shapes.items():
+        scale = kind and loading.name_of_scale(component, kind, path, leaf.shape)
+        stored = quantized.KINDS[quantized.stored_kind(kind)].dtype if kind and scale else dtype
+        leaves[path] = placed(path, leaf.shape, stored)
+        if scale:
+            scale_path = (*path[:-1], scale)
+            leaves[scale_path] = placed(scale_path, leaf.shape[-1:], jnp.float32)
+    return unflatten_dict(leaves)
 
 
 def _inputs(

@@ -51,6 +51,11 @@ def check(kind: str | None) -> str | None:
     return kind
 
 
+def stored_kind(kind: str) -> str:
+    """The kind of KINDS in which kernels of a kind are stored."""
+    return "int8" if kind == W8A8 else kind
+
+
 def quantize(kernel: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """A kernel [..., O] as stored values of the same shape, and their scales float32 [O]."""
     dtype, most, unit = KINDS[kind]

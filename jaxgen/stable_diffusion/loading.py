@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Builds a checkpoint's networks, and loads their parameters onto the devices."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -155,16 +156,24 @@ def _own_tensors(model: str, part: str, component: Component, leaves: Params) ->
 def _in_8_bits(
     component: str, kind: str, path: layout.Path, values: np.ndarray
 ) -> dict[layout.Path, np.ndarray]:
-    """Quantises a leaf, if it is a kernel that is large enough to gain by it.
+    name = name_of_scale(component, kind, path, values.shape)
+    if name is None:
+        return {path: values}
+    stored, scale = quantized.quantize(values, quantized.stored_kind(kind))
+    return {path: stored, (*path[:-1], name): scale}
+
+
+def name_of_scale(
+    component: str, kind: str, path: layout.Path, shape: tuple[int, ...]
+) -> str | None:
+    """Names the scales of a leaf in 8 bits; None if it is no kernel large enough to gain by them.
 
     Text encoders run once, not in every step: what they multiply never becomes int8.
     """
-    if path[-1] != "kernel" or values.size < QUANTIZED_FROM:
-        return {path: values}
-    of_products = kind == quantized.W8A8 and values.ndim == 2 and component not in ENCODERS
-    stored, scale = quantized.quantize(values, "int8" if kind == quantized.W8A8 else kind)
-    name = quantized.PRODUCT_SCALE if of_products else quantized.SCALE
-    return {path: stored, (*path[:-1], name): scale}
+    if path[-1] != "kernel" or math.prod(shape) < QUANTIZED_FROM:
+        return None
+    of_products = kind == quantized.W8A8 and len(shape) == 2 and component not in ENCODERS
+    return quantized.PRODUCT_SCALE if of_products else quantized.SCALE
 
 
 def embedding_rows(networks: Networks, mesh: Mesh | None, count: Any) -> dict[str, Array]:
