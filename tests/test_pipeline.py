@@ -149,6 +149,20 @@ def test_no_setting_compiles_anew(pipe, loop):
     assert not compiled
 
 
+def test_a_second_pipeline_of_equal_networks_compiles_nothing_and_has_its_own_weights(pipe):
+    checkpoint = checkpoints.checkpoint("sd1")
+    vae = checkpoint.components["vae"]
+    arrays = {n: tensors.from_array(t.read() * 0.9) for n, t in vae.tensors.items()}
+    components = checkpoint.components | {"vae": vae._replace(tensors=arrays)}
+    plain = pipe("a cat", num_steps=2)
+    with compilations.counted() as compiled:
+        same = StableDiffusion(checkpoint)("a cat", num_steps=2)
+        other = StableDiffusion(checkpoint._replace(components=components))("a cat", num_steps=2)
+    assert not compiled
+    np.testing.assert_array_equal(same, plain)
+    assert (other != plain).any()
+
+
 def test_an_image_does_not_depend_on_its_batch(pipe):
     settings = {"sampler": "euler_ancestral", **LATENT}
     lists = {

@@ -199,6 +199,7 @@ def test_a_saved_pipeline_draws_the_same_bits_and_runs_no_network_in_python(save
     with monkeypatch.context() as patch:
         patch.setattr(nn.Module, "apply", no_network)
         patch.setattr(nn.Module, "init", no_network)
+        loading.traced_shapes.cache_clear()  # a new process has none
         warm = StableDiffusion.from_pretrained(folder, jnp.bfloat16)
         np.testing.assert_array_equal(warm(**CALL), picture)
     jax.tree.map(np.testing.assert_array_equal, warm.params, pipe.params)
@@ -206,6 +207,19 @@ def test_a_saved_pipeline_draws_the_same_bits_and_runs_no_network_in_python(save
     wider = warm(**CALL, guidance_scale=1.0)  # another program, which the folder gets
     assert wider.shape == picture.shape
     assert set((folder / "programs").iterdir()) > before
+
+
+def test_equal_networks_of_a_process_share_their_programs_unless_they_have_a_folder(tmp_path):
+    checkpoint, mesh = checkpoints.checkpoint("sd1"), jax.make_mesh((8,), ("data",))
+    networks = loading.networks(checkpoint)
+    first, store = programs.of_networks(networks)
+    assert programs.of_networks(loading.networks(checkpoint)) == (first, store)
+    half = loading.networks(checkpoint, jnp.bfloat16)
+    inpaint = loading.networks(checkpoints.checkpoint("inpaint"))
+    others = [(half, None), (inpaint, None), (networks, mesh), (networks, None, tmp_path)]
+    for other in others:
+        assert programs.of_networks(*other)[0].step is not first.step
+        assert programs.of_networks(*other)[1] is not store
 
 
 @pytest.mark.parametrize(("backend", "is_kept"), [("cpu", True), ("gpu", False)])

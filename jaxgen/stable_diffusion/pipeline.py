@@ -43,7 +43,7 @@ from jaxgen.stable_diffusion.request import Request, completed
 from jaxgen.stable_diffusion.text_encoding import Text
 from jaxgen.stable_diffusion.texts.embedder import Embedder
 from jaxgen.types import Array, Params
-from jaxgen.warm import saved_pipeline, stored_programs
+from jaxgen.warm import saved_pipeline
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint, Component
 
@@ -83,7 +83,7 @@ class StableDiffusion:
         self.made_for = few_steps.of_checkpoint(checkpoint)
         self.distilled = self.made_for  # or what the adapters that are set were distilled for
         folder = loading.check_folder(programs_folder)
-        self.store = stored_programs.Store(folder, repr(self.networks))
+        self.programs, self.store = programs.of_networks(self.networks, self.mesh, folder)
         shapes_of = partial(saved_pipeline.shapes, self.store, loading.shapes)
         self.quantize = quantized.check(quantize)
         layout = placement.check_kernel_layout(kernel_layout)
@@ -94,7 +94,6 @@ class StableDiffusion:
         self.adapters: beside.Beside | None = None  # those that each image chooses
         self.loop = loop or ("host" if jax.default_backend() == "cpu" else "device")
         self.vae_tile = decoding.check_tile(vae_tile)
-        self.programs = programs.build(self.networks, self.mesh, self.store)
         self._decoders: dict[tuple[int, ...], threading.Thread] = {}  # by latents' shape; compiling
         encoders = self.networks.encoders
         self.embedder = Embedder(

@@ -2,8 +2,10 @@
 """Lists the programs of a pipeline that are compiled."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +23,7 @@ from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.loading import Networks
 from jaxgen.stable_diffusion.request import BatchRequest
 from jaxgen.types import Array, Params
+from jaxgen.warm import stored_programs
 from jaxgen.warm.stored_programs import Store
 
 # what stored programs return, by names of their own
@@ -96,6 +99,26 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
         assemble=jit("assemble", assemble, **static),
         decode=jit("decode", partial(decoding.decode, vae), **static),
     )
+
+
+def of_networks(
+    networks: Networks, mesh: Mesh | None = None, folder: Path | None = None
+) -> tuple[Programs, Store]:
+    """Returns the programs of these networks, and the store that keeps them in a folder.
+
+    Without a folder, equal networks have the same: their second pipeline compiles nothing anew.
+    """
+    if folder is None:
+        return _shared(networks, mesh, stored_programs.environment())
+    store = Store(folder, repr(networks))
+    return build(networks, mesh, store), store
+
+
+@functools.lru_cache(maxsize=8)
+def _shared(networks: Networks, mesh: Mesh | None, environment: str) -> tuple[Programs, Store]:
+    """Builds what `of_networks` shares, once for each state of what a store depends on."""
+    store = Store(None, repr(networks))
+    return build(networks, mesh, store), store
 
 
 def _can_be_kept(mesh: Mesh | None) -> bool:
