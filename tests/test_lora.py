@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import PartitionSpec as P
 from PIL import Image
-from support import checkpoints, networks, scripts, systems
+from support import checkpoints, scripts, systems
 
 from jaxgen.adapters import adapter_file, lora_file, low_rank, merge
 from jaxgen.miniature import tuning
@@ -32,21 +32,6 @@ EVERY_KIND = (
     "upsamplers.0.conv", "time_emb_proj",
 )  # fmt: skip
 TINY = ("--num-devices", "1", "--batch-size", "2", "--draw-every", "0", "--log-every", "1")
-
-
-SMALL = {
-    "block_out_channels": [8], "norm_num_groups": 4, "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["UpBlock2D"], "mid_block_type": None, "transformer_layers_per_block": 1,
-    "attention_head_dim": 2,
-}  # fmt: skip
-
-
-def small(kind="sd1"):
-    """A checkpoint whose UNet has one level, since gradients take long to compile."""
-    checkpoint = checkpoints.checkpoint(kind)
-    unet = diffusers.Component("UNet2DConditionModel", checkpoints.UNETS[kind] | SMALL, {})
-    unet = diffusers.with_params(unet, networks.weights_by_path(checkpoints.shapes(unet)))
-    return checkpoint._replace(components={**checkpoint.components, "unet": unet})
 
 
 def model(checkpoint):
@@ -113,7 +98,7 @@ def test_paths_of_a_whole_unet_equal_merged_weights():
 
 
 def test_gradient_checkpointing_gives_the_same_gradient():
-    _, nets, base = model(small())
+    _, nets, base = model(checkpoints.small())
     unet, params = nets.unet, base["unet"]
     factors = random_factors(params, ["to_q", "conv2"])
 
@@ -141,7 +126,7 @@ def example_of(base, ids):
 @functools.cache
 def trained(how, devices):
     """Factors before and after a step of SGD, and its loss."""
-    checkpoint, nets, base = model(small())
+    checkpoint, nets, base = model(checkpoints.small())
     captions = ["a photo", "an astronaut", "", "a cat"]
     batch = example_of(base, tuning.token_ids(checkpoint, nets, captions))
     loss = tuning.low_rank_loss(
@@ -177,7 +162,7 @@ def test_all_parallel_modes_train_the_same_factors(how):
 
 @pytest.mark.slow
 def test_xl_trains_both_text_encoders_beside_the_unet():
-    checkpoint, nets, base = model(small("xl"))
+    checkpoint, nets, base = model(checkpoints.small("xl"))
     ids = tuning.token_ids(checkpoint, nets, ["a photo"])
     example = {k: v[0] for k, v in example_of(base, ids).items() if k != tuning.BASE}
     example[tuning.BASE] = base
@@ -198,7 +183,7 @@ def in_torchs_layout(factor):
 @pytest.mark.parametrize("write", [lora_file.write_peft, lora_file.write_kohya])
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
 def test_files_give_back_the_factors_bit_for_bit(write, kind, tmp_path):
-    checkpoint, nets, base = model(small(kind))
+    checkpoint, nets, base = model(checkpoints.small(kind))
     kinds = [kind for kind in EVERY_KIND if "samplers" not in kind]  # it has but one level
     factors = {"unet": random_factors(base["unet"], kinds)}
     factors |= {name: random_factors(base[name], ["q_proj"]) for name in nets.encoders}
@@ -228,7 +213,7 @@ def test_files_give_back_the_factors_bit_for_bit(write, kind, tmp_path):
 def places(tmp_path_factory):
     """A folder with a model and captioned pictures, and a finished run of four steps."""
     folder = tmp_path_factory.mktemp("lora")
-    diffusers.write(folder / "model", small())
+    diffusers.write(folder / "model", checkpoints.small())
     pictures(folder / "pictures", 5)
     scripts.call(
         "lora", *TINY, "--model", folder / "model", "--data", folder / "pictures", "--steps", "4",

@@ -184,7 +184,7 @@ def test_texts_are_kept_and_checked(tmp_path):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A pipeline, its picture, and the folder that it was saved to after drawing that."""
-    pipe = StableDiffusion(checkpoints.checkpoint("sd1"), jnp.bfloat16)
+    pipe = StableDiffusion(checkpoints.small(), jnp.bfloat16)
     picture, folder = pipe(**CALL), tmp_path_factory.mktemp("warm") / "pipe"
     pipe.save(folder)
     return pipe, picture, folder

@@ -35,6 +35,11 @@ UNETS = {
     | _XL
     | {"cross_attention_dim": 24, "projection_class_embeddings_input_dim": 5 * 8 + 20},
 }
+_ONE_LEVEL = {
+    "block_out_channels": [8], "norm_num_groups": 4, "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["UpBlock2D"], "mid_block_type": None, "transformer_layers_per_block": 1,
+    "attention_head_dim": 2,
+}  # fmt: skip
 VAE = {
     "_class_name": "AutoencoderKL", "block_out_channels": [8, 16], "norm_num_groups": 4,
     "layers_per_block": 1, "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -86,6 +91,13 @@ def checkpoint(kind="sd1"):
         index["requires_aesthetics_score"] = True
     scheduler = SCHEDULERS.get("xl" if of_xl else kind, SCHEDULERS["sd1"])
     return diffusers.Checkpoint(index, components, tokens, scheduler)
+
+
+def small(kind="sd1"):
+    """A checkpoint whose UNet has one level, where it takes long to compile: gradients, meshes."""
+    whole = checkpoint(kind)
+    unet = _component("UNet2DConditionModel", UNETS[kind] | _ONE_LEVEL)
+    return whole._replace(components={**whole.components, "unet": unet})
 
 
 def shapes(component):
