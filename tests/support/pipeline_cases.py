@@ -85,7 +85,8 @@ def noise(case):
 
 
 def step_noise(case):
-    return _unit(2, 2 * case["num_steps"] + 1, len(case["prompt"]), *LATENT)
+    rows = 2 * case["num_steps"] + 10  # PNDM starts with nine more than steps
+    return _unit(2, rows, len(case["prompt"]), *LATENT)
 
 
 def posterior_noise(case):
