@@ -6,6 +6,7 @@ that names it. Keys that the class does not know are passed over, as diffusers d
 classes are what lets one checkpoint be run with another sampler, and `unknown_keys` lists the rest.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -285,5 +286,6 @@ def _options(function: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if _accepts(function, key)}
 
 
+@functools.cache  # all of them are in CLASSES
 def _accepts(function: Callable, parameter: str) -> bool:
     return parameter in inspect.signature(function).parameters
