@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Stable Diffusion 1.5, 2.1 and XL: their published shapes with random weights, or a checkpoint."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -148,11 +149,17 @@ def _random(key: jax.Array, shapes: Params, dtype: Any) -> Params:
     for i, (path, leaf) in enumerate(paths):
         match path[-1].key:
             case "scale":
-                leaves.append(jnp.ones(leaf.shape, dtype))
+                leaves.append(jnp.asarray(np.ones(leaf.shape, dtype)))
             case "bias":
-                leaves.append(jnp.zeros(leaf.shape, dtype))
+                leaves.append(jnp.asarray(np.zeros(leaf.shape, dtype)))
             case _:
-                std = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
-                own = jax.random.fold_in(key, i)
-                leaves.append(jax.random.normal(own, leaf.shape, dtype) * jnp.asarray(std, dtype))
+                leaves.append(_kernel(key, i, leaf.shape, dtype))
     return jax.tree.unflatten(structure, leaves)
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype"))
+def _kernel(key: jax.Array, i: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """A normal kernel that keeps the variance; one program for all of a shape."""
+    std = 1 / np.sqrt(np.prod(shape[:-1]))
+    own = jax.random.fold_in(key, i)
+    return jax.random.normal(own, shape, dtype) * jnp.asarray(std, dtype)

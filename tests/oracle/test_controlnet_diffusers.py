@@ -36,7 +36,7 @@ MODULES = (
     *make_pipeline_values.MODULES, pipeline_controlnet_img2img, pipeline_controlnet_inpaint,
 )  # fmt: skip
 UNET_ONLY = ("_class_name", "sample_size", "up_block_types")
-SD = BASE | {"sampler": "ddim", "num_steps": 20}
+SD = BASE | {"sampler": "ddim", "num_steps": 6}
 
 
 @functools.cache
@@ -89,19 +89,19 @@ def ours(case, nets):
 
 CASES = {
     "alone": (SD, [("sd1", 0, {})]),
-    "bgr, from step 5 to 15": (
-        SD | {"control_scale": 0.7, "control_start": 0.25, "control_end": 0.75},
+    "bgr, from step 2 to 6": (
+        SD | {"control_scale": 0.7, "control_start": 0.25, "control_end": 0.75, "num_steps": 8},
         [("sd1", 0, {"controlnet_conditioning_channel_order": "bgr"})],
     ),
-    "guess mode": (SD | {"guess_mode": True, "num_steps": 6}, [("sd1", 0, {})]),
-    "pooled": (SD | {"num_steps": 6}, [("sd1", 0, {"global_pool_conditions": True})]),
+    "guess mode": (SD | {"guess_mode": True}, [("sd1", 0, {})]),
+    "pooled": (SD, [("sd1", 0, {"global_pool_conditions": True})]),
     "two, with heun": (
         SD | {"sampler": "heun", "num_steps": 8, "control_scale": [0.8, 0.5],
               "control_start": [0.0, 0.1], "control_end": [0.6, 1.0]},
         [("sd1", 0, {}), ("sd1", 1, {})],
     ),
-    "sd2": (SD | {"kind": "sd2", "num_steps": 6}, [("sd2", 0, {})]),
-    "xl": (BASE | XL | {"num_steps": 20}, [("xl", 0, {})]),
+    "sd2": (SD | {"kind": "sd2"}, [("sd2", 0, {})]),
+    "xl": (BASE | XL | {"num_steps": 6}, [("xl", 0, {})]),
     "from an image": (SD | IMAGE | {"num_steps": 8, "control_scale": 0.9}, [("sd1", 0, {})]),
     "inpainting": (SD | INPAINT | {"num_steps": 8, "control_scale": 0.9}, [("sd1", 0, {})]),
 }  # fmt: skip

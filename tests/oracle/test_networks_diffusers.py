@@ -38,6 +38,11 @@ from jaxgen.weights import layout
 
 pytestmark = pytest.mark.oracle
 
+TWO_LEVELS = UNETS["sd1"] | {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 BLOCK_ERROR = 1e-5  # issue 3: relative, float32
 NETWORK_ERROR = 1e-4
 
@@ -158,9 +163,9 @@ def test_pixel_attention_equals_torch():
     assert relative_error(ours, nhwc(theirs(nchw(x)))) < BLOCK_ERROR
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", ["sd1", "xl"])  # projections by convolutions and by products
 def test_unet_equals_diffusers_where_levels_have_odd_sizes(name):
-    """Even sizes are in test_unet.py, beside stored outputs."""
+    """Even sizes of all kinds are in test_unet.py, beside stored outputs."""
     config = UNETS[name]
     sample = array(3, 2, 13, 18, config.get("in_channels", 4))  # 13 and 18 are no multiples of 8
     check_unet(config, (sample, *unet_inputs(config)[1:]))
@@ -185,11 +190,11 @@ def test_unet_with_depths_per_attention_equals_diffusers():
 
 
 def test_unet_without_mid_block_equals_diffusers():
-    check_unet(UNETS["sd1"] | {"mid_block_type": None}, unet_inputs(UNETS["sd1"]))
+    check_unet(TWO_LEVELS | {"mid_block_type": None}, unet_inputs(TWO_LEVELS))
 
 
 def test_unet_with_guidance_embedding_equals_diffusers():
-    config = UNETS["sd1"] | {"time_cond_proj_dim": 12}
+    config = TWO_LEVELS | {"time_cond_proj_dim": 12}
     inputs = unet_inputs(config)
     check_unet(config, (*inputs, None, None, array(5, 2, 12)))
 

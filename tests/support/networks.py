@@ -5,6 +5,7 @@ Configurations are those of config.json and serve jaxgen's modules and PyTorch's
 are a function of their path in the tree, so that stored outputs stay valid without stored weights.
 """
 
+import functools
 import zlib
 
 import jax
@@ -118,6 +119,15 @@ def make_clip(config, dtype=jnp.float32):
 
 def shapes_of(module, *inputs):
     """The parameter tree as shapes; nothing is computed or allocated."""
+    if hasattr(module, "dtype"):
+        module = module.clone(dtype=jnp.float32)  # parameters are alike in every type
+    kinds = tuple((np.shape(x), jnp.result_type(x)) for x in inputs)
+    return jax.tree.map(lambda leaf: leaf, _traced_shapes(module, kinds))
+
+
+@functools.cache  # tracing takes a second, and several tests have the same network
+def _traced_shapes(module, kinds):
+    inputs = [jax.ShapeDtypeStruct(*kind) for kind in kinds]
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
