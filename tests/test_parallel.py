@@ -28,19 +28,14 @@ def test_eight_devices_train_like_one(name, how):
         np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
 
 
+# of which a loss sees the whole batch, and one that sees an example
+EVERYWHERE = ("beta_tc", "mmd", "vq_vae", "relativistic", "dreg")
+
+
 @pytest.mark.parametrize(
     ("name", "how"),
-    [
-        (name, "shard_map")
-        for name in ("dreg", "free_bits", "beta_tc", "mmd", "vq_vae", "relativistic")
-    ]
-    + [("beta_tc", "pmap"), ("vq_vae", "pmap"), ("vq_vae", "jit")]
-    + [
-        pytest.param(name, how, marks=SLOW)
-        for name in systems.OBJECTIVES
-        for how in ("jit", "pmap")
-        if (name, how) not in (("beta_tc", "pmap"), ("vq_vae", "pmap"), ("vq_vae", "jit"))
-    ],
+    [(name, "shard_map") for name in systems.OBJECTIVES]
+    + [(name, how) for name in EVERYWHERE for how in ("jit", "pmap")],
 )
 @SLOW
 def test_objectives_of_one_example_and_of_the_batch_train_alike_on_four_devices(name, how):

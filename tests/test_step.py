@@ -45,8 +45,9 @@ def test_clipping_bounds_the_update_and_not_the_reported_norm():
     assert float(metrics["grad_norm"]) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("how", ["jit", "shard_map"])
-@pytest.mark.parametrize("name", systems.NAMES)
+@pytest.mark.parametrize(
+    ("name", "how"), [("vae", "jit"), *((name, "shard_map") for name in systems.NAMES)]
+)
 @SLOW
 def test_accumulated_microbatches_equal_the_whole_batch(name, how):
     expected, _ = systems.run(name, "jit", 1, (2,))
@@ -91,14 +92,14 @@ def test_scanned_steps_equal_looped_steps_bit_for_bit_on_eight_devices(how):
 @pytest.mark.optimized
 @SLOW
 def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
-    """On CPU other operations are fused in loops than outside, hence 3 and 3."""
-    halves, _ = systems.run("vae", chunks=(3, 3), network="conv")
+    """On CPU other operations are fused in loops than outside, hence 2 and 2, and no 1: that is
+    compared in test_cpu_convolution.
+    """
+    halves, _ = systems.run("vae", chunks=(2, 2), network="conv")
 
-    whole, _ = systems.run("vae", chunks=(6,), network="conv")
-    single, _ = systems.run("vae", chunks=(1,) * 6, network="conv")
+    whole, _ = systems.run("vae", chunks=(4,), network="conv")
 
     assert systems.identical(whole, halves)
-    assert systems.largest_difference(whole, single) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["vae", "gan"])
@@ -106,9 +107,8 @@ def test_the_length_of_scanned_chunks_does_not_change_a_convolutional_run():
 def test_models_trained_at_once_equal_models_trained_alone(name):
     init, one = systems.make(name)
     batch = jax.tree.map(lambda x: x[:32], systems.dataset())
-    alone = [
-        jax.jit(one)(init(jax.random.key(i)), batch, jax.random.key(10 + i))[0] for i in range(3)
-    ]
+    start, go = jax.jit(init), jax.jit(one)
+    alone = [go(start(jax.random.key(i)), batch, jax.random.key(10 + i))[0] for i in range(3)]
 
     states = jax.jit(jax.vmap(init))(jax.vmap(jax.random.key)(jnp.arange(3)))
     keys = jax.vmap(jax.random.key)(10 + jnp.arange(3))
@@ -121,11 +121,11 @@ def test_models_trained_at_once_equal_models_trained_alone(name):
 
 
 def test_a_chunk_of_one_has_metrics_with_a_leading_axis():
-    _, one = systems.make("vae")
-    init, _ = systems.make("vae")
+    init, one = systems.make("vae")
     batch = jax.tree.map(lambda x: x[:8], systems.dataset())
+    state, key = jax.eval_shape(init, jax.random.key(0)), jax.random.key(1)
 
-    _, metrics = jax.jit(step.chunk_of_one(one))(init(jax.random.key(0)), batch, jax.random.key(1))
+    _, metrics = jax.eval_shape(step.chunk_of_one(one), state, batch, key)
 
     assert {x.shape for x in metrics.values()} == {(1,)}
 
