@@ -36,7 +36,7 @@ from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, losses, penalties, step
 from jaxgen.train.losses import Apply
-from jaxgen.types import Array, Key, LossFn, Params
+from jaxgen.types import AnyArray, Array, Key, LossFn, Params
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,12 @@ def build(config: Config, examples: Examples) -> System:
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
         ),
-        draw=partial(draw, config, encode, decode),
+        draw=partial(
+            draw,
+            config,
+            jax.jit(partial(noisy_codes, config, encode)),
+            jax.jit(partial(picture_of, config, decode)),
+        ),
         images_per_step=options.batch_size,
         progress_metrics=("loss", "mse"),
         convolutional=config.network == "conv",
@@ -152,23 +157,36 @@ def shown_as(config: Config, output: Array) -> Array:
 
 
 def draw(
-    config: Config, encode: Any, decode: Any, state: Any, examples: Examples, key: Key
+    config: Config, codes: Any, picture: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
-    """Reconstructions beside their inputs, interpolation, traversal, and a map of two latents."""
-    x = augment.to_unit_range(jnp.asarray(examples.images))
-    noisy = x + config.noise * jax.random.normal(key, x.shape)
-    z = jax.jit(encode)(state.params["encoder"], noisy)
+    """Reconstructions beside their inputs, interpolation, traversal, and a map of two latents.
 
-    def show(z: Array, labels: Array) -> Array:
-        return shown_as(config, jax.jit(decode)(state.params["decoder"], z))
+    codes, picture: `noisy_codes` and `picture_of` but for their first two inputs, compiled.
+    """
+    noisy, z = map(np.asarray, codes(state.params, examples.images, key))
 
-    labels = jnp.asarray(examples.labels)
-    centre = (jnp.mean(z, axis=0), jnp.std(z, axis=0))
-    reconstructions = images.beside(images.to_uint8(noisy), images.to_uint8(show(z, labels)))
+    def show(z: AnyArray, labels: AnyArray) -> Array:
+        return picture(state.params, z)
+
+    centre = (np.mean(z, axis=0), np.std(z, axis=0))
+    shown = images.to_uint8(show(z, examples.labels))
     return {
-        "reconstructions": reconstructions,
-        **latent_space.views(show, z, labels, centre, straight=True),
+        "reconstructions": images.beside(images.to_uint8(noisy), shown),
+        **latent_space.views(show, z, examples.labels, centre, straight=True),
     }
+
+
+def noisy_codes(
+    config: Config, encode: Any, params: Params, x: Array, key: Key
+) -> tuple[Array, Array]:
+    """The images with noise, and the codes of these."""
+    noisy = augment.to_unit_range(x) + config.noise * jax.random.normal(key, x.shape)
+    return noisy, encode(params["encoder"], noisy)
+
+
+def picture_of(config: Config, decode: Any, params: Params, z: Array) -> Array:
+    """The images in [-1, 1] of codes [N, D]."""
+    return shown_as(config, decode(params["decoder"], z))
 
 
 def sample(config: Config) -> None:

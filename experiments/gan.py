@@ -34,7 +34,7 @@ from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import adversarial, augment, step
-from jaxgen.types import Array, Key, LossFn, Params
+from jaxgen.types import AnyArray, Array, Key, LossFn, Params
 
 Objective = Literal[
     "minimax", "non_saturating", "least_squares", "wasserstein", "hinge", "relativistic"
@@ -223,11 +223,11 @@ def draw(
     generate = sampler(config, generator, apply, state.ema, standing_key)
     columns = len(examples.class_names) if config.conditional else 10
 
-    def show(z: Array) -> Array:
-        return generate(z, jnp.arange(len(z), dtype=jnp.int32) % columns)
+    def show(z: AnyArray) -> Array:
+        return generate(z, np.arange(len(z), dtype=np.int32) % columns)
 
-    def show_first_class(z: Array) -> Array:
-        return generate(z, jnp.zeros(len(z), jnp.int32))
+    def show_first_class(z: AnyArray) -> Array:
+        return generate(z, np.zeros(len(z), np.int32))
 
     ends = latent_space.normal(ends_key, 16, config.latent_dim)
     return {

@@ -23,7 +23,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ def build(config: Config, examples: Examples) -> System:
     num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
     loss = loss_of(config, examples)
-    encode, decode = map(functional.apply, (encoder, decoder))  # once, so that jit knows it again
+    functions = functions_of(config, examples)
 
     def init(key: Key) -> Any:
         encoder_key, decoder_key, extra_key = jax.random.split(key, 3)
@@ -145,11 +145,11 @@ def build(config: Config, examples: Examples) -> System:
         step=step.gradient_step(
             augment.on_uint8(loss, augment.by_name(options.augment)), tx, options.accumulate
         ),
-        draw=partial(draw, config, encode, decode),
+        draw=partial(draw, config, functions),
         images_per_step=options.batch_size,
         progress_metrics=("neg_elbo_nats", "recon_nats", "kl_nats"),
         convolutional=config.network == "conv",
-        remark=partial(remark, config, encode),
+        remark=partial(remark, config, functions.posterior),
     )
 
 
@@ -232,22 +232,37 @@ def binary(config: Config) -> bool:
     return losses.LIKELIHOODS[config.likelihood].is_binary and config.binarize
 
 
+class Functions(NamedTuple):
+    """What pictures are made with, compiled once for all states."""
+
+    posterior: Any  # (params, images, labels, key) -> images as seen, means, log-variances of z
+    picture: Any  # (params, z, labels) -> mean images in [-1, 1]
+    prior: Any  # (params, key, count) -> draws of z
+
+
+def functions_of(config: Config, examples: Examples) -> Functions:
+    """The compiled functions of the networks."""
+    encode, decode = map(functional.apply, networks(config, examples))
+    prior = partial(prior_draws, config, examples)
+    return Functions(
+        jax.jit(partial(posterior, config, encode)),
+        jax.jit(partial(picture, config, decode)),
+        jax.jit(prior, static_argnums=2),
+    )
+
+
 def draw(
-    config: Config, encode: Any, decode: Any, state: Any, examples: Examples, key: Key
+    config: Config, functions: Functions, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
     """Reconstructions, samples, interpolation, traversal and, for two latents, the manifold."""
     sample_key, binarize_key = jax.random.split(key)
-    x, mean, _ = posterior(config, encode, state.params, examples, binarize_key)
-    label = jnp.asarray(examples.labels)
-
-    def show(z: Array, labels: Array) -> Array:
-        output = jax.jit(decode)(state.params["decoder"], z, labels)
-        return losses.LIKELIHOODS[config.likelihood].mean(output)
+    label, show = examples.labels, partial(functions.picture, state.params)
+    x, mean, _ = functions.posterior(state.params, examples.images, label, binarize_key)
 
     num_classes = len(examples.class_names) if config.conditional else 1
-    classes = jnp.arange(100) % num_classes
-    z = prior_draws(config, examples, state.params, sample_key, 100)
-    prior = (jnp.zeros(config.latent_dim), jnp.ones(config.latent_dim))
+    classes = np.arange(100, dtype=np.int32) % num_classes
+    z = functions.prior(state.params, sample_key, 100)
+    prior = (np.zeros(config.latent_dim, np.float32), np.ones(config.latent_dim, np.float32))
     return {
         "reconstructions": images.beside(images.to_uint8(x), images.to_uint8(show(mean, label))),
         "samples": images.grid(
@@ -257,21 +272,25 @@ def draw(
     }
 
 
+def picture(config: Config, decode: Any, params: Params, z: Array, labels: Array) -> Array:
+    """The mean image of each z under the likelihood, in [-1, 1]."""
+    return losses.LIKELIHOODS[config.likelihood].mean(decode(params["decoder"], z, labels))
+
+
 def posterior(
-    config: Config, encode: Any, params: Params, examples: Examples, key: Key
+    config: Config, encode: Any, params: Params, x: Array, labels: Array, key: Key
 ) -> tuple[Array, Array, Array]:
-    """The examples as the networks see them, and means and log-variances of their z."""
-    x = augment.to_unit_range(jnp.asarray(examples.images))
+    """The images [N, H, W, C] as the networks see them, means and log-variances of their z."""
+    x = augment.to_unit_range(x)
     x = losses.binarize(key, x) if binary(config) else x
-    moments = jax.jit(encode)(params["encoder"], x, jnp.asarray(examples.labels))
-    mean, logvar = jnp.split(moments, 2, axis=-1)
+    mean, logvar = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)
     return x, mean, logvar
 
 
-def remark(config: Config, encode: Any, state: Any, examples: Examples, key: Key) -> str:
-    """What `collapse` says of the model; empty for one that uses its z."""
+def remark(config: Config, look: Any, state: Any, examples: Examples, key: Key) -> str:
+    """What `collapse` says of the model; empty for one that uses its z. look: see `Functions`."""
     _, binarize_key = jax.random.split(key)
-    _, mean, logvar = posterior(config, encode, state.params, examples, binarize_key)
+    _, mean, logvar = look(state.params, examples.images, examples.labels, binarize_key)
     has_own_prior = bool(config.top_dim or config.pseudo_inputs)
     alike = "samples of a class look alike" if config.conditional else "samples look alike"
     return collapse.remark(mean, logvar, alike, cure(config, examples), has_own_prior)
@@ -295,19 +314,16 @@ def prior_draws(config: Config, examples: Examples, params: Params, key: Key, co
         return latent_space.normal(key, count, config.latent_dim)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
     generate = model_of(config, examples).generate
-    return jax.jit(jax.vmap(generate, (None, 0)))(params, keys)
+    return jax.vmap(generate, (None, 0))(params, keys)
 
 
 def sample(config: Config) -> None:
     """Draws from the prior and writes one grid."""
     state, done, examples = run.restore(config, build)
-    _, decoder = networks(config, examples)
-    params = experiment.model(state, config.run).params
-    key = experiment.sample_key(config.run)
-    z = prior_draws(config, examples, params, key, config.num_samples)
-    labels = jnp.arange(config.num_samples, dtype=jnp.int32) % max(len(examples.class_names), 1)
-    output = jax.jit(functional.apply(decoder))(params["decoder"], z, labels)
-    means = losses.LIKELIHOODS[config.likelihood].mean(output)
+    functions, params = functions_of(config, examples), experiment.model(state, config.run).params
+    z = functions.prior(params, experiment.sample_key(config.run), config.num_samples)
+    labels = np.arange(config.num_samples, dtype=np.int32) % max(len(examples.class_names), 1)
+    means = functions.picture(params, z, labels)
 
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(images.to_uint8(means)))

@@ -16,8 +16,8 @@ set of small classes a tenth of all, and one of fewer than ten images is trained
 Images are uint8 [0, 255] as stored; they become float32 in [-1, 1] on the device.
 """
 
+import importlib.util
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -124,11 +124,14 @@ def _is_path(name: str) -> bool:
 
 def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Reads the test part of the UCI optical digits, Alpaydin and Kaynak 1998: values 0 to 16."""
-    import sklearn.datasets  # about a second
-
-    digits: Any = sklearn.datasets.load_digits()  # a Bunch, or a tuple on request
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
-    return images, digits.target.astype(np.int32), tuple(str(name) for name in digits.target_names)
+    # scikit-learn has the file; importing all of it for that takes a second
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ImportError("the digits come with scikit-learn: pip install scikit-learn")
+    path = pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",")  # [1797, 64 pixels and the label]
+    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return images, table[:, -1].astype(np.int32), _number_names(10)
 
 
 def _open_idx(

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import distance
 
 ROWS = 500  # of a matrix of distances at once
 
@@ -89,6 +88,8 @@ def _radii(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def _rows(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
+    from scipy.spatial import distance  # a fifth of a second that training need not wait for
+
     for start in range(0, len(x), ROWS):
         yield distance.cdist(x[start : start + ROWS], y)
 
