@@ -29,10 +29,16 @@ from support.scripts import (
     width_of,
 )
 
+from jaxgen import script
+from jaxgen.evaluate import latents
+from jaxgen.pictures import images
+from jaxgen.runs import checkpoint
+
 SLOW = pytest.mark.slow
 HOST = pathlib.Path(__file__).parent / "support" / "host.py"
 TINY = ["--batch-size", "32", "--log-every", "1", "--draw-every", "0", "--seed", "3"]
 ALONE = ["--num-devices", "1"]  # in this process, which has eight
+SMALL = ["--hidden", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +48,23 @@ def straight(tmp_path_factory) -> pathlib.Path:
     flags = ["--steps", "60", "--draw-every", "30", "--checkpoint-every", "20"]
     execute("vae", *TINY, *flags, "--run-dir", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> pathlib.Path:
+    """A small VAE of 12 steps in this process, to compare with as with `straight`."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    flags = ["--steps", "12", "--checkpoint-every", "4", "--run-dir", folder]
+    call("vae", *TINY, *ALONE, *SMALL, *flags)
+    return folder
+
+
+@pytest.fixture
+def unpainted(monkeypatch) -> None:
+    """Leaves out the pictures of VAEs in this process, which take most of the time."""
+    with loaded("vae") as vae:
+        monkeypatch.setattr(vae, "draw", lambda *inputs: {})
+    monkeypatch.setattr(images, "save_curves", lambda *inputs: None)
 
 
 def test_a_run_leaves_config_metrics_checkpoints_pictures_and_curves(straight):
@@ -62,7 +85,7 @@ def test_a_run_leaves_config_metrics_checkpoints_pictures_and_curves(straight):
 @SLOW
 def test_the_other_systems_train_sample_and_evaluate(script, tmp_path):
     folder = tmp_path / "run"
-    execute(script, *TINY, "--steps", "20", "--run-dir", folder)
+    call(script, *TINY, *ALONE, *SMALL, "--steps", "12", "--run-dir", folder)
     drawn = call(script, "--run-dir", folder, "--action", "sample", "--num-samples", "9")
 
     assert "9 samples" in drawn
@@ -104,14 +127,14 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(straight, tmp_
 
 
 @SLOW
-def test_a_run_resumed_twice_on_other_devices_equals_a_straight_one(straight, tmp_path):
+def test_a_run_resumed_twice_on_other_devices_equals_a_straight_one(small, tmp_path, unpainted):
     folder = tmp_path / "elastic"
-    call("vae", *TINY, "--steps", "4", "--run-dir", folder, "--num-devices", "2")
+    call("vae", *TINY, *SMALL, "--steps", "4", "--run-dir", folder, "--num-devices", "2")
     call("vae", "--steps", "8", "--run-dir", folder, "--resume", "--num-devices", "1")
     call("vae", "--steps", "12", "--run-dir", folder, "--resume", "--num-devices", "4",
          "--parallel", "shard_map")  # fmt: skip
 
-    expected = [row["loss"] for row in rows(straight)[:12]]
+    expected = [row["loss"] for row in rows(small)]
     np.testing.assert_allclose([row["loss"] for row in rows(folder)], expected, rtol=2e-4)
 
 
@@ -122,20 +145,19 @@ def wait_for_checkpoint(folder: pathlib.Path, process: subprocess.Popen) -> None
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @SLOW
-def test_a_signal_saves_the_last_finished_step_and_exits_with_its_code(number, code, tmp_path):
+def test_a_signal_saves_the_last_finished_step_and_exits_with_its_code(tmp_path):
     folder = tmp_path / "stopped"
-    flags = [*TINY, "--steps", "1000000", "--checkpoint-every", "100", "--run-dir", folder]
+    flags = [*TINY, *SMALL, "--steps", "1000000", "--checkpoint-every", "100", "--run-dir", folder]
     process = subprocess.Popen(
         command("vae", *flags), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
     wait_for_checkpoint(folder, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
 
-    assert process.returncode == code
+    assert process.returncode == 143
     assert f"--run-dir {folder} --resume" in errors
     saved = max(int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit())
     assert f"saved at step {saved} of 1000000" in errors
@@ -143,13 +165,36 @@ def test_a_signal_saves_the_last_finished_step_and_exits_with_its_code(number, c
 
 
 @SLOW
-def test_several_models_are_trained_at_once(straight, tmp_path):
+def test_ctrl_c_while_a_state_is_saved_keeps_the_steps_done(tmp_path, monkeypatch, capsys):
+    folder, save = tmp_path / "stopped", checkpoint.save
+
+    def interrupted(manager, step, *state):
+        is_first = step not in manager.all_steps()  # a stop saves again, and would be the second
+        save(manager, step, *state)
+        if is_first:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    flags = [*TINY, *ALONE, *SMALL, "--steps", "12", "--checkpoint-every", "4"]
+    with loaded("vae", *flags, "--run-dir", folder) as vae, pytest.raises(SystemExit) as stopped:
+        script.main(vae.main)
+
+    assert stopped.value.code == 130
+    expected = f"saved at step 4 of 12; go on with --run-dir {folder} --resume"
+    assert expected in capsys.readouterr().err
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4]
+    assert (folder / "checkpoints" / "4").is_dir()
+
+
+@SLOW
+def test_several_models_are_trained_at_once(small, tmp_path):
     folder = tmp_path / "models"
-    call("vae", *TINY, *ALONE, "--steps", "12", "--num-models", "3", "--run-dir", folder)
+    flags = ["--steps", "12", "--num-models", "3", "--run-dir", folder]
+    call("vae", *TINY, *ALONE, *SMALL, *flags)
 
     losses = np.array([row["loss"] for row in rows(folder)])
     assert losses.shape == (12, 3)
-    expected = [row["loss"] for row in rows(straight)[:12]]
+    expected = [row["loss"] for row in rows(small)]
     np.testing.assert_allclose(losses[:, 0], expected, rtol=2e-4)  # model 0 has the run's seed
 
 
@@ -159,13 +204,25 @@ LONG = ["--steps", "40", "--checkpoint-every", "5", "--scan-steps", "5"]
 
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory) -> pathlib.Path:
-    """A folder of runs by two processes of two devices each, one for each way to divide a step."""
+    """A folder of runs by two processes of two devices each, one for each way to divide a step.
+
+    "killed" is "shard_map" again; both processes were killed after its first checkpoint, and two
+    others went on with it.
+    """
     folder = tmp_path_factory.mktemp("hosts")
-    runs = [
-        [*TINY, *flags, "--parallel", how, "--run-dir", folder / how]
-        for how, flags in (("jit", SHORT), ("pmap", SHORT), ("shard_map", LONG))
-    ]
-    to_the_end(start_hosts(*runs))
+    jit, pmap, shard_map, killed = (
+        [*TINY, *SMALL, *flags, "--parallel", how, "--run-dir", folder / name]
+        for name, how, flags in (
+            ("jit", "jit", SHORT), ("pmap", "pmap", SHORT), ("shard_map", "shard_map", LONG),
+            ("killed", "shard_map", LONG),
+        )
+    )  # fmt: skip
+    processes = start_hosts(jit, pmap, killed)
+    wait_for_checkpoint(folder / "killed", processes[0])
+    for process in processes:
+        process.kill()
+        process.communicate()
+    to_the_end(start_hosts([*killed, "--resume"], shard_map))
     return folder
 
 
@@ -173,9 +230,9 @@ def of_two_processes(tmp_path_factory) -> pathlib.Path:
     ("how", "checkpoints"), [("jit", {"4", "8"}), ("pmap", {"4", "8"}), ("shard_map", {"35", "40"})]
 )
 @SLOW
-def test_two_processes_train_and_checkpoint_together(how, checkpoints, straight, of_two_processes):
+def test_two_processes_train_and_checkpoint_together(how, checkpoints, small, of_two_processes):
     folder = of_two_processes / how
-    expected = [row["loss"] for row in rows(straight)[:8]]
+    expected = [row["loss"] for row in rows(small)[:8]]
     np.testing.assert_allclose([row["loss"] for row in rows(folder)[:8]], expected, rtol=2e-4)
     assert {p.name for p in folder.glob("checkpoints/*")} >= checkpoints
     last = max(checkpoints, key=int)
@@ -183,20 +240,11 @@ def test_two_processes_train_and_checkpoint_together(how, checkpoints, straight,
 
 
 @SLOW
-def test_two_processes_killed_at_once_resume_to_the_same_bits(of_two_processes, tmp_path):
+def test_two_processes_killed_at_once_resume_to_the_same_bits(of_two_processes):
     """Neither saves what the other has not; both begin again from the newest checkpoint."""
-    folder = tmp_path / "killed"
-    flags = [*TINY, *LONG, "--parallel", "shard_map", "--run-dir", folder]
-    processes = start_hosts(flags)
-    wait_for_checkpoint(folder, processes[0])
-    for process in processes:
-        process.kill()
-        process.communicate()
-    to_the_end(start_hosts([*flags, "--resume"]))
-
-    whole = of_two_processes / "shard_map"
-    assert newest_state(folder) == newest_state(whole)
-    assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    killed, whole = (of_two_processes / name for name in ("killed", "shard_map"))
+    assert newest_state(killed) == newest_state(whole)
+    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 def to_the_end(processes: list[subprocess.Popen]) -> None:
@@ -262,7 +310,12 @@ def as_after_checkpoint(run: pathlib.Path, folder: pathlib.Path, step: int) -> N
     ],
 )  # fmt: skip
 @SLOW
-def test_objectives_resume_to_the_same_bits_and_are_drawn_and_evaluated(script, flags, tmp_path):
+def test_objectives_resume_to_the_same_bits_and_are_drawn_and_evaluated(
+    script, flags, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(images, "save_curves", lambda *inputs: None)
+    if script == "vae":  # distances of samples know nothing of the objective, and take a third
+        monkeypatch.setattr(latents, "report", lambda *inputs: [])
     flags = [*TINY, *ALONE, *flags, "--scan-steps", "1", "--checkpoint-every", "4"]
     call(script, *flags, "--steps", "8", "--run-dir", tmp_path / "whole")
     as_after_checkpoint(tmp_path / "whole", tmp_path / "parts", 4)
@@ -412,33 +465,35 @@ def test_a_share_that_cannot_be_dealt_is_refused_before_any_work(tmp_path):
 
 
 @SLOW
-def test_a_run_killed_before_its_first_checkpoint_begins_again(straight, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_begins_again(small, tmp_path):
     folder = tmp_path / "early"
-    shutil.copytree(straight, folder)
+    shutil.copytree(small, folder)
     for path in (folder / "checkpoints").iterdir():
         shutil.rmtree(path)
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n{"step": 2, "lo')
 
-    execute("vae", "--run-dir", folder, "--resume")
+    with pytest.warns(UserWarning, match="metrics up to step 1 and no checkpoint"):
+        call("vae", *ALONE, "--run-dir", folder, "--resume")
 
-    assert newest_state(folder) == newest_state(straight)
-    assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    assert newest_state(folder) == newest_state(small)
+    assert (folder / "metrics.jsonl").read_bytes() == (small / "metrics.jsonl").read_bytes()
 
 
 @SLOW
-def test_a_run_goes_on_past_a_damaged_checkpoint(straight, tmp_path):
+def test_a_run_goes_on_past_a_damaged_checkpoint(small, tmp_path):
     folder = tmp_path / "damaged"
-    shutil.copytree(straight, folder)
-    for path in (folder / "checkpoints" / "60").rglob("*"):
-        if path.is_file() and path.stat().st_size > 1000:
-            path.write_bytes(path.read_bytes()[:-900])
+    shutil.copytree(small, folder)
+    files = [p for p in (folder / "checkpoints" / "12").rglob("*") if p.is_file()]
+    for path in (large := [p for p in files if p.stat().st_size > 1000]):
+        path.write_bytes(path.read_bytes()[:-900])
+    assert large
 
-    _, said = execute("vae", "--run-dir", folder, "--resume")
+    with pytest.warns(UserWarning, match="checkpoint skipped, step 12"):
+        call("vae", *ALONE, "--run-dir", folder, "--resume")
 
-    assert "checkpoint skipped, step 60" in said
-    assert (folder / "checkpoints" / "damaged-60").is_dir()
-    assert newest_state(folder) == newest_state(straight)
-    assert (folder / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    assert (folder / "checkpoints" / "damaged-12").is_dir()
+    assert newest_state(folder) == newest_state(small)
+    assert (folder / "metrics.jsonl").read_bytes() == (small / "metrics.jsonl").read_bytes()
 
 
 def test_looking_at_a_run_does_not_touch_its_checkpoints(straight, tmp_path):
@@ -465,7 +520,7 @@ def test_a_failed_resume_leaves_the_configuration_alone(straight):
 @SLOW
 def test_the_length_of_a_run_with_a_schedule_is_fixed(tmp_path):
     folder = tmp_path / "run"
-    call("vae", *TINY, *ALONE, "--steps", "6", "--schedule", "cosine", "--run-dir", folder)
+    call("vae", *TINY, *ALONE, *SMALL, "--steps", "6", "--schedule", "cosine", "--run-dir", folder)
     errors = refusal("vae", "--run-dir", folder, "--resume", "--steps", "12")
 
     assert "steps is 6, not 12" in errors
@@ -484,12 +539,12 @@ def test_steps_replace_the_epochs_of_a_preset(tmp_path):
 
 @SLOW
 def test_tiny_test_sets_draw_what_they_have(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (45, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "tiny.npz", x_train=images[:40], x_test=images[40:])
-    for script in ("autoencoder", "vae"):
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "tiny.npz", x_train=pixels[:40], x_test=pixels[40:])
+    for name in ("autoencoder", "vae"):
         flags = ["--data", tmp_path / "tiny.npz", "--batch-size", "8", "--steps", "5"]
-        call(script, *flags, *ALONE, "--run-dir", tmp_path / script)
-        assert width_of(tmp_path / script / "interpolation.png") > 50
+        call(name, *flags, *SMALL, *ALONE, "--run-dir", tmp_path / name)
+        assert width_of(tmp_path / name / "interpolation.png") > 50
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_any_work(tmp_path):
