@@ -81,12 +81,11 @@ def test_a_run_leaves_config_metrics_checkpoints_pictures_and_curves(straight):
     assert json.loads((straight / "summary.json").read_text())["steps"] == 60
 
 
-@pytest.mark.parametrize("script", ["autoencoder", "gan"])
 @SLOW
-def test_the_other_systems_train_sample_and_evaluate(script, tmp_path):
+def test_a_gan_is_trained_and_sampled(tmp_path):
     folder = tmp_path / "run"
-    call(script, *TINY, *ALONE, *SMALL, "--steps", "12", "--run-dir", folder)
-    drawn = call(script, "--run-dir", folder, "--action", "sample", "--num-samples", "9")
+    call("gan", *TINY, *ALONE, *SMALL, "--steps", "12", "--run-dir", folder)
+    drawn = call("gan", "--run-dir", folder, "--action", "sample", "--num-samples", "9")
 
     assert "9 samples" in drawn
     assert width_of(folder / "samples-drawn.png") > 100
@@ -199,7 +198,7 @@ def test_several_models_are_trained_at_once(small, tmp_path):
 
 
 SHORT = ["--steps", "8", "--checkpoint-every", "4"]
-LONG = ["--steps", "40", "--checkpoint-every", "5", "--scan-steps", "5"]
+LONG = ["--steps", "30", "--checkpoint-every", "5", "--scan-steps", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +226,7 @@ def of_two_processes(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize(
-    ("how", "checkpoints"), [("jit", {"4", "8"}), ("pmap", {"4", "8"}), ("shard_map", {"35", "40"})]
+    ("how", "checkpoints"), [("jit", {"4", "8"}), ("pmap", {"4", "8"}), ("shard_map", {"25", "30"})]
 )
 @SLOW
 def test_two_processes_train_and_checkpoint_together(how, checkpoints, small, of_two_processes):
@@ -325,7 +324,12 @@ def test_objectives_resume_to_the_same_bits_and_are_drawn_and_evaluated(
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     if script != "gan":  # its judge takes longer than all else here
         assert "+-" in call(script, "--run-dir", tmp_path / "parts", "--action", "evaluate")
-    assert "step 8" in call(script, "--run-dir", tmp_path / "parts", "--action", "sample")
+    flags = ["--run-dir", tmp_path / "parts", "--action", "sample", "--num-samples", "9"]
+    drawn = call(script, *flags)
+    assert "9 samples" in drawn
+    assert "step 8" in drawn
+    assert width_of(tmp_path / "parts" / "samples-drawn.png") > 100
+    assert all(np.isfinite(row["loss"]) for row in rows(tmp_path / "parts"))
 
 
 @SLOW
@@ -572,7 +576,7 @@ def test_the_demo_leaves_one_picture_of_all_three_systems(tmp_path, monkeypatch)
     with loaded("demo") as demo:
         for system in (demo.autoencoder, demo.vae, demo.gan):
             preset = system.PRESETS["digits"]
-            short = dataclasses.replace(preset.run, steps=100, num_devices=1)
+            short = dataclasses.replace(preset.run, steps=20, num_devices=1)
             monkeypatch.setitem(system.PRESETS, "digits", dataclasses.replace(preset, run=short))
         monkeypatch.setattr(demo, "NUM_STEPS", 2)
         out = call("demo", "--quick", "--run-dir", tmp_path / "demo")
