@@ -3,18 +3,19 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import scripts
 
 from benchmarks import __main__ as benchmark
-from benchmarks import diffusion, grid, race, show, start, training
+from benchmarks import compile_for_tpu, diffusion, grid, race, show, start, training
 from benchmarks import docs as benchmark_docs
 from benchmarks.compiling import programs, tpu
 from benchmarks.options import Config, Training
@@ -30,30 +31,41 @@ TINY = ["--turns", "1", "--seconds", "0.001", "--no-peers"]
 CASE = training.Case("vae", "dense", 16, "float32")
 
 
-def execute(*flags: str, devices: int = 1, module: str = "benchmarks", cwd: Path = ROOT):
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag, "PYTHONPATH": path}
+def execute(*flags: str, module: str = "benchmarks"):
+    """Runs a benchmark in a process of its own, of two devices."""
     return subprocess.run(
-        [sys.executable, "-m", module, *flags], cwd=cwd, env=env,
+        [sys.executable, "-m", module, *flags], cwd=ROOT, env=scripts.environment(2),
         capture_output=True, text=True, timeout=550, check=False,
     )  # fmt: skip
 
 
+@pytest.fixture
+def call(monkeypatch):
+    """A function that runs the benchmark in this process, of eight devices."""
+    # both are for a process that has done nothing yet
+    monkeypatch.setattr(tune, "tune_cpu", lambda: None)
+    monkeypatch.setattr(script, "compilation_cache", lambda: None)
+
+    def run(*flags: str, module: ModuleType = benchmark) -> None:
+        monkeypatch.setattr(sys, "argv", ["benchmark", *flags])
+        script.main(module.main)
+
+    return run
+
+
 @pytest.mark.slow
-def test_a_run_prints_a_table_and_leaves_json_and_a_chart(tmp_path):
+def test_a_run_prints_a_table_and_leaves_json_and_a_chart(call, tmp_path, capsys):
     output = tmp_path / "result"
-    case = ["--models", "vae", "--networks", "dense", "--batch-sizes", "16"]
+    case = ["--models", "vae", "--networks", "dense", "--batch-sizes", "16", "--num-devices", "2"]
     ways = ["--dispatch", "step", "scan", "--scan-steps", "3", "--num-models", "1"]
-    done = execute(*case, *ways, *TINY, "--output", str(output), devices=2)
-    assert done.returncode == 0, done.stderr
-    assert "vae dense, batch 16, float32" in done.stdout
+    call(*case, *ways, *TINY, "--output", str(output))
+    assert "vae dense, batch 16, float32" in capsys.readouterr().out
 
     result = json.loads(output.with_suffix(".json").read_text())
     names = [row["candidate"] for row in result["rows"]]
     assert names == ["jaxgen step jit", "jaxgen scan jit"]
     assert result["environment"]["command"].startswith("python ")
-    assert result["environment"]["num_devices"] == 2
+    assert result["environment"]["num_devices"] == 8
     assert result["ceilings"]["float32"]["flops_per_second"] > 0
     assert all(row["parameters"] == 815_824 for row in result["rows"])  # 784-500-40, 20-500-784
     assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
@@ -86,11 +98,9 @@ def test_a_run_prints_a_table_and_leaves_json_and_a_chart(tmp_path):
         (["--checkpoint", "x"], "--checkpoint needs one kind of model, as --models sd15"),
     ],
 )
-def test_bad_arguments_get_one_line(monkeypatch, capsys, flags, message):
-    monkeypatch.setattr(tune, "tune_cpu", lambda: None)  # it is for a process that has done nothing
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
+def test_bad_arguments_get_one_line(call, capsys, flags, message):
     with pytest.raises(SystemExit) as stopped:
-        script.main(benchmark.main)
+        call(*flags)
     assert stopped.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""  # it comes at once, before the ceilings are measured
@@ -100,7 +110,7 @@ def test_bad_arguments_get_one_line(monkeypatch, capsys, flags, message):
 
 
 def test_the_script_exits_with_a_bad_arguments_code():
-    done = execute("--batch-sizes", "3", devices=2)
+    done = execute("--batch-sizes", "3")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: batch of 3 cannot be divided over 2 devices")
 
@@ -190,10 +200,9 @@ def test_a_unet_step_needs_the_published_arithmetic():
 
 
 @pytest.mark.slow
-def test_stable_diffusion_has_a_row_for_each_part(tmp_path):
+def test_stable_diffusion_has_a_row_for_each_part(call, tmp_path):
     output = tmp_path / "result"
-    done = execute("--models", "tiny", "--num-steps", "2", *TINY, "--output", str(output))
-    assert done.returncode == 0, done.stderr
+    call("--models", "tiny", "--num-steps", "2", *TINY, "--output", str(output))
     rows = json.loads(output.with_suffix(".json").read_text())["rows"]
     assert [row["part"] for row in rows] == list(diffusion.PARTS)
     text, step, decode, images = (row["product_flops_per_step"] for row in rows)
@@ -264,12 +273,13 @@ def test_whole_images_on_a_tpu_are_the_sum_of_their_parts():
         (["--images", "0"], "--images is 0; use 1 or more"),
     ],
 )
-@pytest.mark.slow
-def test_bad_arguments_of_the_tpu_script_get_one_line(flags, message):
-    done = execute(*flags, module="benchmarks.compile_for_tpu")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+def test_bad_arguments_of_the_tpu_script_get_one_line(call, capsys, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        call(*flags, module=compile_for_tpu)
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert message in errors
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")

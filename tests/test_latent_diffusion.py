@@ -14,6 +14,7 @@ from support import compilations, scripts, systems
 from support.scripts import newest_state, rows, width_of
 
 from jaxgen.miniature import captioned, following
+from jaxgen.pictures import images
 from jaxgen.runs import command_line, plan
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
@@ -26,7 +27,7 @@ TINY = (
     "--log-every", "1",
 )  # fmt: skip
 WORLD = (*TINY, "--num-scenes", "64", "--steps", "4")
-FIRST = ("latent_autoencoder", "--norm-groups", "4", "--vae-channels", "8", "8", "8", "8")
+FIRST = ("latent_autoencoder", "--norm-groups", "4", "--vae-channels", "8", "8", "8")
 SECOND = (
     "latent_diffusion", "--unet-channels", "8", "--unet-heads", "2", "--text-width", "32",
     "--text-layers", "1",
@@ -42,6 +43,9 @@ def script():
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(second, "NUM_STEPS", 2)  # of the pictures that a run draws
+        patch.setattr(images, "save_curves", lambda *inputs: None)  # test_experiments.py has them
+        for module in (first, second):  # each run is read once, and its functions are compiled once
+            patch.setattr(module, "trained", functools.cache(module.trained))
 
         def call(name, *flags):
             scripts.call(name, *flags)
@@ -66,6 +70,12 @@ def stored(script, runs, name, **changes):
     """The configuration of the run "first" or "second", with changes."""
     config = command_line.read(getattr(script, name).Config, str(runs / name), NAMES[name])
     return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def parts(script, runs):
+    """What the run "second" is built from."""
+    return script.second.prepare(stored(script, runs, "second"))
 
 
 @pytest.fixture(scope="module")
@@ -152,28 +162,27 @@ def test_the_exported_model_says_what_it_is(exported):
         json.loads((folder / name / "config.json").read_text())
         for name in ("unet", "vae", "text_encoder")
     )
-    assert (unet["sample_size"], vae["sample_size"]) == (8, 64)
+    assert (unet["sample_size"], vae["sample_size"]) == (16, 64)
     assert unet["cross_attention_dim"] == text["hidden_size"] == 32
     assert text["max_position_embeddings"] == 24
 
 
-def test_latents_are_scaled_to_unit_variance(script, runs, exported):
+def test_latents_are_scaled_to_unit_variance(script, runs, parts, exported):
     folder, _ = exported
     scale = json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
     config = stored(script, runs, "second")
-    parts = script.second.prepare(config)
     assert parts.checkpoint.components["vae"].config["scaling_factor"] == scale
     source = script.second.open_split(config, parts, config.run, "train")
     moments, ids = source.read(list(range(64)))
     mean, logvar = np.split(moments.astype(float), 2, axis=-1)
     z = mean + np.exp(logvar / 2) * np.random.default_rng(0).standard_normal(mean.shape)
     assert z.std() == pytest.approx(1, abs=0.05)
-    assert moments.shape == (64, 8, 8, 8)
+    assert moments.shape == (64, 16, 16, 8)
     assert ids.shape == (64, 24)
 
 
 @pytest.mark.parametrize("stage", ["first", "second"])
-def test_pictures_of_a_later_state_compile_nothing(script, runs, stage):
+def test_pictures_of_a_later_state_compile_nothing(script, runs, parts, stage):
     config = stored(script, runs, stage)
     if stage == "first":
         system = script.first.build(config, None)
@@ -181,7 +190,6 @@ def test_pictures_of_a_later_state_compile_nothing(script, runs, stage):
             config.run, *(script.first.open_split(config, config.run, s) for s in ("train", "test"))
         )
     else:
-        parts = script.second.prepare(config)
         system, examples = script.second.build(parts, config, None), None
     states = [jax.jit(system.init)(jax.random.key(seed)) for seed in (0, 1)]
     key, pictures = jax.random.key(0), []
@@ -193,13 +201,9 @@ def test_pictures_of_a_later_state_compile_nothing(script, runs, stage):
     assert (pictures[0] != pictures[1]).any()
 
 
-def test_latents_of_another_split_and_scale_compile_nothing(script, runs):
-    config = stored(script, runs, "second")
-    parts = script.second.prepare(config)
-    first, pictures = (
-        parts.first,
-        script.second.captions_of(config, parts.first, config.run, "test"),
-    )
+def test_latents_of_another_split_and_scale_compile_nothing(script, runs, parts):
+    config, first = stored(script, runs, "second"), parts.first
+    pictures = script.second.captions_of(config, first, config.run, "test")
     captioned.scale_of_latents(pictures.source, first.encode, first.params, 3)
     with compilations.counted() as seconds:
         captioned.encoded(pictures.source, first.encode, first.params, 0.5).read([1, 2])
@@ -257,7 +261,8 @@ def test_an_earlier_run_of_other_captions_gives_the_words_that_both_know(script,
         np.testing.assert_array_equal(tables[1][new[token]], tables[0][old[token]])
 
 
-def test_a_frozen_encoder_stays_and_its_new_decoder_can_be_exported(script, runs):
+def test_a_frozen_encoder_stays_and_its_new_decoder_can_be_exported(script, runs, monkeypatch):
+    monkeypatch.setattr(script.first, "draw_reconstructions", lambda *inputs: {})
     module, flags = script.first, (*FIRST, *WORLD, "--begin-with", runs / "first")
     script(*flags, "--freeze-encoder", "--run-dir", runs / "frozen")
     first, frozen = (module.trained(str(runs / name)) for name in ("first", "frozen"))
@@ -283,7 +288,7 @@ def test_a_frozen_encoder_stays_and_its_new_decoder_can_be_exported(script, runs
         (["diffusion", "--autoencoder", "RUNS/none"], "none"),
         (["diffusion", "--begin-with", "RUNS/first", "--autoencoder", "RUNS/first"],
          "is a run of latent_autoencoder, not of latent_diffusion"),
-        (["autoencoder", "--vae-channels", "16", "8", "8", "8", "--begin-with", "RUNS/first"],
+        (["autoencoder", "--vae-channels", "16", "8", "8", "--begin-with", "RUNS/first"],
          "has a AutoencoderKL of other sizes; give the sizes of that run"),
         (["diffusion", "--autoencoder", "RUNS/first", "--image-size", "32"],
          "first was trained with 64 pixels; leave --image-size out"),
@@ -329,6 +334,7 @@ def test_the_world_needs_an_autoencoder_of_its_size(script, runs):
 
 
 def test_a_folder_of_captioned_pictures_trains_both_stages(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script.first, "draw_reconstructions", lambda *inputs: {})
     monkeypatch.setattr(script.second, "painter", no_painter)
     generator = np.random.default_rng(0)
     for split, count in (("train", 64), ("test", 3)):  # as many as `runs` has

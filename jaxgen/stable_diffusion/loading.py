@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Builds a checkpoint's networks, and loads their parameters onto the devices."""
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -245,7 +244,7 @@ def shapes(module: Any) -> Params:
     return jax.tree.map(lambda leaf: leaf, traced)  # a tree of the caller's own
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def traced_shapes(module: Any) -> Params:
     """Traces a network's `init`: a fifth of a second, however small the network is.
 
