@@ -6,12 +6,21 @@ import warnings
 
 import pytest
 from faults import cases, verdicts
+from support import scripts
 from support.scripts import call, loaded, refusal, rows
 
 from jaxgen import script
+from jaxgen.pictures import images
 
 FLAGS = ["--batch-size", "32", "--log-every", "4", "--draw-every", "4", "--seed", "3"]
 STEPS = ["--steps", "10", "--checkpoint-every", "4", "--scan-steps", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_curves():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "save_curves", scripts.list_curves)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,18 @@ from support import scripts
 from support.scripts import call, newest_state, refusal, rows
 
 from jaxgen import script
+from jaxgen.pictures import images
 from jaxgen.runs import checkpoint, command_line, log, run_folder
 from jaxgen.train import loop
 
 TINY = ["--batch-size", "32", "--log-every", "4", "--draw-every", "4", "--seed", "3"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_curves():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "save_curves", scripts.list_curves)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from PIL import Image
 from support import adapters, checkpoints, scripts
 
 import jaxgen
+from jaxgen import script
 from jaxgen.pictures import images
 from jaxgen.weights import diffusers
 from jaxgen.world import reader, scene
 
 SIZE = checkpoints.SIZE
-execute = functools.partial(scripts.execute, "text_to_image")
+call = functools.partial(scripts.call, "text_to_image")
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +33,9 @@ def model(tmp_path_factory):
 def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
     output = tmp_path / "out"
     flags = ["--model", model, "--output", output, "--steps", 3, "--sampler", "euler"]
-    stdout, stderr = execute(
-        *flags, "--prompt", "a cat", "the (dog:1.2)", "--negative", "blur", "--seed", 7,
-        "--batch-size", 2,
+    stdout, stderr = scripts.execute(
+        "text_to_image", *flags, "--prompt", "a cat", "the (dog:1.2)", "--negative", "blur",
+        "--seed", 7, "--batch-size", 2,
     )  # fmt: skip
     assert "load " in stdout
     assert "compile " in stdout
@@ -53,8 +55,8 @@ def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
     }  # fmt: skip
 
     # the same picture from what its file says, on two devices, beside the first ones
-    execute(*flags, "--prompt", "the (dog:1.2)", "a cat", "--negative", "blur",
-            "--seed", 9, "--data-devices", 2, devices=2)  # fmt: skip
+    call(*flags, "--prompt", "the (dog:1.2)", "a cat", "--negative", "blur",
+         "--seed", 9, "--data-devices", 2)  # fmt: skip
     assert {"00005.png", "00006.png", "00005-grid.png"} <= {p.name for p in output.iterdir()}
     pictures = []
     for name in ("00003.png", "00005.png"):
@@ -65,7 +67,7 @@ def test_a_call_leaves_pictures_with_their_story_and_a_grid(model, tmp_path):
 
 def test_without_a_model_the_embedded_one_draws_what_is_asked(tmp_path):
     output = tmp_path / "out"
-    stdout, _ = execute("--prompt", "a large green heart on white", "--output", output)
+    stdout = call("--prompt", "a large green heart on white", "--output", output)
     assert "1 image of 64 x 64" in stdout
     text = images.read_text(output / "00001.png")
     assert (text["model"], text["steps"], text["guidance_scale"]) == ("shapes", "20", "3.0")
@@ -83,8 +85,8 @@ def test_an_image_is_fitted_and_its_mask_with_it(model, tmp_path):
     white[:, 25:] = 255
     Image.fromarray(white).save(tmp_path / "mask.png")
     output = tmp_path / "out"
-    stdout = scripts.call(
-        "text_to_image", "--model", model, "--output", output, "--prompt", "a cat",
+    stdout = call(
+        "--model", model, "--output", output, "--prompt", "a cat",
         "--sampler", "euler", "--times", 900, 700, 400, 100, "--prediction-type", "sample",
         "--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--strength", 0.5,
     )  # fmt: skip
@@ -113,16 +115,20 @@ def test_orientation_turns_the_photo_and_its_mask_and_16_bits_are_not_clipped(
 
 
 @pytest.mark.slow
-def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_path):
+def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_path, capsys):
     turbo = tmp_path / "sd-turbo"
     turbo.symlink_to(model)
     output = tmp_path / "out"
     word = adapters.write(tmp_path / "tabby.safetensors", {"emb_params": np.ones((2, 24))})
-    _, stderr = execute(
+    flags = (
         "--model", turbo, "--output", output, "--steps", 2, "--prompt", "a tabby",
         "--sampler", "DPM++ 2M Karras", "--spacing", "trailing", "--vae", model / "vae",
         "--unet", model, "--embedding", word, "--guidance", 7.5,
     )  # fmt: skip
+    with scripts.loaded("text_to_image", *flags) as module, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        script.main(module.main)
+    stderr = capsys.readouterr().err
     notes = [line for line in stderr.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
     assert "a distilled model (Turbo)" in notes[0]
@@ -138,7 +144,7 @@ def test_notes_are_single_lines_and_the_picture_tells_its_sampler(model, tmp_pat
 
 def test_the_last_preview_is_the_picture(model, tmp_path):
     flags = ("--model", model, "--prompt", "a cat", "--steps", 3, "--sampler", "euler")
-    scripts.call("text_to_image", *flags, "--preview", "own", "--output", tmp_path / "out")
+    call(*flags, "--preview", "own", "--output", tmp_path / "out")
     pictures = []
     for name in ("preview.png", "00001.png"):
         with Image.open(tmp_path / "out" / name) as picture:
@@ -236,8 +242,11 @@ def test_steps_and_guidance_suit_the_model_unless_given(flags, expected):
         assert text_to_image.steps_and_guidance(config) == expected
 
 
-def test_help_explains_every_option():
-    stdout, _ = execute("--help")
+def test_help_explains_every_option(capsys):
+    with scripts.loaded("text_to_image", "--help") as module, pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0
+    stdout = capsys.readouterr().out
     for words in ("--model", "--negative", "how much of --image is made anew", "(word:1.3)"):
         assert words in stdout
     lines = [line.strip() for line in stdout.splitlines()]

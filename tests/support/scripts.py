@@ -95,6 +95,11 @@ def newest_state(folder: pathlib.Path) -> dict[str, int]:
     return json.loads((folder / "checkpoints" / str(newest) / "digests" / "metadata").read_text())
 
 
+def list_curves(path: pathlib.Path, rows: list[dict], title: str) -> None:
+    """Writes what the curves would show; to draw them takes longer than a tiny run."""
+    path.write_text(json.dumps([title, rows]))
+
+
 def width_of(path: pathlib.Path) -> int:
     with Image.open(path) as picture:
         return picture.width
