@@ -333,8 +333,7 @@ def test_the_world_needs_an_autoencoder_of_its_size(script, runs):
         script.second.check(stored(script, runs, "second"), first._replace(image_size=16))
 
 
-def test_a_folder_of_captioned_pictures_trains_both_stages(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.first, "draw_reconstructions", lambda *inputs: {})
+def test_a_folder_of_captioned_pictures_is_read_and_trained_on(script, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(script.second, "painter", no_painter)
     generator = np.random.default_rng(0)
     for split, count in (("train", 64), ("test", 3)):  # as many as `runs` has
@@ -346,11 +345,15 @@ def test_a_folder_of_captioned_pictures_trains_both_stages(script, tmp_path, mon
             Image.fromarray(pixels).save(place / f"{i}.png")
             lines.append(json.dumps({"file_name": f"{i}.png", "text": f"picture number {i}"}))
         (place / "metadata.jsonl").write_text("\n".join(lines))
-    data = (*TINY, "--data", tmp_path / "pictures", "--steps", "4")
+    first = stored(script, runs, "first")  # a run like it would differ in its pictures alone
+    options = dataclasses.replace(first.run, data=str(tmp_path / "pictures"), image_size=64)
+    config = dataclasses.replace(first, run=options)
+    (picture,), _ = script.first.open_split(config, options, "train").read([0])
+    assert (picture.shape, picture.dtype) == ((64, 64, 3), np.uint8)
 
-    first, second = tmp_path / "first", tmp_path / "second"
-    script(*FIRST, *data, "--image-size", "64", "--run-dir", first)  # as `runs`, compiled already
-    script(*SECOND, *data, "--autoencoder", first, "--run-dir", second)
+    data = (*TINY, "--data", tmp_path / "pictures", "--steps", "4")
+    second = tmp_path / "second"
+    script(*SECOND, *data, "--autoencoder", runs / "first", "--run-dir", second)
     script(
         "latent_diffusion", "--run-dir", second, "--action", "export",
         "--output", tmp_path / "model",
