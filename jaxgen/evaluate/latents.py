@@ -90,10 +90,8 @@ def compare(
     """The figures of samples from each of `SOURCES`, as many as there are test images."""
     codes = encode(train)
     count = min(len(train), len(test), quality.MOST_IMAGES)
-    return {
-        source: quality.compare(decode(draw(source, codes, count)), train, test, features)
-        for source in SOURCES
-    }
+    samples = {source: decode(draw(source, codes, count)) for source in SOURCES}
+    return quality.compare_each(samples, train, test, features)
 
 
 def lines(comparisons: dict[str, quality.Comparison]) -> list[str]:

@@ -5,12 +5,13 @@ By the features of several networks a figure is their mean and standard deviatio
 which networks there are.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxgen.evaluate import distances, neighbourhoods
-from jaxgen.evaluate.features import RANDOM, Extract, Features
+from jaxgen.evaluate.features import RANDOM, Features
 
 MOST_IMAGES = 10_000
 
@@ -45,22 +46,39 @@ def compare(
     Training images are taken at random, by a fixed seed. Raises ValueError for images of other
     shapes and for too few.
     """
-    shapes = {images.shape[1:] for images in (generated, train, test)}
+    return compare_each({"generated": generated}, train, test, features)["generated"]
+
+
+def compare_each(
+    samples: Mapping[str, np.ndarray],
+    train: np.ndarray,
+    test: np.ndarray,
+    features: Features = RANDOM,
+) -> dict[str, Comparison]:
+    """`compare` for several samples by name; the features of real images are made once."""
+    sets = [*samples.values(), train, test]
+    shapes = {images.shape[1:] for images in sets}
     if len(shapes) > 1:
         raise ValueError(f"images of different shapes {sorted(shapes)}; compare those of one shape")
-    count = min(len(generated), len(train), len(test), MOST_IMAGES)
+    count = min(*map(len, sets), MOST_IMAGES)
     if count < features.least_images:
         raise ValueError(
             f"distances of {count} images by {features.width} features; give "
             f"{features.least_images} or more of each kind: generated, training and test"
         )
     rows = np.random.default_rng(0).permutation(len(train))[:count]
-    sets = (generated[:count], train[rows], test[:count])
-    by_network = [_figures_of(sets, extract) for extract in features.networks]
-    made, floor = (
+    by_network: list[list[list[float]]] = []  # of each network the floor, then each sample
+    for extract in features.networks:
+        real = extract(test[:count])
+        compared = (extract(x[:count]) for x in (train[rows], *samples.values()))
+        by_network.append([_figures(x, real) for x in compared])
+    floor, *made = (
         Figures(*map(np.array, zip(*part, strict=True))) for part in zip(*by_network, strict=True)
     )
-    return Comparison(made, floor, count, features)
+    return {
+        name: Comparison(figures, floor, count, features)
+        for name, figures in zip(samples, made, strict=True)
+    }
 
 
 def lines(comparison: Comparison) -> list[str]:
@@ -87,11 +105,6 @@ def report(
     if min(len(generated), len(train), len(test)) < features.least_images:
         return [f"  distances        need {features.least_images} images or more of each kind"]
     return lines(compare(generated, train, test, features))
-
-
-def _figures_of(sets: tuple[np.ndarray, ...], extract: Extract) -> tuple[list[float], list[float]]:
-    generated, train, test = map(extract, sets)
-    return _figures(generated, test), _figures(train, test)
 
 
 def _figures(sample: np.ndarray, real: np.ndarray) -> list[float]:
