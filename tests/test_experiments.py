@@ -410,19 +410,15 @@ def test_bad_input_is_one_line_before_any_work(script, flags, words, tmp_path):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(
-    ("script", "flags", "words"),
-    [("vae", ["--data", "mnits"], "mnist"), ("gan", ["--r1", "-1"], "--r1 is -1.0; use 0 or more")],
-)
-def test_a_process_ends_with_one_line_and_no_traceback(script, flags, words, tmp_path):
+def test_a_process_ends_with_one_line_and_no_traceback(tmp_path):
     done = subprocess.run(
-        command(script, *flags, "--run-dir", tmp_path / "run"), env=environment(), check=False,
-        capture_output=True, text=True, timeout=300,
+        command("gan", "--r1", "-1", "--run-dir", tmp_path / "run"), env=environment(),
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert words in line
+    assert "--r1 is -1.0; use 0 or more" in line
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
