@@ -72,7 +72,7 @@ def test_streams_share_no_scene():
 def test_another_stream_of_the_world_compiles_nothing():
     captioned.world_scenes("prompts", 5)
     with compilations.counted() as seconds:
-        captioned.world_scenes("held_out", 5, scene.HELD_OUT[[0] * len(scene.SEEN)])
+        captioned.world_scenes("held_out", 5, scene.HELD_OUT[[0] * len(scene.SEEN)], 1.0)
     assert seconds == []
 
 

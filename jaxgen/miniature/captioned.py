@@ -117,7 +117,7 @@ def _moments(encode: Encode, params: Params, scale: Array, shift: Array, images:
     return jnp.concatenate([mean * scale, logvar + shift], axis=-1).astype(jnp.float16)
 
 
-_scenes = jax.jit(scene.draw_many, static_argnames=("count", "two_objects"))
+_scenes = jax.jit(scene.draw_many, static_argnames="count")
 
 
 def _rounded(count: int) -> int:
