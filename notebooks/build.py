@@ -35,8 +35,6 @@ QUICK = "JAXGEN_NOTEBOOK_QUICK"
 _ANSWER = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
-EXACT = ("06_functional_training",)  # compares bits of programs as users compile them
-
 
 class BuildError(Exception):
     """One sentence on what is wrong with a notebook."""
@@ -173,8 +171,7 @@ def _write(name: str, notebook: nbformat.NotebookNode) -> int:
 def try_quickly(name: str) -> str:
     """Executes a notebook with short training, and the answers of its exercises; writes nothing."""
     os.environ[QUICK] = "1"
-    if name not in EXACT:
-        os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": _quick_flags()}
+    os.environ |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": _quick_flags()}
     notebook, began = read_source(name), time.monotonic()
     first = len(notebook.cells)
     for number, code in enumerate(answers(notebook)):

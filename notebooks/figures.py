@@ -16,6 +16,7 @@ from IPython import display
 from matplotlib.axes import Axes
 from PIL import Image
 
+import quick
 from jaxgen.pictures import images as pictures
 
 TEXT = "#7d838c"  # as far from white as from black
@@ -24,10 +25,11 @@ BLUE, ORANGE, GREEN, RED, PURPLE = COLOURS = (
 )  # fmt: skip
 TEN = (*COLOURS, "#8c6d4f", "#c2679b", "#7f8c3b", "#35a3b5", "#8a8f98")  # one for each class
 WIDTH = 7.0  # inches, of every figure
+DPI = 25 if quick.ON else 100  # nobody looks at the figures of a quick run
 
 plt.rcParams.update({
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
-    "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True,
+    "figure.dpi": DPI, "savefig.dpi": DPI, "figure.constrained_layout.use": not quick.ON,
     "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": TEXT, "axes.titlecolor": TEXT,
     "xtick.color": TEXT, "ytick.color": TEXT, "legend.frameon": False,
     "axes.prop_cycle": plt.cycler(color=COLOURS), "lines.linewidth": 1.8,

@@ -36,7 +36,7 @@ class Roof(NamedTuple):
 def predict(fn: Callable[..., Any], *args: Any, images: int) -> Roof:
     """Counts the costs of fn(*args), which handles `images` images, and measures the ceilings."""
     sizes = {"sides": (256,), "copy_bytes": 2**22, "repeats": 1} if quick.ON else {}
-    lowered = jax.jit(fn).lower(*args)
+    lowered = (fn if hasattr(fn, "lower") else jax.jit(fn)).lower(*args)
     traffic = cost.cost(lowered, lowered.compile()).bytes_accessed
     peak = ceilings.measure(jnp.float32, **sizes)
     roof = Roof(products.flops(fn, *args), traffic, peak, images)
