@@ -248,7 +248,7 @@ def train(num_steps):
     """Trained parameters, and the loss of every step. All that is random follows from key(0)."""
     dataset = load_digits()
     init_key, train_key, data_key, _ = jax.random.split(jax.random.key(0), 4)
-    params = UNet().init(init_key, jnp.zeros((8, 8, 1)), 0, jnp.int32(0))
+    params = jax.jit(UNet().init)(init_key, jnp.zeros((8, 8, 1)), 0, jnp.int32(0))
     opt_state, losses = tx.init(params), []
     for step in range(num_steps):
         params, opt_state, value = update(params, opt_state, step, *dataset, train_key, data_key)
@@ -262,7 +262,7 @@ def train(num_steps):
 # ### Half a minute later
 
 # %%
-params, losses = train(quick.steps(NUM_STEPS, 20))
+params, losses = train(quick.steps(NUM_STEPS, 5))
 
 # %%
 noise = jax.random.normal(jax.random.key(1), (quick.steps(80, 10), 8, 8, 1))
@@ -358,7 +358,7 @@ assert quick.ON or likeness > 0.9
 # %%
 LABEL_DROPOUT = 0.0
 update.clear_cache()  # the compiled step has the old constant in it
-careless, _ = train(quick.steps(NUM_STEPS, 20))
+careless, _ = train(quick.steps(NUM_STEPS, 5))
 LABEL_DROPOUT = 0.1
 
 # %%
@@ -378,7 +378,7 @@ def steered(params, x, t, w):
 
 def obedience(params, w):
     """Samples at guidance scale w, and the share that shows the digit that was asked for."""
-    drawn = ddim(lambda x, t: steered(params, x, t, w), start, 20)
+    drawn = ddim(lambda x, t: steered(params, x, t, w), start, quick.steps(20, 5))
     pixels = np.clip((np.asarray(drawn) + 1) * 127.5, 0, 255).reshape(len(start), -1)
     return drawn[:10], np.mean(judge.predict(pixels) == asked)
 
@@ -422,8 +422,9 @@ import textwrap
 
 from jaxgen.world import caption, reader, render, scene
 
+render_all = jax.jit(jax.vmap(render.render))
 scenes = scene.draw_many(jax.random.key(0), 8)
-texts, drawn = caption.captions(scenes), jax.vmap(render.render)(scenes)
+texts, drawn = caption.captions(scenes), render_all(scenes)
 
 
 def show_captioned(pictures, texts, colour=figures.TEXT):
@@ -461,7 +462,7 @@ gallery = scene.Scene(
     radius=np.full((64, 2), 26, np.float32),
     wording=np.full((64, 6), 60, np.int32),
 )
-pairs = np.array(jax.vmap(render.render)(gallery))
+pairs = np.array(render_all(gallery))
 for shape_number, color_number in scene.HELD_OUT:
     pairs[8 * shape_number + color_number] *= 0.25  # dark: never shown
 figures.show_grid(
@@ -503,17 +504,16 @@ from jaxgen.train import augment, optimizer
 from jaxgen.train import step as steps
 from jaxgen.weights import hub, tokenizer
 
-BLOCK, COUNT = 64, quick.steps(2048, 64)
+BLOCK, COUNT = quick.steps(64, 8), quick.steps(2048, 64)
 
 
-@jax.jit
 def paint(scenes):
     """Scenes -> pictures uint8 [N, 64, 64, 3]."""
-    return jnp.rint((jax.vmap(render.render)(scenes) + 1) * 127.5).astype(jnp.uint8)
+    return np.rint((np.asarray(render_all(scenes)) + 1) * 127.5).astype(np.uint8)
 
 
 def blocks(arrays):
-    """A tree of arrays [N, ...] in pieces of 64, so that one program serves all."""
+    """A tree of arrays [N, ...] in pieces of `BLOCK`, so that one program serves all."""
     starts = range(0, COUNT, BLOCK)
     return [jax.tree.map(lambda leaf, i=i: leaf[i : i + BLOCK], arrays) for i in starts]
 
@@ -526,26 +526,33 @@ test_pictures = np.asarray(paint(captioned.world_scenes("test", BLOCK)))
 checkpoint = hub.open_checkpoint("shapes")
 networks = loading.networks(checkpoint)
 vae, shipped = networks.vae, loading.load(checkpoint, networks)
+learner = vae  # what is trained here
+if quick.ON:  # two of its four levels
+    learner = vae.clone(
+        down_block_types=vae.down_block_types[:2],
+        up_block_types=vae.up_block_types[:2],
+        block_out_channels=vae.block_out_channels[:2],
+    )
 
 
 def encode_one(params, x):
-    mean, logvar = vae.apply({"params": params}, x[None], method="encode")
+    mean, logvar = learner.apply({"params": params}, x[None], method="encode")
     return mean[0], logvar[0]
 
 
 def decode_one(params, z):
-    return vae.apply({"params": params}, z[None], method="decode")[0]
+    return learner.apply({"params": params}, z[None], method="decode")[0]
 
 
 @jax.jit
 def encode(params, images):
     """Pictures uint8 -> mean and log-variance of their latents."""
-    return jax.vmap(encode_one, (None, 0))(params, augment.to_unit_range(images))
+    return vae.apply({"params": params}, augment.to_unit_range(images), method="encode")
 
 
 @jax.jit
 def decode(params, z):
-    return jax.vmap(decode_one, (None, 0))(params, z)
+    return vae.apply({"params": params}, z, method="decode")
 
 
 def trained(loss, params, data, num_steps, batch_size, learning_rate, ema_decay=0.98):
@@ -562,7 +569,7 @@ def trained(loss, params, data, num_steps, batch_size, learning_rate, ema_decay=
 
 
 first_loss = augment.on_uint8(latent_losses.autoencoder_kl_loss(encode_one, decode_one, 2e-4, 1.0))
-fresh = jax.jit(lambda key: model.init(key, vae))(jax.random.key(9))
+fresh = jax.jit(lambda key: model.init(key, learner))(jax.random.key(9))
 begun, first_losses = trained(
     first_loss,
     fresh,
@@ -585,7 +592,9 @@ panel.set(xlabel="step of four pictures", ylabel="loss (7)")
 plt.show()
 figures.show_rows({
     "picture": test_pictures[:8],
-    f"{len(first_losses)} steps": decode(begun, encode(begun, test_pictures)[0])[:8],
+    f"{len(first_losses)} steps": jax.jit(learner.apply)(
+        {"params": begun}, test_pictures[:8] / 127.5 - 1
+    ),
     "half an hour": reconstructions[:8],
 })  # fmt: skip
 

@@ -132,7 +132,7 @@ def train(num_steps):
     """Trained parameters, and the loss of every step. All that is random follows from key(0)."""
     dataset = load_digits()
     init_key, train_key, data_key, _ = jax.random.split(jax.random.key(0), 4)
-    params = UNet().init(init_key, jnp.zeros((8, 8, 1)), 0, jnp.int32(0))
+    params = jax.jit(UNet().init)(init_key, jnp.zeros((8, 8, 1)), 0, jnp.int32(0))
     opt_state, losses = tx.init(params), []
     for step in range(num_steps):
         params, opt_state, value = update(params, opt_state, step, *dataset, train_key, data_key)
