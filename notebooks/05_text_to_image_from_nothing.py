@@ -757,7 +757,7 @@ plt.show()
 
 # %% [markdown]
 # In a minute it has learned what covers most pixels, the background, and that a picture shows
-# something: one object about half of the time, of the right colour a little more often than chance.
+# something: one object more often than not, of the right colour more often than chance would have it.
 # Shapes and places come with patience. Loss alone would not tell: from here on it falls by
 # hundredths, while the share of right shapes grows from nothing to all.
 #
