@@ -39,7 +39,7 @@ LONG = (
     "test_latent_diffusion", "test_experiments", "test_notebooks", "test_pipeline",
     "test_pipeline_devices", "test_step", "test_cpu_convolution", "test_unet", "test_benchmark",
     "test_text_to_image", "test_parallel", "test_shapes", "test_minimal", "test_generate",
-    "test_fuzz", "test_controlnet", "test_losses", "test_run_faults", "test_evaluation",
+    "test_fuzz", "test_docs", "test_controlnet", "test_losses", "test_run_faults",
 )  # fmt: skip
 
 # a quarter of the time of tests that trace large networks; a second stack need not look again
