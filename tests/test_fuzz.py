@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fuzz.readers import READERS
 
-CASES = 50  # a reader; slow ones get fewer, quick ones more
+CASES = 50  # a reader; slow ones get fewer, quick ones 300
 
 
 @pytest.fixture(scope="module")
