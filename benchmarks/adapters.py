@@ -32,6 +32,7 @@ from jaxgen.measure import environment, products, turns
 from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
 from jaxgen.stable_diffusion import loading, programs
 from jaxgen.stable_diffusion.control import Control
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
@@ -154,7 +155,7 @@ def counted(name: str, batch_size: int) -> dict[str, int]:
     }
 
 
-def _flops(networks: loading.Networks, unet: Any, inputs: Any) -> int:
+def _flops(networks: Networks, unet: Any, inputs: Any) -> int:
     run = programs.build(networks)
     prepared, state = jax.eval_shape(run.begin, unet, inputs)
     return products.flops(run.step, unet, inputs, prepared, np.int32(0), state)

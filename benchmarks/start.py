@@ -31,7 +31,7 @@ from benchmarks.sd import sd_models, sd_programs
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import environment
-from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.networks import TOKENIZERS
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers, hub, tokenizer
 from jaxgen.weights.diffusers import Checkpoint, Component
@@ -117,7 +117,7 @@ def random_checkpoint(name: str, dtype: str) -> Checkpoint:
         bare = Component(sd_models.CLASSES[part], config, {})
         components[part] = diffusers.with_params(bare, model.params[part])
     tokens = tokenizer.train(["a red circle"], sd_programs.TOKENS, 600)
-    tokenizers = {loading.TOKENIZERS[part]: tokens for part in model.networks.encoders}
+    tokenizers = {TOKENIZERS[part]: tokens for part in model.networks.encoders}
     index = {"_class_name": f"StableDiffusion{'XL' * model.networks.is_xl}Pipeline"}
     return Checkpoint(index, components, tokenizers, sd_programs.SCHEDULER)
 

@@ -38,6 +38,7 @@ from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.command_line import RunOptions, may_change
 from jaxgen.runs.experiment import Build, Examples, OpenSplit, System
 from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.train import step
 from jaxgen.types import Key, Params
@@ -88,7 +89,7 @@ class Parts(NamedTuple):
     """The things that a run is built from, beside its options."""
 
     checkpoint: Checkpoint
-    networks: loading.Networks
+    networks: Networks
     base: dict[str, Params]  # by component, in the type of the arithmetic
     image_size: int  # pixels
     pictures: Captioned
@@ -124,7 +125,7 @@ def prepare(config: Config) -> Parts:
     return Parts(checkpoint, networks, base, size, pictures, kernels, encode)
 
 
-def layers(config: Config, networks: loading.Networks) -> dict[str, Any]:
+def layers(config: Config, networks: Networks) -> dict[str, Any]:
     """The layers of each component that get factors."""
     if not config.targets and not config.text_targets:
         raise ValueError("nothing to train; give --targets or --text-targets ends of layers' names")
@@ -139,7 +140,7 @@ def layers(config: Config, networks: loading.Networks) -> dict[str, Any]:
     }
 
 
-def image_size(config: Config, networks: loading.Networks) -> int:
+def image_size(config: Config, networks: Networks) -> int:
     """The side of the pictures in pixels: --image-size, or the model's own."""
     size = config.run.image_size or min(networks.default_size or (0,))
     if not size:

@@ -36,7 +36,8 @@ from jaxgen.cpu import tune
 from jaxgen.diffusion import guidance, names
 from jaxgen.miniature import model
 from jaxgen.pictures import images
-from jaxgen.stable_diffusion import arguments, hires, loading, picture_files, placement
+from jaxgen.stable_diffusion import hires, loading, picture_files, placement
+from jaxgen.stable_diffusion.call import arguments
 from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.programs import OnStep

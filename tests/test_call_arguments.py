@@ -12,7 +12,8 @@ from fuzz import calls
 from support import checkpoints, controlnets, pipeline_cases
 
 from jaxgen.adapters import spec
-from jaxgen.stable_diffusion import arguments, loading
+from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.call import arguments
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.weights import diffusers

@@ -15,7 +15,8 @@ from support import checkpoints
 from support.adapters import draw, weight, write
 
 from jaxgen.adapters import ldm_stems, spellings
-from jaxgen.stable_diffusion import arguments, few_steps
+from jaxgen.stable_diffusion import few_steps
+from jaxgen.stable_diffusion.call import arguments
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request, completed
 

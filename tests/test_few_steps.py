@@ -8,7 +8,8 @@ import pytest
 from support import checkpoints
 
 from jaxgen.diffusion import config
-from jaxgen.stable_diffusion import arguments, few_steps, loading
+from jaxgen.stable_diffusion import few_steps, loading
+from jaxgen.stable_diffusion.call import arguments
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request, completed
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from support import checkpoints, compilations, pipeline_cases
 
-from jaxgen.stable_diffusion import arguments, loading
+from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.call import arguments
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.weights import diffusers
 

@@ -10,7 +10,8 @@ from support import checkpoints, compilations, pipeline_cases
 
 from jaxgen.diffusion import config, guidance, sample
 from jaxgen.nn.stable_diffusion import perturbed
-from jaxgen.stable_diffusion import arguments, loading
+from jaxgen.stable_diffusion import loading
+from jaxgen.stable_diffusion.call import arguments
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request, completed
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxgen.data import picture_file, pillow, pixels, sets
-from jaxgen.stable_diffusion import image_arguments
+from jaxgen.stable_diffusion.call import image_arguments
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (16, 24, 3), np.uint8)

@@ -14,8 +14,8 @@ from jaxgen.diffusion import schedule
 from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
 from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
-from jaxgen.stable_diffusion import arguments
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.call import arguments
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text
 

@@ -28,7 +28,7 @@ from jaxgen.cpu import tune
 from jaxgen.measure import environment, products, turns
 from jaxgen.stable_diffusion import placement, programs
 from jaxgen.stable_diffusion.generate import Inputs
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 from jaxgen.stable_diffusion.text_encoding import Text

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.stable_diffusion import loading, placement
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.types import Params
 from jaxgen.weights import diffusers
 from jaxgen.weights.diffusers import Checkpoint

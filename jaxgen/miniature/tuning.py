@@ -17,8 +17,8 @@ from jaxgen.adapters import low_rank
 from jaxgen.diffusion import config
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
-from jaxgen.stable_diffusion import decoding, loading, text_encoding
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion import decoding, text_encoding
+from jaxgen.stable_diffusion.networks import TOKENIZERS, Networks
 from jaxgen.stable_diffusion.texts.prompts import Chunks
 from jaxgen.train import latent_losses
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
@@ -51,7 +51,7 @@ def training_schedule(checkpoint: Checkpoint) -> Schedule:
 
 def token_ids(checkpoint: Checkpoint, networks: Networks, captions: Sequence[str]) -> np.ndarray:
     """The ids of captions for all text encoders, int32 [N, encoders, T]; warns of those cut."""
-    tables = [checkpoint.tokenizers[loading.TOKENIZERS[name]] for name in networks.encoders]
+    tables = [checkpoint.tokenizers[TOKENIZERS[name]] for name in networks.encoders]
     cut = sum(_is_cut(tables[0], text) for text in captions)
     if cut:
         warnings.warn(

@@ -5,11 +5,11 @@ The way of a prompt, each step a file that knows only those before it or below i
 
     pipeline     StableDiffusion: the call
     request      Request, the call as data, and BatchRequest, the same in arrays
-    arguments    Request -> BatchRequest: all checks (image_arguments: of images and masks)
+    call         Request -> BatchRequest: all checks (image_arguments: of images and masks, ...)
     embedder     texts of the batch -> context: prompts (token ids), text_encoding (CLIP)
     generate     Inputs -> latents: `begin` once, `step` for every row of the sampler's table
     decoding     latents -> pictures, in pieces
-    programs     what is compiled;  loading: networks and parameters;  placement: devices
+    programs     what is compiled;  networks, loading: modules and parameters;  placement: devices
 
 Users import
 

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from jaxgen import fields
-from jaxgen.stable_diffusion import arguments, control_arguments, image_arguments
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.call import arguments, control_arguments, image_arguments
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.request import Request, is_number
 
 UPSCALE = ("latent", "pixels")

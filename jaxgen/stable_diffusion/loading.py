@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,20 @@ from jaxgen import fields, files
 from jaxgen.diffusion import config
 from jaxgen.nn import quantized
 from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
-from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder, AutoencoderTiny
+from jaxgen.nn.stable_diffusion.autoencoder_tiny import AutoencoderTiny
 from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
 from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
 from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.nn.stable_diffusion.unet_blocks import UNetEncoder
 from jaxgen.stable_diffusion import decoding, placement
+from jaxgen.stable_diffusion.networks import ENCODERS, Networks, check_together, check_vocabularies
 from jaxgen.types import Array, Params
 from jaxgen.weights import diffusers, layout, ldm_kinds
 from jaxgen.weights.diffusers import Checkpoint, Component
 
 MOST_ROWS = 100_000  # for vectors of new words
 DTYPES = ("float32", "bfloat16", "float16")
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 QUANTIZED_FROM = 2**14  # entries; the first and the last layer of a UNet have fewer
-ENCODERS = ("text_encoder", "text_encoder_2")  # in the order of their features in the context
 
 MODULES: Mapping[str, Callable[..., Any]] = {
     "unet": UNet2DConditionModel,
@@ -53,44 +52,6 @@ def warn_of_scheduler_keys(checkpoint: Checkpoint) -> None:
         warnings.warn(f"{files.printable(checkpoint.name)}: {notes[0]}", stacklevel=3)
 
 
-class Networks(NamedTuple):
-    """The modules of a pipeline, and what follows from their configurations."""
-
-    unet: UNet2DConditionModel
-    vae: Autoencoder
-    encoders: dict[str, CLIPTextModel]  # those of ENCODERS: one, or in XL both
-    controlnets: tuple[ControlNetModel, ...] = ()
-
-    def __hash__(self) -> int:
-        return hash((self.unet, self.vae, *self.encoders.items(), self.controlnets))
-
-    @property
-    def is_xl(self) -> bool:
-        """True where the UNet takes pooled text and sizes, as Stable Diffusion XL does."""
-        return self.unet.addition_embed_type == "text_time"
-
-    @property
-    def num_sizes(self) -> int:
-        """The numbers beside XL's pooled text: 6 of sizes, in refiners 4 and an aesthetic score."""
-        pooled = self.encoders["text_encoder_2"].projection_dim
-        rest = (self.unet.projection_class_embeddings_input_dim or 0) - pooled
-        return rest // (self.unet.addition_time_embed_dim or 1)
-
-    @property
-    def inpaints(self) -> bool:
-        """True where the UNet takes a mask and a masked image beside the latent."""
-        return self.unet.in_channels != self.vae.latent_channels
-
-    @property
-    def default_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels that the model was trained for, if it states them."""
-        size, factor = self.unet.sample_size, self.vae.factor
-        if size is None:
-            return None
-        height, width = (size, size) if isinstance(size, int) else size
-        return height * factor, width * factor
-
-
 def networks(
     checkpoint: Checkpoint, dtype: Any = jnp.float32, controlnets: Sequence[Component] = ()
 ) -> Networks:
@@ -107,8 +68,8 @@ def networks(
         ControlNetModel(**diffusers.fields(component), dtype=dtype) for component in controlnets
     )
     networks = Networks(modules["unet"], modules["vae"], encoders, controls)
-    _check_together(networks)
-    _check_vocabularies(networks, checkpoint)
+    check_together(networks)
+    check_vocabularies(networks, checkpoint)
     return networks
 
 
@@ -281,73 +242,6 @@ def example_inputs(module: Any) -> list[Array]:
         case _:
             inputs = [jnp.zeros((1, 1), jnp.int32)]
     return inputs
-
-
-def _check_together(networks: Networks) -> None:
-    """Raises ValueError where the parts are of different models, though each may be sound."""
-    unet, channels = networks.unet, networks.vae.latent_channels
-    faults = []
-    if unet.in_channels not in (channels, 2 * channels + 1):
-        faults.append(
-            f"the UNet takes {unet.in_channels} channels; with this autoencoder {channels}, or "
-            f"{2 * channels + 1} for inpainting, are expected"
-        )
-    if unet.out_channels != channels:
-        faults.append(f"the UNet returns {unet.out_channels} channels instead of {channels}")
-    width = sum(encoder.hidden_size for encoder in networks.encoders.values())
-    if width != unet.cross_attention_dim:
-        faults.append(
-            f"the text encoders give {width} features and the UNet attends to "
-            f"{unet.cross_attention_dim}"
-        )
-    if networks.is_xl != ("text_encoder_2" in networks.encoders):
-        faults.append(
-            f"a UNet {'with' if networks.is_xl else 'without'} pooled text and the text encoders "
-            f"{' and '.join(networks.encoders)} do not belong together"
-        )
-    elif networks.is_xl and networks.num_sizes not in (5, 6):
-        faults.append(f"the UNet takes {networks.num_sizes} sizes, and XL has 6, its refiner 5")
-    faults += [
-        fault
-        for k, net in enumerate(networks.controlnets, start=1)
-        for fault in _faults_of_control(f"ControlNet {k}", net, networks)
-    ]
-    if faults:
-        raise ValueError("the parts of the checkpoint do not fit: " + "; ".join(faults))
-
-
-def _check_vocabularies(networks: Networks, checkpoint: Checkpoint) -> None:
-    """Raises ValueError where a tokenizer can give an id that its text encoder has no row for."""
-    for name, encoder in networks.encoders.items():
-        tokens = checkpoint.tokenizers.get(TOKENIZERS[name])
-        largest = max(tokens.vocab.values(), default=0) if tokens else 0
-        if largest >= encoder.vocab_size:
-            raise ValueError(
-                f"{TOKENIZERS[name]} gives ids up to {largest}, and {name} has "
-                f"{encoder.vocab_size} tokens; take the tokenizer that belongs to this model"
-            )
-
-
-def _faults_of_control(name: str, net: ControlNetModel, networks: Networks) -> list[str]:
-    """Says why a ControlNet does not belong to this UNet, in the order of what users mistake."""
-    unet, faults = networks.unet, []
-    if net.cross_attention_dim != unet.cross_attention_dim:
-        faults.append(
-            f"{name} attends to {net.cross_attention_dim} features of text and the UNet to "
-            f"{unet.cross_attention_dim}; take one that was trained for this model"
-        )
-    for field in ("block_out_channels", "layers_per_block"):
-        if getattr(net, field) != getattr(unet, field):
-            faults.append(
-                f"{name} has {field} {getattr(net, field)} and the UNet {getattr(unet, field)}"
-            )
-    if net.in_channels != networks.vae.latent_channels:
-        faults.append(f"{name} takes {net.in_channels} channels, not the latents'")
-    if net.addition_embed_type != unet.addition_embed_type:
-        faults.append(f"{name} and the UNet differ in addition_embed_type")
-    if 2 ** (len(net.conditioning_embedding_out_channels) - 1) != networks.vae.factor:
-        faults.append(f"{name} does not make its image {networks.vae.factor} times smaller")
-    return faults
 
 
 def attention_heads(module: Any) -> tuple[int, ...]:

@@ -25,19 +25,14 @@ from jax.sharding import Mesh
 from jaxgen import fields
 from jaxgen.adapters import beside, controlnet_file, embedding_file, merge, spec, unet_file
 from jaxgen.nn import quantized
-from jaxgen.stable_diffusion import (
-    arguments,
-    decoding,
-    few_steps,
-    loading,
-    placement,
-    programs,
-)
+from jaxgen.stable_diffusion import decoding, few_steps, loading, placement, programs
 from jaxgen.stable_diffusion import (
     hires as two_passes,
 )
+from jaxgen.stable_diffusion.call import arguments
 from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.hires import Hires
+from jaxgen.stable_diffusion.networks import TOKENIZERS
 from jaxgen.stable_diffusion.programs import OnStep
 from jaxgen.stable_diffusion.request import Request, completed
 from jaxgen.stable_diffusion.text_encoding import Text
@@ -99,7 +94,7 @@ class StableDiffusion:
         self.embedder = Embedder(
             self.networks,
             {name: self.params[name] for name in encoders},
-            {name: checkpoint.tokenizers[loading.TOKENIZERS[name]] for name in encoders},
+            {name: checkpoint.tokenizers[TOKENIZERS[name]] for name in encoders},
             self.programs,
             self.mesh,
             bool(checkpoint.index.get("force_zeros_for_empty_prompt", self.networks.is_xl)),

@@ -20,7 +20,7 @@ from jaxgen.nn.stable_diffusion.transformer import BlockContext
 from jaxgen.nn.stable_diffusion.unet import Deep
 from jaxgen.stable_diffusion import control, decoding, generate, loading, placement, text_encoding
 from jaxgen.stable_diffusion.generate import Inputs
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.request import BatchRequest
 from jaxgen.types import Array, Params
 from jaxgen.warm import stored_programs

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import fields
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.texts.prompts import Chunks
 from jaxgen.types import AnyArray, Array, Params
 

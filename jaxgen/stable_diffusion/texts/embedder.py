@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxgen import fields
 from jaxgen.adapters import embedding_file
 from jaxgen.stable_diffusion import placement, text_encoding
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.programs import Programs
 from jaxgen.stable_diffusion.request import BatchRequest
 from jaxgen.stable_diffusion.text_encoding import Text

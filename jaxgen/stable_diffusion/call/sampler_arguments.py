@@ -12,7 +12,7 @@ import numpy as np
 from jaxgen import fields
 from jaxgen.diffusion import config, schedule
 from jaxgen.diffusion.table import Table
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.request import (
     Request,
     each,

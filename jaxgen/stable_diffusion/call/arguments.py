@@ -14,13 +14,9 @@ import numpy as np
 from jaxgen import fields
 from jaxgen.diffusion.table import Table
 from jaxgen.nn.stable_diffusion import perturbed
-from jaxgen.stable_diffusion import (
-    control_arguments,
-    image_arguments,
-    sampler_arguments,
-    text_encoding,
-)
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion import text_encoding
+from jaxgen.stable_diffusion.call import control_arguments, image_arguments, sampler_arguments
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.request import (
     BatchRequest,
     Request,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxgen import fields
 from jaxgen.data import pixels
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
-from jaxgen.stable_diffusion.loading import Networks
+from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.request import Request, is_whole
 
 MOST_PIXELS = 2**26  # 8192 x 8192; a larger size is a typing error
