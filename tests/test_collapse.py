@@ -13,6 +13,7 @@ from support import scripts
 from jaxgen.runs.experiment import Examples
 
 FLAGS = ["--hidden", "16", "--latent-dim", "3", "--batch-size", "64", "--draw-every", "0"]
+FLAGS += ["--num-devices", "1"]
 ADVICE = (
     r"the posterior has collapsed: z tells nothing \(0 of 3 units are active, KL \S+ nats\), so "
     r"samples of a class look alike; train again with a --beta below 50 or --kl-warmup-steps or "

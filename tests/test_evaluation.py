@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import compilations, scripts
 
-from jaxgen.evaluate import judge, likelihood
+from jaxgen.evaluate import judge, latents, likelihood
 
 TINY = (
     "--num-devices", "1", "--num-models", "2", "--steps", "3", "--batch-size", "8",
@@ -31,6 +31,7 @@ def counting(function, counts):
 def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
     counts = {"mean_terms": [], "importance_estimates": []}
     scripts.call("vae", *TINY, "--run-dir", tmp_path / "run")
+    monkeypatch.setattr(latents, "report", lambda *args: [])  # of pictures, which take seconds
     for name, numbers in counts.items():
         monkeypatch.setattr(likelihood, name, counting(getattr(likelihood, name), numbers))
     flags = ["--run-dir", tmp_path / "run", "--action", "evaluate", "--nll-samples", "2"]
@@ -55,6 +56,7 @@ def test_the_second_model_of_a_gan_is_drawn_without_reading_or_compiling(tmp_pat
         module.run, "restore", lambda *args: restored.append(args) or restore(*args)
     )
     monkeypatch.setattr(module, "draws", counting(draws, counts))
+    monkeypatch.setattr(module.quality, "report", lambda *args: [])  # which takes seconds
     uniform = lambda images: np.full((len(images), 10), 0.1)  # noqa: E731
     monkeypatch.setattr(judge, "train", lambda *sets: judge.Judge(uniform, 0.5, uniform))
     output = scripts.call("gan", "--run-dir", tmp_path / "run", "--action", "evaluate")

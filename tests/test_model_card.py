@@ -2,6 +2,7 @@
 """The README.md of an exported model: its flags are those of the script, its figures are right."""
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -29,8 +30,13 @@ def scripts(monkeypatch):
     return {script.NAME: script for script in (latent_autoencoder, latent_diffusion)}
 
 
+@functools.cache
+def model():
+    return checkpoints.checkpoint()
+
+
 def card(stages=(), accuracy=None, words=("red", "a")):
-    made = checkpoints.checkpoint()
+    made = model()
     tokens = made.tokenizers["tokenizer"]._replace(words=frozenset(words))
     made = made._replace(tokenizers={"tokenizer": tokens})
     return model_card.write(
@@ -103,8 +109,8 @@ def _cells(row):
 
 
 def test_parameters_are_counted():
-    made, text = checkpoints.checkpoint(), card()
-    for name, component in made.components.items():
+    text = card()
+    for name, component in model().components.items():
         count = sum(int(np.prod(tensor.shape)) for tensor in component.tensors.values())
         assert f"| {name} | {component.class_name} | {count:,} |" in text
 
