@@ -9,10 +9,13 @@ No cell is skipped. Claims about a trained model hold after the full training on
 import gc
 import os
 
+from jaxgen.measure import ceilings
+
 ON = os.environ.get("JAXGEN_NOTEBOOK_QUICK") == "1"
 
-if ON:  # a tenth of the time would be spent walking through JAX's traces
-    gc.set_threshold(100_000, 50, 100)
+if ON:
+    ceilings.SIDES["cpu"], ceilings.COPY_BYTES["cpu"] = (256,), 2**22
+    gc.set_threshold(100_000, 50, 100)  # JAX's traces: a tenth of the time went into walking them
     gc.freeze()
 
 

@@ -35,10 +35,9 @@ class Roof(NamedTuple):
 
 def predict(fn: Callable[..., Any], *args: Any, images: int) -> Roof:
     """Counts the costs of fn(*args), which handles `images` images, and measures the ceilings."""
-    sizes = {"sides": (256,), "copy_bytes": 2**22, "repeats": 1} if quick.ON else {}
     lowered = (fn if hasattr(fn, "lower") else jax.jit(fn)).lower(*args)
     traffic = cost.cost(lowered, lowered.compile()).bytes_accessed
-    peak = ceilings.measure(jnp.float32, **sizes)
+    peak = ceilings.measure(jnp.float32)
     roof = Roof(products.flops(fn, *args), traffic, peak, images)
     arithmetic, memory = (1000 * seconds for seconds in roof.seconds)
     print(f"one call: {roof.flops / 1e9:.3f} GFLOP, {roof.bytes / 1e6:.1f} MB, {images} images")

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import compilations
+from support import compilations, networks
 
 from jaxgen.data import sets, source
 from jaxgen.miniature import captioned
@@ -30,7 +30,7 @@ def vae():
         block_out_channels=(8, 8),
         norm_num_groups=4,
     )
-    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]
+    params = networks.weights_by_path(networks.shapes_of(module, jnp.zeros((1, 4, 4, 3))))
 
     def encode(params, x):
         return module.apply({"params": params}, x[:, ::2, ::2], method="encode")
