@@ -287,10 +287,10 @@ def posterior(
     return x, mean, logvar
 
 
-def remark(config: Config, look: Any, state: Any, examples: Examples, key: Key) -> str:
-    """What `collapse` says of the model; empty for one that uses its z. look: see `Functions`."""
+def remark(config: Config, posterior_of: Any, state: Any, examples: Examples, key: Key) -> str:
+    """What `collapse` says of the model; empty for one that uses its z."""
     _, binarize_key = jax.random.split(key)
-    _, mean, logvar = look(state.params, examples.images, examples.labels, binarize_key)
+    _, mean, logvar = posterior_of(state.params, examples.images, examples.labels, binarize_key)
     has_own_prior = bool(config.top_dim or config.pseudo_inputs)
     alike = "samples of a class look alike" if config.conditional else "samples look alike"
     return collapse.remark(mean, logvar, alike, cure(config, examples), has_own_prior)

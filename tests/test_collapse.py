@@ -27,7 +27,7 @@ def test_a_class_conditional_run_with_a_high_beta_ends_with_its_collapse(
 ):
     flags = [*FLAGS, "--conditional", "--beta", 50, "--steps", 200, "--learning-rate", "1e-2"]
     with scripts.loaded("vae", *flags, "--run-dir", tmp_path / "run") as vae:
-        monkeypatch.setattr(vae, "draw", lambda *_: {})  # pictures take most of the time
+        scripts.leave_out_pictures("vae", monkeypatch)
         vae.main()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]
     assert re.fullmatch(ADVICE, line)
@@ -44,8 +44,8 @@ def remark_on(mean, flags=()):
     moments = jnp.concatenate([jnp.float32(mean), jnp.zeros((2, 3))], axis=-1)
     with scripts.loaded("vae") as vae:
         config = vae.command_line.parse("vae", vae.PRESETS, "", [*FLAGS, *flags])
-        look = partial(vae.posterior, config, lambda *_: moments)
-        return vae.remark(config, look, State(), examples, jax.random.key(0))
+        posterior_of = partial(vae.posterior, config, lambda *_: moments)
+        return vae.remark(config, posterior_of, State(), examples, jax.random.key(0))
 
 
 def test_a_model_that_uses_its_z_is_not_remarked_on():

@@ -30,6 +30,8 @@ def counting(function, counts):
 @pytest.mark.slow
 def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
     counts = {"mean_terms": [], "importance_estimates": []}
+    scripts.leave_out_pictures("vae", monkeypatch)
+    monkeypatch.setattr(latents, "report", lambda *inputs: [])  # it compiles nothing of the bound
     scripts.call("vae", *TINY, "--run-dir", tmp_path / "run")
     monkeypatch.setattr(latents, "report", lambda *args: [])  # of pictures, which take seconds
     for name, numbers in counts.items():
@@ -49,6 +51,7 @@ def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_second_model_of_a_gan_is_drawn_without_reading_or_compiling(tmp_path, monkeypatch):
     counts, restored = [], []
+    scripts.leave_out_pictures("gan", monkeypatch)
     scripts.call("gan", *TINY, "--run-dir", tmp_path / "run")
     module = sys.modules["gan"]
     restore, draws = module.run.restore, module.draws

@@ -22,6 +22,7 @@ from support.scripts import (
     command,
     environment,
     execute,
+    leave_out_pictures,
     loaded,
     newest_state,
     refusal,
@@ -61,10 +62,7 @@ def small(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def unpainted(monkeypatch) -> None:
-    """Leaves out the pictures of VAEs in this process, which take most of the time."""
-    with loaded("vae") as vae:
-        monkeypatch.setattr(vae, "draw", lambda *inputs: {})
-    monkeypatch.setattr(images, "save_curves", lambda *inputs: None)
+    leave_out_pictures("vae", monkeypatch)
 
 
 def test_a_run_leaves_config_metrics_checkpoints_pictures_and_curves(straight):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from jaxgen import script
 from jaxgen.cpu import tune
+from jaxgen.pictures import images
 from support import compilations
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -93,6 +94,13 @@ def newest_state(folder: pathlib.Path) -> dict[str, int]:
     """The digests of the newest checkpoint: equal numbers are equal bits."""
     newest = max(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
     return json.loads((folder / "checkpoints" / str(newest) / "digests" / "metadata").read_text())
+
+
+def leave_out_pictures(name: str, patch: pytest.MonkeyPatch) -> None:
+    """Lets the runs of a script in this process draw nothing, which takes most of their time."""
+    with loaded(name) as module:
+        patch.setattr(module, "draw", lambda *inputs: {})
+    patch.setattr(images, "save_curves", lambda *inputs: None)
 
 
 def list_curves(path: pathlib.Path, rows: list[dict], title: str) -> None:
