@@ -27,6 +27,9 @@ MESHES = {
 }
 
 
+WIDE = {"block_out_channels": [32], "attention_head_dim": 8}  # for eight devices to divide
+
+
 def mesh_of(name):
     shape, axes = MESHES[name]
     return Mesh(np.array(jax.devices()[:8]).reshape(shape), axes)
@@ -42,8 +45,9 @@ def pipeline_on(name, folder):
     """A pipeline on a mesh; parameters that are small in earnest count as large."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placement, "SHARDED_FROM", 2**8)
-        checkpoint = checkpoints.checkpoint("sd1")
-        return StableDiffusion(checkpoint, mesh=mesh_of(name), programs_folder=folder)
+        return StableDiffusion(
+            checkpoints.small(**WIDE), mesh=mesh_of(name), programs_folder=folder
+        )
 
 
 @pytest.fixture(scope="module", params=list(MESHES))
@@ -52,9 +56,14 @@ def on_mesh(request, folder):
     return request.param, pipeline_on(request.param, folder)
 
 
+@functools.cache
+def one_device():
+    return StableDiffusion(checkpoints.small(**WIDE))
+
+
 @pytest.fixture(scope="module")
 def alone():
-    return pipeline_cases.pipeline("sd1")(PROMPTS, **SETTINGS)
+    return one_device()(PROMPTS, **SETTINGS)
 
 
 def test_a_mesh_gives_the_pictures_of_one_device(on_mesh, alone):
@@ -106,7 +115,7 @@ def test_every_device_computes_its_share(on_mesh):
 
 @functools.cache
 def flops_on_one_device():
-    return flops_of_a_step(pipeline_cases.pipeline("sd1"))
+    return flops_of_a_step(one_device())
 
 
 def flops_of_a_step(pipe):
@@ -138,16 +147,18 @@ def test_an_image_and_a_mask_are_divided_too(on_mesh):
     mask = np.zeros((32, 32), bool)
     mask[8:] = True
     asked = SETTINGS | {"image": image, "mask": mask, "strength": 0.7, "output": "latent"}
-    expected = pipeline_cases.pipeline("sd1")(PROMPTS, **asked)
+    expected = one_device()(PROMPTS, **asked)
     assert pipeline_cases.relative_error(pipe(PROMPTS, **asked), expected) < 1e-5
 
 
 def test_xl_on_a_mesh_gives_the_pictures_of_one_device():
     asked = SETTINGS | {"negative_prompt": None, "output": "latent"}
     prompts = [*PROMPTS[:-1], "[a cat:dogs:0.5]"]  # so that texts are picked by an index
-    expected = pipeline_cases.pipeline("xl")(prompts, **asked)
-    pipe = StableDiffusion(checkpoints.checkpoint("xl"), mesh=mesh_of("both"))
-    assert pipeline_cases.relative_error(pipe(prompts, **asked), expected) < 1e-5
+    expected, found = (
+        StableDiffusion(checkpoints.small("xl"), mesh=mesh)(prompts, **asked)
+        for mesh in (None, mesh_of("both"))
+    )
+    assert pipeline_cases.relative_error(found, expected) < 1e-5
 
 
 def test_a_batch_that_cannot_be_divided_is_an_error(on_mesh):

@@ -93,10 +93,10 @@ def checkpoint(kind="sd1"):
     return diffusers.Checkpoint(index, components, tokens, scheduler)
 
 
-def small(kind="sd1"):
+def small(kind="sd1", **changes):
     """A checkpoint whose UNet has one level, where it takes long to compile: gradients, meshes."""
     whole = checkpoint(kind)
-    unet = _component("UNet2DConditionModel", UNETS[kind] | _ONE_LEVEL)
+    unet = _component("UNet2DConditionModel", UNETS[kind] | _ONE_LEVEL | changes)
     return whole._replace(components={**whole.components, "unet": unet})
 
 
