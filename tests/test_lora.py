@@ -58,9 +58,10 @@ class Layers(nn.Module):
 
 def test_a_path_and_its_gradient_equal_those_of_merged_weights():
     x = jnp.float32(np.random.default_rng(1).normal(size=(2, 7, 7, 3)))
-    params = Layers().init(jax.random.key(0), x)["params"]
+    params = jax.jit(Layers().init)(jax.random.key(0), x)["params"]
     factors = random_factors(params, ["conv1", "conv", "proj"])
 
+    @jax.jit
     def added(factors):
         with low_rank.added(0.7):
             return jnp.sum(Layers().apply({"params": params, "low_rank": factors}, x) ** 2)
@@ -69,8 +70,8 @@ def test_a_path_and_its_gradient_equal_those_of_merged_weights():
         whole = low_rank.merged(params, factors, 0.7)
         return jnp.sum(Layers().apply({"params": whole}, x) ** 2)
 
-    value, grads = jax.value_and_grad(added)(factors)
-    expected, expected_grads = jax.value_and_grad(merged)(factors)
+    value, grads = jax.jit(jax.value_and_grad(added))(factors)
+    expected, expected_grads = jax.jit(jax.value_and_grad(merged))(factors)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3), grads, expected_grads)
     assert abs(value - added(jax.tree.map(jnp.zeros_like, factors))) > 1  # it does change
@@ -86,13 +87,13 @@ def test_paths_of_a_whole_unet_equal_merged_weights():
     factors = random_factors(params, EVERY_KIND)
 
     @jax.jit
-    def added(factors):
+    def added(params, factors):
         with low_rank.added(0.7):
             return unet.apply({"params": params, "low_rank": factors}, *inputs)
 
-    found, plain = added(factors), added(jax.tree.map(jnp.zeros_like, factors))
-    whole = {"params": low_rank.merged(params, factors, 0.7)}
-    expected = jax.jit(unet.apply)(whole, *inputs)
+    nothing = jax.tree.map(jnp.zeros_like, factors)
+    found, plain = added(params, factors), added(params, nothing)
+    expected = added(low_rank.merged(params, factors, 0.7), nothing)
     np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
     assert np.abs(plain - expected).max() > 0.1
 

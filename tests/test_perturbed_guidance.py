@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Perturbed attention guidance and the momentum of adaptive projected guidance, as data."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,27 +31,34 @@ def drawn(pipe):
     return pipe(PROMPTS, pag_scale=2.0, **CALL)
 
 
-def outputs(pipe, inputs, x, start):
-    """The positive text's outputs at the first row, without self-attention where a module's path
-    begins so; None: nowhere."""
-    prepared, _ = pipe.programs.begin(pipe.params["unet"], inputs)
-
-    def replacing(call, args, kwargs, context):
-        path, method = context.module.path, context.method_name
-        chosen = start is not None and path[: len(start)] == start and path[-1] == "attn1"
-        if chosen and method == "__call__":
-            return context.module.to_out[0](context.module.to_v(args[0]))
-        return call(*args, **kwargs)
+@functools.cache
+def denoiser(unet):
+    """The UNet, without the self-attention of the middle and of the first way down where told."""
+    starts = (("mid_block",), ("down_blocks_0", "attentions_0"))
 
     @jax.jit
-    def run(x):
-        emb = jnp.repeat(prepared.times[0][None], len(x), axis=0)
-        text = jax.tree.map(lambda t: t[1::2], prepared.text)  # of pairs
-        with nn.intercept_methods(replacing):
-            variables = {"params": pipe.params["unet"]}
-            return pipe.networks.unet.apply(variables, x, emb, text, method="denoise")
+    def run(params, x, emb, text, left_out):
+        def replacing(call, args, kwargs, context):
+            path, method = context.module.path, context.method_name
+            out = call(*args, **kwargs)
+            for start, is_left_out in zip(starts, left_out, strict=True):
+                if method == "__call__" and path[: len(start)] == start and path[-1] == "attn1":
+                    values = context.module.to_out[0](context.module.to_v(args[0]))
+                    out = jnp.where(is_left_out, values, out)
+            return out
 
-    return run(x)
+        with nn.intercept_methods(replacing):
+            return unet.apply({"params": params}, x, emb, text, method="denoise")
+
+    return run
+
+
+def outputs(pipe, inputs, x, *left_out):
+    """The positive text's outputs at the first row, without the self-attentions of `denoiser`."""
+    prepared, _ = pipe.programs.begin(pipe.params["unet"], inputs)
+    emb = jnp.repeat(prepared.times[0][None], len(x), axis=0)
+    text = jax.tree.map(lambda t: t[1::2], prepared.text)  # of pairs
+    return denoiser(pipe.networks.unet)(pipe.params["unet"], x, emb, text, np.array(left_out))
 
 
 def test_guidance_moves_away_from_the_model_without_self_attention(pipe):
@@ -58,7 +67,7 @@ def test_guidance_moves_away_from_the_model_without_self_attention(pipe):
     table, i = inputs.table, 0
     x = sample.scaled_noise(table, inputs.noise)
     seen = table.scale[i] * x
-    positive, alone = (outputs(pipe, inputs, seen, start) for start in (None, ("mid_block",)))
+    positive, alone = (outputs(pipe, inputs, seen, mid, False) for mid in (False, True))
     assert np.abs(positive - alone).max() > 1e-3
     plain = pipe(PROMPTS, **call)
     scales = np.array([3.0, -1.0]).reshape(2, 1, 1, 1)
@@ -78,8 +87,7 @@ def test_other_layers_are_left_out_and_compile_nothing(pipe, drawn):
     call |= {"guidance_scale": 1.0}
     x = sample.scaled_noise(inputs.table, inputs.noise)
     seen = inputs.table.scale[0] * x
-    start = ("down_blocks_0", "attentions_0")
-    positive, alone = (outputs(pipe, inputs, seen, path) for path in (None, start))
+    positive, alone = (outputs(pipe, inputs, seen, False, down) for down in (False, True))
     expected = pipe(PROMPTS, **call)
     expected += inputs.table.update[0, 0, -2] * 2.0 * (positive - alone)
     guided = call | {"pag_scale": 2.0}
