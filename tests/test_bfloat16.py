@@ -25,7 +25,7 @@ LEVEL = {
     "block_out_channels": (16,), "down_block_types": ("CrossAttnDownBlock2D",),
     "mid_block_type": None,
 }  # fmt: skip
-UNET = networks.UNETS["sd1"] | LEVEL | {"up_block_types": ("CrossAttnUpBlock2D",)}
+UNET = networks.UNETS["sd1"] | LEVEL | {"up_block_types": ("UpBlock2D",)}
 CONTROL = networks.UNETS["sd1"] | LEVEL | {"conditioning_embedding_out_channels": (4, 8)}
 VAE = networks.VAE | {
     "block_out_channels": (8,), "down_block_types": ("DownEncoderBlock2D",),

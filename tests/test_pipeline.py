@@ -202,21 +202,21 @@ def test_without_guidance_only_the_prompt_is_evaluated(pipe):
 
 
 def test_no_negative_prompt_is_zeros_in_xl(xl):
-    none = xl(["a cat"] * 2, [None, ""], guidance_scale=3, seed=[1, 1], **LATENT)
-    zeros = Text(*(jnp.zeros_like(x) for x in xl.embed(["a cat"])))
-    given = xl("a cat", negative_prompt_embeds=zeros, guidance_scale=3, seed=1, **LATENT)
-    empty = xl("a cat", "", guidance_scale=3, seed=1, **LATENT)
-    assert close(none[:1], given)
-    assert close(none[1:], empty)
+    cats, call = ["a cat"] * 2, {"guidance_scale": 3, "seed": [1, 1], **LATENT}
+    none = xl(cats, [None, ""], **call)
+    zeros = Text(*(jnp.zeros_like(x) for x in xl.embed(cats)))
+    given, empty = xl(cats, negative_prompt_embeds=zeros, **call), xl(cats, "", **call)
+    assert close(none[:1], given[:1])
+    assert close(none[1:], empty[1:])
     assert not close(empty, given, 0.01)
 
 
 def test_sizes_and_crop_change_what_xl_draws(xl):
-    plain = xl("a cat", **LATENT)
-    size = (checkpoints.SIZE, checkpoints.SIZE)
-    assert close(xl("a cat", original_size=size, target_size=size, **LATENT), plain, 1e-6)
+    cats, size = ["a cat"] * 2, (checkpoints.SIZE, checkpoints.SIZE)
+    plain = xl(cats, **LATENT)
+    assert close(xl(cats, original_size=size, target_size=size, **LATENT), plain, 1e-6)
     for other in ({"original_size": (900, 400)}, {"crop": (0, 50)}, {"target_size": (64, 32)}):
-        assert not close(xl("a cat", **other, **LATENT), plain, 1e-3)
+        assert not close(xl(cats, **other, **LATENT), plain, 1e-3)
 
 
 def test_own_noise_and_embeddings_are_those_of_seed_and_prompt(pipe, xl):

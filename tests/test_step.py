@@ -68,7 +68,7 @@ def test_a_batch_that_cannot_be_split_is_named():
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("name", ["autoencoder", "vae", pytest.param("gan", marks=SLOW)])
+@pytest.mark.parametrize("name", ["autoencoder", pytest.param("gan", marks=SLOW)])
 def test_scanned_steps_equal_looped_steps_bit_for_bit(name):
     looped, looped_metrics = systems.run(name, chunks=(1,) * 6)
 
