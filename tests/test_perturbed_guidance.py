@@ -171,13 +171,14 @@ def test_momentum_is_algorithm_1_in_a_loop():
         np.testing.assert_allclose(estimate, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_momentum_is_carried_by_both_loops(pipe):
+def test_a_momentum_is_carried_by_both_loops():
+    pipe = StableDiffusion(checkpoints.small())
     options = CALL | {"num_steps": 3, "guidance_momentum": [-0.5, 0.0], "guidance_limit": 1.0}
     found = pipe(PROMPTS, **options)
     plain = pipe(PROMPTS, **options | {"guidance_momentum": 0.0})
     assert np.abs(found[0] - plain[0]).max() > 1e-3
     np.testing.assert_allclose(found[1], plain[1], rtol=1e-4, atol=1e-4)
-    on_device = StableDiffusion(checkpoints.checkpoint("sd1"), loop="device")
+    on_device = StableDiffusion(checkpoints.small(), loop="device")
     np.testing.assert_allclose(on_device(PROMPTS, **options), found, rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match="guidance_momentum is 1.5; it must be between -1 and 1"):
         pipe(PROMPTS, **options | {"guidance_momentum": 1.5})

@@ -43,7 +43,7 @@ def test_other_layers_are_those_of_diffusers(with_pag, monkeypatch):
 @pytest.mark.parametrize(
     "case",
     [
-        FEW | {"sampler": "ddim", "num_steps": 20},
+        FEW | {"sampler": "ddim"},
         FEW | {"sampler": "euler", "guidance_rescale": 0.5},
         FEW | {"sampler": "dpmpp_2m", "guidance_scale": 1.0},
         FEW | XL,
