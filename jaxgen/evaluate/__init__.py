@@ -4,7 +4,7 @@
 Users import
 
     likelihood                             mean_terms, importance_estimates, active_units
-    quality                                compare: generated images beside the floor of real ones
+    quality                                compare, compare_each: beside the floor of real images
     features                               what they are compared by: by_name, RANDOM
     rate_distortion                        train, points: the curve of a VAE over beta
     latents                                where latents are drawn from
