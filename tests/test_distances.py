@@ -163,7 +163,8 @@ TWO = features.RANDOM._replace(networks=features.RANDOM.networks[:2])
 def test_a_comparison_puts_generated_images_beside_the_floor_of_real_ones():
     rng = np.random.default_rng(0)
     draw = lambda low, high, n: rng.integers(low, high, (n, 8, 8, 1), dtype=np.uint8)  # noqa: E731
-    got = quality.compare(draw(0, 60, 150), draw(0, 256, 200), draw(0, 256, 140), TWO)
+    dark, train, test = draw(0, 60, 150), draw(0, 256, 200), draw(0, 256, 140)
+    got = quality.compare(dark, train, test, TWO)
     assert got.num_images == 140
     assert all(x.shape == (2,) for x in (*got.generated, *got.floor))
     assert np.all(got.generated.frechet > 5 * got.floor.frechet)
@@ -172,6 +173,11 @@ def test_a_comparison_puts_generated_images_beside_the_floor_of_real_ones():
     text = "\n".join(quality.lines(got))
     assert "140 test images" in text
     assert f"{got.floor.kernel.mean():9.4f}" in text
+
+    each = quality.compare_each({"others": train[:150], "dark": dark}, train, test, TWO)
+    np.testing.assert_array_equal(each["dark"].generated, got.generated)
+    np.testing.assert_array_equal(each["others"].floor, got.floor)
+    assert np.all(each["others"].generated.frechet < 2 * got.floor.frechet)
 
 
 def test_samples_that_cannot_be_compared_are_refused():
