@@ -336,14 +336,17 @@ def test_the_world_needs_an_autoencoder_of_its_size(script, runs):
 def test_a_folder_of_captioned_pictures_is_read_and_trained_on(script, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(script.second, "painter", no_painter)
     generator = np.random.default_rng(0)
-    for split, count in (("train", 64), ("test", 3)):  # as many as `runs` has
+    # as many pictures and tokens as `runs` has, whose programs serve again
+    words = [a + b for a in "bcdfgh" for b in "bcdfghjklmnpqrstvwxz"]
+    for split, count in (("train", 64), ("test", 3)):
         place = tmp_path / "pictures" / split
         place.mkdir(parents=True)
         lines = []
         for i in range(count):
             pixels = generator.integers(0, 256, (20, 16, 3), np.uint8)
             Image.fromarray(pixels).save(place / f"{i}.png")
-            lines.append(json.dumps({"file_name": f"{i}.png", "text": f"picture number {i}"}))
+            text = " ".join(["picture number", str(i), *words[2 * i : 2 * i + 2]])
+            lines.append(json.dumps({"file_name": f"{i}.png", "text": text}))
         (place / "metadata.jsonl").write_text("\n".join(lines))
     first = stored(script, runs, "first")  # a run like it would differ in its pictures alone
     options = dataclasses.replace(first.run, data=str(tmp_path / "pictures"), image_size=64)
@@ -360,7 +363,8 @@ def test_a_folder_of_captioned_pictures_is_read_and_trained_on(script, runs, tmp
     )  # fmt: skip
 
     pipe = StableDiffusion.from_pretrained(tmp_path / "model")
-    assert pipe("picture number 7", num_steps=2).shape == (1, 64, 64, 3)
+    pictures = pipe(["picture number 7", "picture number 8"], num_steps=2)
+    assert pictures.shape == (2, 64, 64, 3)
     with pytest.raises(ValueError, match="does not know 'sun'"):
         pipe("picture sun", num_steps=2)
     card = (tmp_path / "model" / "README.md").read_text()
