@@ -361,7 +361,7 @@ figures.show_grid(test_set.images[:40], columns=20)
 # $$ \min_{f,\,g\ \text{affine}} \frac{1}{N} \sum_{n} \lVert x_n - g(f(x_n)) \rVert^2 = \sum_{i > D} \lambda_i \tag{3} $$
 #
 # where $\lambda_1 \ge \lambda_2 \ge \dots$ are the eigenvalues of the covariance of the data: Baldi & Hornik 1989 (Neural Networks 2), section 2, by Eckart &
-# Young 1936. So a linear autoencoder whose weights are the components that scikit-learn finds has to show scikit-learn's error and a gradient of zero, and descent from anywhere else stays above: 1,500 steps of it, in the next cell, are still on their way. If a linear autoencoder had a lower error, there would be a fault in our loss.
+# Young 1936. So a linear autoencoder whose weights are the components that scikit-learn finds has to show scikit-learn's error and a gradient of zero, and descent from anywhere else stays above: 1,500 steps of it, in the next cell, are still on their way. If a linear autoencoder had a lower error, there would be a fault in our loss. The next cell asserts all three.
 
 # %%
 from sklearn.decomposition import PCA
@@ -595,7 +595,7 @@ assert quick.ON or clean_error < 0.8 * plain_error
 # $$ z \sim N(\bar z, S), \qquad \bar z = \tfrac{1}{N} \textstyle\sum_n z_n, \quad S = \tfrac{1}{N-1} \sum_n (z_n - \bar z)(z_n - \bar z)^\top \tag{6} $$
 #
 # (Ghosh et al. 2020, arXiv:1903.12436, section 4), but the codes are not normal, so the samples are blends of strokes. An autoencoder has no prior; to sample from the model itself it has to learn where codes may lie. That is the [VAE](02_vae.ipynb).
-# (`--action sample` of the script draws from (6), and says so.)
+# (`--action sample` of the script draws from (6), and says so. Test: [`test_a_mixture_has_the_distribution_of_the_codes_where_one_gaussian_has_not`](../tests/test_latents.py).)
 
 # %%
 train_codes = np.asarray(encode(trained["encoder"], augment.to_unit_range(train_set.images)))

@@ -434,7 +434,8 @@ for row in (0, 1):
 # guess of the noise in $x$, in the mean square, is this and nothing else, which is why *a network
 # that predicts noise is a model of the density*. Following it from noise to no noise is solving
 # their eq. 1, an ordinary differential equation whose solutions have density $p_t$ at every time
-# $t$.
+# $t$. Test: [`test_order_of_convergence_on_the_gaussian_ode`](../tests/test_samplers.py), with the
+# noise of (8) for a single blob.
 
 # %%
 MEANS = jnp.array([[-1.5, -0.8], [1.5, -0.8], [0.0, 1.4]])
@@ -508,7 +509,8 @@ plt.show()
 # much sharper than the density $p(x)\, p(c \mid x)^w$ that guidance is often said to sample, whose
 # variance here would be $1 / (w / s^2 - (w - 1) / S^2)$; Bradley & Nakkiran 2024 (arXiv:2408.09000)
 # show the difference in general. Both are compared below with jaxgen's own
-# DDIM, which gets exact scores in place of a network.
+# DDIM, which gets exact scores in place of a network. Test of the left side of (9):
+# [`test_guidance_follows_its_formula_with_a_scale_per_image`](../tests/test_sample.py).
 
 # %%
 from functools import partial

@@ -92,7 +92,8 @@ def load_digits():
 # \varphi_t = \tfrac{\pi}{2}\, t / 1000 \tag{1}$$
 #
 # Salimans & Ho 2022 (arXiv:2202.00512), appendix D. Cosine and sine, so that the variance stays
-# where it is. At $t = 0$ there is the image, at $t = 1000$ nothing but noise.
+# where it is. At $t = 0$ there is the image, at $t = 1000$ nothing but noise. Test:
+# [`test_minimal_diffusion_has_the_data_and_the_losses_of_the_library`](../tests/test_minimal.py).
 
 # %%
 images, labels = load_digits()
@@ -670,7 +671,8 @@ figures.show_rows({f"f = {f:g}": decode(shipped["vae"], padded / f)[:8] for f in
 # empty one. The text encoder is trained with the UNet, from nothing, and so is its vocabulary
 # (`tokenizer.train`: byte pairs, in CLIP's format). Samples come from a moving average of the
 # parameters, as in Ho et al. 2020, appendix B. In code: `latent_losses.diffusion_loss`,
-# the very function that gave the digits' numbers above.
+# the very function that gave the digits' numbers above. Test:
+# [`test_a_model_that_knows_the_clean_latent_has_no_loss`](../tests/test_losses.py).
 #
 # To see learning happen within a minute, the task here is smaller than the world: pictures of one
 # object, a network with a third of the weights, eight thousand examples instead of eight hundred

@@ -92,6 +92,20 @@ def test_links_lead_somewhere_and_named_tests_exist(name):
             assert f"def {test}(" in path.read_text(), f"{target} has no {test}"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_equations_are_numbered_and_computed_and_checked_beside_them(name):
+    """An assert in one of the next two cells checks an equation, or a test that is linked there."""
+    text = cells(name)
+    numbers = [re.findall(r"\\tag\{(\d+)\}|^\| \((\d+)\) \|", cell.source, re.M) for cell in text]
+    all_numbers = sorted(int(a or b) for found in numbers for a, b in found)
+    assert all_numbers == list(range(1, len(all_numbers) + 1))
+    for i, equations in enumerate(numbers):
+        near = text[i : i + 3]
+        linked = any(re.search(r"\[`test_\w+`\]", cell.source) for cell in near)
+        asserted = any("assert" in cell.source for cell in near if cell.cell_type == "code")
+        assert linked or asserted or not equations, f"{name}: nothing checks {equations}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cell_runs_and_every_folded_answer_is_right(name):
