@@ -87,6 +87,16 @@ def test_figures_of_eight_bits_are_those_of_the_measurement():
     assert f"with full kernels {full['followed']})" in text
 
 
+def test_figures_of_compiled_8_bit_programs_are_the_compilers():
+    rows = json.loads((ROOT / "benchmarks/results/gpu_h100_8bits.json").read_text())["rows"]
+    text = text_of("docs/stable_diffusion.md")
+    for row in (row for row in rows if "UNet" in row["program"]):
+        kind = row["program"].split(",")[0].removeprefix("sd15 in ").replace("sd15", "full kernels")
+        sizes = [row[f"{what}_bytes"] / 1e9 for what in ("argument", "temp")]
+        cells = f"{sizes[0]:.2f} GB | {sizes[1]:.2f} GB | {row['kernels']:,}"
+        assert f"| {kind} | {cells} | {row['bytes'] / 1e9:.1f} GB |" in text
+
+
 def test_headline_of_followed_prompts_is_that_of_the_measurement():
     one, two = (
         100 * FOLLOWING[f"seen, {n}"]["all"]["share"] for n in ("one object", "two objects")
