@@ -15,7 +15,7 @@ import pytest
 from jax import lax
 from support import compilations, systems
 
-from jaxgen.cpu import convolution
+from jaxgen.cpu import convolution, winograd
 
 OPTIMIZED = pytest.mark.optimized  # for what looks at compiled programs; sums need it not
 CANONICAL = "b01f_01io->b01f"
@@ -130,6 +130,42 @@ def _convolve(x, kernel, spec, case):
 
 def _arranged(x, axes, wanted):
     return np.asarray(x, np.float32).transpose([axes.index(name) for name in wanted])
+
+
+@pytest.mark.parametrize("strips", [1, 3])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((2, 0), (1, 3)), ((-1, 0), (0, -1))])
+def test_convolutions_by_tiles_give_the_sums_of_the_definition(padding, strips, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((2, 9, 8, 5)), rng.standard_normal((3, 3, 5, 4))
+    expected = by_definition(x, kernel, (1, 1), padding, (1, 1), (1, 1), 1, 1)
+    if strips > 1:
+        monkeypatch.setattr(winograd, "_STRIP_BYTES", 4000)
+    own = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+    lowered = jax.jit(partial(winograd.by_tiles, padding)).lower(*own)
+    assert ("stablehlo.while" in lowered.as_text()) == (strips > 1)
+    np.testing.assert_allclose(lowered.compile()(*own), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sides", "stride", "channels", "dtype", "tiled"),
+    [
+        ((3, 3), 1, 128, "float32", True),
+        ((3, 3), 2, 128, "float32", False),
+        ((5, 5), 1, 128, "float32", False),
+        ((3, 3), 1, 64, "float32", False),  # too few channels
+        ((3, 3), 1, 512, "float32", False),  # too few places
+        ((3, 3), 1, 128, "bfloat16", False),
+    ],
+)
+def test_large_convolutions_of_3_by_3_are_computed_by_tiles(sides, stride, channels, dtype, tiled):
+    x = jax.ShapeDtypeStruct((1, 16, 16, channels), dtype)
+    kernel = jax.ShapeDtypeStruct((*sides, channels, 128), dtype)
+    convolve = partial(
+        lax.conv_general_dilated, window_strides=(stride, stride), padding="SAME",
+        dimension_numbers=NHWC,
+    )  # fmt: skip
+    text = jax.jit(convolve).lower(x, kernel).as_text()
+    assert ("stablehlo.convolution" in text) != tiled
 
 
 @pytest.mark.parametrize("dimensions", [1, 3])

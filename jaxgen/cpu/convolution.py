@@ -34,7 +34,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
-from jaxgen.cpu import forms
+from jaxgen.cpu import forms, winograd
 from jaxgen.types import Array
 
 
@@ -89,6 +89,10 @@ def _form(
             return partial(forms.exchanged, padding, out.dtype)
         case False, False, False if taps <= places and taps * features <= 2 * channels:
             return partial(forms.product_first, padding, x_dilation, out.dtype)
+        case False, False, False if winograd.is_faster(
+            x.dtype, places, [kernel.shape[axis] for axis in weights[2:]], channels, features
+        ):
+            return partial(winograd.by_tiles, padding)
         case _, False, False if channels == 1 < taps <= min(places, features):
             return partial(forms.neighbourhoods_first, padding, strides, out.dtype)
     return None

