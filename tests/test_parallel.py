@@ -48,8 +48,8 @@ def test_objectives_of_one_example_and_of_the_batch_train_alike_on_four_devices(
         np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
 
 
-# test_experiments.py resumes runs of the others
-@pytest.mark.parametrize("name", ["k_sample", "dreg", "free_bits", "mmd", "relativistic"])
+# test_experiments.py resumes runs of others; k_sample and free_bits have states like these
+@pytest.mark.parametrize("name", ["dreg", "mmd", "relativistic"])
 def test_objectives_go_on_from_a_file_to_the_same_bits(name):
     straight, resumed = systems.continued(name)
     assert int(straight.step) == 2

@@ -29,15 +29,19 @@ TINY_XL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("network", training.NETWORKS)
 @pytest.mark.parametrize("model", list(training.SCRIPTS))
+@pytest.mark.parametrize(
+    ("network", "dtype"),
+    [*((network, "float32") for network in training.NETWORKS), ("conv", "bfloat16")],
+)
 def test_a_peer_starts_only_if_it_trains_the_same(model, network, dtype):
     case = training.Case(model, network, 8, dtype)
     like = training.start(case, training.Way("step", "jit", 1), parallel.data_mesh(1), 1)
     peer = twins.start(case, "pytorch", like)
     assert peer.facts["parameters"] == like.facts["parameters"]
     peer.candidate.run(1)  # it trains on by itself
+    if network == "conv":
+        return
 
     wrong = like._replace(facts=like.facts | {"losses": [x * 1.1 for x in like.facts["losses"]]})
     with pytest.raises(ValueError, match="do not train the same"):
@@ -51,9 +55,10 @@ def test_networks_without_a_twin_are_refused():
         torch_networks.twin(gan.ConvGenerator((28, 28, 1), norm="batch"), 8)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("peer", ["pytorch", "flax_diffusers"])
-@pytest.mark.parametrize("name", ["tiny", "tiny_xl"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("tiny", "float32"), ("tiny_xl", "float32"), ("tiny_xl", "bfloat16")]
+)
 def test_peers_compute_the_same_parts_of_stable_diffusion(name, peer, dtype, monkeypatch):
     monkeypatch.setitem(sd_models.MODELS, "tiny_xl", TINY_XL)
     reason = twins.missing(peer, diffusion=True)
