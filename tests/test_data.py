@@ -57,6 +57,14 @@ def test_digits_are_scikit_learns_digits_on_the_full_byte_scale():
     assert ours == sorted(stored.data.astype(int).tolist())  # every digit once, none twice
 
 
+def test_digits_are_found_where_another_scikit_learn_keeps_them(monkeypatch):
+    expected = sets.load("digits")
+    monkeypatch.setattr(sets, "DIGITS_FILE", "elsewhere.csv.gz")
+    loaded = sets.load("digits")
+    np.testing.assert_array_equal(loaded.images, expected.images)
+    np.testing.assert_array_equal(loaded.labels, expected.labels)
+
+
 def test_digits_splits_keep_the_share_of_every_class():
     train, test = sets.load("digits"), sets.load("digits", "test")
     share = np.bincount(test.labels) / (np.bincount(test.labels) + np.bincount(train.labels))

@@ -18,12 +18,14 @@ Images are uint8 [0, 255] as stored; they become float32 in [-1, 1] on the devic
 
 import importlib.util
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from jaxgen import fields, files
 from jaxgen.data import idx, image_folder, mnist5k, npz, pixels, source, tfds
 
+DIGITS_FILE = "digits.csv.gz"  # scikit-learn's
 Dataset = source.Dataset
 Source = source.Source
 size_in_bytes = source.size_in_bytes
@@ -128,8 +130,14 @@ def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
         raise ImportError("the digits come with scikit-learn: pip install scikit-learn")
-    path = pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    table = np.loadtxt(path, delimiter=",")  # [1797, 64 pixels and the label]
+    path = pathlib.Path(package.origin).parent / "datasets" / "data" / DIGITS_FILE
+    try:
+        table = np.loadtxt(path, delimiter=",")  # [1797, 64 pixels and the label]
+    except OSError:  # another version keeps it elsewhere
+        import sklearn.datasets
+
+        digits: Any = sklearn.datasets.load_digits(return_X_y=True)
+        table = np.column_stack(digits)
     images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     return images, table[:, -1].astype(np.int32), _number_names(10)
 
