@@ -37,19 +37,20 @@ def test_headline_of_training_is_that_of_the_races():
     assert f"| {'; '.join(parts)} |" in text_of("README.md")
 
 
+@pytest.mark.parametrize("race", ["cpu_sd15", "cpu_sd15_winograd"])
 @pytest.mark.parametrize("part", ["text encoder", "UNet step", "VAE decode", "images"])
-def test_seconds_of_stable_diffusion_are_those_of_the_race(part):
+def test_seconds_of_stable_diffusion_are_those_of_the_race(part, race):
     seconds = {
         row["candidate"]: statistics.median(row["seconds_per_step"])
-        for row in rows("cpu_sd15")
+        for row in rows(race)
         if row["part"] == part
     }
     shown = {"text encoder": "{:.0f} ms", "images": "{:.1f} s"}.get(part, "{:.2f} s")
     scale = 1000 if part == "text encoder" else 1
-    cells = [shown.format(scale * seconds[c]) for c in ("jaxgen", "pytorch", "flax_diffusers")]
+    cells = [shown.format(scale * value) for value in seconds.values()]
     name = "whole picture" if part == "images" else part
     assert f"| {name} | {' | '.join(cells)} |" in text_of("docs/stable_diffusion.md")
-    if part == "images":
+    if part == "images" and race == "cpu_sd15":
         ours, theirs, flax = cells
         headline = f"{ours}; PyTorch diffusers {theirs}, Flax diffusers {flax}"
         assert headline in text_of("README.md")
