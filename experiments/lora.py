@@ -57,7 +57,8 @@ class Config:
     model: str = hub.EMBEDDED  # a diffusers folder, a .safetensors file or a Hub id
     # for single files: a folder or Hub id with a CLIP tokenizer; the public one by default
     tokenizer: str | None = may_change(None)
-    prediction_type: Literal["epsilon", "v_prediction"] | None = None  # for single files
+    # what the UNet returns, if not what the model says
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
     rank: int = 8  # columns of the factors
     alpha: float | None = None  # the change weighs alpha / rank; None is the rank
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # ends of the UNet's layers
