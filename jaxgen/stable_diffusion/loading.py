@@ -201,7 +201,9 @@ def check_folder(folder: Any) -> Path | None:
 
 def shapes(module: Any) -> Params:
     """Returns the shapes of a network's parameters; nothing is computed."""
-    traced = traced_shapes(module.clone(dtype=jnp.float32))  # parameters are alike in every type
+    if hasattr(module, "dtype"):
+        module = module.clone(dtype=jnp.float32)  # parameters are alike in every type
+    traced = traced_shapes(module)
     return jax.tree.map(lambda leaf: leaf, traced)  # a tree of the caller's own
 
 
