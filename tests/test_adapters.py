@@ -373,6 +373,13 @@ REFUSED = {
         },
         "lora.down.weight holds NaN or infinity",
     ),
+    "beyond all use": (
+        {
+            f"unet.{UNET}.lora.down.weight": np.full((2, 24), 1e30),
+            f"unet.{UNET}.lora.up.weight": np.ones((16, 2)),
+        },
+        r"are not finite, or beyond 1e\+10; fetch the file again",
+    ),
     "twice": (
         {
             f"unet.{UNET}.lora.down.weight": np.ones((2, 24)),

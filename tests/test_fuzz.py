@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fuzz.readers import READERS
 
-CASES = 50  # a reader; slow ones get fewer, quick ones 300
+CASES = 200  # of each reader
 
 
 @pytest.fixture(scope="module")
@@ -31,5 +31,4 @@ def table(tmp_path_factory):
 def test_no_damaged_file_does_more_than_be_refused(reader, table):
     row = table[reader]
     assert row["faults"] == []
-    if row["tried"] >= 20:  # the damage is of a kind that matters; a handful may all be harmless
-        assert row["refused"] > row["tried"] / 10
+    assert row["refused"] > row["tried"] / 10  # the damage is of a kind that matters

@@ -23,6 +23,7 @@ Shape = tuple[int, ...]
 LORA, LOHA = {"down", "up"}, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 LOHA_CORES, MAGNITUDES = {"hada_t1", "hada_t2"}, {"magnitude", "magnitude_out"}
 LOKR = {f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")}
+LARGEST = 1e10  # of an adapter's values; those of real ones are far below 1e4
 
 
 class Change(NamedTuple):
@@ -181,7 +182,13 @@ def _whole(tensor: Tensor) -> np.ndarray:
 
 
 def check_finite(module: Module, change: Change) -> None:
-    """Raises ValueError where a change would put NaN or infinity into the model."""
+    """Raises ValueError where a change would put NaN or infinity into the model.
+
+    Finite values of damaged files do so, too, once they are multiplied.
+    """
     arrays = (change.left, change.right, change.dense, change.magnitude, np.float32(change.scale))
-    if not all(array is None or np.isfinite(array).all() for array in arrays):
-        raise ValueError(f"the adapter's tensors for {module} are not finite; fetch the file again")
+    if not all(array is None or (np.abs(array) <= LARGEST).all() for array in arrays):
+        raise ValueError(
+            f"the adapter's tensors for {module} are not finite, or beyond {LARGEST:g}; fetch the "
+            "file again"
+        )

@@ -43,8 +43,6 @@ class Reader(NamedTuple):
     read: Callable[[Path], Any]
     memory: int = GIB  # bytes that reading may take beside the interpreter
     inside_only: bool = False  # links that lead out of the folder are refused
-    slow: int = 1  # a case takes so many times longer than usual; so many fewer are tried
-    quick: int = 1  # or so many more: a case takes about a millisecond
 
 
 def _make_json(folder: Path) -> None:
@@ -258,30 +256,24 @@ def _read_png(folder: Path) -> None:
 
 
 READERS = {
-    "json": Reader(_make_json, lambda folder: files.read_object(folder / "config.json"), quick=6),
-    "safetensors": Reader(_make_safetensors, _read_safetensors, quick=6),
-    "model folder": Reader(_make_model, _read_model, slow=4),
-    "single file": Reader(
-        partial(_make_single_file, ldm_shapes.TINY_V1), _read_single_file, slow=4
-    ),
-    "single file 2": Reader(
-        partial(_make_single_file, ldm_shapes.TINY_V2), _read_single_file, slow=16
-    ),
-    "single file xl": Reader(
-        partial(_make_single_file, ldm_shapes.TINY_XL), _read_single_file, slow=16
-    ),
-    "adapter": Reader(part_readers.make_adapter, part_readers.read_adapter, slow=10),
-    "controlnet": Reader(part_readers.make_controlnet, part_readers.read_controlnet, slow=16),
-    "embedding": Reader(part_readers.make_embedding, part_readers.read_embedding, quick=6),
-    "tokenizer": Reader(_make_tokenizer, _read_tokenizer, quick=6),
-    "tokenizer.json": Reader(_make_tokenizer_json, _read_tokenizer, quick=6),
-    "idx": Reader(_make_idx, _read_set, quick=6),
+    "json": Reader(_make_json, lambda folder: files.read_object(folder / "config.json")),
+    "safetensors": Reader(_make_safetensors, _read_safetensors),
+    "model folder": Reader(_make_model, _read_model),
+    "single file": Reader(partial(_make_single_file, ldm_shapes.TINY_V1), _read_single_file),
+    "single file 2": Reader(partial(_make_single_file, ldm_shapes.TINY_V2), _read_single_file),
+    "single file xl": Reader(partial(_make_single_file, ldm_shapes.TINY_XL), _read_single_file),
+    "adapter": Reader(part_readers.make_adapter, part_readers.read_adapter),
+    "controlnet": Reader(part_readers.make_controlnet, part_readers.read_controlnet),
+    "embedding": Reader(part_readers.make_embedding, part_readers.read_embedding),
+    "tokenizer": Reader(_make_tokenizer, _read_tokenizer),
+    "tokenizer.json": Reader(_make_tokenizer_json, _read_tokenizer),
+    "idx": Reader(_make_idx, _read_set),
     "npz": Reader(_make_npz, _read_npz),
     "pictures": Reader(_make_pictures, _read_set, memory=2 * GIB),
-    "captions": Reader(_make_captions, _read_captions, memory=2 * GIB, inside_only=True, quick=6),
-    "tfds": Reader(_make_tfds, _read_set, memory=2 * GIB, inside_only=True, slow=4),
-    "run config": Reader(_make_config, _read_config, quick=6),
-    "run metrics": Reader(_make_metrics, _read_metrics, quick=6),
-    "checkpoint": Reader(_make_checkpoint, _read_checkpoint, memory=2 * GIB, slow=10),
+    "captions": Reader(_make_captions, _read_captions, memory=2 * GIB, inside_only=True),
+    "tfds": Reader(_make_tfds, _read_set, memory=2 * GIB, inside_only=True),
+    "run config": Reader(_make_config, _read_config),
+    "run metrics": Reader(_make_metrics, _read_metrics),
+    "checkpoint": Reader(_make_checkpoint, _read_checkpoint, memory=2 * GIB),
     "png": Reader(_make_png, _read_png, memory=2 * GIB),
 }
