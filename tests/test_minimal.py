@@ -22,7 +22,7 @@ from jaxgen.train import augment, latent_losses, optimizer, order, parallel, ste
 
 FILES = sorted((Path(__file__).parent.parent / "experiments" / "minimal").glob("*.py"))
 ALLOWED = {"jax", "flax", "optax", "numpy", "sklearn", "PIL"} | sys.stdlib_module_names
-NUM_STEPS = 12  # more than an epoch of the first two
+NUM_STEPS = 20  # more than an epoch
 SAME = 1e-6  # relative; most losses are equal to the bit, sums of another program may round anew
 
 
@@ -132,7 +132,7 @@ def test_minimal_diffusion_has_the_data_and_the_losses_of_the_library(unet):
 
     state, expected = step.init_state(unet, tx), []
     params, opt_state, own = unet, diffusion.tx.init(unet), []
-    for i in range(3):
+    for i in range(20):
         state, terms = one(state, (images, rows[i][None]), train_key)
         expected.append(terms["loss"][0])
         params, opt_state, value = diffusion.update(
