@@ -7,8 +7,8 @@ the result has 2 x 2 places, is
     A^T [(G g G^T) * (B^T d B)] A
 
 for a kernel g of one channel; with channels the products become matrix products, one for each of
-the 16 entries. A few more roundings: at 512 channels the error
-is 7e-7 of the result, root mean square, and 4e-7 by the definition.
+the 16 entries. It rounds a few times more: at 512 channels the error is 7e-7 of the result, root
+mean square, and 4e-7 by the definition.
 """
 
 import functools
@@ -33,7 +33,9 @@ _A = ((1, 1, 1, 0), (0, 1, -1, -1))  # A^T
 def is_faster(dtype: Any, places: int, sizes: Sequence[int], channels: int, features: int) -> bool:
     """Whether a plain convolution of this many places is faster by tiles.
 
-    Transforming the kernel costs as much as transforming an image of `channels` tiles.
+    places: of the result, H W; sizes: of the kernel, h, w. The kernel is transformed as well, at
+    the cost of an image of `features` tiles, and for few places that does not pay: 8 x 8 of 1,280
+    channels take twice the time of the plain convolution, 64 x 64 of 512 two thirds of it.
     """
     return (
         dtype == jnp.float32
@@ -46,7 +48,8 @@ def is_faster(dtype: Any, places: int, sizes: Sequence[int], channels: int, feat
 def by_tiles(padding: Sequence[tuple[int, int]], x: Array, kernel: Array) -> Array:
     """The convolution of x [B, H, W, C] with a kernel [3, 3, C, F], float32; stride 1.
 
-    padding: (low, high) along H and W, negative to cut. The rows of tiles are taken in strips.
+    padding: (low, high) along H and W, negative to cut; the result is [B, H', W', F]. The rows of
+    tiles are taken in strips.
     """
     batch, *sides, channels = x.shape
     features = kernel.shape[-1]

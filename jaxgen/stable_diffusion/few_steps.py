@@ -170,6 +170,7 @@ def _faults(
 def _faults_of_one_step(
     request: Request, scheduler: Mapping[str, Any], kind: str | None
 ) -> list[str]:
+    """Says what else a run of such a UNet has otherwise than its makers."""
     prediction_type = scheduler.get("prediction_type", "epsilon")
     if kind == "lightning" and prediction_type != "sample":
         return [f"prediction_type {prediction_type!r}"]
