@@ -42,7 +42,7 @@ class Config:
 
 def of_gans(target: str) -> str:
     """The runs of `gan_study.py` on a target."""
-    return gan_study.table(gan_study.read(DOCS / f"gan_study_{target}.json")["rows"])
+    return gan_study.table(gan_study.read(DOCS / f"gan_study_{target}.json"))
 
 
 def of_rates() -> str:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Studies GAN objectives on one architecture: which modes do they find, and how sure is it?
 
-Points in the plane from a ring of 8 or a grid of 25 Gaussians; every objective is trained with many
-learning rates and seeds side by side (vmap), because one run says little: Lucic et al. 2018
-(arXiv:1711.10337). The table and the figure show all runs, not the best one alone.
+Points in the plane from a ring of 8 or a grid of 25 Gaussians, or images of ten classes; every
+objective is trained with many learning rates and seeds side by side (vmap), because one run says
+little: Lucic et al. 2018 (arXiv:1711.10337). The table and the figure show all runs, not the best
+one alone.
 
 Examples:
     python experiments/gan_study.py                                  # the ring, minutes
     python experiments/gan_study.py --target grid --num-runs 16 --steps 5000
+    python experiments/gan_study.py --target digits --steps 1000     # classes found by a judge
     python experiments/gan_study.py --variants hinge relativistic_r1_r2
     python experiments/gan_study.py --action table --results docs/gan_study_*.json
 """
@@ -30,11 +32,12 @@ import numpy as np
 import optax
 import tyro
 from flax import linen as nn
+from parts import gan_targets
+from parts.gan_targets import Target
 from PIL import Image
 from scipy import stats
 
 from jaxgen import files, script
-from jaxgen.evaluate import modes
 from jaxgen.measure import environment
 from jaxgen.nn import functional
 from jaxgen.nn.linear import Dense
@@ -44,8 +47,7 @@ from jaxgen.train import adversarial, step
 from jaxgen.train.adversarial import Penalties
 from jaxgen.types import Array, Key
 
-LATENT_DIM = 8
-NUM_POINTS = 2500  # that are drawn to count modes
+NUM_DRAWS = 2500  # of each generator, to count their modes
 
 
 class Variant(NamedTuple):
@@ -73,7 +75,7 @@ class Config:
     """Options of the study."""
 
     action: Literal["run", "table"] = "run"  # train and count, or show results that are there
-    target: Literal["ring", "grid"] = "ring"  # 8 Gaussians on a circle, or 25 on a grid
+    target: str = "ring"  # 8 Gaussians; grid: 25; or labelled images, as in the other scripts
     variants: tuple[str, ...] = tuple(VARIANTS)  # objectives, with their penalties
     num_runs: int = 8  # of each: every one with a seed and hyperparameters of its own
     steps: int = 3000
@@ -95,12 +97,14 @@ class Player(nn.Module):
 
     outputs: int
     width: int
+    is_bounded: bool = False  # ends in tanh
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for _ in range(2):
             x = nn.relu(Dense(self.width)(x))
-        return Dense(self.outputs)(x)
+        x = Dense(self.outputs)(x)
+        return jnp.tanh(x) if self.is_bounded else x
 
 
 class Draws(NamedTuple):
@@ -124,22 +128,24 @@ def draws_of(config: Config) -> Draws:
     return Draws(*(jnp.asarray(x, jnp.float32) for x in (rates, b1, penalties)))
 
 
-def points_of(config: Config, variant: Variant, data: Array) -> Any:
-    """A compiled function (draws [R], keys [R]) -> points [R, 2500, 2] of R trained generators."""
-    generator, judge = Player(2, config.width), Player(1, config.width)
+def samples_of(config: Config, variant: Variant, target: Target) -> Any:
+    """A compiled function (draws [R], keys [R]) -> samples [R, 2500, D] of R trained generators."""
+    size, latent_dim, data = target.data.shape[1], target.latent_dim, jnp.asarray(target.data)
+    generator = Player(size, config.width, target.is_bounded)
+    judge = Player(1, config.width)
     generate = lambda params, z, label: functional.apply(generator)(params, z)  # noqa: E731
     discriminate = lambda params, x, label: functional.apply(judge)(params, x)[0]  # noqa: E731
     game = adversarial.objective(variant.objective)
-    g_loss = adversarial.generator_loss(generate, discriminate, game, LATENT_DIM)
+    g_loss = adversarial.generator_loss(generate, discriminate, game, latent_dim)
 
     def run(draw: Draws, key: Key, data: Array) -> Array:
         g_key, d_key, data_key, noise_key, draw_key = jax.random.split(key, 5)
         penalties = Penalties(**dict.fromkeys(variant.penalties, draw.penalty))
-        d_loss = adversarial.discriminator_loss(generate, discriminate, game, LATENT_DIM, penalties)
+        d_loss = adversarial.discriminator_loss(generate, discriminate, game, latent_dim, penalties)
         tx = optax.adam(draw.learning_rate, b1=draw.b1)
         one = step.gan_step(d_loss, g_loss, tx, tx)
-        g = functional.init(generator, g_key, jnp.zeros(LATENT_DIM))
-        d = functional.init(judge, d_key, jnp.zeros(2))
+        g = functional.init(generator, g_key, jnp.zeros(latent_dim))
+        d = functional.init(judge, d_key, jnp.zeros(size))
         state = step.GanState(step.init_state(g, tx), step.init_state(d, tx), g)
 
         def update(state: step.GanState, i: Array) -> tuple[step.GanState, None]:
@@ -148,44 +154,31 @@ def points_of(config: Config, variant: Variant, data: Array) -> Any:
             return one(state, {"image": data[rows]}, noise_key)[0], None
 
         state, _ = jax.lax.scan(update, state, jnp.arange(config.steps))
-        z = jax.random.normal(draw_key, (NUM_POINTS, LATENT_DIM))
+        z = jax.random.normal(draw_key, (NUM_DRAWS, latent_dim))
         return jax.vmap(lambda z: generate(state.ema, z, None))(z)
 
     many = jax.jit(jax.vmap(run, (0, 0, None)))
     return lambda draws, keys: many(draws, keys, data)
 
 
-def study(config: Config) -> list[dict[str, Any]]:
-    """One row for each run: its variant, seed, learning rate and mode counts."""
-    mixture = modes.ring() if config.target == "ring" else modes.grid()
-    scale = float(np.abs(mixture.centres).max())
-    data = jnp.asarray(modes.draw(mixture, 50_000, config.seed) / scale, jnp.float32)
+def study(config: Config, target: Target) -> list[dict[str, Any]]:
+    """One row for each run: its variant, number, hyperparameters and mode counts."""
     draws = draws_of(config)
 
     rows = []
     for name in config.variants:
         keys = jax.random.split(jax.random.key(config.seed), config.num_runs)  # the same for all
-        drawn = scale * np.asarray(points_of(config, VARIANTS[name], data)(draws, keys))
+        samples = np.asarray(samples_of(config, VARIANTS[name], target)(draws, keys))
         of_variant = [
             {
                 "variant": name, "run": i, **{k: float(x[i]) for k, x in draws._asdict().items()},
-                **count_of(mixture, points),
+                **target.count(sample),
             }
-            for i, points in enumerate(drawn)
+            for i, sample in enumerate(samples)
         ]  # fmt: skip
         print(line(name, of_variant), flush=True)
         rows += of_variant
     return rows
-
-
-def count_of(mixture: modes.Mixture, points: np.ndarray) -> dict[str, Any]:
-    """The mode counts of one run; one that left the finite numbers has found no modes."""
-    if not np.isfinite(points).all():
-        return {"modes": 0, "of": len(mixture.centres), "high_quality": 0.0, "diverged": True}
-    count = modes.count(mixture, points)
-    return {
-        "modes": count.modes, "of": count.of, "high_quality": count.high_quality, "diverged": False,
-    }  # fmt: skip
 
 
 HEAD = (
@@ -208,22 +201,28 @@ def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def real_line(real: dict[str, Any]) -> str:
+    """The row of examples that no run has seen: what a perfect generator would have."""
+    return f"| real examples | {real['modes']} of {real['of']} | | {real['high_quality']:.2f} | |"
+
+
 def by_variant(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The rows of each variant, in the order of the study."""
     names = dict.fromkeys(row["variant"] for row in rows)
     return {name: [row for row in rows if row["variant"] == name] for name in names}
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The table of one study, as Markdown."""
-    return "\n".join([HEAD, *(line(*group) for group in by_variant(rows).items())])
+def table(record: dict[str, Any]) -> str:
+    """The table of one study, as Markdown; its last row is what real examples have."""
+    lines = [line(*group) for group in by_variant(record["rows"]).items()]
+    return "\n".join([HEAD, *lines, real_line(record["real"])])
 
 
 def figure(studies: Sequence[dict[str, Any]]) -> Image.Image:
     """A picture of studies: a dot for each run, coloured by its learning rate, and medians."""
     panels = []
     for record in studies:
-        groups, target = by_variant(record["rows"]), record["config"]["target"]
+        groups, target = by_variant(record["rows"]), Path(record["config"]["target"]).name
         rates = {name: [row["learning_rate"] for row in rows] for name, rows in groups.items()}
         for key, title in (("modes", "modes found"), ("high_quality", "high quality")):
             values = {name: [row[key] for row in rows] for name, rows in groups.items()}
@@ -236,7 +235,7 @@ def read(path: Path) -> dict[str, Any]:
     """The raw results in a file. Raises ValueError for another file."""
     record = files.read_object(path)
     try:
-        table(record["rows"]), record["config"]["target"]
+        table(record), record["config"]["target"]
         [row["learning_rate"] for row in record["rows"]]
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(
@@ -247,10 +246,12 @@ def read(path: Path) -> dict[str, Any]:
 
 def run(config: Config) -> dict[str, Any]:
     """The raw results of a study, which are also in its file."""
+    target = gan_targets.by_name(config.target, NUM_DRAWS, config.seed)
     print(HEAD)
-    rows = study(config)
+    rows, real = study(config, target), target.count(target.held_out)
+    print(real_line(real))
     settings = json.loads(json.dumps(asdict(config), default=str))
-    record = {"config": settings, "rows": rows, "environment": environment.record()}
+    record = {"config": settings, "rows": rows, "real": real, "environment": environment.record()}
     files.write_whole(config.output, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
     print(config.output)
     return record
@@ -281,7 +282,7 @@ def main() -> None:
         records = [run(config)]
     else:
         records = [read(path) for path in config.results or (config.output,)]
-        print("\n\n".join(table(record["rows"]) for record in records))
+        print("\n\n".join(table(record) for record in records))
     images.save(config.figure, figure(records))
     print(config.figure)
 

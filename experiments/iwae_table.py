@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from iwae_cells import NUM_STAGES, Cell, epoch_of, init, model_of, modern, networks, paper
+from parts.iwae_cells import NUM_STAGES, Cell, epoch_of, init, model_of, modern, networks, paper
 
 from jaxgen import files, script
 from jaxgen.data import sets

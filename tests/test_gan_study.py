@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.scripts import call, loaded, refusal
 
+from jaxgen.evaluate import judge
 from jaxgen.pictures import images, plots
 
 TINY = ["--num-runs", "2", "--steps", "3", "--batch-size", "4", "--width", "4"]
@@ -21,6 +22,7 @@ def test_a_study_leaves_a_row_for_each_run(tmp_path):
     assert rows[0]["learning_rate"] == rows[2]["learning_rate"] != rows[1]["learning_rate"]
     assert all(row["of"] == 8 and 0 <= row["modes"] <= 8 for row in rows)
     assert "| relativistic_r1_r2 |" in out
+    assert "| real examples | 8 of 8 | | 0.99 | |" in out  # 1 - exp(-9 / 2) within 3 deviations
 
     again = tmp_path / "again.png"
     table = call("gan_study", "--action", "table", "--results", path, "--figure", again)
@@ -62,8 +64,8 @@ def test_every_run_is_seen_in_the_picture():
 def test_runs_side_by_side_are_the_runs_alone():
     with loaded("gan_study") as module:
         config = module.Config(num_runs=2, steps=4, batch_size=4, width=4)
-        data = jnp.float32(np.random.default_rng(0).standard_normal((50, 2)))
-        points = module.points_of(config, module.VARIANTS["non_saturating_r1"], data)
+        target = module.gan_targets.by_name("ring", 10, 0)
+        points = module.samples_of(config, module.VARIANTS["non_saturating_r1"], target)
         keys = lambda: jax.random.split(jax.random.key(0), 2)  # noqa: E731
         draws = module.Draws(*map(jnp.array, ([1e-2, 1e-3], [0.5, 0.0], [0.1, 1.0])))
         both = points(draws, keys())
@@ -73,9 +75,44 @@ def test_runs_side_by_side_are_the_runs_alone():
 
 
 def test_a_run_that_is_not_finite_is_a_row_and_no_error():
+    with loaded("parts.gan_targets") as module:
+        counts = module.by_name("ring", 10, 0).count(np.full((5, 2), np.nan))
+    assert counts == {"modes": 0, "of": 8, "high_quality": 0.0, "diverged": True}
+
+
+def test_images_are_counted_by_the_classes_that_a_judge_is_sure_of(tmp_path, monkeypatch):
+    """Two classes, by brightness; of 40 draws all but one are of the first, 36 of them surely."""
+    bright = np.arange(60) % 2
+    pixels = np.broadcast_to(np.uint8(250 * bright)[:, None, None, None], (60, 2, 3, 1))
+    np.savez(tmp_path / "flat.npz", images=pixels, labels=bright)
+
+    def classify(images):
+        first = 1 - images.mean(axis=(1, 2, 3)) / 255
+        return np.stack([first, 1 - first], axis=1)
+
+    monkeypatch.setattr(judge, "train", lambda *sets: judge.Judge(classify, 1.0, classify))
+    with loaded("parts.gan_targets") as module:
+        target = module.by_name(str(tmp_path / "flat.npz"), 4, 0)
+        assert target.data.shape[1:] == (6,)
+        assert target.held_out.shape == (4, 6)
+        np.testing.assert_allclose(np.unique(target.data), [-1, 250 / 127.5 - 1], rtol=1e-6)
+        drawn = np.full((40, 6), -1.0)
+        drawn[:3], drawn[3] = -0.5, 1.0  # 0.75 sure; the other class
+        counts = target.count(drawn)
+        assert target.count(np.full((3, 6), np.inf))["diverged"]
+    # one in 40 is less than a tenth of a half
+    assert counts == {"modes": 1, "of": 2, "high_quality": 37 / 40, "diverged": False}
+
+
+def test_generators_of_images_stay_in_range(tmp_path):
     with loaded("gan_study") as module:
-        row = module.count_of(module.modes.ring(), np.full((5, 2), np.nan))
-    assert row == {"modes": 0, "of": 8, "high_quality": 0.0, "diverged": True}
+        config = module.Config(num_runs=1, steps=1, batch_size=4, width=4)
+        data = np.random.default_rng(0).uniform(-1, 1, (20, 12)).astype(np.float32)
+        target = module.Target(data, data, lambda x: {}, 3, True)
+        samples = module.samples_of(config, module.VARIANTS["hinge"], target)
+        drawn = samples(module.draws_of(config), jax.random.split(jax.random.key(0), 1))
+    assert drawn.shape == (1, module.NUM_DRAWS, 12)
+    assert 0 < np.abs(drawn).max() <= 1
 
 
 def test_a_file_of_something_else_is_no_study(tmp_path):

@@ -52,7 +52,7 @@ def test_epsilon_is_added_to_the_root_of_the_second_moment():
 
 
 def test_the_schedule_is_the_papers():
-    with loaded("iwae_cells") as cells:
+    with loaded("parts.iwae_cells") as cells:
         rates = [1.0e-3, 7.2e-4, 5.2e-4, 3.7e-4, 2.7e-4, 1.9e-4, 1.4e-4, 1.0e-4]
         np.testing.assert_allclose(cells.stage_rates(), rates)
         rate = cells.learning_rate(2980)
@@ -130,7 +130,7 @@ def test_a_modern_run_goes_on_with_its_moving_average(data, tmp_path):
 
 
 def test_the_modern_gradient_for_iwae_is_dreg_and_for_the_vae_the_mean():
-    with loaded("iwae_cells") as cells:
+    with loaded("parts.iwae_cells") as cells:
         bounds = [cells.modern(10, 2).bound(jnp.array(is_iwae)) for is_iwae in (True, False)]
 
     def gradient(bound):
