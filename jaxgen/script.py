@@ -179,8 +179,8 @@ def compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a second start is warm.
 
     They lie in XDG_CACHE_HOME/jaxgen/xla, small ones too, so that a second start compiles nothing;
-    JAX's own variables JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS go
-    before.
+    JAX's own variables JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS
+    take precedence.
     """
     folder = cache_folder()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None:

@@ -44,9 +44,9 @@ def open_manager(folder: Path, keep: int = 3, read_only: bool = False) -> ocp.Ch
 
 
 def _async_options() -> ocp.AsyncOptions:
-    """How long orbax waits for a write: among several hosts as long as it will, for a dead one.
+    """Lets one host wait for a write without limit; among several, orbax's limit finds a dead one.
 
-    It counts by the clock on the wall. One that is set, or a machine that slept, would end the run.
+    Orbax reads the wall clock, so a clock that is set, or a machine that slept, would end the run.
     """
     is_alone = jax.process_count() == 1
     return ocp.AsyncOptions(timeout_secs=_PATIENCE) if is_alone else ocp.AsyncOptions()
@@ -83,7 +83,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, rows: int | None
 
 
 def rows_digest(manager: ocp.CheckpointManager, step: int) -> int | None:
-    """The digest of the metrics that was saved with a step; None if there is none."""
+    """Reads the digest of the metrics that was saved with a step; None if there is none."""
     args = ocp.args.Composite(digests=ocp.args.JsonRestore())
     return manager.restore(step, args=args)["digests"].get(ROWS)
 
@@ -110,7 +110,7 @@ def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
-    """The newest state that can be read and whose digests agree, and its step.
+    """Restores the newest state that can be read and whose digests agree; returns it and its step.
 
     like: a state of the expected structure, arrays or ShapeDtypeStructs with shardings. Warns of
     each checkpoint passed over. Raises FileNotFoundError if there is none at all, ValueError if
@@ -142,7 +142,7 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, int]:
 
 
 def _non_finite(state: Any) -> list[str]:
-    """The paths of the leaves that hold NaN or infinite numbers: an update may overflow last."""
+    """Lists the leaves with NaN or infinite numbers: the last update may have overflowed."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     floats = [(path, x) for path, x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     finite = jax.device_get([_is_finite(x) for _, x in floats])
@@ -151,8 +151,8 @@ def _non_finite(state: Any) -> list[str]:
     ]
 
 
-# of one leaf each: those of a network have few different shapes, and one program of hundreds of
-# leaves takes XLA seconds
+# one leaf at a time: the leaves of a network have few different shapes, and XLA takes seconds to
+# compile one program of hundreds of leaves
 @jax.jit
 def _is_finite(leaf: Array) -> Array:
     return jnp.isfinite(leaf).all()
@@ -163,7 +163,7 @@ class ShapeError(ValueError):
 
 
 def digests(state: Any) -> dict[str, int]:
-    """One 32-bit number per leaf, by path; any single flipped bit changes it.
+    """Computes one 32-bit number per leaf, by path; any single flipped bit changes it.
 
     sum_i bits_i * (2 h(i) + 1) mod 2^32, h a hash of the place: odd weights, so that no
     difference of a power of two vanishes. Integer sums do not depend on their order, so neither
@@ -186,17 +186,17 @@ def _digest(x: Array) -> Array:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
-    """The state of one step; raises ValueError where digests do not agree or NaN is in it."""
+    """Reads the state of one step; raises ValueError where digests differ or NaN is in it."""
     _check_shapes(manager, step, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(like), digests=ocp.args.JsonRestore())
-    stored = manager.restore(step, args=args)
-    numbers = digests(stored["state"])
-    damaged = [path for path, n in numbers.items() if stored["digests"].get(path) != n]
-    if damaged:
-        raise ValueError(f"{len(damaged)} damaged leaves, first {damaged[0]}")
-    if faulty := _non_finite(stored["state"]):
-        raise ValueError(f"{faulty[0]} holds NaN or infinity")
-    return stored["state"]
+    items = manager.restore(step, args=args)
+    numbers = digests(items["state"])
+    faults = [path for path, n in numbers.items() if items["digests"].get(path) != n]
+    if faults:
+        raise ValueError(f"{len(faults)} damaged leaves, first {faults[0]}")
+    if faults := _non_finite(items["state"]):
+        raise ValueError(f"{faults[0]} holds NaN or infinity")
+    return items["state"]
 
 
 def _check_shapes(manager: ocp.CheckpointManager, step: int, like: Any) -> None:
@@ -219,6 +219,6 @@ def _check_shapes(manager: ocp.CheckpointManager, step: int, like: Any) -> None:
 
 
 def _path(path: tuple) -> str:
-    """A path as text, in which a NamedTuple's field and a dict's key look the same."""
+    """Writes a path as text, in which a NamedTuple's field and a dict's key look the same."""
     names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
     return "/".join(str(name) for name in names)

@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 
 def may_change(default: T) -> T:
-    """A field of a Config that may differ between a run and its continuation.
+    """Makes a field of a Config that may differ between a run and its continuation.
 
-    It must change no number of the run: where it lies, how often it saves, what is done with it.
+    It is for options that change no number of the run: where it lies, how often it saves.
     """
     field: Any = dataclasses.field(default=default, metadata={"may_change": True})
     return field
@@ -77,11 +77,11 @@ class TrainingOptions:
     # how a step spreads over devices
     parallel: Literal["jit", "pmap", "shard_map"] = may_change("jit")
     num_devices: int | None = may_change(None)  # None takes all
-    # several hosts, which the cluster manager finds, or the environment's JAX_COORDINATOR_ADDRESS
-    # (as host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    # train on several hosts, which the cluster manager finds, or the environment variables
+    # JAX_COORDINATOR_ADDRESS (as host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID
     distributed: bool = may_change(False)
     # steps per dispatch; None chooses by backend and network. Checkpoints and pictures come at the
-    # first end of a dispatch after theirs is due
+    # end of the dispatch in which they fall due
     scan_steps: int | None = may_change(None)
 
 
@@ -98,7 +98,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class RunOptions(OutputOptions, TrainingOptions, DataOptions, MainOptions):
-    """Options that every training script has (of its bases, the last one's come first)."""
+    """Options that every training script has; those of the last base class come first."""
 
 
 GROUPS = {
@@ -109,7 +109,7 @@ GROUPS = {
 def parse(
     name: str, presets: dict[str, Config], description: str, argv: list[str] | None = None
 ) -> Config:
-    """The configuration of a script from its command line.
+    """Reads the configuration of a script from its command line.
 
     presets: complete configurations, the first the default; `--preset` picks one and further flags
     change it. With `--resume`, or an `--action` on a finished run, the run's own configuration is
@@ -170,12 +170,12 @@ def _from_flags(default: Config, argv: list[str], description: str) -> Config:
 
 
 def _with_run(config: Any, **changes: Any) -> Any:
-    """The configuration with other options of the run."""
+    """Returns the configuration with other options of the run."""
     return dataclasses.replace(config, run=dataclasses.replace(config.run, **changes))
 
 
 def read(kind: type[Config], run_dir: str, name: str) -> Config:
-    """The configuration of the run of the script `name` in this folder, wherever it was trained."""
+    """Reads the configuration of a run of script `name` in this folder, which may have moved."""
     folder = files.expanded(run_dir)
     values = run_folder.read_config(folder, name)
     with files.one_error(folder / "config.json"):
@@ -184,7 +184,7 @@ def read(kind: type[Config], run_dir: str, name: str) -> Config:
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
-    """The dataclass with these values, as `asdict` and JSON left them.
+    """Makes the dataclass of these values, as `asdict` and JSON left them.
 
     Raises ValueError naming fields that the dataclass does not have.
     """
@@ -229,7 +229,7 @@ def _expected(hint: Any) -> str:
 
 
 def changeable(config: Any) -> set[str]:
-    """The names of the options, of the script and of the run, that were marked `may_change`."""
+    """Names the options, of the script and of the run, that were marked `may_change`."""
     fields = (*dataclasses.fields(config), *dataclasses.fields(config.run))
     return {field.name for field in fields if field.metadata.get("may_change")}
 
@@ -249,6 +249,6 @@ def _check_same(stored: Any, config: Any, run_dir: str) -> None:
 
 
 def _flat(config: Any) -> dict[str, Any]:
-    """All options by name, those of the run among the script's own."""
+    """Gives all options by name, those of the run among the script's own."""
     values = asdict(config)
     return values.pop("run") | values

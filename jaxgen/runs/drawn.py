@@ -27,9 +27,9 @@ def save(folder: Path, done: int, pictures: Mapping[str, Image.Image]) -> None:
 
 
 def read(folder: Path) -> dict[str, dict[int, Image.Image]]:
-    """The pictures by name and step. Warns, in one line, of those that are not as they were drawn.
+    """Reads the pictures by name and step; warns, in one line, of those that are not as drawn.
 
-    They are left out: a state of an earlier step, from which they came, is there no longer.
+    These are left out and cannot be drawn again: the states that they came from are gone.
     """
     series: dict[str, dict[int, Image.Image]] = {}
     sums, faults = _read_sums(folder) or {}, []
@@ -55,7 +55,7 @@ def read(folder: Path) -> dict[str, dict[int, Image.Image]]:
 
 
 def _all_sums(folder: Path) -> dict[str, str]:
-    """The checksums by file name. Warns where they are lost, and takes the pictures as they are."""
+    """Reads the checksums by file name; warns where they are lost, and computes them again."""
     sums, paths = _read_sums(folder), list(folder.glob("*-*.png"))
     if sums is not None or not paths:
         return sums or {}
@@ -64,7 +64,7 @@ def _all_sums(folder: Path) -> dict[str, str]:
 
 
 def _read_sums(folder: Path) -> dict[str, str] | None:
-    """The checksums by file name; None where they are not there or cannot be read."""
+    """Reads the checksums by file name; None where they are not there or cannot be read."""
     try:
         lines = files.read_bytes(folder / SUMS, _MOST_BYTES).decode("ascii").splitlines()
         pairs = [line.split("  ", 1) for line in lines]

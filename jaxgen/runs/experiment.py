@@ -52,19 +52,19 @@ OpenSplit = Callable[[RunOptions, str], sets.Source]  # (options, "train" or "te
 
 
 def num_steps(options: RunOptions, examples: Examples, images_per_step: int) -> int:
-    """Steps of the whole run: --steps, or as many as cover --epochs."""
+    """Counts the steps of the whole run: --steps, or as many as cover --epochs."""
     if options.epochs is None:
         return options.steps
     return max(1, round(options.epochs * examples.num_examples / images_per_step))
 
 
 def model(state: Any, options: RunOptions, i: int = 0) -> Any:
-    """The state of model i, as it would be in a run of its own."""
+    """Takes out the state of model i, as it would be in a run of its own."""
     return state if options.num_models == 1 else jax.tree.map(lambda x: x[i], state)
 
 
 def num_classes(examples: Examples, conditional: bool) -> int:
-    """How many classes the networks are conditioned on; 0 without --conditional.
+    """Counts the classes that the networks are conditioned on; 0 without --conditional.
 
     Raises ValueError when the data has no labels to condition on.
     """
@@ -76,7 +76,7 @@ def num_classes(examples: Examples, conditional: bool) -> int:
 def optimizer_of(
     options: RunOptions, num_steps: int, b1: float = 0.9
 ) -> optax.GradientTransformation:
-    """Adam with the schedule and the clipping that the options ask for."""
+    """Builds Adam with the schedule and the clipping that the options ask for."""
     rate = optimizer.schedule(
         options.learning_rate, num_steps, options.schedule, options.warmup_steps
     )
@@ -84,7 +84,7 @@ def optimizer_of(
 
 
 def network_dtype(options: RunOptions) -> Any:
-    """The compute type of the networks; parameters, statistics and losses stay float32."""
+    """Returns the compute type of the networks; parameters, statistics and losses stay float32."""
     return jnp.dtype(options.dtype)
 
 
@@ -92,32 +92,32 @@ def network_dtype(options: RunOptions) -> Any:
 
 
 def streams(seed: int | Array) -> Key:
-    """The four streams of a run [4]: parameters, training noise, order of the data, pictures."""
+    """Makes a run's four streams [4]: parameters, training noise, order of the data, pictures."""
     return jax.random.split(jax.random.key(seed), 4)
 
 
 def init_keys(options: RunOptions) -> Key:
-    """The key of the initial parameters, [S] of them for S models."""
+    """Makes the key of the initial parameters, or the keys [S] of S models."""
     return _of_models(options, 0)
 
 
 def train_keys(options: RunOptions) -> Key:
-    """The key of the training noise, [S] of them for S models."""
+    """Makes the key of the training noise, or the keys [S] of S models."""
     return _of_models(options, 1)
 
 
 def data_key(options: RunOptions) -> Key:
-    """The key of the order of the data, which all models of a run share."""
+    """Makes the key of the order of the data, which all models of a run share."""
     return streams(options.seed)[2]
 
 
 def sample_key(options: RunOptions) -> Key:
-    """The key of pictures and samples: the same noise at every step of a run."""
+    """Makes the key of pictures and samples: the same noise at every step of a run."""
     return streams(options.seed)[3]
 
 
 def _of_models(options: RunOptions, stream: int) -> Key:
-    """Model i gets what a run of its own with seed + i would get."""
+    """Makes the keys of a stream: model i gets what a run of its own with seed + i would get."""
     if options.num_models == 1:
         return streams(options.seed)[stream]
     seeds = options.seed + jnp.arange(options.num_models)

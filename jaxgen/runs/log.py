@@ -23,7 +23,7 @@ Record = Callable[[int, dict[str, Any]], None]  # (step, metrics): writes them t
 
 
 def plain(value: Any) -> Any:
-    """A metric for JSON: the shortest decimal that reads back as the same float32."""
+    """Turns a metric into the shortest decimal that reads back as the same float32, for JSON."""
     array = np.asarray(value, np.float32)
     if array.ndim:
         return [plain(x) for x in array]
@@ -33,25 +33,25 @@ def plain(value: Any) -> Any:
 def keep(path: Path, is_wanted: Callable[[int], bool]) -> int:
     """Drops the rows whose step is not wanted, and lines that are no rows, which it warns of.
 
-    Gives the step of the last row that stays; 0 if none does.
+    Returns the step of the last row that stays; 0 if none does.
     """
     if not path.exists():
         return 0
-    kept = [(line + b"\n", row["step"]) for line, row in _parsed(path) if is_wanted(row["step"])]
-    content = b"".join(line for line, _ in kept)
+    rows = [(line + b"\n", row["step"]) for line, row in _parsed(path) if is_wanted(row["step"])]
+    content = b"".join(line for line, _ in rows)
     files.write_whole(path, lambda partial: partial.write_bytes(content))
-    return kept[-1][1] if kept else 0
+    return rows[-1][1] if rows else 0
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics file, each with `step` and `loss`."""
+    """Reads all rows of a metrics file, each with `step` and `loss`."""
     return [row for _, row in _parsed(path)]
 
 
 def digest(path: Path, newest: int, last: int) -> int | None:
-    """The CRC-32 of the rows up to step `last`; None where other warnings say what is wrong.
+    """Computes the CRC-32 of the rows up to step `last`; None where other warnings name the fault.
 
-    That is so for damaged lines, and where the rows end before step `newest`.
+    Others warn of damaged lines, and of rows that end before step `newest`.
     """
     if not path.is_file():
         return None
@@ -62,7 +62,7 @@ def digest(path: Path, newest: int, last: int) -> int | None:
 
 
 def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Lines and rows. Only of the last line is nothing said: a kill may have cut it off."""
+    """Reads lines and rows; warns of damaged ones but the last, which a kill may have cut off."""
     pairs, damaged = _examined(path)
     if damaged:
         warnings.warn(
@@ -73,7 +73,7 @@ def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _examined(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
-    """Lines and rows, and the numbers of the damaged lines but the last."""
+    """Reads lines and rows, and the numbers of the damaged lines but the last."""
     lines = files.read_bytes(path, _MOST_BYTES).removesuffix(b"\n").split(b"\n")
     rows = [_row(line) for line in lines]
     names = next((row.keys() for row in rows if row is not None), None)
@@ -85,7 +85,7 @@ def _examined(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]
 
 
 def _rising(rows: list[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
-    """The rows whose step lies between those before and after them; None for the others."""
+    """Keeps the rows whose step lies between those before and after them; None for the others."""
     result: list[dict[str, Any] | None] = []
     last, following = 0, [row["step"] for row in rows if row is not None]
     for row in rows:
@@ -109,7 +109,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_metric(value: Any) -> bool:
-    """Whether a value is a finite number of a float's range, or one for each of several models."""
+    """Says whether a value is a finite float, or a list of one for each of several models."""
     values = value if isinstance(value, list) else [value]
     return all(type(each) in (int, float) and abs(each) <= _LARGEST for each in values)
 
@@ -160,7 +160,7 @@ def _check_place(path: Path, open_file: int) -> None:
 
 
 def import_tensorboard() -> Any:
-    """The module tensorboardX. Raises ImportError naming the extra."""
+    """Imports tensorboardX. Raises ImportError naming the extra."""
     try:
         import tensorboardX
     except ImportError as error:
@@ -169,7 +169,7 @@ def import_tensorboard() -> Any:
 
 
 def import_wandb() -> Any:
-    """The module wandb. Raises ImportError naming the extra."""
+    """Imports wandb. Raises ImportError naming the extra."""
     try:
         import wandb as client
     except ImportError as error:
@@ -211,7 +211,7 @@ Speed = Callable[[int], float | None]  # images/s up to this step, None while no
 
 
 def throughput(start: int, stop: int, chunk: int, batch_size: int) -> Speed:
-    """Images per second since the end of the first dispatch, whose time is mostly compilation.
+    """Measures images per second from the end of the first dispatch, which is mostly compilation.
 
     The `chunk` steps of a dispatch are reported together, so only its last one tells the time.
     """
@@ -296,7 +296,7 @@ def _lines(title: str, start: int, stop: int, speed: Speed, names: tuple[str, ..
 
 
 def _rate(speed: float | None) -> str:
-    """The speed with its unit; nothing where it is not known yet."""
+    """Writes the speed with its unit; nothing where it is not known yet."""
     return "" if speed is None else f"{speed:,.0f} images/s"
 
 

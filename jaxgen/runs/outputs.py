@@ -74,7 +74,7 @@ def check_extras(options: RunOptions) -> None:
 def keep_metrics(folder: Path, name: str, start: int) -> None:
     """Drops the rows that a continuation from step `start` writes anew.
 
-    A finished run has a last row that its continuation would not have had there.
+    A finished run ends with a row that a longer run would not have at that step.
     """
     if jax.process_index() == 0:
         every = run_folder.read_config(folder, name)["run"]["log_every"]
@@ -86,14 +86,14 @@ def keep_metrics(folder: Path, name: str, start: int) -> None:
 
 
 def _newest(every: int, start: int) -> int:
-    """The last step up to `start` that has a row."""
+    """Computes the last step up to `start` that has a row."""
     return max(start - start % every, min(start, 1))
 
 
 def check_metrics(folder: Path, name: str, manager: Any, start: int) -> None:
     """Warns where the rows up to step `start` are not those that its checkpoint was saved with.
 
-    Of rows that are missing at the end `keep_metrics` warns.
+    `keep_metrics` warns of rows that are missing at the end.
     """
     metrics = folder / "metrics.jsonl"
     expected = checkpoint.rows_digest(manager, start)  # read by all processes together
@@ -103,7 +103,7 @@ def check_metrics(folder: Path, name: str, manager: Any, start: int) -> None:
     if expected is not None and log.digest(metrics, newest, start) not in (None, expected):
         warnings.warn(
             f"{metrics}: a row up to step {start} was changed or lost after it was written; the "
-            "state is not concerned",
+            "state is not affected",
             stacklevel=2,
         )
 
@@ -138,7 +138,7 @@ def note_lost_checkpoints(folder: Path) -> None:
 def callbacks(
     stretch: Stretch, manager: Any, stopping: StopRequests
 ) -> AbstractContextManager[loop.Callbacks]:
-    """What the loop calls after a step, for as long as the logs are open.
+    """Opens the logs, and yields what the loop calls after a step.
 
     Every process saves its part of the states; process 0 alone writes the rest.
     """
@@ -152,7 +152,7 @@ def callbacks(
 def _all_callbacks(
     stretch: Stretch, manager: Any, stopping: StopRequests
 ) -> Iterator[loop.Callbacks]:
-    """The callbacks of process 0: logs, checkpoints, pictures."""
+    """Yields the callbacks of process 0: logs, checkpoints, pictures."""
     options: RunOptions = stretch.config.run
     folder, start, stop = stretch.folder, stretch.start, stretch.stop
     with (
@@ -184,7 +184,7 @@ def finish(stretch: Stretch, done: int, state: Any) -> None:
 
 
 def complete(stretch: Stretch, state: Any) -> None:
-    """Makes what a run that was killed after its last step did not come to: pictures, curves."""
+    """Finishes the outputs of a run that was killed after its last step: pictures, curves."""
     if jax.process_index() == 0:
         stop = stretch.stop
         _draw(stretch, stop, state)
@@ -197,7 +197,7 @@ def complete(stretch: Stretch, state: Any) -> None:
 
 
 def _has_summary(stretch: Stretch) -> bool:
-    """Whether summary.json is there and says that the run has all its steps."""
+    """Tells whether summary.json is there and says that the run has all its steps."""
     try:
         summary = files.read_object(stretch.folder / "summary.json")
     except ValueError:  # missing or damaged

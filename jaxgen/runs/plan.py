@@ -20,7 +20,7 @@ MOST_SEED = 2**32 - 1
 
 
 def open_split(options: RunOptions, split: str) -> sets.Source:
-    """The split "train" or "test" of --data."""
+    """Opens the split "train" or "test" of --data."""
     return sets.open_source(
         options.data, split, image_size=options.image_size, channels=options.channels,
         data_dir=options.data_dir,
@@ -30,7 +30,7 @@ def open_split(options: RunOptions, split: str) -> sets.Source:
 def read_examples(
     options: RunOptions, source: sets.Source, test: sets.Source, count: int = 64
 ) -> Examples:
-    """The training set's numbers and `count` test examples, spread over the split."""
+    """Gathers the facts of the training set, and `count` test examples spread over the split."""
     if test.image_shape != source.image_shape:
         raise ValueError(
             f"the test images of {options.data} are {_shape(test.image_shape)} and the training "
@@ -54,7 +54,7 @@ def read_examples(
 
 
 def fingerprint(source: sets.Source) -> dict[str, Any]:
-    """What tells a training set from another: counts, shape, classes, and a few of its bytes.
+    """Gathers what tells training sets apart: counts, shape, classes, and a few of the bytes.
 
     Encoded examples are floats, whose last bits depend on the device: they have no digest.
     """
@@ -81,7 +81,7 @@ def _shape(image_shape: tuple[int, ...]) -> str:
 def check_range(config: Any, low: float, *names: str, high: float = math.inf) -> None:
     """Raises ValueError for the first of these options that is not finite and in [low, high].
 
-    None, of an option that is not given, is passed over.
+    An option that is not set is None, and is passed over.
     """
     for name in names:
         values = getattr(config, name)
@@ -116,14 +116,14 @@ def check_options(options: RunOptions) -> None:
 
 
 def checked_system(config: Any, build: Build, examples: Examples) -> System:
-    """The system of a script; what is wrong with its own options is found here, uncompiled."""
+    """Builds the system of a script; what is wrong with its own options shows before compiling."""
     system = build(config, examples)
     jax.eval_shape(system.init, jax.random.key(0))
     return system
 
 
 def fits_on_device(options: RunOptions, source: sets.Source) -> bool:
-    """Whether the set stays on the devices: by --data-on, or if a quarter of a memory holds it."""
+    """Says whether the data stay on the devices: by --data-on, or by a quarter of the memory."""
     if options.data_on != "auto":
         return options.data_on == "device"
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -143,7 +143,7 @@ def steps_per_dispatch(options: RunOptions, system: System, resident: bool) -> i
         if options.scan_steps < 1:
             raise ValueError(f"--scan-steps is {options.scan_steps}; use 1 or more")
         return options.scan_steps
-    # their steps take so long on CPU that dispatching costs nothing, and a signal is heard sooner
+    # on CPU their steps take so long that dispatching costs nothing, and a signal is heard sooner
     if system.convolutional and jax.default_backend() == "cpu":
         return 1
     # a common divisor, so that checkpoints and pictures come when they are due

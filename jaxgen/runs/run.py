@@ -40,7 +40,7 @@ def train(
 
 
 class _Job(NamedTuple):
-    """A run that is worked out and checked; nothing of it is made yet."""
+    """A run that is planned and checked; nothing of it is on disk yet."""
 
     config: Any
     source: sets.Source
@@ -145,7 +145,7 @@ def _describe(folder: Path, name: str, job: _Job) -> None:
 def restore(
     config: Any, build: Build, open_split: OpenSplit = plan.open_split
 ) -> tuple[Any, int, Examples]:
-    """The newest state of a finished or unfinished run on one device, its step, and examples.
+    """Reads the newest state of a finished or unfinished run on one device, its step, and examples.
 
     States of several models keep their leading axis; `model(state, options, i)` takes one.
     """
@@ -164,21 +164,21 @@ def restore(
 
 
 def folder(options: RunOptions) -> Path:
-    """The folder of a run that exists already."""
+    """Returns the folder of a run that exists already."""
     if options.run_dir is None:
         raise ValueError("say which run with --run-dir")
     return files.expanded(options.run_dir)
 
 
 def load_split(options: RunOptions, split: str) -> sets.Dataset:
-    """The whole split, "train" or "test", in host memory; says what was read."""
+    """Reads the whole split, "train" or "test", into host memory; prints what was read."""
     source = plan.open_split(options, split)
     print(f"data: {source.description}", flush=True)
     return read_all(source)
 
 
 def _folder(name: str, options: RunOptions) -> Path:
-    """The run's folder, new or to be continued."""
+    """Chooses the run's folder: a new one, or the one to go on in."""
     if options.run_dir is not None:
         folder = files.expanded(options.run_dir)
     elif jax.process_count() > 1:
@@ -216,7 +216,7 @@ def _all_here(what: str) -> None:
 
 
 def _template(system: System, options: RunOptions, mesh: Mesh) -> Any:
-    """The shapes of the state, with a copy on every device, as `checkpoint.restore` takes them."""
+    """Computes the state's shapes, a copy on every device, as `checkpoint.restore` takes them."""
     init = system.init if options.num_models == 1 else jax.vmap(system.init)
     shapes = jax.eval_shape(init, experiment.init_keys(options))
     everywhere = NamedSharding(mesh, P())
@@ -226,7 +226,7 @@ def _template(system: System, options: RunOptions, mesh: Mesh) -> Any:
 
 
 def _start(system: System, options: RunOptions, mesh: Mesh, manager: Any) -> tuple[Any, int]:
-    """The state to begin with and the number of steps it has behind it.
+    """Restores or makes the state to begin with; returns it and the steps that it has behind it.
 
     A run that was killed before its first checkpoint begins again, with the same numbers.
     """
@@ -243,7 +243,7 @@ def _start(system: System, options: RunOptions, mesh: Mesh, manager: Any) -> tup
 
 
 def _compiled(job: _Job) -> Callable[..., Any]:
-    """The step as the loop calls it."""
+    """Prepares the step as the loop calls it."""
     options, system = job.config.run, job.system
     one = system.step if options.num_models == 1 else step.vmap_models(system.step)
     if job.resident:
@@ -256,7 +256,7 @@ def _compiled(job: _Job) -> Callable[..., Any]:
 def _feed(
     system: System, options: RunOptions, mesh: Mesh, source: sets.Source, resident: bool
 ) -> Callable[[int], loop.Batches]:
-    """A function from the first step to the batches; data for the devices is read here and now."""
+    """Returns a function from the first step to the batches; reads data for the devices now."""
     shared = parallel.put(dict(system.shared), mesh)
     if resident:
         whole = read_all(source)
@@ -271,7 +271,7 @@ def _feed(
 
         return lambda start: from_device
 
-    stream.import_grain()  # found missing now rather than later
+    stream.import_grain()  # a missing package shows now, not at the first batch
 
     def from_host(start: int) -> loop.Batches:
         reader = stream.shuffled_batches(

@@ -26,12 +26,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def choose(name: str) -> Path:
-    """The first of runs/NAME, runs/NAME-2, runs/NAME-3, ... that does not exist."""
+    """Finds the first of runs/NAME, runs/NAME-2, runs/NAME-3, ... that does not exist."""
     return free(Path("runs") / name)
 
 
 def free(path: Path) -> Path:
-    """The first of PATH, PATH-2, PATH-3, ... that does not exist."""
+    """Finds the first of PATH, PATH-2, PATH-3, ... that does not exist."""
     numbered = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
@@ -108,17 +108,17 @@ def in_use(path: Path) -> Iterator[None]:
 
 
 def _owner(content: bytes) -> str:
-    """Who holds a lock, by what is written in it."""
+    """Says who holds a lock, by what is written in it."""
     return content.decode(errors="replace").strip() or "another process"
 
 
 def _is_untouched(path: Path) -> bool:
-    """Whether nothing is there but what a run leaves that was killed before its configuration."""
+    """Says whether the folder holds only what a run killed before its configuration leaves."""
     return {each.name for each in path.iterdir()} <= {LOCK, "tokenizer"}
 
 
 def is_run(path: Path) -> bool:
-    """Whether the folder has a config.json that `write_config` wrote."""
+    """Says whether the folder has a config.json that `write_config` wrote."""
     try:
         content = files.read_object(path / "config.json")
     except (OSError, ValueError):
@@ -129,7 +129,7 @@ def is_run(path: Path) -> bool:
 def clear(path: Path) -> None:
     """Empties the folder but for the lock of this run; `check_free` has allowed that.
 
-    config.json goes last: who is killed before leaves a folder that is still known as a run's.
+    config.json goes last: a process killed before that leaves a folder still known as a run's.
     """
     for each in sorted(path.iterdir(), key=lambda each: each.name == "config.json"):
         if each.is_dir() and not each.is_symlink():
@@ -157,7 +157,7 @@ def write_config(path: Path, system: str, config: dict[str, Any]) -> None:
 
 
 def read_config(path: Path, system: str) -> dict[str, Any]:
-    """The configuration of a run of this system, as it was given to `write_config`."""
+    """Reads the configuration of a run of this system, as `write_config` wrote it."""
     file, shown = path / "config.json", files.printable(path)
     if not file.exists():
         raise FileNotFoundError(f"{shown} is no run folder: it has no config.json; check --run-dir")
@@ -208,7 +208,7 @@ def keep_data(path: Path, facts: dict[str, Any], resume: bool) -> None:
 
 
 def _digest(system: str, config: dict[str, Any]) -> str:
-    """A short digest of a configuration, by which a damaged or edited one is noticed."""
+    """Computes a short digest of a configuration, by which a damaged or edited one is noticed."""
     text = json.dumps([system, config], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
