@@ -25,8 +25,8 @@ Classify = Callable[[Params, Array], Array]  # (the discriminator's params, imag
 class Objective(NamedTuple):
     """A game: the discriminator's loss of the (real, fake) logits, the generator's of the fake.
 
-    A relativistic one has `relative`, the generator's loss of both logits, which is then used;
-    `generator` is it for a real logit of 0.
+    A relativistic game also has `relative`, the generator's loss of both logits, which is used in
+    place of `generator`, its value for a real logit of 0.
     """
 
     discriminator: Callable[[Array, Array], Array]
@@ -37,7 +37,7 @@ class Objective(NamedTuple):
 class Penalties(NamedTuple):
     """Weights of the discriminator's gradient penalties; the number 0 leaves a term out.
 
-    An array [], of a run among many side by side, is a weight too, and its term is there.
+    A weight may be an array [], as of many runs side by side; its term is always computed.
     """
 
     gradient: float | Array = 0.0  # (|grad D(x_between)| - 1)^2, Gulrajani et al. 2017, usually 10
@@ -85,7 +85,7 @@ RELATIVISTIC = {
 
 
 def objective(name: str) -> Objective:
-    """The game with this name in one of the two tables. Raises ValueError for another name."""
+    """Looks up the game with this name in the two tables. Raises ValueError for another name."""
     games = OBJECTIVES | RELATIVISTIC
     if name not in games:
         raise ValueError(
@@ -95,7 +95,7 @@ def objective(name: str) -> Objective:
 
 
 def identity(key: Key, x: Array) -> Array:
-    """The image as it is: no augmentation."""
+    """Returns the image as it is: no augmentation."""
     return x
 
 
@@ -108,7 +108,7 @@ def discriminator_loss(
     augment: Augment = identity,
     classify: Classify | None = None,
 ) -> LossFn:
-    """The discriminator's loss for one real image and one generated from a new z ~ N(0, I).
+    """Builds the discriminator's loss for one real image and one generated from a new z ~ N(0, I).
 
     `augment` changes both images, each with its own draw, before the discriminator sees them (Zhao
     et al. 2020, arXiv:2006.10738, section 3.2). Metrics: loss, penalty, and the probabilities
@@ -146,10 +146,10 @@ def generator_loss(
     augment: Augment = identity,
     classify: Classify | None = None,
 ) -> LossFn:
-    """The generator's loss for one image generated from a new z ~ N(0, I), augmented as above.
+    """Builds the generator's loss for one image from a new z ~ N(0, I), augmented as above.
 
     A relativistic game compares it with the example's real image; with `classify` the generator is
-    also paid for an image that shows its label.
+    also rewarded for an image that shows its label.
     """
 
     def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
@@ -188,7 +188,7 @@ def _penalty(
     key: Key,
     weights: Penalties,
 ) -> Array:
-    """The weighted sum of the gradient penalties at one pair of images."""
+    """Sums the weighted gradient penalties at one pair of images."""
 
     def slope(x: Array) -> Array:  # grad of the logit with respect to the image
         return jax.grad(lambda image: discriminate(params, image, label))(x)

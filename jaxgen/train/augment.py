@@ -14,7 +14,7 @@ from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
 
 def to_unit_range(image: Array) -> Array:
-    """A uint8 image in [0, 255] as float32 in [-1, 1], of the same shape: 0 is -1, 255 is 1."""
+    """Converts a uint8 image in [0, 255] to float32 in [-1, 1], of the same shape: 0 becomes -1."""
     return image.astype(jnp.float32) * (2 / 255) - 1
 
 
@@ -35,12 +35,12 @@ def on_uint8(loss_fn: LossFn, augment: Callable[[Key, Array], Array] | None = No
 
 
 def flip(key: Key, x: Array) -> Array:
-    """The image, mirrored left to right with probability one half."""
+    """Mirrors the image left to right with probability one half."""
     return jnp.where(jax.random.bernoulli(key), x[:, ::-1], x)
 
 
 def shift(key: Key, x: Array, fraction: float = 0.125) -> Array:
-    """The image moved by up to `fraction` of each side, either way; new pixels are -1 (black)."""
+    """Moves the image by up to `fraction` of each side, either way; new pixels are -1 (black)."""
     height, width, channels = x.shape
     dy, dx = round(height * fraction), round(width * fraction)
     row_key, column_key = jax.random.split(key)
@@ -66,7 +66,7 @@ def differentiable(key: Key, x: Array) -> Array:
 
 
 def _cutout(key: Key, x: Array) -> Array:
-    """The image with a square of half its side set to 0, its centre anywhere in the image."""
+    """Sets a square of half the image's side to 0, its centre anywhere in the image."""
     height, width, _ = x.shape
     row_key, column_key = jax.random.split(key)
     row = jax.random.randint(row_key, (), 0, height + 1)  # centre of the square, between pixels
@@ -81,7 +81,7 @@ AUGMENTATIONS = {"none": None, "flip": flip, "shift": shift}
 
 
 def by_name(name: str) -> Callable[[Key, Array], Array] | None:
-    """The augmentation with this name in `AUGMENTATIONS`. Raises ValueError for another name."""
+    """Looks up a name in `AUGMENTATIONS`. Raises ValueError for one that is not there."""
     if name not in AUGMENTATIONS:
         known = ", ".join(AUGMENTATIONS)
         raise ValueError(f"unknown augmentation {fields.shown(name)}; use one of {known}")

@@ -19,7 +19,7 @@ Divergence = Callable[[Array, Array, Array, Array], Array]
 
 
 def free_bits(nats: float) -> Divergence:
-    """The KL of every latent entry, without a reward for less than `nats` each.
+    """Builds the KL of every latent entry, without a reward for less than `nats` each.
 
         sum_d max(nats, mean over the batch of KL_d)
 
@@ -38,7 +38,7 @@ def free_bits(nats: float) -> Divergence:
 
 
 def total_correlation(num_examples: int) -> Divergence:
-    """The KL in three parts, of which `weight` multiplies the dependence between the entries of z.
+    """Builds the KL in three parts; `weight` multiplies the dependence between the entries of z.
 
         I(x; z) + weight KL(q(z) || prod_d q(z_d)) + sum_d KL(q(z_d) || p(z_d))
 
@@ -77,10 +77,10 @@ def divergence_loss(
     beta: Callable[[Array], Array] | None = None,
     dynamic_binarization: bool = False,
 ) -> LossFn:
-    """-log p(x | z) plus a divergence, in nats: `losses.vae_loss` with another term for the KL.
+    """Builds -log p(x | z) plus a divergence, in nats: `vae_loss` with another term for the KL.
 
-    The metrics are those of `vae_loss`, with `kl_nats` the analytic KL and `neg_elbo_nats` the
-    bound itself, and `divergence_nats`, the term that was added.
+    The metrics are those of `losses.vae_loss`, with `kl_nats` the analytic KL and `neg_elbo_nats`
+    the bound itself, and `divergence_nats`, the term that was added.
     """
     beta = losses.linear_warmup(0) if beta is None else beta
 

@@ -18,7 +18,7 @@ def autoencoder_kl_loss(
     kl_weight: float,
     edge_weight: float = 0.0,
 ) -> LossFn:
-    """The loss of the first stage: one image is reconstructed through a latent near N(0, I).
+    """Builds the loss of the first stage: one image is rebuilt through a latent near N(0, I).
 
         loss = mean |d| + mean d^2 + edge_weight * (mean |d_x| + mean |d_y|)
                + kl_weight * mean KL(q(z | x) || N(0, I)),                      d = x - x_hat
@@ -60,7 +60,7 @@ def diffusion_loss(
     empty_caption: np.ndarray,
     caption_dropout: float,
 ) -> LossFn:
-    """The loss of the second stage: the denoising error of one latent at one random time.
+    """Builds the loss of the second stage: the denoising error of one latent at one random time.
 
         x_t = signal_rate z + noise_rate eps,   loss = mean (target - predict(x_t, t, context))^2
         signal_rate = sqrt(alphas_cumprod[t]),   noise_rate = sqrt(1 - alphas_cumprod[t])

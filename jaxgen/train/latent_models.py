@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Latent variable models p(x, z) with their posteriors q(z | x), as densities of ONE image.
 
-They are what the bounds of `bounds.py` and the estimates of `evaluate/likelihood.py` take: one or
-two stochastic layers, and two priors. Densities are in nats. Networks give a mean and a
-log-variance, concatenated.
+The bounds of `objectives.py` and the estimates of `evaluate/likelihood.py` take them: one or two
+stochastic layers, and two priors. Densities are in nats. Networks give a mean and a log-variance,
+concatenated.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def log_weight(model: LatentModel, params: Params, z: Latent, x: Array, label: A
 
 
 def weight_of_images(model: LatentModel, binarize: bool) -> Callable[..., Array]:
-    """The log weight of one uint8 image, (params, example, key, weight_key) -> [].
+    """Builds the log weight of one uint8 image, (params, example, key, weight_key) -> [].
 
     `key` draws its pixels as 0 or 1 where `binarize` says so, `weight_key` draws z.
     """
@@ -58,7 +58,7 @@ def weight_of_images(model: LatentModel, binarize: bool) -> Callable[..., Array]
 
 
 def normal_prior(latent_dim: int) -> Prior:
-    """The prior N(0, I)."""
+    """Builds the prior N(0, I)."""
 
     def log_density(params: Params, z: Array) -> Array:
         return losses.gaussian_log_density(z, jnp.zeros_like(z), jnp.zeros_like(z))
@@ -67,7 +67,7 @@ def normal_prior(latent_dim: int) -> Prior:
 
 
 def vamp_prior(encode: Apply) -> Prior:
-    """The mixture of the posteriors of K learned images, Tomczak & Welling 2018 (arXiv:1705.07120).
+    """Mixes the posteriors of K learned images, Tomczak & Welling 2018 (arXiv:1705.07120).
 
         p(z) = 1/K sum_k q(z | u_k)    (eq. 10)
 
@@ -95,7 +95,7 @@ def vamp_prior(encode: Apply) -> Prior:
 def one_layer(
     encode: Apply, decode: Apply, log_likelihood: Likelihood, prior: Prior
 ) -> LatentModel:
-    """The VAE of Kingma & Welling 2014 with any prior: q(z | x) is N(mean, exp(logvar))."""
+    """Builds the VAE of Kingma & Welling 2014 with any prior: q(z | x) is N(mean, exp(logvar))."""
 
     def draw(params: Params, x: Array, label: Any, key: Key) -> Array:
         return losses.reparameterize(key, *_split(encode(params["encoder"], x, label)))
@@ -152,6 +152,6 @@ def two_layers(
 
 
 def _split(moments: Array) -> tuple[Array, Array]:
-    """The mean and the log-variance of [..., 2 D]."""
+    """Splits [..., 2 D] into mean and log-variance."""
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return mean, logvar

@@ -86,13 +86,13 @@ def train(
 
 
 def _few(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+    """Gives the first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 def _passes(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, after]; False if every is 0."""
+    """Says whether a multiple of `every` lies in (before, after]; False if every is 0."""
     return every > 0 and after // every > before // every
 
 

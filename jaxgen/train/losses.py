@@ -24,7 +24,7 @@ Likelihood = Callable[[Params, Array, Array], Array]  # (params, decoder output,
 
 
 def reparameterize(key: Key, mean: Array, logvar: Array) -> Array:
-    """A draw z = mean + exp(logvar / 2) * eps with eps ~ N(0, I).
+    """Draws z = mean + exp(logvar / 2) * eps with eps ~ N(0, I).
 
     mean, logvar: [..., D] -> [..., D].  Kingma & Welling 2014 (arXiv:1312.6114), section 2.4.
     """
@@ -47,12 +47,12 @@ def gaussian_log_density(x: Array, mean: Array, logvar: Array) -> Array:
 
 
 def unit_interval(x: Array) -> Array:
-    """Pixels in [-1, 1] as probabilities in [0, 1]."""
+    """Converts pixels in [-1, 1] to probabilities in [0, 1]."""
     return (x + 1) / 2
 
 
 def binarize(key: Key, x: Array) -> Array:
-    """A Bernoulli draw of every pixel: x in [-1, 1] -> -1 or 1, with mean x and the shape of x.
+    """Draws every pixel as -1 or 1, with mean x in [-1, 1] and the shape of x.
 
     Dynamic binarization, Salakhutdinov & Murray 2008 (ICML), section 5: each use of an image draws
     it anew, in testing as in training.
@@ -119,7 +119,7 @@ def logistic(params: Params, mean: Array, x: Array) -> Array:
 
 
 def bernoulli_mean(logits: Array) -> Array:
-    """The mean of `bernoulli` as an image in [-1, 1]."""
+    """Converts logits to the mean of `bernoulli`, an image in [-1, 1]."""
     return 2 * jax.nn.sigmoid(logits) - 1
 
 
@@ -150,7 +150,7 @@ LIKELIHOODS = {
 def autoencoder_loss(
     encode: Apply, decode: Apply, reconstruction: str = "mse", noise: float = 0.0
 ) -> LossFn:
-    """The reconstruction error of one image through the latent vector.
+    """Builds the reconstruction error of one image through the latent vector.
 
     encode: (params, x [H, W, C], label) -> z [D]; decode: (params, z, label) -> [H, W, C].
     "mse": the mean over pixels of (x - x_hat)^2 with x in [-1, 1]; "bernoulli": cross-entropy in
@@ -187,7 +187,7 @@ def vae_loss(
     beta: Callable[[Array], Array] | None = None,
     dynamic_binarization: bool = False,
 ) -> LossFn:
-    """The negative ELBO of one image, in nats, with one sample of z and the analytic KL.
+    """Builds the negative ELBO of one image, in nats, with one sample of z and the analytic KL.
 
         loss = -log p(x | z) + beta KL(q(z | x) || N(0, I)),   z = mean + exp(logvar / 2) eps
 
@@ -221,10 +221,10 @@ def vae_loss(
 def log_weight(
     encode: Apply, decode: Apply, log_likelihood: Likelihood
 ) -> Callable[[Params, Array, Any, Key], Array]:
-    """A function that draws z ~ q(z | x) and gives log p(x, z) / q(z | x), in nats.
+    """Builds a function that draws z ~ q(z | x) and gives log p(x, z) / q(z | x), in nats.
 
-    (params, x [H, W, C], label, key) -> [].  The mean of exp of it is p(x): the importance weight
-    of Burda et al. 2016 (arXiv:1509.00519), eq. 8.
+    (params, x [H, W, C], label, key) -> [].  The mean of its exponential is p(x): the importance
+    weight of Burda et al. 2016 (arXiv:1509.00519), eq. 8.
     """
 
     def weight(params: Params, x: Array, label: Any, key: Key) -> Array:
@@ -238,7 +238,7 @@ def log_weight(
 
 
 def classifier_loss(classify: Apply) -> LossFn:
-    """The cross-entropy of one image's label, in nats.
+    """Builds the cross-entropy of one image's label, in nats.
 
     classify: (params, x [H, W, C]) -> logits [num_classes].
     """

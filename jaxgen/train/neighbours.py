@@ -9,7 +9,7 @@ from jaxgen.types import DATA_AXIS, Array
 
 
 def all_examples(v: Array) -> Array:
-    """The values of all examples of the global batch, in its order: v [...] -> [B, ...].
+    """Gathers the values of all examples of the global batch, in its order: v [...] -> [B, ...].
 
     Without an enclosing vmap the batch is this example, B = 1. Only the innermost vmap is gathered,
     the one over examples: call it outside of a vmap over samples. Inside pmap and shard_map it

@@ -45,7 +45,7 @@ def dreg(weigh: Weigh, params: Params, z: Latent) -> Array:
 
         sum_i v_i^2 (d log w_i / dz_i) (dz_i / dphi)
 
-    The score d log q(z | x) / dphi at a fixed z is left out: its parameters are held.
+    The score d log q(z | x) / dphi at a fixed z is left out: its parameters get no gradient.
     """
     log_w = jax.lax.stop_gradient(weigh(params, z, params))
     shares = jax.nn.softmax(log_w)
@@ -65,7 +65,7 @@ def bound_loss(
     beta: Callable[[Array], Array] | None = None,
     dynamic_binarization: bool = False,
 ) -> LossFn:
-    """The negative bound of one image with `num_samples` draws of z, in nats.
+    """Builds the negative bound of one image with `num_samples` draws of z, in nats.
 
     beta(step) weighs log q(z | x) - log p(z), as in `losses.vae_loss`; 1, the default, is the bound
     itself. All draws see one binarization of the image. Metrics: `loss`, `beta`, and the parts of
@@ -115,7 +115,7 @@ class VaeParts(NamedTuple):
 def vae_objective(
     name: str, parts: VaeParts, num_samples: int = 1, free_nats: float = 0.0
 ) -> LossFn:
-    """The loss with this name; num_samples is for the bounds, free_nats for free bits.
+    """Builds the loss with this name; num_samples is for the bounds, free_nats for free bits.
 
     Raises ValueError for a name that is not in `VAE_OBJECTIVES`.
     """
@@ -150,7 +150,7 @@ def check_prior(name: str, option: str) -> None:
 def _terms(
     model: LatentModel, params: Params, z: Latent, of_posterior: Params, x: Array, label: Any
 ) -> tuple[Array, Array]:
-    """log p(x | z) and log q(z | x) - log p(z), of every draw z: [k] each."""
+    """Computes log p(x | z) and log q(z | x) - log p(z) of every draw z: [k] each."""
 
     def one(z: Latent) -> tuple[Array, Array]:
         kl = model.log_posterior(of_posterior, z, x, label) - model.log_prior(params, z)
@@ -160,6 +160,6 @@ def _terms(
 
 
 def _scale_gradient(x: Array, factors: Array) -> Array:
-    """x [k, ...] itself, whose gradient is multiplied by the factors [k]."""
-    held = jax.lax.stop_gradient(x)
-    return held + factors.reshape(-1, *(1,) * (x.ndim - 1)) * (x - held)
+    """Returns x [k, ...] itself, with its gradient multiplied by the factors [k]."""
+    constant = jax.lax.stop_gradient(x)
+    return constant + factors.reshape(-1, *(1,) * (x.ndim - 1)) * (x - constant)

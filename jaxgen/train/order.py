@@ -14,7 +14,7 @@ from jaxgen.types import Array, Key
 
 
 def epoch_order(key: Key, epoch: Array, num_examples: int, batch_size: int) -> Array:
-    """The indices int32 [N // B, B] of one epoch: every example at most once, N % B left out.
+    """Draws the indices int32 [N // B, B] of an epoch: every example once, but N % B left out.
 
     num_examples is N, batch_size is B; each epoch leaves out other examples.
     """
@@ -24,7 +24,7 @@ def epoch_order(key: Key, epoch: Array, num_examples: int, batch_size: int) -> A
 
 
 def resident_batches(dataset: Any, batch_size: int, key: Key, mesh: Mesh) -> Batches:
-    """A function (first step, n) -> (dataset, indices [n, B]), shuffled anew in every epoch.
+    """Builds a function (first step, n) -> (dataset, indices [n, B]), shuffled anew in every epoch.
 
     dataset: a dict of global device arrays [N, ...]. There is no position to save: a run that
     resumes at step s calls it with step s. Raises ValueError if N < batch_size.

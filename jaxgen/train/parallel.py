@@ -22,7 +22,7 @@ Run = Callable[[Any, Batch, Key], tuple[Any, Metrics]]
 
 
 def data_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh with the one axis `DATA_AXIS` over the first `num_devices` devices, or over all.
+    """Makes a mesh with one axis, `DATA_AXIS`, over the first `num_devices` devices, or over all.
 
     Raises ValueError for a number of devices that is not there.
     """
@@ -35,7 +35,7 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def parallelize(step: Step, mesh: Mesh, how: str = "jit", batch_spec: Any = EXAMPLES) -> Run:
-    """The step as a compiled function (state, global batch, key) -> (state, metrics).
+    """Turns the step into a compiled function (state, global batch, key) -> (state, metrics).
 
     The state is replicated, has no device axis, and is donated: the caller's copy is gone after
     the call. `batch_spec` says how the batch lies on the mesh: `EXAMPLES` or `SCANNED`.
@@ -62,7 +62,7 @@ def parallelize(step: Step, mesh: Mesh, how: str = "jit", batch_spec: Any = EXAM
 
 
 def put(tree: Any, mesh: Mesh, spec: Any = P()) -> Any:
-    """The tree of host arrays as global device arrays on the mesh.
+    """Puts a tree of host arrays on the mesh, as global device arrays.
 
     With the default spec every device gets a copy. Where the spec has `DATA_AXIS`, each process
     passes the rows of its own devices.
@@ -132,7 +132,7 @@ def _shard_map(step: Step, mesh: Mesh, batch_spec: Any) -> Step:
 
 
 def _pmap(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
-    """The step under pmap, which maps the batch only: states and metrics have no device axis.
+    """Maps the step with pmap over the batch only: states and metrics have no device axis.
 
     With several processes pmap works on what each of them holds, so global arrays become local
     ones before the step and global ones again after it.
@@ -153,7 +153,7 @@ def _pmap(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
 
     is_spec = lambda s: isinstance(s, P)  # noqa: E731
     in_axes = jax.tree.map(axis_of, batch_spec, is_leaf=is_spec)
-    mapped = jax.pmap(
+    step_of_each = jax.pmap(
         partial(step, axis=DATA_AXIS),
         axis_name=DATA_AXIS,
         in_axes=(None, in_axes, None),
@@ -167,14 +167,14 @@ def _pmap(step: Step, mesh: Mesh, batch_spec: Any) -> Run:
             state, key = _to_local(state, P()), _to_local(key, P())
             batch = jax.tree.map(lambda s, x: _to_local(x, s), batch_spec, batch, is_leaf=is_spec)
         batch = jax.tree.map(split, batch_spec, batch, is_leaf=is_spec)
-        result = mapped(state, batch, key)
+        result = step_of_each(state, batch, key)
         return result if one_process else _to_global(result, mesh)
 
     return run
 
 
 def _to_local(tree: Any, spec: P) -> Any:
-    """Global arrays as this process holds them: its rows where the spec has `DATA_AXIS`."""
+    """Takes what this process holds of global arrays: its rows where the spec has `DATA_AXIS`."""
 
     def local(x: jax.Array) -> jax.Array:
         if DATA_AXIS not in spec:
@@ -187,7 +187,7 @@ def _to_local(tree: Any, spec: P) -> Any:
 
 
 def _to_global(tree: Any, mesh: Mesh) -> Any:
-    """Local arrays that are the same on every device of every process, as global arrays."""
+    """Joins local arrays, the same on every device of every process, into global arrays."""
     everywhere = NamedSharding(mesh, P())
 
     def whole(x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ Penalty = Callable[[Params, Array, Any, Key], Array]  # (params, x, label, key) 
 
 
 def with_penalty(loss_fn: LossFn, name: str, penalty: Penalty, weight: float) -> LossFn:
-    """The loss plus `weight` times a penalty of the clean image, which is the metric `name`.
+    """Adds to the loss `weight` times a penalty of the clean image, which is the metric `name`.
 
     Raises ValueError for a weight that is not positive.
     """
@@ -48,7 +48,7 @@ def contraction(encode: Apply) -> Penalty:
 
 
 def sparse(encode: Apply, active: int) -> Apply:
-    """The encoder whose code keeps its `active` largest entries; the others are 0.
+    """Changes an encoder so that its code keeps the `active` largest entries; the others are 0.
 
     The k-sparse autoencoder, Makhzani & Frey 2014 (arXiv:1312.5663), algorithm 1: an L1 term would
     be evaded by a small code and large weights of the decoder. Gradients flow to the kept entries.
@@ -65,8 +65,8 @@ def sparse(encode: Apply, active: int) -> Apply:
                 f"larger --latent-dim"
             )
         places = jax.lax.top_k(z, active)[1]
-        kept = jnp.sum(jax.nn.one_hot(places, z.shape[-1]), axis=-2)
-        return z * kept
+        mask = jnp.sum(jax.nn.one_hot(places, z.shape[-1]), axis=-2)
+        return z * mask
 
     return encode_sparsely
 

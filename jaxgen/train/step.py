@@ -37,7 +37,7 @@ class AveragedState(NamedTuple):
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """The training state of these parameters at step 0."""
+    """Makes the training state of these parameters at step 0."""
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
@@ -47,7 +47,7 @@ def gradient_step(
     accumulate: int = 1,
     shared: Sequence[str] = (),
 ) -> Step:
-    """A step that moves the parameters against the mean gradient of a per-example loss.
+    """Builds a step that moves the parameters against the mean gradient of a per-example loss.
 
     batch: a dict whose leaves are [B, ...]; entries named in `shared` go to every example whole
     (the other player's parameters). Example i of the GLOBAL batch gets the key
@@ -87,7 +87,7 @@ def gradient_step(
 
 
 def with_moving_average(one: Step, ema_decay: float) -> Step:
-    """A step of an AveragedState: `one`, the step of its TrainState, then the moving average.
+    """Builds a step of an AveragedState: `one`, of its TrainState, then the moving average.
 
     ema = rate * ema + (1 - rate) * params, rate = min(ema_decay, (1 + t) / (10 + t)) after t
     updates, so that early samples are not the initial network's.
@@ -148,7 +148,7 @@ def gan_step(
 
 
 def scan_steps(step: Step, shared: Sequence[str] = ()) -> Step:
-    """A step that does n steps in one dispatch, on a data set that lies on the device.
+    """Builds a step that does n steps in one dispatch, on a data set that lies on the device.
 
     batch: (dataset, indices int32 [n, B]) -> metrics [n]; step i sees the examples indices[i].
     dataset: a dict of arrays [N, ...], an argument and never a closure, so that it is not baked
@@ -202,7 +202,7 @@ def vmap_models(step: Step) -> Step:
 
 
 def _global_places(examples: Batch, axis: str | None) -> Array:
-    """The index in the global batch of each example [B] of this device."""
+    """Computes the index in the global batch of each example [B] of this device."""
     size = jax.tree.leaves(examples)[0].shape[0]
     if axis is not None:
         return jax.lax.axis_index(axis) * size + jnp.arange(size)
@@ -215,7 +215,7 @@ def _global_places(examples: Batch, axis: str | None) -> Array:
 
 
 def _fold_each(key: Key, places: Array) -> Key:
-    """One key per example: places [...] -> keys [...]."""
+    """Makes one key per example: places [...] -> keys [...]."""
     fold = jax.random.fold_in
     for _ in places.shape:
         fold = jax.vmap(fold, (None, 0))
@@ -223,14 +223,14 @@ def _fold_each(key: Key, places: Array) -> Key:
 
 
 def _varying(params: Params, axis: str | None) -> Params:
-    """The parameters marked as possibly different on each device of the axis."""
+    """Marks the parameters as possibly different on each device of the axis."""
     return params if axis is None else jax.lax.pcast(params, axis, to="varying")
 
 
 def _mean_gradient(
     loss_fn: LossFn, params: Params, common: dict, examples: Batch, keys: Key
 ) -> tuple[Params, Metrics]:
-    """The gradient and the metrics of the mean loss over these examples."""
+    """Computes the gradient and the metrics of the mean loss over these examples."""
 
     def mean_loss(params: Params) -> tuple[Array, Metrics]:
         def one(example: Batch, key: Key) -> tuple[Array, Metrics]:
@@ -243,7 +243,7 @@ def _mean_gradient(
 
 
 def _mean_of_parts(gradient: Callable, parts: tuple[Batch, Key], axis: str | None) -> Any:
-    """The mean of gradient(examples, keys) over k parts, leaves [k, ...], one after the other."""
+    """Averages gradient(examples, keys) over k parts, leaves [k, ...], one after the other."""
     first = lambda parts: gradient(*jax.tree.map(lambda x: x[0], parts))  # noqa: E731
     shapes = jax.eval_shape(first, parts)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -276,7 +276,7 @@ def _moving_average(ema: Params, params: Params, step: Array, decay: float) -> P
 
 
 def _players(d: Metrics, g: Metrics) -> Metrics:
-    """The metrics of a GAN's step from those of its two players."""
+    """Joins the metrics of the two players into those of a GAN's step."""
     return {
         "loss": d["loss"] + g["loss"],
         "d_loss": d["loss"],

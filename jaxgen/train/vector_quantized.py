@@ -28,21 +28,21 @@ class Codebook(NamedTuple):
 
 
 def init_codebook(key: Key, size: int, features: int, places: int) -> Codebook:
-    """A codebook of standard normal vectors, each with an equal share of the places."""
+    """Makes a codebook of standard normal vectors, each with an equal share of the places."""
     vectors = jax.random.normal(key, (size, features))
     counts = jnp.full((size,), places / size)
     return Codebook(vectors, counts, vectors * counts[:, None])
 
 
 def nearest(vectors: Array, z: Array) -> Array:
-    """The number of the vector [K, D] that is nearest to each z [..., D], int32 [...] (eq. 1)."""
+    """Finds the number of the vector [K, D] nearest to each z [..., D], int32 [...] (eq. 1)."""
     squares = jnp.sum(vectors**2, axis=-1)
     products = z @ vectors.T  # |z|^2 is left out: it is the same for all
     return jnp.argmin(squares.reshape((1,) * (z.ndim - 1) + (-1,)) - 2 * products, axis=-1)
 
 
 def quantize(vectors: Array, z: Array) -> tuple[Array, Array]:
-    """The nearest vectors [..., D], through which gradients pass straight to z, and their numbers.
+    """Finds the nearest vectors [..., D], through which gradients reach z, and their numbers.
 
     Straight-through: the value is e, the gradient that of z (section 3.2).
     """
@@ -51,7 +51,7 @@ def quantize(vectors: Array, z: Array) -> tuple[Array, Array]:
 
 
 def vq_loss(encode: Apply, decode: Apply, commitment: float = 0.25) -> LossFn:
-    """The error of one image through its quantized code, and the encoder's commitment to it.
+    """Builds the error of one image through its quantized code, and the commitment to that code.
 
         mean (x - x_hat)^2 + commitment mean (z - sg[e])^2        (eq. 3; its second term, which
                                                        moves e, is the moving average's work)
@@ -71,9 +71,9 @@ def vq_loss(encode: Apply, decode: Apply, commitment: float = 0.25) -> LossFn:
         mse = jnp.mean((x - decode(params["decoder"], quantized, label)) ** 2)
         distance = jnp.mean((z - codebook.vectors[numbers]) ** 2)
 
-        chosen = jax.nn.one_hot(numbers.ravel(), len(codebook.vectors))  # [h w, K]
-        carrier = _carrier(params["codebook"], z.reshape(-1, z.shape[-1]), chosen, example["step"])
-        usage = jnp.mean(neighbours.all_examples(jnp.mean(chosen, axis=0)), axis=0)
+        choices = jax.nn.one_hot(numbers.ravel(), len(codebook.vectors))  # [h w, K]
+        carrier = _carrier(params["codebook"], z.reshape(-1, z.shape[-1]), choices, example["step"])
+        usage = jnp.mean(neighbours.all_examples(jnp.mean(choices, axis=0)), axis=0)
         entropy = -jnp.sum(usage * jnp.log(jnp.maximum(usage, 1e-30)))
         value = mse + commitment * distance
         terms = {"mse": mse, "commitment": distance, "perplexity": jnp.exp(entropy)}
@@ -82,18 +82,18 @@ def vq_loss(encode: Apply, decode: Apply, commitment: float = 0.25) -> LossFn:
     return loss
 
 
-def _carrier(codebook: Codebook, z: Array, chosen: Array, step: Array) -> Array:
-    """A term of value 0 whose gradient with respect to the codebook holds the batch's statistics.
+def _carrier(codebook: Codebook, z: Array, choices: Array, step: Array) -> Array:
+    """Makes a term of value 0 whose gradient in the codebook holds the batch's statistics.
 
-    z: [T, D], chosen: [T, K]. Of the counts it is how often each vector was chosen, of the sums the
-    sum of z there, and of the vectors an output of the encoder from the batch, with which a dead
-    vector may begin again: others at every step, the same for all examples.
+    z: [T, D], choices: [T, K]. The gradient of the counts is how often each vector was chosen, that
+    of the sums is the sum of z there. That of the vectors is outputs of the encoder from the batch,
+    with which dead vectors may begin again: others at every step, the same for all examples.
     """
     z = jax.lax.stop_gradient(z)
     outputs = neighbours.all_examples(z).reshape(-1, z.shape[-1])  # [B T, D]
     key = jax.random.fold_in(jax.random.key(0), step)  # the order of the data is random already
     places = jax.random.randint(key, (len(codebook.vectors),), 0, len(outputs))
-    statistics = Codebook(outputs[places], jnp.sum(chosen, axis=0), chosen.T @ z)
+    statistics = Codebook(outputs[places], jnp.sum(choices, axis=0), choices.T @ z)
 
     def slope(value: Array, statistic: Array) -> Array:
         return jnp.sum((value - jax.lax.stop_gradient(value)) * statistic)
@@ -104,7 +104,7 @@ def _carrier(codebook: Codebook, z: Array, chosen: Array, step: Array) -> Array:
 def moved_codebook(
     codebook: Codebook, statistics: Codebook, decay: float, restart_below: float
 ) -> Codebook:
-    """The codebook after one batch, from the statistics that `vq_loss` gives as its gradient.
+    """Moves the codebook by one batch, from the statistics that `vq_loss` gives as its gradient.
 
         counts = decay counts + (1 - decay) n,   sums = decay sums + (1 - decay) sum z,
         vectors = sums / counts                              (appendix A.1, eq. 6 to 8)
@@ -126,7 +126,7 @@ def moved_codebook(
 def optimizer(
     tx: optax.GradientTransformation, decay: float = 0.99, restart_below: float = 0.03
 ) -> optax.GradientTransformation:
-    """`tx` for the networks' parameters and `moved_codebook` for params["codebook"].
+    """Applies `tx` to the networks' parameters and `moved_codebook` to params["codebook"].
 
     Raises ValueError for numbers out of range.
     """
@@ -141,8 +141,8 @@ def optimizer(
     def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         moves, state = tx.update(networks(updates), state, networks(params))
         codebook = params["codebook"]
-        moved = moved_codebook(codebook, updates["codebook"], decay, restart_below)
-        change = {"codebook": jax.tree.map(jnp.subtract, moved, codebook)}
+        target = moved_codebook(codebook, updates["codebook"], decay, restart_below)
+        change = {"codebook": jax.tree.map(jnp.subtract, target, codebook)}
         return typing.cast(dict[str, Any], moves) | change, state
 
     return optax.GradientTransformation(lambda params: tx.init(networks(params)), update)
