@@ -17,7 +17,7 @@ class ClassReport(NamedTuple):
 
 
 def report(probabilities: np.ndarray) -> ClassReport:
-    """The report for class probabilities [N, num_classes], rows summing to one."""
+    """Makes the report for class probabilities [N, num_classes], rows summing to one."""
     count, num_classes = probabilities.shape
     names = np.argmax(probabilities, axis=1)
     histogram = np.bincount(names, minlength=num_classes) / count
@@ -32,7 +32,7 @@ def report(probabilities: np.ndarray) -> ClassReport:
 
 
 def lines(report: ClassReport, names: Sequence[str]) -> list[str]:
-    """The report as lines of text; `names` are those of the classes."""
+    """Writes the report as lines of text; `names` are those of the classes."""
     shares = "  ".join(f"{n} {h:.3f}" for n, h in zip(names, report.histogram, strict=True))
     return [
         f"  confidence       {report.confidence:.4f}",
@@ -43,5 +43,5 @@ def lines(report: ClassReport, names: Sequence[str]) -> list[str]:
 
 
 def agreement(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of samples whose most probable class is their label: [N, num_classes], [N]."""
+    """Computes the share of samples whose most probable class is their label: [N, classes], [N]."""
     return float(np.mean(np.argmax(probabilities, axis=1) == labels))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether a VAE's posterior has collapsed onto its prior, so that z tells nothing of the image.
+"""Tells whether a VAE's posterior has collapsed onto its prior: then z says nothing of the image.
 
 Bowman et al. 2016 (arXiv:1511.06349), section 3.1, met it in sentences; it is as common in images.
 """
@@ -20,8 +20,7 @@ def remark(mean: Array, logvar: Array, alike: str, cure: str, has_own_prior: boo
     """Says that z carries nothing, and what to do; empty for a model that uses its z.
 
     mean, logvar: the posteriors [N, D] of N images. alike, cure: what follows from a collapse and
-    what to do about it, in words. has_own_prior: of a prior other than N(0, I), to which there is
-    no KL.
+    what to do about it, in words. has_own_prior: the prior is not N(0, I), so no KL is known.
     """
     active = likelihood.active_units(np.asarray(mean)).sum()
     nats = math.inf if has_own_prior else float(jnp.mean(losses.kl_divergence(mean, logvar)))

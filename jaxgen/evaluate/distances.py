@@ -11,7 +11,7 @@ import numpy as np
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """The Frechet distance between Gaussians with the samples' means and covariances.
+    """Computes the Frechet distance between Gaussians with the samples' means and covariances.
 
         |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)
 
@@ -24,7 +24,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _frechet_to(b: np.ndarray) -> Callable[[np.ndarray], float]:
-    """The Frechet distance of a sample to `b`, whose moments are worked out once."""
+    """Builds the Frechet distance to `b` of any sample; the moments of `b` are computed once."""
     mean_b, covariance_b = _moments(b)
     # symmetric throughout: the square root of a product of two covariances may turn complex
     values, vectors = np.linalg.eigh(covariance_b)
@@ -41,7 +41,7 @@ def _frechet_to(b: np.ndarray) -> Callable[[np.ndarray], float]:
 
 
 def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and covariance [D, D] of a sample; raises ValueError for too few of it."""
+    """Computes mean [D] and covariance [D, D] of a sample; raises ValueError for too few rows."""
     if len(x) <= x.shape[1]:
         raise ValueError(
             f"a covariance of {x.shape[1]} features needs more than {len(x)} samples; give at "
@@ -53,7 +53,7 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def frechet_of_infinitely_many(
     generated: np.ndarray, real: np.ndarray, seed: int = 0, num_points: int = 15
 ) -> float:
-    """The Frechet distance that a line in 1/N predicts for N -> infinity generated images.
+    """Predicts the Frechet distance of N -> infinity generated images, by a line in 1/N.
 
     Chong & Forsyth 2020 (arXiv:1911.07023), section 4: distances of random subsets of N / 10 (but
     always more than the features) to N images, and least squares. Real images stay as they are.
@@ -73,7 +73,7 @@ def frechet_of_infinitely_many(
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The unbiased estimate of the squared maximum mean discrepancy with a cubic kernel.
+    """Estimates, without bias, the squared maximum mean discrepancy with a cubic kernel.
 
         k(x, y) = (x . y / D + 1)^3
 
@@ -88,13 +88,13 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _within(x: np.ndarray) -> float:
-    """The mean of the kernel over pairs of different samples."""
+    """Averages the kernel over pairs of different samples."""
     same = np.sum(_cubed(np.sum(x * x, axis=1), x))
     return (_kernel(x, x) - same) / (len(x) * (len(x) - 1))
 
 
 def _kernel(x: np.ndarray, y: np.ndarray, rows: int = 1000) -> float:
-    """The sum of the kernel over all pairs, some rows at a time."""
+    """Sums the kernel over all pairs, some rows at a time."""
     return sum(np.sum(_cubed(x[i : i + rows] @ y.T, x)) for i in range(0, len(x), rows))
 
 
@@ -103,7 +103,7 @@ def _cubed(products: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both samples in float64. Raises ValueError unless they are finite and of one width."""
+    """Converts both to float64. Raises ValueError unless they are finite and of one width."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"features {a.shape} and {b.shape}; give two arrays [N, D] of one width D")

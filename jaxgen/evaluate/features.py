@@ -37,14 +37,14 @@ class Features(NamedTuple):
 
     @property
     def least_images(self) -> int:
-        """The images that a line of Frechet distances needs."""
+        """Counts the images that a line of Frechet distances needs."""
         return 2 * (self.width + 1)
 
 
 def by_name(text: str, train_judge: Callable[[], judge.Judge]) -> Features:
-    """The features "random", "judge", or "inception:FILE", "inception:FILE:SHA256".
+    """Builds the features "random", "judge", "inception:FILE" or "inception:FILE:SHA256".
 
-    Only with a digest that the file has are they Inception's beyond doubt, and their Frechet
+    Only a digest that the file matches proves that they are Inception's; then their Frechet
     distance is named FID. Raises ValueError for others, and for a file that is missing, damaged or
     of another digest.
     """
@@ -62,7 +62,7 @@ def by_name(text: str, train_judge: Callable[[], judge.Judge]) -> Features:
 
 
 def _inception(rest: str) -> Features:
-    """The features of Inception with the weights in "FILE" or "FILE:SHA256"."""
+    """Builds the features of Inception with the weights in "FILE" or "FILE:SHA256"."""
     parts = re.fullmatch(r"(?P<file>.+?)(:(?P<digest>[0-9a-fA-F]{64}))?", rest)
     if parts is None:
         raise ValueError(f"inception:{rest!r} names no file")
@@ -76,7 +76,7 @@ def _inception(rest: str) -> Features:
 
 
 def random_features(images: np.ndarray, seed: int) -> np.ndarray:
-    """The outputs [N, 64] of a convolutional network with random weights for uint8 images."""
+    """Computes the outputs [N, 64] of a random convolutional network for uint8 images."""
     params = _init(jax.random.key(seed), images.shape[1:])
     parts = [images[i : i + 500] for i in range(0, len(images), 500)]
     return np.concatenate([np.asarray(_apply(params, jnp.asarray(part))) for part in parts])

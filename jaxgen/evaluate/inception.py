@@ -27,7 +27,7 @@ NETWORK = inception.Inception()
 
 
 def read(path: Path, digest: str | None = None) -> Params:
-    """The parameters in a safetensors file, each batch norm folded into its convolution.
+    """Reads the parameters in a safetensors file, each batch norm folded into its convolution.
 
     digest: the SHA-256 that the file must have, 64 hexadecimal digits. Raises ValueError for a
     missing or damaged file, another digest, and tensors that are unknown, missing or misshaped.
@@ -54,7 +54,7 @@ def check_digest(path: Path, digest: str) -> None:
 
 
 def folded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with one weight and one bias for each convolution and its batch norm.
+    """Folds each batch norm into its convolution, which then has one weight and one bias.
 
         scale = gamma / sqrt(variance + 0.001),   weight scale,   beta - mean scale
 
@@ -93,7 +93,7 @@ def _scale(norm: list[Tensor]) -> np.ndarray:
 
 
 def features_of(params: Params) -> Callable[[np.ndarray], np.ndarray]:
-    """The function uint8 images [N, H, W, 1 or 3] -> features [N, 2048].
+    """Builds the function uint8 images [N, H, W, 1 or 3] -> features [N, 2048].
 
     Images become 299 x 299 by linear interpolation without a filter, as in pytorch-fid; grey ones
     get three equal channels.
@@ -118,6 +118,6 @@ def _apply(params: Params, images: Array) -> Array:
 
 
 def resized(x: Array) -> Array:
-    """Images [B, H, W, C] at 299 x 299, by linear interpolation between the centres of pixels."""
+    """Resizes images [B, H, W, C] to 299 x 299, linearly between the centres of pixels."""
     shape = (len(x), inception.SIDE, inception.SIDE, x.shape[-1])
     return jax.image.resize(x, shape, "linear", antialias=False)

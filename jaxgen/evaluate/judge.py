@@ -29,7 +29,7 @@ class Judge(NamedTuple):
 
 
 def train(train_set: Dataset, test_set: Dataset) -> Judge:
-    """A classifier of the training set.
+    """Trains a classifier on the training set.
 
     It never sees a generated image, and is the same for every run on the same data. Raises
     ValueError when the data has no labels.
@@ -46,7 +46,7 @@ def train(train_set: Dataset, test_set: Dataset) -> Judge:
 
 
 def _in_parts(function: Callable[[Any], Any], size: int = 500) -> Callable[..., np.ndarray]:
-    """The function of images in [-1, 1] as one of uint8 images, `size` at a time."""
+    """Turns a function of images in [-1, 1] into one of uint8 images, `size` at a time."""
 
     def whole(images: np.ndarray) -> np.ndarray:
         parts = [jnp.asarray(images[i : i + size]) for i in range(0, len(images), size)]
@@ -56,7 +56,7 @@ def _in_parts(function: Callable[[Any], Any], size: int = 500) -> Callable[..., 
 
 
 def _fit(train_set: Dataset) -> dict:
-    """Parameters after NUM_STEPS of Adam with a cosine schedule and small shifts."""
+    """Trains parameters by NUM_STEPS of Adam, with a cosine schedule and small shifts."""
     network = classifier.Classifier(len(train_set.class_names))
     init_key, train_key, data_key = jax.random.split(jax.random.key(SEED), 3)
     params = functional.init(network, init_key, jnp.zeros(train_set.images.shape[1:]))

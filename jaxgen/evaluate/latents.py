@@ -27,7 +27,7 @@ NUM_COMPONENTS = 10  # as in Ghosh et al.
 def on_host(
     encode: Callable[[Array, int], Array], decode: Callable[[Array], Array], at_once: int = 1000
 ) -> tuple[Encode, Decode]:
-    """Networks as functions of NumPy arrays, which go through them `at_once` at a time.
+    """Turns networks into functions of NumPy arrays, which go through them `at_once` at a time.
 
     encode: (images in [-1, 1], number of the first) -> codes; decode: codes -> images in [-1, 1].
     """
@@ -49,7 +49,7 @@ def on_host(
 
 
 def draw(source: str, codes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Latents [count, D] from one of `SOURCES`, fitted to the codes [N, D] of training images.
+    """Draws latents [count, D] from one of `SOURCES`, fitted to codes [N, D] of training images.
 
     "normal" is N(0, I), whatever the codes; "gaussian" has their mean and covariance; "mixture" is
     of ten Gaussians with full covariances, by expectation maximization. Raises ValueError for
@@ -87,7 +87,7 @@ def compare(
     test: np.ndarray,
     features: Features = RANDOM,
 ) -> dict[str, quality.Comparison]:
-    """The figures of samples from each of `SOURCES`, as many as there are test images."""
+    """Computes the figures of samples from each of `SOURCES`, as many as there are test images."""
     codes = encode(train)
     count = min(len(train), len(test), quality.MOST_IMAGES)
     samples = {source: decode(draw(source, codes, count)) for source in SOURCES}
@@ -95,7 +95,7 @@ def compare(
 
 
 def lines(comparisons: dict[str, quality.Comparison]) -> list[str]:
-    """The Frechet and kernel distances by source, and those of real images, as lines of text."""
+    """Writes the Frechet and kernel distances of each source and of real images, as lines."""
     first = next(iter(comparisons.values()))
     rows = {source: comparison.generated for source, comparison in comparisons.items()}
     rows["real"] = first.floor
@@ -116,7 +116,7 @@ def report(
     test: np.ndarray,
     features: Features = RANDOM,
 ) -> list[str]:
-    """The lines of `compare`, or the one that says how many images it needs."""
+    """Writes the lines of `compare`, or the one that says how many images it needs."""
     if min(len(train), len(test)) < features.least_images:
         return [f"  distances        need {features.least_images} images or more of each kind"]
     return lines(compare(encode, decode, train, test, features))

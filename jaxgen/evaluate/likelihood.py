@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
     gap: float  # its mean height above -log p(x), to first order: var(w) / (2 k mean(w)^2)
 
     def line(self, num_samples: int) -> str:
-        """The bound of so many samples as a line of text: its errors over images and samples."""
+        """Writes the bound of so many samples, with its errors over images and samples."""
         return (
             f"  nll_nats         {self.nats:9.3f} +- {self.error:.3f}  (k = {num_samples}; its "
             f"samples make +- {self.noise:.3f}, and about {self.gap:.3f} too much)"
@@ -50,7 +50,7 @@ def mean_terms(
     batch_size: int = 500,
     mesh: Mesh | None = None,
 ) -> dict[str, MeanAndError]:
-    """Every metric of a per-example loss, averaged over the test set, with its standard error.
+    """Averages every metric of a per-example loss over the test set; adds its standard error.
 
     Compiled once for each function `loss_fn`: make that once for all models.
     """
@@ -73,7 +73,7 @@ def importance_nll(
     chunk: int = CHUNK,
     mesh: Mesh | None = None,
 ) -> MeanAndError:
-    """-log p(x) by importance sampling, and its standard error over images.
+    """Estimates -log p(x) by importance sampling, and its standard error over images.
 
         log p(x) ~ log 1/k sum_k w_k,   w = p(x, z) / q(z | x),   z ~ q(z | x)
 
@@ -97,11 +97,11 @@ def importance_estimates(
     chunk: int = CHUNK,
     mesh: Mesh | None = None,
 ) -> dict[int, Estimate]:
-    """The bounds of several numbers of samples, from one set of max(ks) weights per image.
+    """Computes the bounds of several numbers of samples from one set of max(ks) weights per image.
 
     The estimate for k averages over all max(ks) / k groups of k weights. `importance_nll` says
-    what a weight is. Raises ValueError where a k does not divide the largest, or that is not a
-    multiple of `chunk`.
+    what a weight is. Raises ValueError where a k does not divide the largest one, or where the
+    largest is not a multiple of `chunk`.
     """
     most = max(ks)
     chunk = min(chunk, most)
@@ -120,9 +120,10 @@ def importance_estimates(
 
 
 def lines(terms: dict[str, MeanAndError], num_bytes: int = 0) -> list[str]:
-    """The terms of the bound as lines of text; num_bytes: those of an image, where it is of bytes.
+    """Writes the terms of the bound as lines of text.
 
-    terms: what `mean_terms` gives for a loss of a VAE.
+    terms: what `mean_terms` gives for a loss of a VAE. num_bytes: the bytes of an image, for bits
+    per dimension; 0 where the likelihood is not one of bytes.
     """
     names = ("neg_elbo_nats", "recon_nats", "kl_nats")
     text = [f"  {name:16s} {terms[name][0]:9.3f} +- {terms[name][1]:.3f}" for name in names]
@@ -162,7 +163,7 @@ def check_binary(images: np.ndarray) -> None:
 def _terms(
     loss_fn: LossFn, params: Params, key: Key, start: Array, images: Array, labels: Array
 ) -> dict[str, Array]:
-    """The metrics of a batch whose first example is number `start` of the test set."""
+    """Computes the metrics of a batch whose first example is number `start` of the test set."""
     keys = _keys(key, start, len(images))
     examples = {"image": images, "label": labels}
 
@@ -183,7 +184,7 @@ def _log_weights(
     images: Array,
     labels: Array,
 ) -> Array:
-    """The log weights [B, num_samples / chunk, chunk] of a batch, as `_terms` takes it."""
+    """Computes the log weights [B, num_samples / chunk, chunk] of a batch, as `_terms` takes it."""
 
     def one(params: Params, example: dict, key: Key) -> Array:
         example_key, samples_key = jax.random.split(key)
@@ -201,26 +202,26 @@ def _log_weights(
 
 @partial(jax.jit, static_argnames="k")
 def _bound(log_w: Array, k: int) -> Array:
-    """Each image's bound, the variance of that, and its gap: log weights [B, ...] -> [3, B]."""
+    """Computes each image's bound, its variance and its gap: log weights [B, ...] -> [3, B]."""
     groups = log_w.reshape(len(log_w), -1, k)
     bounds = jnp.log(k) - jax.nn.logsumexp(groups, axis=-1)  # [B, groups]
     w = jnp.exp(log_w.reshape(len(log_w), -1) - jnp.max(log_w, axis=(1, 2), keepdims=True)[..., 0])
     spread = jnp.var(w, axis=-1) / jnp.mean(w, axis=-1) ** 2
     count = bounds.shape[-1]
-    # with many groups, of their spread; with one or few, of the spread of the weights
+    # from the spread of the groups where there are many, else from the spread of the weights
     variance = jnp.var(bounds, axis=-1) / (count - 1) if count > 9 else spread / (k * count)
     return jnp.stack([jnp.mean(bounds, axis=-1), variance, spread / (2 * k)])
 
 
 def _keys(key: Key, start: Array, count: int) -> Key:
-    """The keys of examples `start` to `start + count`, [count]."""
+    """Makes the keys [count] of the examples from number `start` on."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, start + jnp.arange(count))
 
 
 def _batches(
     test: dict[str, Any], size: int, mesh: Mesh | None
 ) -> Iterator[tuple[int, int, Any, Any]]:
-    """Of each batch its number of examples, the number of its first, and its images and labels.
+    """Yields of each batch its number of examples, the number of its first, images and labels.
 
     All batches are equally large: the last repeats its last example.
     """
@@ -239,7 +240,7 @@ def _batches(
 
 
 def _estimate(parts: np.ndarray) -> Estimate:
-    """The estimate from each image's bound, variance and gap [3, N]."""
+    """Makes the estimate from each image's bound, variance and gap [3, N]."""
     values, variances, gaps = np.asarray(parts, np.float64)
     mean, error = _mean_and_error(values)
     noise = float(np.sqrt(np.sum(variances)) / len(values))

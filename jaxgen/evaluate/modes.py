@@ -42,7 +42,7 @@ class ModeCount(NamedTuple):
 
 
 def count(mixture: Mixture, samples: np.ndarray) -> ModeCount:
-    """The modes that samples [N, 2] have, Srivastava et al. 2017, section 4.1.
+    """Counts the modes that samples [N, 2] have, Srivastava et al. 2017, section 4.1.
 
     Raises ValueError unless the samples are finite points of the plane.
     """
@@ -68,10 +68,10 @@ def stack(images: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def count_stacked(digits: np.ndarray, num_classes: int = 10) -> ModeCount:
-    """The modes of stacked images: digits [N, 3], the class that a judge gives to each channel.
+    """Counts the modes of stacked images by digits [N, 3], the class that a judge gives a channel.
 
     Three images in three channels (`stack`) make num_classes^3 modes. Every sample counts as of
-    high quality. Raises ValueError for others.
+    high quality. Raises ValueError for arrays of another shape and for other classes.
     """
     digits = np.asarray(digits)
     if digits.ndim != 2 or digits.shape[1] != 3 or digits.min() < 0 or digits.max() >= num_classes:

@@ -22,8 +22,10 @@ class Manifolds(NamedTuple):
 
 
 def manifolds(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Manifolds:
-    """Precision and recall of Kynkaanniemi et al. 2019 (arXiv:1904.06991), eq. 1; density and
-    coverage of Naeem et al. 2020 (arXiv:2002.09797), eq. 3 and 4.
+    """Computes precision, recall, density and coverage of generated images.
+
+    The first two are of Kynkaanniemi et al. 2019 (arXiv:1904.06991), eq. 1, the others of Naeem et
+    al. 2020 (arXiv:2002.09797), eq. 3 and 4.
 
     The neighbourhood of an image is the ball that reaches to its k-th nearest of its own sample.
     Raises ValueError for features of different width and for k or fewer images in a sample.
@@ -58,7 +60,7 @@ class TwoSample(NamedTuple):
 
 
 def nearest_neighbour_test(real: np.ndarray, generated: np.ndarray) -> TwoSample:
-    """The leave-one-out accuracy of a 1-nearest-neighbour classifier of real against generated.
+    """Measures, leaving one out, how well a nearest neighbour tells real from generated images.
 
     Lopez-Paz & Oquab 2017 (arXiv:1610.06545); Xu et al. 2018 (arXiv:1806.07755), section 2, for
     what the two shares mean. Raises ValueError unless both samples are of one size, 2 or more.
@@ -82,7 +84,7 @@ def nearest_neighbour_test(real: np.ndarray, generated: np.ndarray) -> TwoSample
 
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
-    """The distance of each image to its k-th nearest other image."""
+    """Computes the distance of each image to its k-th nearest other image."""
     parts = [np.partition(distances, k, axis=1)[:, k] for distances in _rows(x, x)]
     return np.concatenate(parts)
 

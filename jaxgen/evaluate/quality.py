@@ -41,7 +41,7 @@ class Comparison(NamedTuple):
 def compare(
     generated: np.ndarray, train: np.ndarray, test: np.ndarray, features: Features = RANDOM
 ) -> Comparison:
-    """The figures of uint8 images [N, H, W, C]; of each set as many as the smallest has.
+    """Computes the figures of uint8 images [N, H, W, C]; of each set as many as the smallest has.
 
     Training images are taken at random, by a fixed seed. Raises ValueError for images of other
     shapes and for too few.
@@ -55,7 +55,7 @@ def compare_each(
     test: np.ndarray,
     features: Features = RANDOM,
 ) -> dict[str, Comparison]:
-    """`compare` for several samples by name; the features of real images are made once."""
+    """Compares several samples, by name; the features of real images are computed once."""
     sets = [*samples.values(), train, test]
     shapes = {images.shape[1:] for images in sets}
     if len(shapes) > 1:
@@ -70,30 +70,30 @@ def compare_each(
     by_network: list[list[list[float]]] = []  # of each network the floor, then each sample
     for extract in features.networks:
         real = extract(test[:count])
-        compared = (extract(x[:count]) for x in (train[rows], *samples.values()))
-        by_network.append([_figures(x, real) for x in compared])
-    floor, *made = (
+        others = (extract(x[:count]) for x in (train[rows], *samples.values()))
+        by_network.append([_figures(x, real) for x in others])
+    floor, *of_samples = (
         Figures(*map(np.array, zip(*part, strict=True))) for part in zip(*by_network, strict=True)
     )
     return {
         name: Comparison(figures, floor, count, features)
-        for name, figures in zip(samples, made, strict=True)
+        for name, figures in zip(samples, of_samples, strict=True)
     }
 
 
 def lines(comparison: Comparison) -> list[str]:
-    """The comparison as a table of text: each figure with its floor."""
+    """Writes the comparison as a table of text: each figure with its floor."""
     count, features = comparison.num_images, comparison.features
     rows = [f"  {f'against {count} test images':26s} generated   real   (by {features.name})"]
     for name in Figures._fields:
-        made, floor = getattr(comparison.generated, name), getattr(comparison.floor, name)
-        shown = name.replace("frechet", features.frechet).replace("_", " ")
-        rows.append(f"  {shown:18s}" + "   ".join(map(spread, (made, floor))))
+        figure, floor = getattr(comparison.generated, name), getattr(comparison.floor, name)
+        title = name.replace("frechet", features.frechet).replace("_", " ")
+        rows.append(f"  {title:18s}" + "   ".join(map(spread, (figure, floor))))
     return rows
 
 
 def spread(values: np.ndarray, digits: int = 4) -> str:
-    """The mean of a figure and, of several networks, its standard deviation over them."""
+    """Writes the mean of a figure and, of several networks, its standard deviation over them."""
     deviation = f" +- {np.std(values):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():9.{digits}f}{deviation}"
 
@@ -101,7 +101,7 @@ def spread(values: np.ndarray, digits: int = 4) -> str:
 def report(
     generated: np.ndarray, train: np.ndarray, test: np.ndarray, features: Features = RANDOM
 ) -> list[str]:
-    """The lines of `compare`, or the one that says how many images it needs."""
+    """Writes the lines of `compare`, or the one that says how many images it needs."""
     if min(len(generated), len(train), len(test)) < features.least_images:
         return [f"  distances        need {features.least_images} images or more of each kind"]
     return lines(compare(generated, train, test, features))

@@ -84,9 +84,9 @@ def train(
 def points(
     loss_fn: LossFn, params: Params, betas: Sequence[float], test: dict[str, Any], key: Key
 ) -> list[Point]:
-    """The points of models [B, ...] on a test set, by the metrics kl_nats and recon_nats of a loss.
+    """Measures the points of models [B, ...] on a test set, by a loss's kl_nats and recon_nats.
 
-    Raises ValueError for a model that has left the finite numbers.
+    Raises ValueError for a model whose figures are not finite.
     """
     result = []
     for i, beta in enumerate(betas):
