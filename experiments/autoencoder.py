@@ -81,7 +81,7 @@ PRESETS = {
 
 
 def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
-    """Encoder [H, W, C] -> [D] and decoder [D] -> [H, W, C], as linen modules."""
+    """Builds encoder [H, W, C] -> [D] and decoder [D] -> [H, W, C], as linen modules."""
     return autoencoder.encoder_and_decoder(
         config.network,
         config.latent_dim,
@@ -94,7 +94,7 @@ def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
 
 
 def build(config: Config, examples: Examples) -> System:
-    """The System of the autoencoder: its first state, its step, its pictures."""
+    """Builds the System of the autoencoder: its first state, its step, its pictures."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples")
     plan.check_range(config, 0, "noise", "sparse", "contractive", "mmd")
     plan.check_range(config, 0, "sparse", high=config.latent_dim)
@@ -135,13 +135,13 @@ def build(config: Config, examples: Examples) -> System:
 
 
 def encode_of(config: Config, encoder: Any) -> Apply:
-    """The encoder as a function (params, x) -> z; with --sparse, of sparse codes."""
+    """Turns the encoder into a function (params, x) -> z; with --sparse, of sparse codes."""
     encode = functional.apply(encoder)
     return penalties.sparse(encode, config.sparse) if config.sparse else encode
 
 
 def loss_of(config: Config, encode: Apply, decode: Apply) -> LossFn:
-    """The reconstruction error with the penalties that are asked for."""
+    """Builds the reconstruction error with the penalties that are asked for."""
     loss = losses.autoencoder_loss(encode, decode, config.reconstruction, config.noise)
     if config.contractive:
         contraction = penalties.contraction(encode)
@@ -152,14 +152,14 @@ def loss_of(config: Config, encode: Apply, decode: Apply) -> LossFn:
 
 
 def shown_as(config: Config, output: Array) -> Array:
-    """The decoder's output as an image in [-1, 1]."""
+    """Converts the decoder's output to an image in [-1, 1]."""
     return losses.bernoulli_mean(output) if config.reconstruction == "bernoulli" else output
 
 
 def draw(
     config: Config, codes: Any, picture: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
-    """Reconstructions beside their inputs, interpolation, traversal, and a map of two latents.
+    """Draws reconstructions beside inputs, interpolation, traversal, and a map of two latents.
 
     codes, picture: `noisy_codes` and `picture_of` but for their first two inputs, compiled.
     """
@@ -169,9 +169,9 @@ def draw(
         return picture(state.params, z)
 
     centre = (np.mean(z, axis=0), np.std(z, axis=0))
-    shown = images.to_uint8(show(z, examples.labels))
+    outputs = images.to_uint8(show(z, examples.labels))
     return {
-        "reconstructions": images.beside(images.to_uint8(noisy), shown),
+        "reconstructions": images.beside(images.to_uint8(noisy), outputs),
         **latent_space.views(show, z, examples.labels, centre, straight=True),
     }
 
@@ -179,13 +179,13 @@ def draw(
 def noisy_codes(
     config: Config, encode: Any, params: Params, x: Array, key: Key
 ) -> tuple[Array, Array]:
-    """The images with noise, and the codes of these."""
+    """Adds noise to the images and encodes them; returns both."""
     noisy = augment.to_unit_range(x) + config.noise * jax.random.normal(key, x.shape)
     return noisy, encode(params["encoder"], noisy)
 
 
 def picture_of(config: Config, decode: Any, params: Params, z: Array) -> Array:
-    """The images in [-1, 1] of codes [N, D]."""
+    """Decodes codes [N, D] to images in [-1, 1]."""
     return shown_as(config, decode(params["decoder"], z))
 
 
@@ -211,7 +211,7 @@ NAMES = {
 def on_pictures(
     config: Config, examples: Examples, params: Params
 ) -> tuple[latents.Encode, latents.Decode]:
-    """Encoder and decoder between uint8 images and codes, on the host."""
+    """Builds encoder and decoder between uint8 images and codes, on the host."""
     encoder, decoder = networks(config, examples)
     encode = jax.jit(encode_of(config, encoder))
     decode = jax.jit(functional.apply(decoder))

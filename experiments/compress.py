@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compresses a data set without loss by a trained VAE, and restores it: a likelihood to weigh.
+"""Compresses a data set without loss by a trained VAE, and restores it: its bound, in bytes.
 
 Bits back with asymmetric numeral systems, Townsend, Bird & Barber 2019 (arXiv:1901.04866): an image
 costs -log p(x | z) - log p(z) and gives back -log q(z | x), which is the bound. The coder is the
@@ -64,7 +64,7 @@ class Codec(NamedTuple):
 
 
 def codec_of(config: vae.Config, examples: Any, params: Any) -> Codec:
-    """The codec of a trained VAE. Raises ValueError for a model that has no such code."""
+    """Builds the codec of a trained VAE. Raises ValueError for a model that has no such code."""
     if not vae.binary(config):
         raise ValueError("pixels must be drawn as 0 or 1: a run with --likelihood bernoulli")
     if config.conditional or config.top_dim or config.pseudo_inputs:
@@ -88,7 +88,7 @@ def codec_of(config: vae.Config, examples: Any, params: Any) -> Codec:
 
 
 def import_coder() -> Any:
-    """The library of the coder. Raises ImportError with what to install."""
+    """Imports the library of the coder. Raises ImportError with what to install."""
     try:
         return importlib.import_module("constriction").stream
     except ImportError:
@@ -96,14 +96,14 @@ def import_coder() -> Any:
 
 
 def models(stream: Any) -> tuple[Any, Any, Any]:
-    """The distributions of z in bins by mean and deviation, of z by the prior, and of pixels."""
+    """Builds the distributions of z, in bins, by mean and deviation and by the prior; of pixels."""
     gaussian = stream.model.QuantizedGaussian(-BINS, BINS)
     prior = stream.model.QuantizedGaussian(-BINS, BINS, 0.0, 1 / WIDTH)
     return gaussian, prior, stream.model.Bernoulli(perfect=False)
 
 
 def compress(codec: Codec, bits: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The words of images of 0 and 1 [N, P], on a stack that begins with the words `start`."""
+    """Writes images of 0 and 1 [N, P] as words, on a stack that begins with the words `start`."""
     stream = import_coder()
     gaussian, prior, bernoulli = models(stream)
     words = start
@@ -117,7 +117,7 @@ def compress(codec: Codec, bits: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def restore(codec: Codec, words: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The images [count, P] of these words, and the words that the stack began with."""
+    """Reads images [count, P] back from words; also returns the words that the stack began with."""
     stream = import_coder()
     gaussian, prior, bernoulli = models(stream)
     images = []
@@ -132,12 +132,12 @@ def restore(codec: Codec, words: np.ndarray, count: int) -> tuple[np.ndarray, np
 
 
 def masked(words: np.ndarray, i: int, latent_dim: int) -> np.ndarray:
-    """The words, of which those that the next z can need are combined with random ones (xor).
+    """Combines (xor) the words that the next z can need with random ones.
 
-    Without it z of an image is read from the bits that z of the image before was just written to,
-    by the prior's distribution function, and is mean + deviation * that z: a walk where the
-    deviation is near 1, which costs a fifth of the file (test_compress.py). The last word, which
-    must not be 0, stays.
+    Otherwise the z of an image would be read from the bits to which the prior's distribution
+    function has just written the z before it, and would be mean + deviation * that z: a walk where
+    the deviation is near 1, which costs a fifth of the file (test_compress.py). The last word,
+    which must not be 0, stays.
     """
     count = min(len(words) - 1, latent_dim + 2)
     mask = np.random.default_rng(i).integers(0, 2**32, count, dtype=np.uint32)
@@ -147,7 +147,7 @@ def masked(words: np.ndarray, i: int, latent_dim: int) -> np.ndarray:
 
 
 def starting_words(seed: int, latent_dim: int) -> np.ndarray:
-    """Random words of 32 bits from which the first image draws its z, more than it can need.
+    """Draws random words of 32 bits from which the first image takes its z: more than it needs.
 
     None is 0: the coder could not tell a last 0 from nothing.
     """
@@ -155,7 +155,7 @@ def starting_words(seed: int, latent_dim: int) -> np.ndarray:
 
 
 def binary_images(config: Config, run_options: Any) -> np.ndarray:
-    """The images of the split, each pixel drawn as 0 or 1: uint8 [N, H, W, C]."""
+    """Reads the images of the split and draws each pixel as 0 or 1: uint8 [N, H, W, C]."""
     images = run.load_split(run_options, config.split).images[: config.num_images]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(config.seed), jnp.arange(len(images))
@@ -171,7 +171,7 @@ def write(path: Path, words: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def read(path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The words and the shape in a file. Raises ValueError for another kind of file."""
+    """Reads the words and the shape in a file. Raises ValueError for another kind of file."""
     content = files.read_bytes(path, MAX_BYTES)
     end = content.find(b"\n", len(MAGIC))
     if not content.startswith(MAGIC) or not len(MAGIC) < end < HEADER_BYTES:
@@ -184,7 +184,7 @@ def read(path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
 
 
 def negative_bound(config: vae.Config, examples: Any, params: Any, images: np.ndarray) -> float:
-    """The mean negative ELBO of these binary images in nats, by the analytic KL and other draws."""
+    """Computes the mean negative ELBO of these images in nats, by the analytic KL and new draws."""
     encode, decode = map(functional.apply, vae.networks(config, examples))
     loss = losses.vae_loss(encode, decode, losses.bernoulli)
     test = {"images": 2.0 * images - 1, "labels": np.zeros(len(images), np.int32)}

@@ -101,7 +101,7 @@ PRESETS = {
 
 
 def players(config: Config, examples: Examples) -> tuple[Any, Any]:
-    """Generator [D] -> [H, W, C] and discriminator [H, W, C] -> logit, as linen modules."""
+    """Builds generator [D] -> [H, W, C] and discriminator [H, W, C] -> logit, as linen modules."""
     common = {
         "num_classes": experiment.num_classes(examples, config.conditional),
         "dtype": experiment.network_dtype(config.run),
@@ -120,7 +120,7 @@ def players(config: Config, examples: Examples) -> tuple[Any, Any]:
 
 
 def build(config: Config, examples: Examples) -> System:
-    """The System of the GAN: its first state, a step of both players, its pictures."""
+    """Builds the System of the GAN: its first state, a step of both players, its pictures."""
     plan.check_range(
         config, 1, "latent_dim", "hidden", "width", "num_samples", "discriminator_steps",
         "discriminator_width",
@@ -159,7 +159,7 @@ def build(config: Config, examples: Examples) -> System:
 
 
 def losses_of(config: Config, generate: Any, discriminate: Any) -> tuple[LossFn, LossFn]:
-    """The losses of discriminator and generator."""
+    """Builds the losses of discriminator and generator."""
     game = adversarial.objective(config.objective)
     penalties = adversarial.Penalties(config.gradient_penalty, config.r1, config.r2)
     transform = augment.differentiable if config.diff_augment else adversarial.identity
@@ -185,7 +185,7 @@ def is_auxiliary(config: Config) -> bool:
 
 
 def optimizers(config: Config, num_steps: int) -> tuple[Any, Any]:
-    """Adam for discriminator and generator, over `num_steps` steps of the generator."""
+    """Builds Adam for discriminator and generator, over `num_steps` steps of the generator."""
     options, k, rate = config.run, config.discriminator_steps, config.discriminator_rate
     d_options = replace(
         options,
@@ -199,28 +199,29 @@ def optimizers(config: Config, num_steps: int) -> tuple[Any, Any]:
 
 
 def sampler(config: Config, generator: Any, apply: Any, params: Params, key: Key) -> Any:
-    """A function (z [N, D], labels [N]) -> images [N, H, W, C]. apply: generator.apply, compiled.
+    """Builds a function (z [N, D], labels [N]) -> images [N, H, W, C].
 
-    Batch normalisation gets statistics of 1,000 draws first, so that every image is then a
-    function of its own z alone.
+    apply: generator.apply, compiled. Batch normalisation gets statistics of 1,000 draws first, so
+    that every image is then a function of its own z alone.
     """
     variables = {"params": params}
     if config.norm == "batch" and config.network == "conv":
         z = latent_space.normal(key, 1000, config.latent_dim)
         labels = jnp.arange(1000) % max(generator.num_classes, 1)
-        _, standing = generator.apply(variables, z, labels, mutable="batch_stats")
-        variables = variables | standing
+        _, statistics = generator.apply(variables, z, labels, mutable="batch_stats")
+        variables = variables | statistics
     return partial(apply, variables)
 
 
 def draw(
     config: Config, generator: Any, apply: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
-    """Samples of the moving average for fixed z (a column per class if conditional), and
-    interpolations.
+    """Draws samples of the moving average for fixed z, and interpolations.
+
+    A conditional GAN's samples have a column for each class.
     """
-    z_key, ends_key, standing_key = jax.random.split(key, 3)
-    generate = sampler(config, generator, apply, state.ema, standing_key)
+    z_key, ends_key, statistics_key = jax.random.split(key, 3)
+    generate = sampler(config, generator, apply, state.ema, statistics_key)
     columns = len(examples.class_names) if config.conditional else 10
 
     def show(z: AnyArray) -> Array:
@@ -249,17 +250,17 @@ class Trained(NamedTuple):
 
 
 def trained(config: Config) -> Trained:
-    """The newest state of the run in --run-dir."""
+    """Reads the newest state of the run in --run-dir."""
     state, done, examples = run.restore(config, build)
     generator, _ = players(config, examples)
     return Trained(state, done, examples, generator, jax.jit(generator.apply))
 
 
 def draws(config: Config, source: Trained, count: int, model: int = 0) -> Any:
-    """Samples uint8 [count, H, W, C] of one of the run's models, and their labels [count]."""
-    z_key, standing_key = jax.random.split(experiment.sample_key(config.run))
+    """Draws samples uint8 [count, H, W, C] of one of the run's models, and labels [count]."""
+    z_key, statistics_key = jax.random.split(experiment.sample_key(config.run))
     ema = experiment.model(source.state, config.run, model).ema
-    generate = sampler(config, source.generator, source.apply, ema, standing_key)
+    generate = sampler(config, source.generator, source.apply, ema, statistics_key)
     z = latent_space.normal(z_key, count, config.latent_dim)
     labels = np.arange(count, dtype=np.int32) % max(len(source.examples.class_names), 1)
     parts = [generate(z[i : i + 500], labels[i : i + 500]) for i in range(0, count, 500)]

@@ -87,7 +87,7 @@ class Config:
     penalties: tuple[float, float] = (1e-3, 0.3)  # weights of gradient penalties, log-uniformly
     seed: int = 0
     output: Path = Path("outputs/gan_study.json")  # the raw results of action run
-    # action table: raw results, a table and a column of the figure each; those of --output if none
+    # action table: files of raw results, each a table and a column of the figure; --output if none
     results: tuple[Path, ...] = ()
     figure: Path = Path("outputs/gan_study.png")  # the picture of either action
 
@@ -129,7 +129,7 @@ def draws_of(config: Config) -> Draws:
 
 
 def samples_of(config: Config, variant: Variant, target: Target) -> Any:
-    """A compiled function (draws [R], keys [R]) -> samples [R, 2500, D] of R trained generators."""
+    """Compiles (draws [R], keys [R]) -> samples [R, 2500, D] of R generators, trained at once."""
     size, latent_dim, data = target.data.shape[1], target.latent_dim, jnp.asarray(target.data)
     generator = Player(size, config.width, target.is_bounded)
     judge = Player(1, config.width)
@@ -162,7 +162,7 @@ def samples_of(config: Config, variant: Variant, target: Target) -> Any:
 
 
 def study(config: Config, target: Target) -> list[dict[str, Any]]:
-    """One row for each run: its variant, number, hyperparameters and mode counts."""
+    """Trains all runs; returns a row for each: variant, number, hyperparameters and mode counts."""
     draws = draws_of(config)
 
     rows = []
@@ -188,7 +188,7 @@ HEAD = (
 
 
 def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    """A row of the table, as Markdown. The interval is Wilson's, of the share of such runs."""
+    """Writes a row of the table, as Markdown, with Wilson's interval of the share of such runs."""
     num_modes = np.array([row["modes"] for row in rows])
     quality = np.array([row["high_quality"] for row in rows])
     of, whole = rows[0]["of"], int(np.sum(num_modes == rows[0]["of"]))
@@ -207,19 +207,19 @@ def real_line(real: dict[str, Any]) -> str:
 
 
 def by_variant(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each variant, in the order of the study."""
+    """Groups the rows by variant, in the order of the study."""
     names = dict.fromkeys(row["variant"] for row in rows)
     return {name: [row for row in rows if row["variant"] == name] for name in names}
 
 
 def table(record: dict[str, Any]) -> str:
-    """The table of one study, as Markdown; its last row is what real examples have."""
+    """Writes the table of one study, as Markdown; its last row is what real examples have."""
     lines = [line(*group) for group in by_variant(record["rows"]).items()]
     return "\n".join([HEAD, *lines, real_line(record["real"])])
 
 
 def figure(studies: Sequence[dict[str, Any]]) -> Image.Image:
-    """A picture of studies: a dot for each run, coloured by its learning rate, and medians."""
+    """Draws studies: a dot for each run, coloured by its learning rate, and medians."""
     panels = []
     for record in studies:
         groups, target = by_variant(record["rows"]), Path(record["config"]["target"]).name
@@ -232,7 +232,7 @@ def figure(studies: Sequence[dict[str, Any]]) -> Image.Image:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The raw results in a file. Raises ValueError for another file."""
+    """Reads the raw results in a file. Raises ValueError for another file."""
     record = files.read_object(path)
     try:
         table(record), record["config"]["target"]
@@ -245,7 +245,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """The raw results of a study, which are also in its file."""
+    """Runs a study; returns its raw results, and writes them into its file."""
     target = gan_targets.by_name(config.target, NUM_DRAWS, config.seed)
     print(HEAD)
     rows, real = study(config, target), target.count(target.held_out)

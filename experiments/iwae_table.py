@@ -66,17 +66,17 @@ class Config:
     budget: int = 7  # the last stage that is run, 0 to 7; stage i has 3^i epochs
     cells: tuple[str, ...] = ("1x1", "1x5", "1x50", "2x1", "2x5", "2x50")  # layers x k
     seeds: int = 1  # independent runs of each cell; those of a cell are trained at once
-    swap: bool = False  # the last stage with the other objective, as in the paper's Table 2
+    swap: bool = False  # train the last stage with the other objective, as in the paper's Table 2
     nll_samples: int = 5000  # of z, for each test image
     test_images: int | None = None  # the first ones; all by default
-    batch_size: int | None = None  # 20 in the paper, and 128 in modern mode, if not given
+    batch_size: int | None = None  # images; 20 in paper mode and 128 in modern mode by default
     save_every: int = 27  # epochs; a run that ended early goes on from there
     folder: Path = Path("runs/iwae_table")  # states and raw results
     table: Path = Path("outputs/iwae_table.md")  # action table: the file to write
 
 
 def training_images(data: str, size: int) -> np.ndarray:
-    """The first 59,600 of MNIST's images, as in the code; of other sets, whole batches of all."""
+    """Reads the first 59,600 images of MNIST, as the code does; of other sets, whole batches."""
     images = sets.load(data, "train").images
     count = 59_600 if len(images) == 60_000 else len(images)
     if count < size:
@@ -85,15 +85,16 @@ def training_images(data: str, size: int) -> np.ndarray:
 
 
 def runs_of(config: Config, cell: Cell) -> list[tuple[str, int]]:
-    """(objective, seed) of the runs of a cell; for k = 1 both objectives are one."""
+    """Lists (objective, seed) of the runs of a cell; for k = 1 both objectives are one."""
     kinds = KINDS[:1] if cell.k == 1 else KINDS
     return [(kind, seed) for kind in kinds for seed in range(config.seeds)]
 
 
 def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | None]:
-    """The states of a cell's runs at the end of the budget, and microseconds per step of one run.
+    """Trains a cell to the end of the budget; returns its states, and microseconds per step.
 
-    Everything is a function of seed and step, and so a run that goes on from its file is the same.
+    The microseconds are those of one run. Everything is a function of seed and step, so a run that
+    goes on from its file is the same.
     """
     names, size = runs_of(config, cell), batch_size(config)
     seeds = [seed for _, seed in names]
@@ -134,18 +135,18 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | 
 
 
 def settings(config: Config) -> str:
-    """What a continuation must have in common with the run that it goes on with."""
+    """Writes down what a continuation must have in common with the run that it goes on with."""
     text = f"--data {config.data} --batch-size {batch_size(config)} --seeds {config.seeds}"
     return text if config.mode == "paper" else f"{text} --mode modern --budget {config.budget}"
 
 
 def batch_size(config: Config) -> int:
-    """The images of a batch, by mode if it is not given."""
+    """Returns the number of images in a batch: --batch-size, or by mode."""
     return config.batch_size or (20 if config.mode == "paper" else 128)
 
 
 def restored(config: Config, path: Path, states: Any) -> Any:
-    """The states in the file, or those given where there is none.
+    """Reads the states in the file, or returns the caller's where there is none.
 
     Raises ValueError for a file of other settings.
     """
@@ -159,18 +160,18 @@ def restored(config: Config, path: Path, states: Any) -> Any:
 
 
 def state_path(config: Config, cell: Cell) -> Path:
-    """The file of a cell's states; in paper mode all budgets begin alike and share it."""
+    """Names the file of a cell's states; in paper mode all budgets begin alike and share it."""
     return config.folder / f"{cell.layers}x{cell.k}-{config.seeds}{ending(config, True)}.msgpack"
 
 
 def ending(config: Config, with_budget: bool = False) -> str:
-    """The ending of a file's name: what its runs are, if not plain ones of the paper."""
+    """Makes the ending of a file's name: what its runs are, if not plain ones of the paper."""
     name = "-swap" if config.swap else "-modern" if config.mode == "modern" else ""
     return name and name + str(config.budget) * with_budget
 
 
 def evaluate(config: Config, cell: Cell, states: Any, images: np.ndarray) -> Iterator[dict]:
-    """The results of each run of a cell, as plain numbers."""
+    """Yields the results of each run of a cell, as plain numbers."""
     model = model_of(cell, images.shape[1:])
     test = sets.load(config.data, "test")
     cut = {"images": test.images[: config.test_images], "labels": test.labels[: config.test_images]}
@@ -191,7 +192,7 @@ def evaluate(config: Config, cell: Cell, states: Any, images: np.ndarray) -> Ite
 
 
 def active_units(cell: Cell, params: Params, images: np.ndarray) -> str:
-    """The active units of each layer for 500 images; the upper layer sees the lower one's mean."""
+    """Counts a layer's active units for 500 images; the upper layer sees the lower one's mean."""
     parts = networks(cell, images.shape[1:])
     x = jnp.round(jnp.asarray(images[:500]) / 255).reshape(len(images[:500]), -1)
     counts = []
@@ -219,7 +220,7 @@ def run(config: Config) -> None:
 
 
 def cell_of(text: str) -> Cell:
-    """The cell "LAYERSxK". Raises ValueError for one that is not in the paper's table."""
+    """Finds the cell "LAYERSxK". Raises ValueError for one that is not in the paper's table."""
     for layers, k in PAPER:
         if text == f"{layers}x{k}":
             return Cell(layers, k)
@@ -239,7 +240,7 @@ class Group(NamedTuple):
 
 
 def table(results: list[dict]) -> str:
-    """The results beside the paper's numbers, as Markdown: means over seeds with their spread."""
+    """Writes the results beside the paper's, as Markdown: means over seeds with their spread."""
     groups: dict[Group, list[dict]] = {}
     for row in (row for result in results for row in result["rows"] if not row["swapped"]):
         group = Group(row.get("mode") == "modern", *(row[name] for name in Group._fields[1:]))
@@ -253,17 +254,17 @@ def table(results: list[dict]) -> str:
 
 
 def line(group: Group, rows: list[dict]) -> str:
-    """A row of the table, of all seeds."""
+    """Writes a row of the table, of all seeds."""
     modern, layers, k, kind, stages, count = group
-    known, active = PAPER[layers, k][KINDS.index(kind)]
+    paper_nats, paper_units = PAPER[layers, k][KINDS.index(kind)]
     nats = np.array([row["nats"] for row in rows])
     spread = f" +- {nats.std(ddof=1):.2f}" if len(nats) > 1 else ""
     name = "DReG" if modern and kind == "iwae" else kind.upper()
     return (
         f"| {'modern' if modern else 'paper'} | {layers} | {k} | {name} "
         f"| {sum(3**i for i in range(stages))} | {count} | {len(rows)} | {nats.mean():.2f}{spread} "
-        f"| {known:.2f} | {nats.mean() - known:+.2f} "
-        f"| {', '.join(row['active'] for row in rows)} | {active} |"
+        f"| {paper_nats:.2f} | {nats.mean() - paper_nats:+.2f} "
+        f"| {', '.join(row['active'] for row in rows)} | {paper_units} |"
     )
 
 

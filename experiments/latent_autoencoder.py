@@ -75,24 +75,24 @@ def check(config: Config) -> None:
 
 
 def image_size(config: Config) -> int:
-    """Height and width of the pictures."""
+    """Returns the height, and the width, of the pictures."""
     return config.run.image_size or scene.SIZE
 
 
 def open_split(config: Config, options: RunOptions, split: str) -> sets.Source:
-    """The pictures of "train" or "test", without their captions."""
+    """Opens the pictures of "train" or "test", without their captions."""
     check(config)
     pictures = captioned.open_split(options.data, split, options.image_size, config.num_scenes)
     return pictures.source
 
 
 def network(config: Config, dtype: Any = jnp.float32) -> AutoencoderKL:
-    """The module that the options describe."""
+    """Builds the module that the options describe."""
     return model.autoencoder(image_size(config), config.vae_channels, config.norm_groups, dtype)
 
 
 def encoder_of(vae: AutoencoderKL) -> captioned.Encode:
-    """The encoder as a function (params, pictures [B, H, W, 3]) -> mean, logvar [B, h, w, C]."""
+    """Builds the encoder, (params, pictures [B, H, W, 3]) -> mean, logvar [B, h, w, C]."""
 
     def encode(params: Params, x: Array) -> Any:  # a pair; linen's type allows for more
         return vae.apply({"params": params}, x, method="encode")
@@ -101,7 +101,7 @@ def encoder_of(vae: AutoencoderKL) -> captioned.Encode:
 
 
 def build(config: Config, examples: Examples) -> System:
-    """The System of the autoencoder: its first state, its step, its pictures."""
+    """Builds the System of the autoencoder: its first state, its step, its pictures."""
     check(config)
     vae = network(config, experiment.network_dtype(config.run))
     encode = encoder_of(vae)
@@ -144,7 +144,7 @@ def build(config: Config, examples: Examples) -> System:
 def draw_reconstructions(
     apply: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
-    """Test pictures beside what comes back through the posterior's mean."""
+    """Draws test pictures beside what comes back through the posterior's mean."""
     inputs = examples.images[:40]
     output = apply({"params": state.params}, augment.to_unit_range(jnp.asarray(inputs)))
     return {"reconstructions": images.beside(inputs, images.to_uint8(output))}
@@ -162,7 +162,7 @@ class Trained(NamedTuple):
 
 
 def trained(run_dir: str) -> Trained:
-    """The autoencoder in a run folder, with the newest parameters there."""
+    """Reads the autoencoder in a run folder, with the newest parameters there."""
     config = command_line.read(Config, run_dir, NAME)
     earlier = trained(config.begin_with).runs if config.begin_with else ()
     # what it began with is no part of its state, and is not read again
@@ -174,9 +174,9 @@ def trained(run_dir: str) -> Trained:
 
 
 def with_decoder(first: Trained, run_dir: str) -> Trained:
-    """The autoencoder with the decoder of a run that began with it and froze the encoder.
+    """Gives the autoencoder the decoder of a run that began with it and froze the encoder.
 
-    Raises ValueError when that run's encoder is another, so that its latents would be.
+    Raises ValueError when that run has another encoder, whose latents are others.
     """
     other = trained(run_dir)
     if other.vae != first.vae or not _same(_encoders(first.params), _encoders(other.params)):

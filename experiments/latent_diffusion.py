@@ -85,7 +85,7 @@ WORLD = Config(
 
 
 def check(config: Config, first: Trained) -> None:
-    """Raises ValueError for the first option that no network, or not this autoencoder, can have."""
+    """Raises ValueError for the first option that no network can have with this autoencoder."""
     size, groups = first.image_size, first.config.norm_groups
     if config.run.image_size not in (None, size):
         raise ValueError(
@@ -100,7 +100,7 @@ def check(config: Config, first: Trained) -> None:
 
 
 def sizes_of(config: Config, first: Trained) -> Sizes:
-    """The sizes of all networks; those of the autoencoder are as it was trained."""
+    """Gathers the sizes of all networks; those of the autoencoder are as it was trained."""
     return Sizes(
         first.image_size,
         first.config.vae_channels,
@@ -124,7 +124,7 @@ class Parts(NamedTuple):
 
 
 def prepare(config: Config, has_folder: bool = False) -> Parts:
-    """The trained autoencoder, the networks of this stage, and captions to draw.
+    """Gathers the trained autoencoder, the networks of this stage, and captions to draw.
 
     has_folder: the run folder exists, and its vocabulary is the one that was trained with.
     """
@@ -157,18 +157,18 @@ def prepare(config: Config, has_folder: bool = False) -> Parts:
 
 
 def captions_of(config: Config, first: Trained, options: RunOptions, split: str) -> Captioned:
-    """The captioned pictures of "train" or "test", in the autoencoder's size."""
+    """Opens the captioned pictures of "train" or "test", in the autoencoder's size."""
     return captioned.open_split(options.data, split, first.image_size, config.num_scenes)
 
 
 def _for_words(parts: Parts, tokens: Tokenizer) -> Params:
-    """The parameters that an earlier run has come to, for this run's vocabulary."""
+    """Fits the parameters that an earlier run has come to, to this run's vocabulary."""
     params, old = parts.earlier or {}, parts.checkpoint.tokenizers["tokenizer"]
     return {**params, "text_encoder": model.with_vocabulary(params["text_encoder"], old, tokens)}
 
 
 def trained(run_dir: str) -> Parts:
-    """The parts of a run for one that goes on with it; `earlier` is what the run has come to."""
+    """Reads the parts of a run for one that goes on with it; its parameters are `earlier`."""
     config = command_line.read(Config, run_dir, NAME)
     parts = prepare(config, has_folder=True)
     state, done, _ = run.restore(config, *_for_run(config, parts))
@@ -177,12 +177,12 @@ def trained(run_dir: str) -> Parts:
 
 
 def _for_run(config: Config, parts: Parts) -> tuple[Build, OpenSplit]:
-    """How `run` builds the System, and where it finds the data."""
+    """Returns how `run` builds the System, and where it finds the data."""
     return partial(build, parts), partial(open_split, config, parts)
 
 
 def open_split(config: Config, parts: Parts, options: RunOptions, split: str) -> sets.Source:
-    """Latents of the pictures, with token ids as labels."""
+    """Opens latents of the pictures, with token ids as labels."""
     first, tokens = parts.first, parts.checkpoint.tokenizers["tokenizer"]
     scale = parts.checkpoint.components["vae"].config["scaling_factor"]
     pictures = captioned.tokenized(captions_of(config, first, options, split), tokens)
@@ -190,7 +190,7 @@ def open_split(config: Config, parts: Parts, options: RunOptions, split: str) ->
 
 
 def build(parts: Parts, config: Config, examples: Examples) -> System:
-    """The System of UNet and text encoder: their first state, a step, pictures."""
+    """Builds the System of UNet and text encoder: their first state, a step, pictures."""
     networks = loading.networks(parts.checkpoint, experiment.network_dtype(config.run))
     unet, text_encoder = networks.unet, networks.encoders["text_encoder"]
     if parts.earlier is not None:
@@ -223,7 +223,7 @@ def build(parts: Parts, config: Config, examples: Examples) -> System:
 
 
 def loss_of(config: Config, unet: Any, text_encoder: Any, tokens: Tokenizer) -> LossFn:
-    """The denoising loss of these two networks."""
+    """Builds the denoising loss of these two networks."""
 
     def predict(params: Params, x_t: Array, t: Array, context: Array) -> Array:
         return unet.apply({"params": params}, x_t[None], t[None], context[None])[0]
@@ -245,12 +245,12 @@ def keep_vocabulary(tokens: Tokenizer, folder: Path) -> None:
 
 
 def params_of(parts: Parts, state: Any) -> dict[str, Params]:
-    """The parameters of the whole model by component; those of this stage are averages."""
+    """Joins the parameters of the whole model by component; those of this stage are averages."""
     return {**state.ema, "vae": parts.first.params}
 
 
 def painter(parts: Parts) -> Any:
-    """A function that draws captions which training has not seen, with the pipeline of users.
+    """Builds a function that draws captions which training has not seen, with the users' pipeline.
 
     It compiles at its first call; the parameters of later states are data of the same programs.
     """

@@ -99,7 +99,7 @@ class Parts(NamedTuple):
 
 
 def prepare(config: Config) -> Parts:
-    """The model and the pictures; whatever does not fit is found before weights are read."""
+    """Opens the model and the pictures; what does not fit is found before weights are read."""
     plan.check_range(config, 1, "rank", "num_steps")
     plan.check_range(config, 0, "caption_dropout", high=0.99)
     if config.alpha is not None:
@@ -127,7 +127,7 @@ def prepare(config: Config) -> Parts:
 
 
 def layers(config: Config, networks: Networks) -> dict[str, Any]:
-    """The layers of each component that get factors."""
+    """Finds the layers of each component that get factors."""
     if not config.targets and not config.text_targets:
         raise ValueError("nothing to train; give --targets or --text-targets ends of layers' names")
     modules: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def layers(config: Config, networks: Networks) -> dict[str, Any]:
 
 
 def image_size(config: Config, networks: Networks) -> int:
-    """The side of the pictures in pixels: --image-size, or the model's own."""
+    """Chooses the side of the pictures in pixels: --image-size, or the model's own."""
     size = config.run.image_size or min(networks.default_size or (0,))
     if not size:
         raise ValueError(f"{config.model} does not say its size; give --image-size")
@@ -154,17 +154,17 @@ def image_size(config: Config, networks: Networks) -> int:
 
 
 def scale_of(config: Config) -> float:
-    """alpha / r."""
+    """Computes alpha / rank, by which the change is multiplied."""
     return 1.0 if config.alpha is None else config.alpha / config.rank
 
 
 def _for_run(config: Config, parts: Parts) -> tuple[Build, OpenSplit]:
-    """How `run` builds the System, and where it finds the data."""
+    """Returns how `run` builds the System, and where it finds the data."""
     return partial(build, parts), partial(open_split, parts)
 
 
 def open_split(parts: Parts, options: RunOptions, split: str) -> sets.Source:
-    """Posteriors of the pictures, with token ids as labels; both splits are all of the pictures."""
+    """Opens posteriors of the pictures, with token ids as labels; both splits hold all pictures."""
     source = parts.pictures.source
     ids = tuning.token_ids(parts.checkpoint, parts.networks, parts.pictures.captions)
 
@@ -176,7 +176,7 @@ def open_split(parts: Parts, options: RunOptions, split: str) -> sets.Source:
 
 
 def build(parts: Parts, config: Config, examples: Examples) -> System:
-    """The System of the factors: their first state, a step, pictures."""
+    """Builds the System of the factors: their first state, a step, pictures."""
     options, networks = config.run, parts.networks
     num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
@@ -209,7 +209,7 @@ def build(parts: Parts, config: Config, examples: Examples) -> System:
 
 
 def painter(config: Config, parts: Parts) -> Any:
-    """A function that draws prompts with the factors merged in; it compiles at its first call."""
+    """Builds a function that draws prompts with the factors merged; its first call compiles."""
     prompts = list(config.prompts) or parts.pictures.captions[:SHOWN]
     pipe: StableDiffusion | None = None
 

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measure(config: Config, pipe: StableDiffusion) -> dict[str, following.Group]:
-    """The groups, with a bar of pictures on a terminal."""
+    """Measures the groups, with a bar of pictures on a terminal."""
     columns = (
         progress.TextColumn("pictures"),
         progress.BarColumn(),
@@ -103,7 +103,7 @@ def show(shares: dict) -> None:
 
 
 def write(config: Config, groups: dict[str, following.Group], shares: dict) -> list[Path]:
-    """Writes the shares with the settings, and pictures that are right and wrong; their paths."""
+    """Writes the shares with the settings, and right and wrong pictures; returns their paths."""
     paths = [config.output.with_suffix(".json")]
     settings = {
         "num_steps": config.steps,

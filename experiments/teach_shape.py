@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Teaches the small model a shape that it does not know, the square ring: pictures, and measures.
+"""Makes pictures that teach the small model a new shape, the square ring; measures the result.
 
 Examples:
     python experiments/teach_shape.py --pictures runs/square_rings
@@ -34,7 +34,7 @@ from jaxgen.weights import hub
 
 @dataclass(frozen=True)
 class Config:
-    """Which of the two, and how much."""
+    """Options: which of the two to do, make pictures or measure, and how much."""
 
     pictures: Path | None = None  # write captioned pictures into this new folder
     num_pictures: int = 600
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(pipe: StableDiffusion, count: int) -> dict[str, dict[str, Any]]:
-    """The shares of prompts that hold each attribute, of the new shape and of all old words."""
+    """Measures the shares of prompts that hold each attribute, of the new shape and old words."""
     groups = new_shape.measure(pipe, count) | following.table(following.measure(pipe, count))
     shares: dict[str, dict[str, Any]] = {}
     for group, row in groups.items():

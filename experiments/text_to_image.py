@@ -47,7 +47,7 @@ from jaxgen.warm import saved_pipeline
 from jaxgen.weights import autoencoder, hub
 from jaxgen.weights.diffusers import Component
 
-OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # told in the PNG file
+OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # noted in the PNG file
 OWN = "own"  # a value of --preview
 
 
@@ -63,7 +63,7 @@ class FromImage:
     hires_upscale: Literal["latent", "pixels"] = "latent"  # what is enlarged
     controlnet: tuple[str, ...] = ()  # ControlNets: folders, files or Hub ids
     control_image: tuple[Path, ...] = ()  # the picture of edges, depth, ... for each of them
-    control_edges: bool = False  # give the edges of these pictures, for ControlNets of Canny's
+    control_edges: bool = False  # use the edges of these pictures, for ControlNets of Canny edges
     control_scale: float = 1.0  # how strongly they act
 
 
@@ -311,8 +311,8 @@ def previewing(
 
 def save(config: Config, pipe: StableDiffusion, pictures: np.ndarray) -> Iterator[Path]:
     """Writes each picture with its prompt and settings, and a grid of several; yields the paths."""
-    chosen = zip(steps_and_guidance(config), pipe.defaults, strict=True)
-    steps, scale = (own if own is not None else default for own, default in chosen)
+    pairs = zip(steps_and_guidance(config), pipe.defaults, strict=True)
+    steps, scale = (own if own is not None else default for own, default in pairs)
     sampling, from_image = config.sampling, config.from_image
     own = hires_of(config)
     interval, parallel = sampling.guidance_interval, sampling.guidance_parallel

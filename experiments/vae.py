@@ -95,7 +95,7 @@ PRESETS = {
 
 
 def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
-    """Encoder [H, W, C] -> [2 D] and decoder [D] -> [H, W, C], as linen modules."""
+    """Builds encoder [H, W, C] -> [2 D] and decoder [D] -> [H, W, C], as linen modules."""
     return autoencoder.encoder_and_decoder(
         config.network,
         2 * config.latent_dim,
@@ -109,7 +109,7 @@ def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
 
 
 def top_networks(config: Config) -> tuple[Any, Any]:
-    """The networks between z and the layer above it: h1 -> moments of h2, and h2 -> of h1."""
+    """Builds the networks between z and the layer above: h1 -> moments of h2, and h2 -> of h1."""
     hidden = (5 * config.top_dim,) * 2
     return (
         autoencoder.GaussianLayer(config.top_dim, hidden),
@@ -118,7 +118,7 @@ def top_networks(config: Config) -> tuple[Any, Any]:
 
 
 def build(config: Config, examples: Examples) -> System:
-    """The System of the VAE: its first state, its step, its pictures."""
+    """Builds the System of the VAE: its first state, its step, its pictures."""
     check(config, examples)
     encoder, decoder = networks(config, examples)
     options = config.run
@@ -181,7 +181,7 @@ def check(config: Config, examples: Examples) -> None:
 
 
 def extra_parameters(config: Config, examples: Examples, key: Key) -> dict[str, Any]:
-    """The parameters of a second stochastic layer, or the first pseudo-inputs."""
+    """Makes the parameters of a second stochastic layer, or the first pseudo-inputs."""
     if config.top_dim:
         up_key, down_key = jax.random.split(key)
         up, down = top_networks(config)
@@ -197,7 +197,7 @@ def extra_parameters(config: Config, examples: Examples, key: Key) -> dict[str, 
 
 
 def model_of(config: Config, examples: Examples) -> LatentModel:
-    """The densities of the model and its posterior."""
+    """Builds the densities of the model and its posterior."""
     encode, decode = map(functional.apply, networks(config, examples))
     log_likelihood = losses.LIKELIHOODS[config.likelihood].log_likelihood
     if config.top_dim:
@@ -213,7 +213,7 @@ def model_of(config: Config, examples: Examples) -> LatentModel:
 
 
 def loss_of(config: Config, examples: Examples) -> LossFn:
-    """The objective of --objective, of one image in [-1, 1]."""
+    """Builds the loss that --objective names, of one image in [-1, 1]."""
     encode, decode = map(functional.apply, networks(config, examples))
     parts = objectives.VaeParts(
         encode,
@@ -233,7 +233,7 @@ def binary(config: Config) -> bool:
 
 
 class Functions(NamedTuple):
-    """What pictures are made with, compiled once for all states."""
+    """Holds what pictures are made with, compiled once for all states."""
 
     posterior: Any  # (params, images, labels, key) -> images as seen, means, log-variances of z
     picture: Any  # (params, z, labels) -> mean images in [-1, 1]
@@ -241,7 +241,7 @@ class Functions(NamedTuple):
 
 
 def functions_of(config: Config, examples: Examples) -> Functions:
-    """The compiled functions of the networks."""
+    """Compiles the functions of the networks."""
     encode, decode = map(functional.apply, networks(config, examples))
     prior = partial(prior_draws, config, examples)
     return Functions(
@@ -254,7 +254,7 @@ def functions_of(config: Config, examples: Examples) -> Functions:
 def draw(
     config: Config, functions: Functions, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
-    """Reconstructions, samples, interpolation, traversal and, for two latents, the manifold."""
+    """Draws reconstructions, samples, interpolation, traversal; of two latents, the manifold."""
     sample_key, binarize_key = jax.random.split(key)
     label, show = examples.labels, partial(functions.picture, state.params)
     x, mean, _ = functions.posterior(state.params, examples.images, label, binarize_key)
@@ -273,14 +273,14 @@ def draw(
 
 
 def picture(config: Config, decode: Any, params: Params, z: Array, labels: Array) -> Array:
-    """The mean image of each z under the likelihood, in [-1, 1]."""
+    """Decodes each z to its mean image under the likelihood, in [-1, 1]."""
     return losses.LIKELIHOODS[config.likelihood].mean(decode(params["decoder"], z, labels))
 
 
 def posterior(
     config: Config, encode: Any, params: Params, x: Array, labels: Array, key: Key
 ) -> tuple[Array, Array, Array]:
-    """The images [N, H, W, C] as the networks see them, means and log-variances of their z."""
+    """Returns the images as the networks see them, with means and log-variances of their z."""
     x = augment.to_unit_range(x)
     x = losses.binarize(key, x) if binary(config) else x
     mean, logvar = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)
@@ -288,7 +288,7 @@ def posterior(
 
 
 def remark(config: Config, posterior_of: Any, state: Any, examples: Examples, key: Key) -> str:
-    """What `collapse` says of the model; empty for one that uses its z."""
+    """Returns what `collapse` says of the model; empty for one that uses its z."""
     _, binarize_key = jax.random.split(key)
     _, mean, logvar = posterior_of(state.params, examples.images, examples.labels, binarize_key)
     has_own_prior = bool(config.top_dim or config.pseudo_inputs)
@@ -374,19 +374,19 @@ def evaluate(config: Config) -> None:
 def on_pictures(
     config: Config, examples: Examples, params: Params, key: Key
 ) -> tuple[latents.Encode, latents.Decode]:
-    """The posterior's mean, and the decoder's mean picture, on the host."""
+    """Builds functions on the host: images -> means of z, and z -> mean pictures."""
     encode, decode = (jax.jit(functional.apply(part)) for part in networks(config, examples))
 
     def mean(x: Array, start: int) -> Array:
         x = losses.binarize(jax.random.fold_in(key, start), x) if binary(config) else x
         return jnp.split(encode(params["encoder"], x), 2, axis=-1)[0]
 
-    shown_as = losses.LIKELIHOODS[config.likelihood].mean
-    return latents.on_host(mean, lambda z: shown_as(decode(params["decoder"], z)))
+    mean_picture = losses.LIKELIHOODS[config.likelihood].mean
+    return latents.on_host(mean, lambda z: mean_picture(decode(params["decoder"], z)))
 
 
 def active_units(config: Config, encode: Any, params: Params, test: Any) -> str:
-    """The number of entries of z that 500 images move, out of all."""
+    """Counts the entries of z that 500 images move, out of all."""
     x = augment.to_unit_range(jnp.asarray(test.images[:500]))
     labels = jnp.asarray(test.labels[:500])
     mean = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)[0]

@@ -54,7 +54,7 @@ class Config:
 
 
 def build(config: Config, train: Any, test: Any) -> tuple[Any, Any, Any]:
-    """The first state, and compiled: an epoch of training, and the test set's bound."""
+    """Makes the first state, and compiles an epoch of training and the test set's bound."""
     shape, size = train.images.shape[1:], config.batch_size
     encoder, decoder = autoencoder.encoder_and_decoder(
         "dense", 2 * config.latent_dim, shape, hidden=config.hidden
@@ -89,13 +89,13 @@ def build(config: Config, train: Any, test: Any) -> tuple[Any, Any, Any]:
 
     key = jax.random.key(config.seed + 1)
     arguments = (state, jnp.asarray(train.images), key, jnp.int32(0))
-    compiled = jax.jit(epoch, donate_argnums=0).lower(*arguments).compile()
-    measured = jax.jit(bound).lower(params, jnp.asarray(test.images)).compile()
-    return state, compiled, measured
+    epoch_program = jax.jit(epoch, donate_argnums=0).lower(*arguments).compile()
+    bound_program = jax.jit(bound).lower(params, jnp.asarray(test.images)).compile()
+    return state, epoch_program, bound_program
 
 
 def race(config: Config) -> dict[str, Any]:
-    """The record: the seconds and epochs at which each target was reached, or null."""
+    """Runs the race; returns the seconds and epochs at which each target was reached, or null."""
     train, test = sets.load(config.data, "train"), sets.load(config.data, "test")
     begin = time.perf_counter()
     state, epoch, bound = build(config, train, test)
@@ -138,7 +138,7 @@ HEAD = (
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """The targets that records reached, as Markdown; load is the machine's at the end."""
+    """Writes the targets that records reached, as Markdown; load is the machine's at the end."""
     rows = []
     for record in records:
         where = record["environment"]

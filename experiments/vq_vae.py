@@ -74,7 +74,7 @@ PRESETS = {
 
 
 def networks_of(config: Config, examples: Examples) -> tuple[Any, Any]:
-    """Encoder [H, W, C] -> [h, w, D] and decoder back, as linen modules."""
+    """Builds encoder [H, W, C] -> [h, w, D] and the decoder back, as linen modules."""
     dtype = experiment.network_dtype(config.run)
     channels = examples.image_shape[-1]
     return (
@@ -84,13 +84,13 @@ def networks_of(config: Config, examples: Examples) -> tuple[Any, Any]:
 
 
 def map_shape(config: Config, examples: Examples) -> tuple[int, int]:
-    """The sides of the map of numbers."""
+    """Computes the sides of the map of numbers."""
     height, width, _ = examples.image_shape
     return height // 2**config.stages, width // 2**config.stages
 
 
 def build(config: Config, examples: Examples) -> System:
-    """The System of the VQ-VAE: its first state, its step, its pictures."""
+    """Builds the System of the VQ-VAE: its first state, its step, its pictures."""
     plan.check_range(config, 1, "codes", "code_dim", "stages", "width", "num_samples")
     plan.check_range(config, 0, "commitment")
     if config.run.accumulate > 1:
@@ -129,40 +129,40 @@ def build(config: Config, examples: Examples) -> System:
 def draw(
     encode: Any, decode: Any, state: Any, examples: Examples, key: Key
 ) -> dict[str, Image.Image]:
-    """Reconstructions beside their inputs, and images of numbers drawn from their histograms."""
+    """Draws reconstructions beside inputs, and images of numbers drawn from their histograms."""
     x = augment.to_unit_range(jnp.asarray(examples.images))
     numbers = numbers_of(encode, state.params, x)
-    drawn = independent_numbers(key, numbers, 100)
-    shown = partial(show, decode, state.params)
+    samples = independent_numbers(key, numbers, 100)
+    images_of = partial(show, decode, state.params)
     return {
-        "reconstructions": images.beside(images.to_uint8(x), images.to_uint8(shown(numbers))),
-        "samples": images.grid(images.to_uint8(shown(drawn)), 10),
+        "reconstructions": images.beside(images.to_uint8(x), images.to_uint8(images_of(numbers))),
+        "samples": images.grid(images.to_uint8(images_of(samples)), 10),
     }
 
 
 def numbers_of(encode: Any, params: Params, x: Array) -> Array:
-    """The maps of numbers of a batch of images: [N, H, W, C] -> int32 [N, h, w]."""
+    """Encodes a batch of images as maps of numbers: [N, H, W, C] -> int32 [N, h, w]."""
     z = jax.jit(encode)(params["encoder"], x)
     return vector_quantized.nearest(params["codebook"].vectors, z)
 
 
 def show(decode: Any, params: Params, numbers: Array) -> Array:
-    """The images of maps of numbers: [N, h, w] -> [N, H, W, C]."""
+    """Decodes maps of numbers to images: [N, h, w] -> [N, H, W, C]."""
     return jax.jit(decode)(params["decoder"], params["codebook"].vectors[numbers])
 
 
 def independent_numbers(key: Key, numbers: Array, count: int) -> Array:
-    """Maps [count, h, w] whose places are drawn one by one from those of `numbers` [N, h, w].
+    """Draws maps [count, h, w], each place by itself from that place of `numbers` [N, h, w].
 
-    It knows how often a number stands at a place, and nothing of its neighbours: samples show what
-    a learned prior over the maps (the paper has a PixelCNN) would have to add.
+    A draw knows how often a number stands at a place, and nothing of its neighbours: samples show
+    what a learned prior over the maps (the paper has a PixelCNN) would have to add.
     """
     places = jax.random.randint(key, (count, *numbers.shape[1:]), 0, len(numbers))
     return jnp.take_along_axis(numbers, places, axis=0)
 
 
 def test_numbers(config: Config, encode: Any, params: Params) -> Array:
-    """The maps of numbers of the test set, int32 [N, h, w]."""
+    """Encodes the test set as maps of numbers, int32 [N, h, w]."""
     test = run.load_split(config.run, "test").images
     parts = np.array_split(test, max(1, len(test) // 1000))
     return jnp.concatenate(
@@ -175,11 +175,11 @@ def sample(config: Config) -> None:
     state, done, examples = run.restore(config, build)
     encode, decode = map(functional.apply, networks_of(config, examples))
     params = experiment.model(state, config.run).params
-    drawn = independent_numbers(
+    samples = independent_numbers(
         experiment.sample_key(config.run), test_numbers(config, encode, params), config.num_samples
     )
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
-    images.save(path, images.grid(images.to_uint8(show(decode, params, drawn))))
+    images.save(path, images.grid(images.to_uint8(show(decode, params, samples))))
     print(f"{config.num_samples} samples of independent numbers, step {done}: {path}")
 
 

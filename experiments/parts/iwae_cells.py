@@ -28,19 +28,19 @@ class Cell(NamedTuple):
 
 
 def stage_rates() -> list[float]:
-    """The learning rate of each stage, 1e-4 round(10^(1 - i / 7), 1) as the code has it."""
+    """Lists the learning rate of each stage, 1e-4 round(10^(1 - i / 7), 1) as the code has it."""
     return [1e-4 * round(10 ** (1 - i / (NUM_STAGES - 1)), 1) for i in range(NUM_STAGES)]
 
 
 def learning_rate(steps_per_epoch: int) -> optax.Schedule:
-    """The rate by step: that of stage i for 3^i epochs; the last one's from then on."""
+    """Builds the rate by step: that of stage i for 3^i epochs; the last one's from then on."""
     rates = stage_rates()
     ends = np.cumsum([3**i for i in range(NUM_STAGES - 1)]) * steps_per_epoch
     return optax.join_schedules([optax.constant_schedule(r) for r in rates], ends.tolist())
 
 
 def networks(cell: Cell, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The networks of a cell by their names in the parameters."""
+    """Builds the networks of a cell, by their names in the parameters."""
     sizes = SIZES[cell.layers]
     parts: dict[str, Any] = {
         "encoder": autoencoder.GaussianLayer(sizes[0], (200, 200)),
@@ -53,7 +53,7 @@ def networks(cell: Cell, image_shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def model_of(cell: Cell, image_shape: tuple[int, int, int]) -> latent_models.LatentModel:
-    """The densities of a cell's model; its networks see pixels 0 and 1."""
+    """Builds the densities of a cell's model; its networks see pixels 0 and 1."""
     parts = {name: functional.apply(m) for name, m in networks(cell, image_shape).items()}
 
     def encode(params: Params, x: Array, label: Any) -> Array:
@@ -70,7 +70,7 @@ def model_of(cell: Cell, image_shape: tuple[int, int, int]) -> latent_models.Lat
 
 
 def init(cell: Cell, images: np.ndarray, key: Key) -> Params:
-    """Parameters by Glorot's rule; the output's bias is the logit of the data's mean."""
+    """Draws parameters by Glorot's rule; the output's bias is the logit of the data's mean."""
     shape = images.shape[1:]
     sizes = SIZES[cell.layers]
     inputs = {"encoder": math.prod(shape), "decoder": sizes[0]}
@@ -96,7 +96,7 @@ class Recipe(NamedTuple):
     shuffled: bool = False  # anew in every epoch; otherwise in the order of the file
 
     def start(self, params: Params) -> TrainState | step.AveragedState:
-        """The state at step 0."""
+        """Makes the state at step 0."""
         state = step.init_state(params, self.tx)
         if not self.ema_decay:
             return state
@@ -104,7 +104,7 @@ class Recipe(NamedTuple):
 
 
 def paper(steps_per_epoch: int, size: int) -> Recipe:
-    """The recipe of the code, with batches of `size` images."""
+    """Builds the recipe of the authors' code, with batches of `size` images."""
 
     def bound(is_iwae: Array) -> objectives.Bound:
         def value(weigh: objectives.Weigh, params: Params, z: Any) -> Array:
@@ -118,7 +118,7 @@ def paper(steps_per_epoch: int, size: int) -> Recipe:
 
 
 def modern(steps_per_epoch: int, num_epochs: int) -> Recipe:
-    """A recipe of later years: Adam with a cosine of rates, DReG for IWAE, a moving average."""
+    """Builds a recipe of later years: Adam, a cosine of rates, DReG for IWAE, a moving average."""
 
     def bound(is_iwae: Array) -> objectives.Bound:
         def value(weigh: objectives.Weigh, params: Params, z: Any) -> Array:
@@ -132,7 +132,7 @@ def modern(steps_per_epoch: int, num_epochs: int) -> Recipe:
 
 
 def loss_of(cell: Cell, recipe: Recipe, image_shape: Any, is_iwae: Array) -> LossFn:
-    """The recipe's objective of one image."""
+    """Builds the recipe's loss of one image."""
     bound = recipe.bound(is_iwae)
 
     def weighed(*arguments: Any) -> Array:
@@ -144,8 +144,10 @@ def loss_of(cell: Cell, recipe: Recipe, image_shape: Any, is_iwae: Array) -> Los
 
 
 def epoch_of(cell: Cell, recipe: Recipe, size: int) -> Any:
-    """An epoch of all runs of a cell, compiled: (states [S], images, keys [S], is_iwae [S], seeds,
-    its number) -> states and the mean negative bound of each, in nats.
+    """Compiles an epoch of all runs of a cell.
+
+    (states [S], images, keys [S], is_iwae [S], seeds, number of the epoch) -> states and the mean
+    negative bound of each, in nats.
     """
 
     def one_run(
@@ -186,6 +188,6 @@ def epoch_of(cell: Cell, recipe: Recipe, size: int) -> Any:
 
 
 def orders(seeds: list[int], epoch: int, num_images: int) -> np.ndarray:
-    """The shuffled order of an epoch for each seed: int32 [S, N]."""
+    """Shuffles the images of an epoch for each seed: indices int32 [S, N]."""
     rngs = [np.random.default_rng([seed, epoch]) for seed in seeds]
     return np.stack([rng.permutation(num_images) for rng in rngs]).astype(np.int32)
