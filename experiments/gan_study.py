@@ -215,7 +215,9 @@ def by_variant(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 def table(record: dict[str, Any]) -> str:
     """Writes the table of one study, as Markdown; its last row is what real examples have."""
     lines = [line(*group) for group in by_variant(record["rows"]).items()]
-    return "\n".join([HEAD, *lines, real_line(record["real"])])
+    if "real" in record:  # files of before 29 November 2026 have none
+        lines.append(real_line(record["real"]))
+    return "\n".join([HEAD, *lines])
 
 
 def figure(studies: Sequence[dict[str, Any]]) -> Image.Image:
