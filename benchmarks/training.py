@@ -20,6 +20,11 @@ from jaxgen.train import augment, loop, losses, order, parallel, step
 from jaxgen.types import Array, Key
 
 SCRIPTS: dict[str, Any] = {"autoencoder": autoencoder, "vae": vae, "gan": gan}
+NETWORKS_OF: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "autoencoder": autoencoder.networks,
+    "vae": vae.vae_model.networks,
+    "gan": gan.players,
+}
 NETWORKS, DISPATCHES = ("dense", "conv"), ("step", "scan")
 SHAPE, NUM_IMAGES = (28, 28, 1), 16384
 SILENT = loop.Callbacks(
@@ -81,9 +86,7 @@ def dataset(count: int = NUM_IMAGES) -> np.ndarray:
 
 def originals(case: Case) -> tuple[Any, Any]:
     """The two linen modules of a case, which peers copy."""
-    script, config = SCRIPTS[case.model], config_of(case)
-    make = script.players if case.model == "gan" else script.networks
-    return make(config, examples())
+    return NETWORKS_OF[case.model](config_of(case), examples())
 
 
 def check(case: Case, mesh: Mesh) -> None:

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 import vae
+from parts import vae_model
 
 from jaxgen import files, script
 from jaxgen.evaluate import likelihood
@@ -63,16 +64,16 @@ class Codec(NamedTuple):
     latent_dim: int
 
 
-def codec_of(config: vae.Config, examples: Any, params: Any) -> Codec:
+def codec_of(config: vae_model.Config, examples: Any, params: Any) -> Codec:
     """Builds the codec of a trained VAE. Raises ValueError for a model that has no such code."""
-    if not vae.binary(config):
+    if not vae_model.binary(config):
         raise ValueError("pixels must be drawn as 0 or 1: a run with --likelihood bernoulli")
     if config.conditional or config.top_dim or config.pseudo_inputs:
         raise ValueError(
             "bits back needs q(z | x) and N(0, I) alone: a run without --conditional, --top-dim "
             "and --pseudo-inputs"
         )
-    encoder, decoder = vae.networks(config, examples)
+    encoder, decoder = vae_model.networks(config, examples)
     encode, decode = jax.jit(functional.apply(encoder)), jax.jit(functional.apply(decoder))
 
     def posterior(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,9 +184,11 @@ def read(path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
     return np.frombuffer(words, "<u4").astype(np.uint32), tuple(int(n) for n in shape)
 
 
-def negative_bound(config: vae.Config, examples: Any, params: Any, images: np.ndarray) -> float:
+def negative_bound(
+    config: vae_model.Config, examples: Any, params: Any, images: np.ndarray
+) -> float:
     """Computes the mean negative ELBO of these images in nats, by the analytic KL and new draws."""
-    encode, decode = map(functional.apply, vae.networks(config, examples))
+    encode, decode = map(functional.apply, vae_model.networks(config, examples))
     loss = losses.vae_loss(encode, decode, losses.bernoulli)
     test = {"images": 2.0 * images - 1, "labels": np.zeros(len(images), np.int32)}
     return likelihood.mean_terms(loss, params, test, jax.random.key(1))["neg_elbo_nats"][0]
@@ -197,7 +200,7 @@ def main() -> None:
     plan.check_range(config, 1, "num_images")
     import_coder()
     flags = [f"--run-dir={config.run_dir}", "--action", "evaluate"]
-    model = command_line.parse("vae", vae.PRESETS, "", flags)
+    model = command_line.parse("vae", vae_model.PRESETS, "", flags)
     script.set_up()
     state, _, examples = run.restore(model, vae.build)
     params = experiment.model(state, model.run).params

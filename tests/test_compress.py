@@ -54,7 +54,7 @@ def test_other_images_and_other_files_are_refused(trained, tmp_path):
 )
 def test_a_model_whose_bits_do_not_come_back_is_refused(flags, words):
     with loaded("compress") as module:
-        config = command_line.parse("vae", module.vae.PRESETS, "", [*TINY, *flags])
+        config = command_line.parse("vae", module.vae_model.PRESETS, "", [*TINY, *flags])
         with pytest.raises(ValueError, match=words):
             module.codec_of(config, None, None)  # before it looks at the model
 

@@ -28,6 +28,7 @@ import autoencoder  # noqa: E402
 import demo  # noqa: E402
 import gan_study  # noqa: E402
 import vae  # noqa: E402
+from parts import vae_model  # noqa: E402
 from studies import rate_distortion  # noqa: E402
 
 from jaxgen import script  # noqa: E402
@@ -68,7 +69,9 @@ def systems() -> Image.Image:
                 trained("autoencoder", autoencoder, autoencoder.Config(), Path(folder), 3000)
             ),
             "VAE: a plane of two numbers": square(
-                trained("vae", vae, vae.Config(latent_dim=2), Path(folder), 3000), first=4, cells=12
+                trained("vae", vae, vae_model.Config(latent_dim=2), Path(folder), 3000),
+                first=4,
+                cells=12,
             ),
         }
     panels["GAN: digits that nobody wrote"] = square(images.read(FOLDER / "gan_mnist_samples.png"))
