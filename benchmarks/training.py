@@ -23,7 +23,7 @@ SCRIPTS: dict[str, Any] = {"autoencoder": autoencoder, "vae": vae, "gan": gan}
 NETWORKS_OF: dict[str, Callable[..., tuple[Any, Any]]] = {
     "autoencoder": autoencoder.networks,
     "vae": vae.vae_model.networks,
-    "gan": gan.players,
+    "gan": gan.gan_model.players,
 }
 NETWORKS, DISPATCHES = ("dense", "conv"), ("step", "scan")
 SHAPE, NUM_IMAGES = (28, 28, 1), 16384

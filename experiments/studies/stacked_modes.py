@@ -27,6 +27,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # as a script it sees its own folder
 import gan
+from parts import gan_model
 
 from jaxgen import files, script
 from jaxgen.data import sets
@@ -65,7 +66,7 @@ def count(config: Config) -> None:
     """Prints the modes of a run's draws and, as their floor, of as many stacked test images."""
     if config.run_dir is None:
         raise ValueError("say which run of gan.py with --run-dir")
-    run_config = command_line.read(gan.Config, config.run_dir, "gan")
+    run_config = command_line.read(gan_model.Config, config.run_dir, "gan")
     source = gan.trained(run_config)
     train, test = sets.load(config.data, "train"), sets.load(config.data, "test")
     shape, stacked = source.examples.image_shape, (*test.images.shape[1:3], 3)
