@@ -75,6 +75,8 @@ def test_the_script_gives_edges_to_the_controlnet(tmp_path):
     picture[:, 12:] = 255
     Image.fromarray(picture).save(tmp_path / "a.png")
     with scripts.loaded("text_to_image") as module:
-        options = module.FromImage(control_image=(tmp_path / "a.png",), control_edges=True)
-        _, _, hint = module.read_pictures(module.Config(from_image=options))
+        from parts.text_to_image_options import Config, FromImage
+
+        from_image = FromImage(control_image=(tmp_path / "a.png",), control_edges=True)
+        _, _, hint = module.read_pictures(Config(from_image=from_image))
     np.testing.assert_array_equal(np.asarray(hint), edges.canny(picture))

@@ -102,14 +102,15 @@ def test_orientation_turns_the_photo_and_its_mask_and_16_bits_are_not_clipped(
 ):
     monkeypatch.syspath_prepend(str(scripts.EXPERIMENTS))
     import text_to_image
+    from parts import text_to_image_options as options
 
     exif = Image.Exif()
     exif[0x0112] = 6  # EXIF 2.3, table 4: shown turned 90 degrees clockwise
     grey = np.random.default_rng(0).integers(0, 256, (16, 24), dtype=np.uint8)
     for name in ("image.png", "mask.png"):
         Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / name, exif=exif)
-    from_image = text_to_image.FromImage(image=tmp_path / "image.png", mask=tmp_path / "mask.png")
-    image, mask, _ = text_to_image.read_pictures(text_to_image.Config(from_image=from_image))
+    from_image = options.FromImage(image=tmp_path / "image.png", mask=tmp_path / "mask.png")
+    image, mask, _ = text_to_image.read_pictures(options.Config(from_image=from_image))
     np.testing.assert_array_equal(np.asarray(image)[..., 0], np.rot90(grey, 3))
     np.testing.assert_array_equal(np.asarray(mask) > 0, np.rot90(grey, 3) >= 128)
 
@@ -215,10 +216,10 @@ def test_each_prompt_takes_its_row_of_the_files(model, tmp_path):
         }
         files.append(str(adapters.write(tmp_path / f"{name}.safetensors", values)))
     with scripts.loaded("text_to_image") as text_to_image:
-        weights = text_to_image.Weights(
-            lora=(files[0], f"{files[1]}:0.5"), lora_rows=("1,0", "2,-1")
-        )
-        config = text_to_image.Config(
+        from parts import text_to_image_options as options
+
+        weights = options.Weights(lora=(files[0], f"{files[1]}:0.5"), lora_rows=("1,0", "2,-1"))
+        config = options.Config(
             prompt=("a cat", "a dog"), batch_size=2, model=str(model), weights=weights
         )
         pipe = text_to_image.load_model(config, text_to_image.request_of(config))
