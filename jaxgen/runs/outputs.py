@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxgen import files, script
 from jaxgen.pictures import images
-from jaxgen.runs import checkpoint, drawn, experiment, log, run_folder
+from jaxgen.runs import checkpoint, drawn, experiment, log, progress, run_folder
 from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import loop
@@ -39,7 +39,7 @@ class Stretch(NamedTuple):
     examples: Examples
     start: int
     stop: int
-    speed: log.Speed
+    speed: progress.Speed
 
 
 def announce(
@@ -159,7 +159,7 @@ def _all_callbacks(
         log.json_lines(folder / "metrics.jsonl") as (write, flush),
         _tensorboard(stretch) as to_tensorboard,
         _wandb(stretch) as to_wandb,
-        log.progress(
+        progress.display(
             folder.name, start, stop, stretch.speed, stretch.system.progress_metrics
         ) as show,
     ):

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxgen import files
 from jaxgen.data import sets, stream
 from jaxgen.data.source import read_all
-from jaxgen.runs import checkpoint, experiment, log, outputs, plan, run_folder
+from jaxgen.runs import checkpoint, experiment, outputs, plan, progress, run_folder
 from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Build, Examples, OpenSplit, System
 from jaxgen.script import Interrupted
@@ -88,7 +88,7 @@ def _train(
             state, start = _start(job.system, options, job.mesh, manager)
             if start > num_steps:
                 raise ValueError(f"{folder} has its {start} steps already; raise --steps to go on")
-            speed = log.throughput(start, num_steps, job.chunk, job.system.images_per_step)
+            speed = progress.throughput(start, num_steps, job.chunk, job.system.images_per_step)
             stretch = outputs.Stretch(
                 folder, job.config, job.system, job.examples, start, num_steps, speed
             )
