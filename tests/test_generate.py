@@ -11,6 +11,7 @@ from support import checkpoints, pipeline_cases
 
 from jaxgen.diffusion import table
 from jaxgen.stable_diffusion import generate
+from jaxgen.stable_diffusion.inputs import Inputs
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request
 
@@ -67,7 +68,7 @@ def test_generate_is_exported(pipe, function):
 
 def test_an_exported_program_is_stored_and_read_back(pipe, function):
     pytest.importorskip("flatbuffers", reason="JAX needs flatbuffers to store exported programs")
-    for kind, name in ((generate.Inputs, "jaxgen.Inputs"), (table.Table, "jaxgen.Table")):
+    for kind, name in ((Inputs, "jaxgen.Inputs"), (table.Table, "jaxgen.Table")):
         jax.export.register_namedtuple_serialization(kind, serialized_name=name)
     given = inputs(pipe)
     stored = jax.export.export(function)(pipe.params, given).serialize()

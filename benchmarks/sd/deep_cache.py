@@ -27,7 +27,7 @@ from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import environment, products, turns
 from jaxgen.stable_diffusion import placement, programs
-from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.inputs import Inputs
 from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.stable_diffusion.request import Request

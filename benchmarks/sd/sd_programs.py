@@ -9,7 +9,7 @@ from jaxgen.diffusion import config as sampler_config
 from jaxgen.diffusion import schedule
 from jaxgen.stable_diffusion import decoding, text_encoding
 from jaxgen.stable_diffusion.call import arguments
-from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.inputs import Inputs
 from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.texts.prompts import Chunks
 

@@ -30,8 +30,8 @@ from jaxgen.stable_diffusion import (
     hires as two_passes,
 )
 from jaxgen.stable_diffusion.call import arguments
-from jaxgen.stable_diffusion.generate import Inputs
 from jaxgen.stable_diffusion.hires import Hires
+from jaxgen.stable_diffusion.inputs import Inputs
 from jaxgen.stable_diffusion.networks import TOKENIZERS
 from jaxgen.stable_diffusion.programs import OnStep
 from jaxgen.stable_diffusion.request import Request, completed

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgen import fields
 from jaxgen.stable_diffusion.control import Control
-from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.inputs import Inputs
 
 DATA, MODEL = "data", "model"  # mesh axes: images, and parts of large parameters
 BY_ROW = (

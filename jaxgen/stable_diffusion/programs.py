@@ -19,7 +19,7 @@ from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
 from jaxgen.nn.stable_diffusion.transformer import BlockContext
 from jaxgen.nn.stable_diffusion.unet import Deep
 from jaxgen.stable_diffusion import control, decoding, generate, loading, placement, text_encoding
-from jaxgen.stable_diffusion.generate import Inputs
+from jaxgen.stable_diffusion.inputs import Inputs
 from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.request import BatchRequest
 from jaxgen.types import Array, Params
@@ -146,7 +146,7 @@ def inputs(
 ) -> Inputs:
     """Brings a batch and its encoded texts to the devices, with noise and latents of images.
 
-    adapters: those of each image, as `generate.Inputs` has them.
+    adapters: those of each image, as `Inputs` has them.
     """
     shape = latent_shape(networks.vae, batch)
     noise = batch.latents
