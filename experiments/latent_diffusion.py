@@ -16,101 +16,37 @@ from jaxgen import at_start
 if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import latent_autoencoder
-import tyro
 from latent_autoencoder import Trained
+from parts import denoiser
+from parts.denoiser import WORLD, Config
 from PIL import Image
 
 from jaxgen import script
 from jaxgen.data import sets
 from jaxgen.miniature import captioned, following, model, model_card
 from jaxgen.miniature.captioned import Captioned
-from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS, Sizes
+from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS
 from jaxgen.pictures import images
 from jaxgen.runs import command_line, experiment, plan, run
-from jaxgen.runs.command_line import RunOptions, may_change
+from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Build, Examples, OpenSplit, System
 from jaxgen.stable_diffusion import loading
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
-from jaxgen.train import latent_losses, step
-from jaxgen.types import Array, Key, LossFn, Params
+from jaxgen.train import step
+from jaxgen.types import Key, Params
 from jaxgen.weights import diffusers, tokenizer
 from jaxgen.weights.diffusers import Checkpoint
 from jaxgen.weights.tokenizer import Tokenizer
-from jaxgen.world import scene
 
 NAME = "latent_diffusion"
 TOKENIZER = "tokenizer"  # in the run folder
-
-
-@dataclass(frozen=True)
-class Config:
-    """Options of UNet and text encoder, and of the finished model."""
-
-    action: Literal["train", "export"] = may_change("train")  # export: write the finished model
-    autoencoder: str = ""  # the run folder of latent_autoencoder.py; needed
-    begin_with: str = ""  # the folder of an earlier run whose parameters to begin with
-    num_scenes: int = 60_000  # world: how many of its scenes are the training set
-    unet_channels: tuple[int, ...] = (80, 112)  # of each level
-    unet_heads: int = 4  # attention heads
-    text_width: int = 96  # features of the text encoder
-    text_layers: int = 2  # its layers
-    max_tokens: int = 24  # of a caption, with first and last
-    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"  # what the UNet predicts
-    caption_dropout: float = 0.1  # share of examples without caption, for guidance
-    ema_decay: float = 0.999  # of the moving average that is exported
-    # export: a run of latent_autoencoder.py that froze this encoder; take its decoder
-    decoder: str = may_change("")
-    output: str = may_change("shapes")  # export: the folder to write, in diffusers' layout
-    # export: measure so many prompts of each of four groups; 0 does not measure
-    num_prompts: int = may_change(400)
-    # its flags are made by command_line.py
-    run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
-
-
-# about an hour on two CPU cores
-WORLD = Config(
-    run=RunOptions(
-        data=captioned.WORLD, schedule="cosine", clip_norm=1.0, steps=10_500, batch_size=32,
-        learning_rate=1e-3, warmup_steps=300, draw_every=1000, checkpoint_every=500,
-    )
-)  # fmt: skip
-
-
-def check(config: Config, first: Trained) -> None:
-    """Raises ValueError for the first option that no network can have with this autoencoder."""
-    size, groups = first.image_size, first.config.norm_groups
-    if config.run.image_size not in (None, size):
-        raise ValueError(
-            f"{config.autoencoder} was trained with {size} pixels; leave --image-size out"
-        )
-    if config.run.data == captioned.WORLD and size != scene.SIZE:
-        raise ValueError(
-            f"{config.autoencoder} was trained with pictures of {size} pixels, and the world is "
-            f"drawn in {scene.SIZE}; give --data the folder that it was trained on"
-        )
-    plan.check_multiple("unet_channels", config.unet_channels, groups, "its --norm-groups")
-
-
-def sizes_of(config: Config, first: Trained) -> Sizes:
-    """Gathers the sizes of all networks; those of the autoencoder are as it was trained."""
-    return Sizes(
-        first.image_size,
-        first.config.vae_channels,
-        config.unet_channels,
-        config.unet_heads,
-        config.text_width,
-        config.text_layers,
-        first.config.norm_groups,
-        config.prediction,
-    )
 
 
 class Parts(NamedTuple):
@@ -142,7 +78,7 @@ def prepare(config: Config, has_folder: bool = False) -> Parts:
     if not config.autoencoder:
         raise ValueError("which autoencoder? Give --autoencoder a run of latent_autoencoder.py")
     first = latent_autoencoder.trained(config.autoencoder)
-    check(config, first)
+    denoiser.check(config, first)
     earlier = trained(config.begin_with) if config.begin_with else None
     train, test = (captions_of(config, first, config.run, split) for split in ("train", "test"))
     if has_folder:
@@ -150,7 +86,7 @@ def prepare(config: Config, has_folder: bool = False) -> Parts:
     else:
         tokens = tokenizer.train(train.captions, config.max_tokens)
     scale = captioned.scale_of_latents(train.source, first.encode, first.params)
-    checkpoint = model.checkpoint(sizes_of(config, first), tokens, scale)
+    checkpoint = model.checkpoint(denoiser.sizes_of(config, first), tokens, scale)
     if earlier is None:
         return Parts(first, checkpoint, test.captions, None, ())
     return Parts(first, checkpoint, test.captions, _for_words(earlier, tokens), earlier.runs)
@@ -196,7 +132,7 @@ def build(parts: Parts, config: Config, examples: Examples) -> System:
     if parts.earlier is not None:
         for name, module in (("unet", unet), ("text_encoder", text_encoder)):
             model.check_fits(parts.earlier[name], module, config.begin_with)
-    loss = loss_of(config, unet, text_encoder, parts.checkpoint.tokenizers["tokenizer"])
+    loss = denoiser.loss_of(config, unet, text_encoder, parts.checkpoint.tokenizers["tokenizer"])
     options = config.run
     num_steps = experiment.num_steps(options, examples, options.batch_size)
     tx = experiment.optimizer_of(options, num_steps)
@@ -220,22 +156,6 @@ def build(parts: Parts, config: Config, examples: Examples) -> System:
         progress_metrics=("loss", "grad_norm"),
         convolutional=True,
     )
-
-
-def loss_of(config: Config, unet: Any, text_encoder: Any, tokens: Tokenizer) -> LossFn:
-    """Builds the denoising loss of these two networks."""
-
-    def predict(params: Params, x_t: Array, t: Array, context: Array) -> Array:
-        return unet.apply({"params": params}, x_t[None], t[None], context[None])[0]
-
-    def embed(params: Params, ids: Array) -> Array:
-        encoding: Any = text_encoder.apply({"params": params}, ids[None])
-        return encoding.context[0]
-
-    return latent_losses.diffusion_loss(
-        predict, embed, model.alphas_cumprod(), config.prediction,
-        tokenizer.tokenize(tokens, [""])[0], config.caption_dropout,
-    )  # fmt: skip
 
 
 def keep_vocabulary(tokens: Tokenizer, folder: Path) -> None:
