@@ -11,6 +11,7 @@ Examples:
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "experiments")]
 
 import gan_study  # noqa: E402
-import iwae_table  # noqa: E402
 import vae_speedrun  # noqa: E402
+from parts import iwae_paper  # noqa: E402
 from studies import rate_distortion  # noqa: E402
 
 from jaxgen import files, script  # noqa: E402
@@ -55,7 +56,7 @@ def of_iwae() -> str:
     paths = sorted((DOCS / "iwae_table").glob("*-stage*.json"))
     if not paths:
         return "No cell has been run yet."
-    return iwae_table.table([files.read_object(path) for path in paths]).rstrip("\n")
+    return iwae_paper.table([files.read_object(path) for path in paths]).rstrip("\n")
 
 
 def of_races() -> str:
@@ -78,13 +79,43 @@ def of_cifar() -> str:
     return "\n".join([head, "|---|---|---|---|---|", *lines])
 
 
+SEED_COLUMNS = {  # of the lines of `gan.py --action evaluate`
+    "confidence": r"confidence +([\d.]+)",
+    "class as asked": r"as asked +([\d.]+)",
+    "accuracy score": r"classification +([\d.]+)",
+    "Frechet": r"frechet  +([-\d.]+)",
+    "coverage": r"coverage +([\d.]+)",
+    "nearest neighbour": r"nearest neighbour +([\d.]+)",
+}
+
+
+def of_seeds() -> str:
+    """The GAN's MNIST preset from several seeds, with their mean and standard deviation."""
+    runs = files.read_object(DOCS / "gan_mnist_seeds.json")["runs"]
+    rows = []
+    for run in runs:
+        text = "\n".join(run["lines"])
+        matches = [re.search(pattern, text) for pattern in SEED_COLUMNS.values()]
+        rows.append([float(match[1]) for match in matches if match])
+    columns = list(zip(*rows, strict=True))
+    cells = [f"{statistics.mean(c):.3f} +- {statistics.stdev(c):.3f}" for c in columns]
+    lines = [["seed", *SEED_COLUMNS], ["---"] * (1 + len(columns))]
+    lines += [
+        [str(run["seed"]), *(f"{value:.3f}" for value in row)]
+        for run, row in zip(runs, rows, strict=True)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, ["mean", *cells]])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gan_study_ring": partial(of_gans, "ring"),
     "gan_study_grid": partial(of_gans, "grid"),
+    "gan_study_mnist": partial(of_gans, "mnist"),
     "rate_distortion": of_rates,
     "iwae_table": of_iwae,
     "vae_speedrun": of_races,
     "cifar10_vae": of_cifar,
+    "gan_mnist_seeds": of_seeds,
 }
 
 

@@ -132,9 +132,10 @@ def samples_of(config: Config, variant: Variant, target: Target) -> Any:
     """Compiles (draws [R], keys [R]) -> samples [R, 2500, D] of R generators, trained at once."""
     size, latent_dim, data = target.data.shape[1], target.latent_dim, jnp.asarray(target.data)
     generator = Player(size, config.width, target.is_bounded)
-    judge = Player(1, config.width)
+    discriminator = Player(1, config.width)
     generate = lambda params, z, label: functional.apply(generator)(params, z)  # noqa: E731
-    discriminate = lambda params, x, label: functional.apply(judge)(params, x)[0]  # noqa: E731
+    score = functional.apply(discriminator)
+    discriminate = lambda params, x, label: score(params, x)[0]  # noqa: E731
     game = adversarial.objective(variant.objective)
     g_loss = adversarial.generator_loss(generate, discriminate, game, latent_dim)
 
@@ -145,7 +146,7 @@ def samples_of(config: Config, variant: Variant, target: Target) -> Any:
         tx = optax.adam(draw.learning_rate, b1=draw.b1)
         one = step.gan_step(d_loss, g_loss, tx, tx)
         g = functional.init(generator, g_key, jnp.zeros(latent_dim))
-        d = functional.init(judge, d_key, jnp.zeros(size))
+        d = functional.init(discriminator, d_key, jnp.zeros(size))
         state = step.GanState(step.init_state(g, tx), step.init_state(d, tx), g)
 
         def update(state: step.GanState, i: Array) -> tuple[step.GanState, None]:
@@ -202,7 +203,7 @@ def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def real_line(real: dict[str, Any]) -> str:
-    """The row of examples that no run has seen: what a perfect generator would have."""
+    """Writes the row of examples that no run has seen: what a perfect generator would have."""
     return f"| real examples | {real['modes']} of {real['of']} | | {real['high_quality']:.2f} | |"
 
 
@@ -215,9 +216,7 @@ def by_variant(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 def table(record: dict[str, Any]) -> str:
     """Writes the table of one study, as Markdown; its last row is what real examples have."""
     lines = [line(*group) for group in by_variant(record["rows"]).items()]
-    if "real" in record:  # files of before 29 November 2026 have none
-        lines.append(real_line(record["real"]))
-    return "\n".join([HEAD, *lines])
+    return "\n".join([HEAD, *lines, real_line(record["real"])])
 
 
 def figure(studies: Sequence[dict[str, Any]]) -> Image.Image:
@@ -238,7 +237,7 @@ def read(path: Path) -> dict[str, Any]:
     record = files.read_object(path)
     try:
         table(record), record["config"]["target"]
-        [row["learning_rate"] for row in record["rows"]]
+        record["rows"][0]["of"], [row["learning_rate"] for row in record["rows"]]
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(
             f"{path} holds no results of this study; give files of its --output"
@@ -271,6 +270,8 @@ def check(config: Config) -> None:
             )
     if not 0 <= config.b1[0] <= config.b1[1] < 1:
         raise ValueError(f"--b1 is {config.b1}; give a lower and an upper number from 0 to below 1")
+    if not config.variants:
+        raise ValueError(f"--variants names none; use some of {', '.join(VARIANTS)}")
     unknown = [name for name in config.variants if name not in VARIANTS]
     if unknown:
         raise ValueError(f"unknown variant {unknown[0]!r}; use some of {', '.join(VARIANTS)}")

@@ -23,17 +23,18 @@ if __name__ == "__main__":
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from parts.iwae_cells import NUM_STAGES, Cell, epoch_of, init, model_of, modern, networks, paper
+from parts import iwae_cells, iwae_paper
+from parts.iwae_cells import NUM_STAGES, Cell
 
 from jaxgen import files, script
 from jaxgen.data import sets
@@ -43,17 +44,6 @@ from jaxgen.nn import functional
 from jaxgen.runs import plan
 from jaxgen.train import latent_models, step
 from jaxgen.types import Params
-
-# (stochastic layers, k) -> test -log p(x) in nats of (VAE, IWAE), and their active units
-PAPER = {
-    (1, 1): ((86.76, "19"), (86.76, "19")),
-    (1, 5): ((86.47, "20"), (85.54, "22")),
-    (1, 50): ((86.35, "20"), (84.78, "25")),
-    (2, 1): ((85.33, "16+5"), (85.33, "16+5")),
-    (2, 5): ((85.01, "17+5"), (83.89, "21+5")),
-    (2, 50): ((84.78, "17+5"), (82.90, "26+7")),
-}
-KINDS = ("vae", "iwae")
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ def training_images(data: str, size: int) -> np.ndarray:
 
 def runs_of(config: Config, cell: Cell) -> list[tuple[str, int]]:
     """Lists (objective, seed) of the runs of a cell; for k = 1 both objectives are one."""
-    kinds = KINDS[:1] if cell.k == 1 else KINDS
+    kinds = iwae_paper.KINDS[: 1 if cell.k == 1 else 2]
     return [(kind, seed) for kind in kinds for seed in range(config.seeds)]
 
 
@@ -102,11 +92,11 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | 
     init_keys, train_keys = jax.vmap(partial(jax.random.split, num=2))(keys).T
     steps, last = len(images) // size, sum(3**i for i in range(config.budget + 1))
     total = last + 3**config.budget * config.swap
-    recipe = paper(steps, size) if config.mode == "paper" else modern(steps, total)
-    epoch = epoch_of(cell, recipe, size)
-    states: Any = jax.vmap(lambda key: recipe.start(init(cell, images, key)))(init_keys)
+    recipe = iwae_cells.recipe_of(config.mode, steps, size, total)
+    epoch = iwae_cells.epoch_of(cell, recipe, size)
+    first = lambda key: recipe.start(iwae_cells.init(cell, images, key))  # noqa: E731
     path = state_path(config, cell)
-    states = restored(config, path, states)
+    states = begun(config, cell, jax.vmap(first)(init_keys), last * steps)
     done = int(states.step[0]) // steps
     if done > total:
         raise ValueError(
@@ -122,16 +112,23 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | 
         states, values = epoch(states, on_device, train_keys, is_iwae, seeds, number)
         values = np.asarray(values)
         seconds.append(time.perf_counter() - start)
-        if not np.isfinite(values).all():
-            raise ValueError(f"{cell} is not finite in epoch {number}; {path} holds the one before")
+        check_finite(cell, values, (number + 1) * steps, path)
         if (number + 1) % config.save_every == 0 or number + 1 == total:
-            file = {"settings": settings(config), "states": jax.device_get(states)}
-            content = flax.serialization.to_bytes(file)
-            files.write_whole(path, lambda p, content=content: p.write_bytes(content))
+            save(config, path, states)
             print(f"{cell}: epoch {number + 1} of {total}, {values}", flush=True)
     if len(seconds) < 2:  # the first epoch compiles
         return states, None
     return states, float(np.median(seconds[1:]) / steps / len(names) * 1e6)
+
+
+def check_finite(cell: Cell, values: np.ndarray, num_steps: int, path: Path) -> None:
+    """Raises ValueError, with the step and the last good states, unless all losses are finite."""
+    if not np.isfinite(values).all():
+        kept = f"{path} holds the last that were saved" if path.is_file() else "none are saved"
+        raise ValueError(
+            f"{cell} is no longer finite after step {num_steps}: {values} nats; "
+            f"of its states {kept}"
+        )
 
 
 def settings(config: Config) -> str:
@@ -143,6 +140,26 @@ def settings(config: Config) -> str:
 def batch_size(config: Config) -> int:
     """Returns the number of images in a batch: --batch-size, or by mode."""
     return config.batch_size or (20 if config.mode == "paper" else 128)
+
+
+def begun(config: Config, cell: Cell, states: Any, plain_steps: int) -> Any:
+    """Returns the states to go on from; a first swap begins where the plain runs ended, if kept.
+
+    states: those at step 0. plain_steps: of the stages before a swap.
+    """
+    path = state_path(config, cell)
+    if path.is_file() or not config.swap:
+        return restored(config, path, states)
+    plain = state_path(replace(config, swap=False), cell)
+    before = restored(config, plain, states)
+    return before if int(before.step[0]) <= plain_steps else states
+
+
+def save(config: Config, path: Path, states: Any) -> None:
+    """Writes the states and the settings that a continuation must have."""
+    file = {"settings": settings(config), "states": jax.device_get(states)}
+    content = flax.serialization.to_bytes(file)
+    files.write_whole(path, lambda p: p.write_bytes(content))
 
 
 def restored(config: Config, path: Path, states: Any) -> Any:
@@ -172,7 +189,7 @@ def ending(config: Config, with_budget: bool = False) -> str:
 
 def evaluate(config: Config, cell: Cell, states: Any, images: np.ndarray) -> Iterator[dict]:
     """Yields the results of each run of a cell, as plain numbers."""
-    model = model_of(cell, images.shape[1:])
+    model = iwae_cells.model_of(cell, images.shape[1:])
     test = sets.load(config.data, "test")
     cut = {"images": test.images[: config.test_images], "labels": test.labels[: config.test_images]}
     log_weight = latent_models.weight_of_images(model, binarize=True)
@@ -193,7 +210,7 @@ def evaluate(config: Config, cell: Cell, states: Any, images: np.ndarray) -> Ite
 
 def active_units(cell: Cell, params: Params, images: np.ndarray) -> str:
     """Counts a layer's active units for 500 images; the upper layer sees the lower one's mean."""
-    parts = networks(cell, images.shape[1:])
+    parts = iwae_cells.networks(cell, images.shape[1:])
     x = jnp.round(jnp.asarray(images[:500]) / 255).reshape(len(images[:500]), -1)
     counts = []
     for name in ("encoder", "encoder_top")[: cell.layers]:
@@ -221,51 +238,11 @@ def run(config: Config) -> None:
 
 def cell_of(text: str) -> Cell:
     """Finds the cell "LAYERSxK". Raises ValueError for one that is not in the paper's table."""
-    for layers, k in PAPER:
+    for layers, k in iwae_paper.TABLE_1:
         if text == f"{layers}x{k}":
             return Cell(layers, k)
-    known = ", ".join(f"{layers}x{k}" for layers, k in PAPER)
+    known = ", ".join(f"{layers}x{k}" for layers, k in iwae_paper.TABLE_1)
     raise ValueError(f"unknown cell {text!r}; use one of {known}")
-
-
-class Group(NamedTuple):
-    """What the runs of one row of the table have in common."""
-
-    modern: bool
-    layers: int
-    k: int
-    objective: str
-    stages: int
-    training_images: int
-
-
-def table(results: list[dict]) -> str:
-    """Writes the results beside the paper's, as Markdown: means over seeds with their spread."""
-    groups: dict[Group, list[dict]] = {}
-    for row in (row for result in results for row in result["rows"] if not row["swapped"]):
-        group = Group(row.get("mode") == "modern", *(row[name] for name in Group._fields[1:]))
-        groups.setdefault(group, []).append(row)
-    lines = [
-        "| recipe | layers | k | objective | epochs | training images | seeds | nats here "
-        "| paper, 3280 epochs | difference | active here | paper |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    return "\n".join([*lines, *(line(group, groups[group]) for group in sorted(groups))]) + "\n"
-
-
-def line(group: Group, rows: list[dict]) -> str:
-    """Writes a row of the table, of all seeds."""
-    modern, layers, k, kind, stages, count = group
-    paper_nats, paper_units = PAPER[layers, k][KINDS.index(kind)]
-    nats = np.array([row["nats"] for row in rows])
-    spread = f" +- {nats.std(ddof=1):.2f}" if len(nats) > 1 else ""
-    name = "DReG" if modern and kind == "iwae" else kind.upper()
-    return (
-        f"| {'modern' if modern else 'paper'} | {layers} | {k} | {name} "
-        f"| {sum(3**i for i in range(stages))} | {count} | {len(rows)} | {nats.mean():.2f}{spread} "
-        f"| {paper_nats:.2f} | {nats.mean() - paper_nats:+.2f} "
-        f"| {', '.join(row['active'] for row in rows)} | {paper_units} |"
-    )
 
 
 def write_table(config: Config) -> None:
@@ -273,7 +250,7 @@ def write_table(config: Config) -> None:
     paths = sorted(config.folder.glob("*-stage*.json"))
     if not paths:
         raise ValueError(f"{config.folder} holds no results; run the cells first (--action run)")
-    content = table([files.read_object(path) for path in paths])
+    content = iwae_paper.table([files.read_object(path) for path in paths])
     files.write_whole(config.table, lambda p: p.write_text(content))
     print(content + f"\n{config.table}")
 

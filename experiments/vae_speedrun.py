@@ -157,6 +157,9 @@ def main() -> None:
     plan.check_range(config, 1, "epochs", "batch_size", "latent_dim", "hidden")
     plan.check_range(config, 0, "learning_rate", "targets")
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
+    if config.record is not None:
+        config.record.parent.mkdir(parents=True, exist_ok=True)
+        config.record.open("a").close()  # refused now, not after the race
     script.set_up()
     record = race(config)
     print(f"{record['last_nats']} nats at the end, {record['compile_seconds']} s of compilation")

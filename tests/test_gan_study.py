@@ -120,11 +120,15 @@ def test_a_file_of_something_else_is_no_study(tmp_path):
     path.write_text('{"config": {"target": "ring"}, "rows": [{"nats": 3}]}')
     words = f"{path} holds no results of this study; give files of its --output"
     assert words in refusal("gan_study", "--action", "table", "--results", path)
+    path.write_text('{"config": {"target": "ring"}, "rows": [], "real": {"modes": 8}}')
+    assert words in refusal("gan_study", "--action", "table", "--results", path)
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--target", "rnig"], "--target rnig is not ring or grid: unknown data set 'rnig'"),
+        (["--variants"], "--variants names none; use some of minimax"),
         (["--variants", "softmax"], "unknown variant 'softmax'; use some of minimax"),
         (["--rates", "1", "0.1"], "give a lower and an upper positive number"),
         (["--penalties", "0", "1"], "--penalties are 0.0 1.0; give a lower and an upper"),

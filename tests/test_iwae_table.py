@@ -70,7 +70,7 @@ def test_models_have_the_parameters_and_the_start_of_the_code(text, count):
     images[:, 0, 0] = 0
     with loaded("iwae_table") as table:
         cell = table.cell_of(text)
-        params = jax.jit(lambda key: table.init(cell, images, key))(jax.random.key(0))
+        params = jax.jit(lambda key: table.iwae_cells.init(cell, images, key))(jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(params)) == count
     bias = params["decoder"]["head"]["bias"]
     assert float(bias[0]) == pytest.approx(np.log(0.001 / 0.999), rel=1e-4)
@@ -109,13 +109,13 @@ def test_a_modern_run_goes_on_with_its_moving_average(data, tmp_path):
     modern = ["--mode", "modern", "--save-every", "2", "--test-images", "9"]
     call("iwae_table", *flags(data, whole, 1, *modern))
     with loaded("iwae_table") as table, pytest.MonkeyPatch.context() as patch:
-        of, count = table.epoch_of, itertools.count(1)
+        of, count = table.iwae_cells.epoch_of, itertools.count(1)
 
         def stopping(*arguments):
             epoch = of(*arguments)
             return lambda *state: 1 / 0 if next(count) == 4 else epoch(*state)
 
-        patch.setattr(table, "epoch_of", stopping)
+        patch.setattr(table.iwae_cells, "epoch_of", stopping)
         with pytest.raises(ZeroDivisionError):
             call("iwae_table", *flags(data, parts, 1, *modern))
     call("iwae_table", *flags(data, parts, 1, *modern))
@@ -126,7 +126,73 @@ def test_a_modern_run_goes_on_with_its_moving_average(data, tmp_path):
     )
     assert rows == again
     text = call("iwae_table", "--action", "table", "--folder", parts, "--table", tmp_path / "t.md")
-    assert f"| modern | 1 | 5 | DReG | 4 | 40 | 1 | {rows[1]['nats']:.2f} | 85.54 |" in text
+    assert f"| modern | 1 | 5 | DReG | 4 | 40 | 1 | {rows[1]['nats']:.2f} | +- " in text
+
+
+def test_a_swap_goes_on_from_the_plain_runs(data, tmp_path):
+    after, alone = tmp_path / "after", tmp_path / "alone"
+    call("iwae_table", *flags(data, after, 0))
+    for folder in (after, alone):
+        call("iwae_table", *flags(data, folder, 0, "--swap"))
+    rows, again = (
+        json.loads((folder / "1x5-stage0-swap.json").read_text())["rows"]
+        for folder in (after, alone)
+    )
+    assert rows == again
+    plain = json.loads((after / "1x5-stage0.json").read_text())["rows"]
+    assert not {row["nats"] for row in rows} & {row["nats"] for row in plain}
+    text = call("iwae_table", "--action", "table", "--folder", after, "--table", tmp_path / "t.md")
+    assert "| paper | 1 | 5 | VAE | 1 |" in text
+    assert "| paper | 1 | 5 | IWAE, then VAE | 2 |" in text
+
+
+def test_differences_are_from_the_papers_two_tables_with_students_interval():
+    """For two runs d apart, Student's factor is 12.706, and the half width 12.706 d / 2."""
+    row = {"layers": 1, "k": 50, "objective": "vae", "swapped": True, "stages": 8}
+    row |= {"training_images": 59600, "nats": 84.98, "active": "22", "noise": 0.01}
+    with loaded("parts.iwae_paper") as paper:
+        swapped, plain = paper.table([{"rows": [row, row | {"swapped": False}]}]).splitlines()[
+            :1:-1
+        ]
+        line = paper.table([{"rows": [row, row | {"nats": 85.08}]}]).splitlines()[2]
+    assert (
+        "| VAE, then IWAE | 5467 | 59600 | 1 | 84.98 | +- 0.02 (draws of z) | 84.88 | +0.10 |"
+        in swapped
+    )
+    assert "| VAE | 3280 | 59600 | 1 | 84.98 | +- 0.02 (draws of z) | 86.35 | -1.37 |" in plain
+    assert f"| 85.03 | +- {12.7062 * 0.05:.2f} (seeds) | 84.88 | +0.15 | 22, 22 | 22 |" in line
+
+
+def test_runs_in_turn_are_the_runs_at_once(monkeypatch):
+    with loaded("parts.iwae_cells") as cells:
+
+        def sums(state, images, key, is_iwae, order):
+            noise = jax.random.normal(key, ())
+            rows = images if order is None else images[order]
+            value = rows[0] * state["x"] + noise + is_iwae
+            return {"x": state["x"] + 1}, value
+
+        keys = lambda: jax.random.split(jax.random.key(0), 3)  # noqa: E731
+        states, kinds = {"x": jnp.arange(3.0)}, jnp.array([True, False, True])
+        for order in (None, jnp.array([[1, 0], [0, 1], [1, 0]])):
+            arguments = (states, jnp.array([2.0, 3.0]), keys(), kinds, order)
+            in_turn = cells.side_by_side(sums)(*arguments)
+            monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+            at_once = cells.side_by_side(sums)(*arguments[:2], keys(), kinds, order)
+            monkeypatch.undo()
+            jax.tree.map(np.testing.assert_array_equal, in_turn, at_once)
+
+
+def test_a_run_that_is_not_finite_names_its_step_and_what_is_saved(tmp_path):
+    path, losses = tmp_path / "1x1-1.msgpack", np.array([3.0, np.nan])
+    with loaded("iwae_table") as table:
+        cell = table.cell_of("1x1")
+        table.check_finite(cell, losses[:1], 40, path)
+        with pytest.raises(ValueError, match="after step 40: .*nan.* none are saved"):
+            table.check_finite(cell, losses, 40, path)
+        path.touch()
+        with pytest.raises(ValueError, match="1x1-1.msgpack holds the last that were saved"):
+            table.check_finite(cell, losses, 40, path)
 
 
 def test_the_modern_gradient_for_iwae_is_dreg_and_for_the_vae_the_mean():

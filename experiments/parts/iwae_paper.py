@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""Results of `iwae_table.py` beside those of Burda et al. 2016 (arXiv:1509.00519)."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+KINDS = ("vae", "iwae")
+# (stochastic layers, k) -> test -log p(x) in nats of (VAE, IWAE), and their active units
+TABLE_1 = {
+    (1, 1): ((86.76, "19"), (86.76, "19")),
+    (1, 5): ((86.47, "20"), (85.54, "22")),
+    (1, 50): ((86.35, "20"), (84.78, "25")),
+    (2, 1): ((85.33, "16+5"), (85.33, "16+5")),
+    (2, 5): ((85.01, "17+5"), (83.89, "21+5")),
+    (2, 50): ((84.78, "17+5"), (82.90, "26+7")),
+}
+# the same after another last stage with the other objective: VAE then IWAE, and IWAE then VAE
+TABLE_2 = {(1, 50): ((84.88, "22"), (86.02, "23"))}
+HEAD = (
+    "| recipe | layers | k | objective | epochs | training images | seeds | nats here "
+    "| 95 % interval | paper, all epochs | difference | active here | paper |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+class Group(NamedTuple):
+    """What the runs of one row of the table have in common."""
+
+    modern: bool
+    swapped: bool
+    layers: int
+    k: int
+    objective: str
+    stages: int
+    training_images: int
+
+
+def table(results: list[dict]) -> str:
+    """Writes the results beside the paper's, as Markdown: means over seeds."""
+    groups: dict[Group, list[dict]] = {}
+    for row in (row for result in results for row in result["rows"]):
+        group = Group(row.get("mode") == "modern", *(row[name] for name in Group._fields[1:]))
+        groups.setdefault(group, []).append(row)
+    return "\n".join([HEAD, *(line(group, groups[group]) for group in sorted(groups))]) + "\n"
+
+
+def line(group: Group, rows: list[dict]) -> str:
+    """Writes a row of the table, of all seeds."""
+    known = (TABLE_2 if group.swapped else TABLE_1).get((group.layers, group.k))
+    nats = np.mean([row["nats"] for row in rows])
+    paper = ("", "", "")
+    if known is not None:
+        paper_nats, paper_units = known[KINDS.index(group.objective)]
+        paper = (f"{paper_nats:.2f}", f"{nats - paper_nats:+.2f}", paper_units)
+    epochs = sum(3**i for i in range(group.stages)) + group.swapped * 3 ** (group.stages - 1)
+    cells = [
+        "modern" if group.modern else "paper", group.layers, group.k, title(group), epochs,
+        group.training_images, len(rows), f"{nats:.2f}", interval(rows), *paper[:2],
+        ", ".join(row["active"] for row in rows), paper[2],
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def title(group: Group) -> str:
+    """Names the objective of a row; of a swap, both in their order."""
+    names = ["DReG" if group.modern and kind == "iwae" else kind.upper() for kind in KINDS]
+    first = KINDS.index(group.objective)
+    return f"{names[first]}, then {names[1 - first]}" if group.swapped else names[first]
+
+
+def interval(rows: list[dict]) -> str:
+    """Writes the interval of the mean, Student's over seeds; one run has that of its draws of z."""
+    nats = np.array([row["nats"] for row in rows])
+    if len(rows) == 1:
+        return f"+- {1.96 * rows[0]['noise']:.2f} (draws of z)"
+    half = stats.t.ppf(0.975, len(nats) - 1) * nats.std(ddof=1) / np.sqrt(len(nats))
+    return f"+- {half:.2f} (seeds)"
