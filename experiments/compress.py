@@ -66,7 +66,7 @@ class Codec(NamedTuple):
 
 def codec_of(config: vae_model.Config, examples: Any, params: Any) -> Codec:
     """Builds the codec of a trained VAE. Raises ValueError for a model that has no such code."""
-    if not vae_model.binary(config):
+    if not vae_model.is_binarized(config):
         raise ValueError("pixels must be drawn as 0 or 1: a run with --likelihood bernoulli")
     if config.conditional or config.top_dim or config.pseudo_inputs:
         raise ValueError(

@@ -129,7 +129,7 @@ def posterior(
 ) -> tuple[Array, Array, Array]:
     """Returns the images as the networks see them, with means and log-variances of their z."""
     x = augment.to_unit_range(x)
-    x = losses.binarize(key, x) if vae_model.binary(config) else x
+    x = losses.binarize(key, x) if vae_model.is_binarized(config) else x
     mean, logvar = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)
     return x, mean, logvar
 
@@ -191,7 +191,7 @@ def evaluate(config: Config) -> None:
     kind = "elbo" if config.objective not in objectives.BOUNDS else "k_sample"
     plain = replace(config, objective=kind, bound_samples=1, beta=1.0, kl_warmup_steps=0)
     loss = augment.on_uint8(vae_model.loss_of(plain, examples))
-    binary, distribution = vae_model.binary(config), losses.LIKELIHOODS[config.likelihood]
+    binary, distribution = vae_model.is_binarized(config), losses.LIKELIHOODS[config.likelihood]
     log_weight = latent_models.weight_of_images(vae_model.model_of(config, examples), binary)
     encode = jax.jit(functional.apply(vae_model.networks(config, examples)[0]))
     test = run.load_split(config.run, "test")
@@ -226,7 +226,8 @@ def on_pictures(
     encode, decode = (jax.jit(functional.apply(network)) for network in networks)
 
     def mean(x: Array, start: int) -> Array:
-        x = losses.binarize(jax.random.fold_in(key, start), x) if vae_model.binary(config) else x
+        if vae_model.is_binarized(config):
+            x = losses.binarize(jax.random.fold_in(key, start), x)
         return jnp.split(encode(params["encoder"], x), 2, axis=-1)[0]
 
     mean_picture = losses.LIKELIHOODS[config.likelihood].mean

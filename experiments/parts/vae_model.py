@@ -110,7 +110,7 @@ def check(config: Config, examples: Examples) -> None:
         raise ValueError("--pseudo-inputs have no labels; leave out --conditional")
     if name in objectives.OF_WHOLE_BATCH and config.run.accumulate > 1:
         raise ValueError(f"objective {name} looks at the whole batch; use --accumulate 1")
-    if binary(config) and examples.image_shape[-1] == 3:
+    if is_binarized(config) and examples.image_shape[-1] == 3:
         warnings.warn(
             "pixels of colour images are drawn as 0 or 1, which leaves static; for photographs use "
             "--likelihood gaussian or logistic, or --no-binarize",
@@ -160,11 +160,11 @@ def loss_of(config: Config, examples: Examples) -> LossFn:
         model_of(config, examples),
         examples.num_examples,
         losses.linear_warmup(config.kl_warmup_steps, config.beta),
-        binary(config),
+        is_binarized(config),
     )
     return objectives.vae_objective(config.objective, parts, config.bound_samples, config.free_bits)
 
 
-def binary(config: Config) -> bool:
+def is_binarized(config: Config) -> bool:
     """Says whether images are binarized before the networks see them."""
     return losses.LIKELIHOODS[config.likelihood].is_binary and config.binarize
