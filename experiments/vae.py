@@ -195,10 +195,10 @@ def evaluate(config: Config) -> None:
     log_weight = latent_models.weight_of_images(vae_model.model_of(config, examples), binary)
     encode = jax.jit(functional.apply(vae_model.networks(config, examples)[0]))
     test = run.load_split(config.run, "test")
+    if distribution.is_binary and not binary:
+        likelihood.check_binary(test.images)
     train = cache(lambda: run.load_split(config.run, "train"))  # conditional runs need none
     extract = features.by_name(config.features, lambda: judge.train(train(), test))
-    if config.nll_samples and distribution.is_binary != binary:
-        likelihood.check_binary(test.images)
     bound_key, weight_key, pictures_key = jax.random.split(experiment.sample_key(config.run), 3)
     num_bytes = math.prod(examples.image_shape) if distribution.is_of_bytes else 0
 

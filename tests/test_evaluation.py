@@ -27,6 +27,16 @@ def counting(function, counts):
     return call
 
 
+def test_grey_pixels_under_a_bernoulli_likelihood_have_no_bound_to_print(tmp_path, monkeypatch):
+    scripts.leave_out_pictures("vae", monkeypatch)
+    flags = [*TINY, "--num-models", "1", "--steps", "1", "--no-binarize"]
+    scripts.call("vae", *flags, "--run-dir", tmp_path / "run")
+
+    line = scripts.refusal("vae", "--run-dir", tmp_path / "run", "--action", "evaluate")
+
+    assert "of the pixels are neither black nor white; train with --binarize" in line
+
+
 @pytest.mark.slow
 def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
     counts = {"mean_terms": [], "importance_estimates": []}
