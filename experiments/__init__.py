@@ -4,5 +4,6 @@
 import sys
 from pathlib import Path
 
-# where Python looks when it runs one of them: for the others, and for parts/
-sys.path.append(str(Path(__file__).parent))
+# in front, where Python itself puts the folder of a script that it runs: behind, an installed
+# `parts`, `gan` or `vae` would be imported in place of ours
+sys.path.insert(0, str(Path(__file__).parent))

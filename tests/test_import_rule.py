@@ -2,6 +2,7 @@
 """Imports run one way through the layers of docs/design.md, read from the code."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,19 @@ def test_importing_the_package_imports_nothing_heavy():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_scripts_have_their_own_parts_whatever_is_installed(tmp_path):
+    for name in ("parts", "studies"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    code = "import experiments, parts, studies; print(parts.__file__); print(studies.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    folders = [Path(line).parent for line in done.stdout.splitlines()]
+    assert folders == [ROOT / "experiments/parts", ROOT / "experiments/studies"]
 
 
 def test_importing_every_module_needs_no_extra():

@@ -23,9 +23,8 @@ from typing import Literal
 import numpy as np
 import tyro
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # as a script it sees its own folder
+# Python looks in the folder of the script alone
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import gan
 from parts import gan_model
 
