@@ -78,7 +78,7 @@ def prepare(config: Config, has_folder: bool = False) -> Parts:
     if not config.autoencoder:
         raise ValueError("which autoencoder? Give --autoencoder a run of latent_autoencoder.py")
     first = latent_autoencoder.trained(config.autoencoder)
-    denoiser.check(config, first)
+    denoiser.check(config, first.image_size, first.config.norm_groups)
     earlier = trained(config.begin_with) if config.begin_with else None
     train, test = (captions_of(config, first, config.run, split) for split in ("train", "test"))
     if has_folder:
@@ -86,7 +86,10 @@ def prepare(config: Config, has_folder: bool = False) -> Parts:
     else:
         tokens = tokenizer.train(train.captions, config.max_tokens)
     scale = captioned.scale_of_latents(train.source, first.encode, first.params)
-    checkpoint = model.checkpoint(denoiser.sizes_of(config, first), tokens, scale)
+    sizes = denoiser.sizes_of(
+        config, first.image_size, first.config.vae_channels, first.config.norm_groups
+    )
+    checkpoint = model.checkpoint(sizes, tokens, scale)
     if earlier is None:
         return Parts(first, checkpoint, test.captions, None, ())
     return Parts(first, checkpoint, test.captions, _for_words(earlier, tokens), earlier.runs)

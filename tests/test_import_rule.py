@@ -20,12 +20,15 @@ LAYERS = (
     ("jaxgen.script", "jaxgen.adapters", "jaxgen.warm"),
     ("jaxgen.runs", "jaxgen.stable_diffusion", "jaxgen.evaluate"),
     ("jaxgen.miniature",),
+    ("experiments.parts",),
     ("experiments",),
     ("benchmarks",),
 )  # fmt: skip
 PACKAGE = sorted((ROOT / "jaxgen").rglob("*.py"))
 FILES = [*PACKAGE, *sorted((ROOT / "experiments").rglob("*.py"))]
 FILES += sorted((ROOT / "benchmarks").rglob("*.py"))
+# what scripts import by a bare name, as Python finds it when it runs them
+BARE = {path.stem for path in (ROOT / "experiments").iterdir() if path.suffix in ("", ".py")}
 MOST_MODULES = 16  # in a folder, its __init__ not counted
 EXTRAS = (
     "torch", "tensorflow", "tensorflow_datasets", "grain", "diffusers", "transformers", "wandb",
@@ -76,6 +79,8 @@ def forbidden(path, tree):
     """Imports of our own code that the place of the file does not allow."""
     here = place_of(module_name(path))
     for line, name in imports(tree):
+        if path.is_relative_to(ROOT / "experiments") and name.split(".")[0] in BARE:
+            name = f"experiments.{name}"
         ours = below(name, ("jaxgen", "experiments", "benchmarks")) or name.startswith(".")
         if not ours or (here is None and path == ROOT / "jaxgen" / "__init__.py"):
             continue  # the package's own names are fetched when asked for, from any layer
@@ -124,6 +129,10 @@ def test_every_module_has_a_layer_and_no_folder_is_crowded():
         ("jaxgen/types.py", "from jaxgen.nn import blocks"),
         ("jaxgen/runs/new.py", "from experiments import vae"),
         ("experiments/new.py", "from benchmarks import race"),
+        ("experiments/parts/new.py", "from vae import build"),
+        ("experiments/parts/new.py", "import latent_autoencoder"),
+        ("experiments/parts/new.py", "from studies import rate_distortion"),
+        ("experiments/parts/new.py", "from experiments import gan"),
     ],
 )
 def test_a_breach_of_the_rule_is_seen(place, line):

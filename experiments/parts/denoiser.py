@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import tyro
-from latent_autoencoder import Trained
 
 from jaxgen.miniature import captioned, model
 from jaxgen.miniature.model import Sizes
@@ -52,31 +51,32 @@ WORLD = Config(
 )  # fmt: skip
 
 
-def check(config: Config, first: Trained) -> None:
+def check(config: Config, image_size: int, norm_groups: int) -> None:
     """Raises ValueError for the first option that no network can have with this autoencoder."""
-    size, groups = first.image_size, first.config.norm_groups
-    if config.run.image_size not in (None, size):
+    if config.run.image_size not in (None, image_size):
         raise ValueError(
-            f"{config.autoencoder} was trained with {size} pixels; leave --image-size out"
+            f"{config.autoencoder} was trained with {image_size} pixels; leave --image-size out"
         )
-    if config.run.data == captioned.WORLD and size != scene.SIZE:
+    if config.run.data == captioned.WORLD and image_size != scene.SIZE:
         raise ValueError(
-            f"{config.autoencoder} was trained with pictures of {size} pixels, and the world is "
-            f"drawn in {scene.SIZE}; give --data the folder that it was trained on"
+            f"{config.autoencoder} was trained with pictures of {image_size} pixels, and the world "
+            f"is drawn in {scene.SIZE}; give --data the folder that it was trained on"
         )
-    plan.check_multiple("unet_channels", config.unet_channels, groups, "its --norm-groups")
+    plan.check_multiple("unet_channels", config.unet_channels, norm_groups, "its --norm-groups")
 
 
-def sizes_of(config: Config, first: Trained) -> Sizes:
+def sizes_of(
+    config: Config, image_size: int, vae_channels: tuple[int, ...], norm_groups: int
+) -> Sizes:
     """Gathers the sizes of all networks; those of the autoencoder are as it was trained."""
     return Sizes(
-        first.image_size,
-        first.config.vae_channels,
+        image_size,
+        vae_channels,
         config.unet_channels,
         config.unet_heads,
         config.text_width,
         config.text_layers,
-        first.config.norm_groups,
+        norm_groups,
         config.prediction,
     )
 
