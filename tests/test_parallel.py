@@ -28,15 +28,8 @@ def test_eight_devices_train_like_one(name, how):
         np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
 
 
-# of which a loss sees the whole batch, and one that sees an example
-EVERYWHERE = ("beta_tc", "mmd", "vq_vae", "relativistic", "dreg")
-
-
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [(name, "shard_map") for name in systems.OBJECTIVES]
-    + [(name, how) for name in EVERYWHERE for how in ("jit", "pmap")],
-)
+@pytest.mark.parametrize("how", parallel.MODES)
+@pytest.mark.parametrize("name", systems.OBJECTIVES)
 @SLOW
 def test_objectives_of_one_example_and_of_the_batch_train_alike_on_four_devices(name, how):
     expected, metrics = systems.run(name, "jit", 1, (2,))
@@ -48,8 +41,7 @@ def test_objectives_of_one_example_and_of_the_batch_train_alike_on_four_devices(
         np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
 
 
-# test_experiments.py resumes runs of others; k_sample and free_bits have states like these
-@pytest.mark.parametrize("name", ["dreg", "mmd", "relativistic"])
+@pytest.mark.parametrize("name", systems.OBJECTIVES)
 def test_objectives_go_on_from_a_file_to_the_same_bits(name):
     straight, resumed = systems.continued(name)
     assert int(straight.step) == 2

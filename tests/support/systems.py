@@ -25,9 +25,10 @@ from jaxgen.train import (
 
 SHAPE = (8, 8, 1)
 NAMES = ("autoencoder", "vae", "gan")
-# objectives of a VAE, of which those of the whole batch see other examples
+# objectives of a VAE, of which those of the whole batch see other examples; `iwae` has a VAMP prior
 OF_VAE = tuple(name for name in objectives.VAE_OBJECTIVES if name != "elbo")
-# and an autoencoder with two penalties, and a GAN whose generator sees real images and labels
+# and an autoencoder of sparse codes with two penalties, VQ-VAE, and a GAN whose generator sees real
+# images and labels
 OBJECTIVES = (*OF_VAE, "mmd", "vq_vae", "relativistic")
 
 
@@ -39,9 +40,9 @@ def dataset(size: int = 64) -> dict[str, np.ndarray]:
     }
 
 
-def _pair(network: str, outputs: int, norm: str) -> tuple[Any, Any]:
+def _pair(network: str, outputs: int, norm: str, num_classes: int = 10) -> tuple[Any, Any]:
     return autoencoder.encoder_and_decoder(
-        network, outputs, SHAPE, hidden=(16,), width=8, norm=norm, num_classes=10
+        network, outputs, SHAPE, hidden=(16,), width=8, norm=norm, num_classes=num_classes
     )
 
 
@@ -56,11 +57,14 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
     if name == "vq_vae":
         return _vq_vae(tx)
 
-    encoder, decoder = _pair(network, 4 if name in ("autoencoder", "mmd") else 8, norm)
+    outputs = 4 if name in ("autoencoder", "mmd") else 8
+    # pseudo-inputs have no label
+    encoder, decoder = _pair(network, outputs, norm, num_classes=0 if name == "iwae" else 10)
     encode, decode = functional.apply(encoder), functional.apply(decoder)
     if name == "autoencoder":
         loss = losses.autoencoder_loss(encode, decode, noise=0.3)
     elif name == "mmd":
+        encode = penalties.sparse(encode, 3)
         plain = losses.autoencoder_loss(encode, decode)
         contracted = penalties.with_penalty(plain, "slope", penalties.contraction(encode), 0.1)
         loss = penalties.with_penalty(contracted, "mmd", penalties.mmd(encode), 3.0)
@@ -75,7 +79,9 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
             "encoder": functional.init(encoder, encoder_key, jnp.zeros(SHAPE), jnp.int32(0)),
             "decoder": functional.init(decoder, decoder_key, jnp.zeros(4), jnp.int32(0)),
         }
-        if name in OF_VAE:
+        if name == "iwae":
+            params["pseudo_inputs"] = 0.5 * jax.random.normal(up_key, (3, *SHAPE))
+        elif name in OF_VAE:
             params["encoder_top"] = functional.init(UP, up_key, jnp.zeros(4))
             params["decoder_top"] = functional.init(DOWN, down_key, jnp.zeros(2))
         return step.init_state(params, tx)
@@ -87,11 +93,15 @@ UP, DOWN = autoencoder.GaussianLayer(2, (4,)), autoencoder.GaussianLayer(4, (4,)
 
 
 def _objective(name: str, encode, decode):
-    """The loss with this name; the bounds of several samples are of a model of two layers."""
-    model = latent_models.two_layers(
-        encode, functional.apply(UP), functional.apply(DOWN), decode, losses.bernoulli,
-        latent_models.normal_prior(2),
-    )  # fmt: skip
+    """The loss with this name; of the bounds, `iwae` is of a VAMP prior, others of two layers."""
+    if name == "iwae":
+        prior = latent_models.vamp_prior(encode)
+        model = latent_models.one_layer(encode, decode, losses.bernoulli, prior)
+    else:
+        model = latent_models.two_layers(
+            encode, functional.apply(UP), functional.apply(DOWN), decode, losses.bernoulli,
+            latent_models.normal_prior(2),
+        )  # fmt: skip
     parts = objectives.VaeParts(
         encode, decode, losses.bernoulli, model, 64, dynamic_binarization=True
     )
