@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Folders in diffusers' layout: what is read, what is written, and what is refused, and how."""
 
+import dataclasses
 import json
 import math
 import os
@@ -17,7 +18,17 @@ import safetensors.numpy
 from support import checkpoints
 
 from jaxgen import files
-from jaxgen.weights import configs, diffusers, hub, layout, model_index, tensors, weight_files
+from jaxgen.nn.stable_diffusion import autoencoder_kl, autoencoder_tiny, clip, controlnet, unet
+from jaxgen.weights import (
+    config_tables,
+    configs,
+    diffusers,
+    hub,
+    layout,
+    model_index,
+    tensors,
+    weight_files,
+)
 from jaxgen.weights.model_index import NETWORKS, TOKENIZERS
 
 UNET = checkpoints.UNETS["sd1"]
@@ -160,6 +171,20 @@ def test_absent_keys_take_diffusers_defaults():
     assert fields["block_out_channels"] == (320, 640, 1280, 1280)
     assert fields["use_linear_projection"] is False
     assert configs.clip_text_fields({})["hidden_act"] == "quick_gelu"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        autoencoder_kl.AutoencoderKL, autoencoder_tiny.AutoencoderTiny, clip.CLIPTextModel,
+        controlnet.ControlNetModel, unet.UNet2DConditionModel,
+    ],
+)  # fmt: skip
+def test_both_homes_of_the_default_of_a_field_agree(module):
+    # the rooms do not import each other: what an absent key means is written in weights
+    table = config_tables.TABLES[module.__name__].fields
+    own = {field.name: field.default for field in dataclasses.fields(module)}
+    assert {key: own[key] for key in table} == {key: table[key].default for key in table}
 
 
 def test_published_configs_are_accepted():

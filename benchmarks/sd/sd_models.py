@@ -11,7 +11,7 @@ import numpy as np
 from jaxgen.stable_diffusion import loading, placement
 from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.types import Params
-from jaxgen.weights import diffusers
+from jaxgen.weights import diffusers, ldm_configs
 from jaxgen.weights.diffusers import Checkpoint
 
 VAE = {
@@ -71,7 +71,7 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "sd21": {"unet": V2_UNET, "vae": VAE, "text_encoder": OPEN_CLIP_H},
     "sdxl": {
-        "unet": XL_UNET, "vae": {**VAE, "sample_size": 1024, "scaling_factor": 0.13025},
+        "unet": XL_UNET, "vae": {**VAE, "sample_size": 1024, **ldm_configs.SCALING["xl"]},
         "text_encoder": CLIP_L, "text_encoder_2": OPEN_CLIP_G,
     },
     "tiny": TINY,

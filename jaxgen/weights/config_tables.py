@@ -12,6 +12,7 @@ MAX_LAYERS = 128
 MAX_LEVELS = 8
 MAX_TOKENS = 2**20
 MAX_LATENT_CHANNELS = 256
+SCALING_FACTOR = 0.18215  # of Stable Diffusion's autoencoder, and diffusers' default
 
 
 class Table(NamedTuple):
@@ -240,7 +241,7 @@ _AUTOENCODER_KL = Table(
         "layers_per_block": _count(1, MAX_LAYERS),
         "latent_channels": _count(4),
         "norm_num_groups": _count(32),
-        "scaling_factor": fields.number(0.18215, 1e-6, 1e6),
+        "scaling_factor": fields.number(SCALING_FACTOR, 1e-6, 1e6),
         "shift_factor": fields.optional(fields.number(None, -1e6, 1e6)),
         "latents_mean": _per_channel(None, fields.number(None, -1e6, 1e6)),
         "latents_std": _per_channel(None, fields.number(None, 1e-6, 1e6)),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxgen import fields, files
+from jaxgen.weights.config_tables import SCALING_FACTOR
 from jaxgen.weights.tensors import Tensor
 
 SHAPES = Mapping[str, Tensor]
@@ -31,16 +32,17 @@ PADDING = {
 OF_XL = ("xl", "playground", "refiner")  # their UNets take pooled text and sizes
 SAMPLE_SIZE = {"v1": 64, "v2": 96} | dict.fromkeys(OF_XL, 128)
 # how the published autoencoders scale their latents
+_XL_SCALING = {"scaling_factor": 0.13025}
 SCALING: dict[str, dict[str, Any]] = {
-    "v1": {"scaling_factor": 0.18215},
-    "v2": {"scaling_factor": 0.18215},
-    "xl": {"scaling_factor": 0.13025},
+    "v1": {"scaling_factor": SCALING_FACTOR},
+    "v2": {"scaling_factor": SCALING_FACTOR},
+    "xl": _XL_SCALING,
     "playground": {
         "scaling_factor": 0.5,
         "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
         "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
     },
-    "refiner": {"scaling_factor": 0.13025},
+    "refiner": _XL_SCALING,
 }
 EDM = {
     "_class_name": "EDMDPMSolverMultistepScheduler",

@@ -33,7 +33,7 @@ class AutoencoderTiny(nn.Module):
     num_encoder_blocks: Sequence[int] = (1, 3, 3, 3)
     num_decoder_blocks: Sequence[int] = (3, 3, 3, 1)
     scaling_factor: float = 1.0  # this and the next three are as in AutoencoderKL
-    shift_factor: float | None = None
+    shift_factor: float | None = 0.0
     latents_mean: Sequence[float] | None = None
     latents_std: Sequence[float] | None = None
     dtype: Any = jnp.float32
