@@ -28,14 +28,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-import vae
-from parts import vae_model
 
+import vae
 from jaxgen import files, script
 from jaxgen.evaluate import likelihood
 from jaxgen.nn import functional
 from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.train import augment, losses
+from parts import vae_model
 
 MAGIC = b"jaxgen bits back 1\n"
 HEADER_BYTES = 1000  # at most

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import tyro
+
 import autoencoder
 import gan
-import tyro
 import vae
-
 from jaxgen import script
 from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS
 from jaxgen.pictures import images

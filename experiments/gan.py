@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parts import gan_model
-from parts.gan_model import PRESETS, Config
 from PIL import Image
 
 from jaxgen import script
@@ -34,6 +32,8 @@ from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import step
 from jaxgen.types import AnyArray, Array, Key
+from parts import gan_model
+from parts.gan_model import PRESETS, Config
 
 
 def build(config: Config, examples: Examples) -> System:

@@ -22,12 +22,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import latent_autoencoder
-from latent_autoencoder import Trained
-from parts import denoiser
-from parts.denoiser import WORLD, Config
 from PIL import Image
 
+import latent_autoencoder
 from jaxgen import script
 from jaxgen.data import sets
 from jaxgen.miniature import captioned, following, model, model_card
@@ -44,6 +41,9 @@ from jaxgen.types import Key, Params
 from jaxgen.weights import diffusers, tokenizer
 from jaxgen.weights.diffusers import Checkpoint
 from jaxgen.weights.tokenizer import Tokenizer
+from latent_autoencoder import Trained
+from parts import denoiser
+from parts.denoiser import WORLD, Config
 
 NAME = "latent_diffusion"
 TOKENIZER = "tokenizer"  # in the run folder

@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from parts.text_to_image_options import Config
 from PIL import Image
 
 import jaxgen
@@ -47,6 +46,7 @@ from jaxgen.types import Array
 from jaxgen.warm import saved_pipeline
 from jaxgen.weights import autoencoder, hub
 from jaxgen.weights.diffusers import Component
+from parts.text_to_image_options import Config
 
 OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # noted in the PNG file
 OWN = "own"  # a value of --preview

@@ -27,8 +27,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parts import vae_model
-from parts.vae_model import PRESETS, Config
 from PIL import Image
 
 from jaxgen import script
@@ -39,6 +37,8 @@ from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, latent_models, losses, objectives, step
 from jaxgen.types import Array, Key, Params
+from parts import vae_model
+from parts.vae_model import PRESETS, Config
 
 FEW_STEPS = 500  # after fewer a model that will use its z may not do so yet
 

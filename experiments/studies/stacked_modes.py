@@ -26,12 +26,11 @@ import tyro
 # Python looks in the folder of the script alone
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import gan
-from parts import gan_model
-
 from jaxgen import files, script
 from jaxgen.data import sets
 from jaxgen.evaluate import judge, modes
 from jaxgen.runs import command_line, plan
+from parts import gan_model
 
 
 @dataclass(frozen=True)

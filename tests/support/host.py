@@ -8,7 +8,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "experiments"))
 
 import vae
-
 from jaxgen import script
 from jaxgen.pictures import images
 
