@@ -32,8 +32,6 @@ import numpy as np
 import optax
 import tyro
 from flax import linen as nn
-from parts import gan_targets
-from parts.gan_targets import Target
 from PIL import Image
 from scipy import stats
 
@@ -46,6 +44,8 @@ from jaxgen.runs import plan
 from jaxgen.train import adversarial, step
 from jaxgen.train.adversarial import Penalties
 from jaxgen.types import Array, Key
+from parts import gan_targets
+from parts.gan_targets import Target
 
 NUM_DRAWS = 2500  # of each generator, to count their modes
 

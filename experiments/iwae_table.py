@@ -33,8 +33,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from parts import iwae_cells, iwae_paper
-from parts.iwae_cells import NUM_STAGES, Cell
 
 from jaxgen import files, script
 from jaxgen.data import sets
@@ -44,6 +42,8 @@ from jaxgen.nn import functional
 from jaxgen.runs import plan
 from jaxgen.train import latent_models, step
 from jaxgen.types import Params
+from parts import iwae_cells, iwae_paper
+from parts.iwae_cells import NUM_STAGES, Cell
 
 
 @dataclass(frozen=True)

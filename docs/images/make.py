@@ -28,9 +28,6 @@ import autoencoder  # noqa: E402
 import demo  # noqa: E402
 import gan_study  # noqa: E402
 import vae  # noqa: E402
-from parts import vae_model  # noqa: E402
-from studies import rate_distortion  # noqa: E402
-
 from jaxgen import script  # noqa: E402
 from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS  # noqa: E402
 from jaxgen.pictures import images  # noqa: E402
@@ -39,6 +36,8 @@ from jaxgen.stable_diffusion import loading  # noqa: E402
 from jaxgen.stable_diffusion.pipeline import StableDiffusion  # noqa: E402
 from jaxgen.weights import autoencoder as autoencoder_file  # noqa: E402
 from jaxgen.weights import hub  # noqa: E402
+from parts import vae_model  # noqa: E402
+from studies import rate_distortion  # noqa: E402
 
 SIDE = 360  # pixels of a panel
 SEED = 1
