@@ -59,8 +59,9 @@ class Config:
 
 
 def systems() -> Image.Image:
-    """One panel of each system: two trained on 5,000 digits of MNIST, samples of the GAN's preset,
-    and prompts.
+    """Draws a panel of each system.
+
+    Two are trained on 5,000 digits of MNIST; then samples of the GAN's preset, and prompts.
     """
     with tempfile.TemporaryDirectory() as folder:
         panels = {
@@ -85,7 +86,7 @@ SHOWN = {"autoencoder": "reconstructions", "vae": "manifold"}
 
 
 def trained(name: str, system, config, folder: Path, steps: int) -> Image.Image:
-    """A picture of a run on digits of 28x28 pixels."""
+    """Draws a picture of a run on digits of 28x28 pixels."""
     options = replace(
         config.run, data="mnist5k", steps=steps, draw_every=0, seed=SEED,
         run_dir=str(folder / name),
@@ -95,18 +96,18 @@ def trained(name: str, system, config, folder: Path, steps: int) -> Image.Image:
 
 
 def drawn(prompts):
-    """Pictures of prompts by the embedded model, uint8 [N, 64, 64, 3]."""
+    """Draws prompts by the embedded model, uint8 [N, 64, 64, 3]."""
     pipe = StableDiffusion.from_pretrained("shapes")
     return pipe(list(prompts), num_steps=NUM_STEPS, guidance_scale=GUIDANCE_SCALE, seed=SEED)
 
 
 def shapes() -> Image.Image:
-    """The prompts of the demo, each below its picture."""
+    """Draws the prompts of the demo, each below its picture."""
     return images.captioned(drawn(demo.PROMPTS), demo.PROMPTS, columns=3)
 
 
 def strengths() -> Image.Image:
-    """Two prompts of the shape that a LoRA taught, at rising strengths, and one of an old word."""
+    """Draws two prompts of a shape that a LoRA taught, at rising strengths, and an old word."""
     pipe, columns = StableDiffusion.from_pretrained("shapes"), []
     for strength in STRENGTHS:
         pipe.set_adapters([(ROOT / "docs" / "square_ring.safetensors", strength)])
@@ -117,7 +118,7 @@ def strengths() -> Image.Image:
 
 
 def previews() -> Image.Image:
-    """Estimates of one picture as it goes, by the tiny autoencoder above the model's own."""
+    """Draws estimates of one picture as it goes, by the tiny autoencoder above the model's own."""
     pipe, estimates = StableDiffusion.from_pretrained("shapes"), []
     tiny = loading.previewer(
         autoencoder_file.read(hub.resolve_vae(hub.EMBEDDED_TINY)), pipe.networks
@@ -132,18 +133,18 @@ def previews() -> Image.Image:
 
 
 def study() -> Image.Image:
-    """The runs of `gan_study.py` whose raw results are in docs/."""
+    """Plots the runs of `gan_study.py` whose raw results are in docs/."""
     paths = [ROOT / "docs" / f"gan_study_{target}.json" for target in ("ring", "grid", "mnist")]
     return gan_study.figure([gan_study.read(path) for path in paths])
 
 
 def curve() -> Image.Image:
-    """The curve of `studies/rate_distortion.py` whose raw results are in docs/."""
+    """Plots the curve of `studies/rate_distortion.py` whose raw results are in docs/."""
     return rate_distortion.figure(rate_distortion.read(ROOT / "docs" / "rate_distortion.json"))
 
 
 def square(picture: Image.Image, first: int = 0, cells: int = 6) -> Image.Image:
-    """So many rows and columns of a grid, `SIDE` pixels wide; a smaller picture is whole."""
+    """Cuts so many rows and columns of a grid, `SIDE` pixels wide; a smaller picture is whole."""
     cell = images.TILE + images.GAP
     start, side = first * cell, min(*picture.size, cells * cell + images.GAP)
     cut = picture.convert("RGB").crop((start, start, start + side, start + side))
@@ -168,7 +169,7 @@ OF_LONG_RUNS = {
 
 
 def faults() -> list[str]:
-    """What is wrong between the pictures of this folder, this script, and the documents."""
+    """Lists what is wrong between the pictures of this folder, this script, and the documents."""
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.py")]
     text = "\n".join(page.read_text() for page in pages)
     shown = set(re.findall(r"images/([\w-]+\.(?:png|gif))", text))

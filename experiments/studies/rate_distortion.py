@@ -55,7 +55,7 @@ class Config:
 
 
 def curve(config: Config) -> list[Point]:
-    """The points of models that are trained here, on the test set with binarized pixels."""
+    """Trains the models; measures their points on the test set with binarized pixels."""
     train, test = (sets.load(config.data, split) for split in ("train", "test"))
     shape = train.images.shape[1:]
     parts = autoencoder.encoder_and_decoder(
@@ -84,7 +84,7 @@ def curve(config: Config) -> list[Point]:
 
 
 def table(points: list[Point]) -> str:
-    """The points as Markdown, with standard errors over the test images."""
+    """Writes the points as Markdown, with standard errors over the test images."""
     rows = [
         f"| {p.beta:g} | {p.rate:.2f} +- {p.rate_error:.2f} "
         f"| {p.distortion:.2f} +- {p.distortion_error:.2f} | {p.rate + p.distortion:.2f} |"
@@ -95,14 +95,14 @@ def table(points: list[Point]) -> str:
 
 
 def figure(points: list[Point]) -> Image.Image:
-    """The curve as a picture."""
+    """Draws the curve."""
     places = [plots.Place(f"{point.beta:g}", *point[1:]) for point in points]
     names = ("rate: KL, nats per image", "distortion: -log p(x | z), nats per image")
     return plots.plane(places, names, "negative bound")
 
 
 def read(path: Path) -> list[Point]:
-    """The points in a file of raw results. Raises ValueError for another file."""
+    """Reads the points in a file of raw results. Raises ValueError for another file."""
     record = files.read_object(path)
     try:
         return [Point(*(float(row[name]) for name in Point._fields)) for row in record["points"]]

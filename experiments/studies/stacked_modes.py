@@ -86,7 +86,7 @@ def count(config: Config) -> None:
 
 
 def line(classifier: judge.Judge, images: np.ndarray, num_classes: int) -> str:
-    """The modes of stacked images, in words."""
+    """Says what modes stacked images have."""
     channels = [classifier.classify(images[..., c : c + 1]).argmax(axis=1) for c in range(3)]
     counts = modes.count_stacked(np.stack(channels, axis=1), num_classes)
     return (

@@ -73,7 +73,7 @@ class Teacher(NamedTuple):
 
 
 def open_teacher(model: str) -> Teacher:
-    """The autoencoder of a model. Raises ValueError for a tiny one."""
+    """Finds the autoencoder of a model. Raises ValueError for a tiny one."""
     checkpoint = hub.open_checkpoint(model)
     vae = loading.networks(checkpoint).vae
     if not isinstance(vae, AutoencoderKL):
@@ -82,7 +82,7 @@ def open_teacher(model: str) -> Teacher:
 
 
 def examples(teacher: Teacher, first: int, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Pictures of scenes from number `first` on, uint8, and the posterior of their latents."""
+    """Draws scenes from number `first` on, uint8, and the posterior of their latents."""
     key, chunk = jax.random.key(seed), min(count, CHUNK)
 
     @jax.jit
@@ -102,7 +102,7 @@ def examples(teacher: Teacher, first: int, count: int, seed: int) -> dict[str, n
 
 
 def component_of(config: Config, teacher: AutoencoderKL) -> Component:
-    """The tiny autoencoder as diffusers stores it, without weights."""
+    """Describes the tiny autoencoder as diffusers stores it, without weights."""
     levels = len(teacher.block_out_channels)
     for name in ("encoder_blocks", "decoder_blocks"):
         if len(getattr(config, name)) != levels:
@@ -150,7 +150,7 @@ def encoder_loss(tiny: AutoencoderTiny, teacher: AutoencoderKL) -> LossFn:
 
 
 def initial(key: Key, tiny: AutoencoderTiny) -> Params:
-    """Fresh parameters, with which every block returns its input: it has no norms to begin with."""
+    """Makes parameters with which every block returns its input: it has no norms at first."""
     params = jax.jit(tiny.init)(key, jnp.zeros((1, scene.SIZE, scene.SIZE, 3)))["params"]
 
     def scaled(path: Any, x: Array) -> Array:
@@ -161,7 +161,7 @@ def initial(key: Key, tiny: AutoencoderTiny) -> Params:
 
 
 def muon(learning_rate: float, num_steps: int, params: Params) -> optax.GradientTransformation:
-    """Muon (Jordan 2024), with which this learns in half of Adam's steps; Adam for the biases."""
+    """Builds Muon (Jordan 2024), half of Adam's steps suffice with it; Adam for the biases."""
     rate = optimizer.schedule(learning_rate, num_steps, "cosine", min(50, num_steps // 2))
     kernel = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
     dimensions = jax.tree.map(lambda x: kernel if x.ndim == 4 else None, params)
@@ -221,7 +221,7 @@ def quality(
 
 
 def psnr(a: Array, b: Array) -> float:
-    """The peak signal-to-noise ratio of pictures in [-1, 1], in dB."""
+    """Computes the peak signal-to-noise ratio of pictures in [-1, 1], in dB."""
     return 10 * float(np.log10(4 / jnp.mean((a - b) ** 2)))
 
 
