@@ -25,10 +25,9 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "experiments")]
 
 import gan_study  # noqa: E402
 import vae_speedrun  # noqa: E402
+from jaxgen import files, script  # noqa: E402
 from parts import iwae_paper  # noqa: E402
 from studies import rate_distortion  # noqa: E402
-
-from jaxgen import files, script  # noqa: E402
 
 PAGE = DOCS / "objectives.md"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end of table -->)", re.DOTALL)
@@ -42,17 +41,17 @@ class Config:
 
 
 def of_gans(target: str) -> str:
-    """The runs of `gan_study.py` on a target."""
+    """Tabulates the runs of `gan_study.py` on a target."""
     return gan_study.table(gan_study.read(DOCS / f"gan_study_{target}.json"))
 
 
 def of_rates() -> str:
-    """The points of `studies/rate_distortion.py`."""
+    """Tabulates the points of `studies/rate_distortion.py`."""
     return rate_distortion.table(rate_distortion.read(DOCS / "rate_distortion.json"))
 
 
 def of_iwae() -> str:
-    """The cells of `iwae_table.py` that have been run, or a sentence that none has."""
+    """Tabulates the cells of `iwae_table.py` that have been run, or says that none has."""
     paths = sorted((DOCS / "iwae_table").glob("*-stage*.json"))
     if not paths:
         return "No cell has been run yet."
@@ -60,13 +59,13 @@ def of_iwae() -> str:
 
 
 def of_races() -> str:
-    """The records of `vae_speedrun.py`."""
+    """Tabulates the records of `vae_speedrun.py`."""
     lines = (DOCS / "vae_speedrun.jsonl").read_text().splitlines()
     return vae_speedrun.table([json.loads(line) for line in lines])
 
 
 def of_cifar() -> str:
-    """The curve of the VAE's CIFAR-10 preset, as far as it was run."""
+    """Tabulates the curve of the VAE's CIFAR-10 preset, as far as it was run."""
     record = files.read_object(DOCS / "cifar10_vae.json")
     bits = record["pixels"] * math.log(2)
     lines = [
@@ -79,32 +78,40 @@ def of_cifar() -> str:
     return "\n".join([head, "|---|---|---|---|---|", *lines])
 
 
-SEED_COLUMNS = {  # of the lines of `gan.py --action evaluate`
-    "confidence": r"confidence +([\d.]+)",
-    "class as asked": r"as asked +([\d.]+)",
-    "accuracy score": r"classification +([\d.]+)",
-    "Frechet": r"frechet  +([-\d.]+)",
-    "coverage": r"coverage +([\d.]+)",
-    "nearest neighbour": r"nearest neighbour +([\d.]+)",
+FLOORED = r" +([-\d.]+) \+- [\d.]+ +([-\d.]+)"  # generated +- deviation, and real images
+# of the lines of `gan.py --action evaluate`: the figure, and that of real images where there is one
+SEED_COLUMNS = {
+    "confidence": r"confidence +([\d.]+)()",
+    "class as asked": r"as asked +([\d.]+)()",
+    "accuracy score": r"classification +([\d.]+) .* ([\d.]+) by real ones",
+    "Frechet": "frechet " + FLOORED,
+    "coverage": "coverage" + FLOORED,
+    "nearest neighbour": "nearest neighbour" + FLOORED,
 }
 
 
 def of_seeds() -> str:
-    """The GAN's MNIST preset from several seeds, with their mean and standard deviation."""
+    """Tabulates the GAN's MNIST preset by seed, with mean and standard deviation."""
     runs = files.read_object(DOCS / "gan_mnist_seeds.json")["runs"]
-    rows = []
-    for run in runs:
-        text = "\n".join(run["lines"])
-        matches = [re.search(pattern, text) for pattern in SEED_COLUMNS.values()]
-        rows.append([float(match[1]) for match in matches if match])
+    figures = [[figure(run, *column) for column in SEED_COLUMNS.items()] for run in runs]
+    rows = [[float(generated) for generated, _ in row] for row in figures]
     columns = list(zip(*rows, strict=True))
-    cells = [f"{statistics.mean(c):.3f} +- {statistics.stdev(c):.3f}" for c in columns]
+    cells = [f"{statistics.mean(c):.4f} +- {statistics.stdev(c):.4f}" for c in columns]
     lines = [["seed", *SEED_COLUMNS], ["---"] * (1 + len(columns))]
     lines += [
-        [str(run["seed"]), *(f"{value:.3f}" for value in row)]
+        [str(run["seed"]), *(f"{value:.4f}" for value in row)]
         for run, row in zip(runs, rows, strict=True)
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, ["mean", *cells]])
+    lines += [["mean", *cells], ["real images", *(real for _, real in figures[0])]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def figure(run: dict, name: str, pattern: str) -> tuple[str, str]:
+    """Reads a figure in the lines of a run, and its floor. Raises ValueError where it is not."""
+    match = re.search(pattern, "\n".join(run["lines"]))
+    if match is None:
+        raise ValueError(f"the run of seed {run['seed']} has no {name}")
+    return match[1], match[2]
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -120,7 +127,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def renewed(text: str) -> str:
-    """The page with every table made anew. Raises ValueError for a table that is not there."""
+    """Writes every table of the page anew. Raises ValueError for a table that is not there."""
     names = {name for _, name, _ in PLACE.findall(text)}
     if names != set(TABLES):
         raise ValueError(f"{PAGE} has places for {sorted(names)}, not for {sorted(TABLES)}")
