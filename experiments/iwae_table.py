@@ -55,7 +55,7 @@ class Config:
     mode: Literal["paper", "modern"] = "paper"  # the recipe of training
     budget: int = 7  # the last stage that is run, 0 to 7; stage i has 3^i epochs
     cells: tuple[str, ...] = ("1x1", "1x5", "1x50", "2x1", "2x5", "2x50")  # layers x k
-    seeds: int = 1  # independent runs of each cell; those of a cell are trained at once
+    seeds: int = 1  # independent runs of each cell; those of a cell are one program
     swap: bool = False  # train the last stage with the other objective, as in the paper's Table 2
     nll_samples: int = 5000  # of z, for each test image
     test_images: int | None = None  # the first ones; all by default

@@ -52,7 +52,7 @@ def points(name: str, num_draws: int, seed: int) -> Target:
 def pictures(name: str, num_draws: int, seed: int) -> Target:
     """Reads the images of a labelled data set, each a vector; a classifier of them counts.
 
-    Of more than num_draws test images so many are held out, samples at random.
+    Of more than num_draws test images so many, chosen at random, are held out.
     """
     train, test = sets.load(name, "train"), sets.load(name, "test")
     rows = np.random.default_rng(seed).permutation(len(test.images))[:num_draws]
