@@ -126,7 +126,9 @@ def test_a_modern_run_goes_on_with_its_moving_average(data, tmp_path):
     )
     assert rows == again
     text = call("iwae_table", "--action", "table", "--folder", parts, "--table", tmp_path / "t.md")
-    assert f"| modern | 1 | 5 | DReG | 4 | 40 | 1 | {rows[1]['nats']:.2f} | +- " in text
+    half, nats = 1.96 * rows[1]["noise"], f"{rows[1]['nats']:.2f}"
+    line = f"| modern | 1 | 5 | DReG | 4 | 40 | 1 | {nats} | +- {half:.2f} (draws of z) | 85.54 |"
+    assert line in text
 
 
 def test_a_swap_goes_on_from_the_plain_runs(data, tmp_path):
