@@ -272,6 +272,7 @@ def test_whole_images_on_a_tpu_are_the_sum_of_their_parts():
         (["--topologies", "v3:2x4"], "unknown topology 'v3:2x4'; use one of v5e, v6e"),
         (["--models", "sd4"], "unknown model 'sd4'"),
         (["--images", "0"], "--images is 0; use 1 or more"),
+        (["--effort", "2"], "--effort is 2.0; use -1 to 1"),
     ],
 )
 def test_bad_arguments_of_the_tpu_script_get_one_line(call, capsys, flags, message):
