@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""Runs the commands behind tables of docs/objectives.md and keeps what they print, as raw results.
+
+A measurement is some runs, and a run some commands of which the last one evaluates. Its lines go to
+docs/evaluations/NAME.json, after every run; runs that are there already are not repeated.
+
+Examples:
+    python docs/record.py latents                      # some minutes on one core
+    python docs/record.py hinge recipes compress
+    python docs/record.py gan_mnist_seeds stacked      # needs path/to/mnist_idx in this folder
+    python docs/tables.py                              # the tables from the results
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import tyro
+
+DOCS = Path(__file__).resolve().parent
+sys.path[:0] = [str(DOCS.parent)]
+
+from jaxgen import files, script  # noqa: E402
+from jaxgen.measure import environment  # noqa: E402
+
+FOLDER = DOCS / "evaluations"
+MNIST = "path/to/mnist_idx"
+
+
+class Run(NamedTuple):
+    """A row of a table: its name there, and the commands that lead to its figures."""
+
+    label: str
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the measurements."""
+
+    names: tyro.conf.Positional[tuple[str, ...]]  # the measurements to make
+
+
+def gan(label: str, flags: str, evaluation: str = "") -> Run:
+    """A training by `gan.py` and its evaluation."""
+    folder = f"--run-dir runs/{label.replace(' ', '_').replace(',', '')}"
+    evaluate = f"python experiments/gan.py {folder} --action evaluate {evaluation}"
+    return Run(label, (f"python experiments/gan.py {flags} {folder}", evaluate.strip()))
+
+
+def hinge() -> list[Run]:
+    """Hinge with spectral norm on digits, by the slope of the discriminator."""
+    game = "--objective hinge --spectral --r1 0 --hidden 128 128 --steps 1500"
+    return [
+        gan(f"slope {slope}, seed {seed}", f"{game} --slope {slope} --seed {seed}")
+        for slope in (1, 8)
+        for seed in range(3)
+    ]
+
+
+def recipes() -> list[Run]:
+    """Four recipes for MNIST that cost the same; the last became the preset."""
+    common = "--data mnist5k --network conv --conditional --draw-every 1000"
+    fast = "--learning-rate 1e-3 --schedule linear"
+    flags = {
+        "the preset before": "--width 32 --r1 1 --learning-rate 2e-4 --steps 635",
+        "faster": f"--width 32 --r1 0.1 {fast} --steps 713",
+        "narrower": f"--width 16 --discriminator-width 64 --r1 0.1 {fast} --steps 725",
+        "relativistic": f"--width 16 --discriminator-width 48 --objective relativistic --r1 0.1 "
+        f"--r2 0.1 --b1 0 {fast} --steps 816",
+    }
+    return [
+        gan(label, f"{common} {of_recipe}", "--classification-score")
+        for label, of_recipe in flags.items()
+    ]
+
+
+def latents() -> list[Run]:
+    """Samples of an autoencoder and a VAE, by what their latents are drawn from."""
+    return [
+        Run(
+            name,
+            (
+                f"python experiments/{name}.py --steps 600 --run-dir runs/latents_{name}",
+                f"python experiments/{name}.py --run-dir runs/latents_{name} --action evaluate",
+            ),
+        )
+        for name in ("autoencoder", "vae")
+    ]
+
+
+def compress() -> list[Run]:
+    """Digits in a file of their negative ELBO's size."""
+    train = "python experiments/vae.py --steps 600 --run-dir runs/compress"
+    write = "python experiments/compress.py --run-dir runs/compress --split train"
+    return [Run("digits", (train, f"{write} --file runs/digits.vae"))]
+
+
+def gan_mnist_seeds() -> list[Run]:
+    """The GAN's MNIST preset, three seeds."""
+    return [
+        gan(str(seed), f"--preset mnist --data {MNIST} --seed {seed}", "--classification-score")
+        for seed in range(3)
+    ]
+
+
+def stacked() -> list[Run]:
+    """Modes of a GAN of stacked MNIST."""
+    script = "python experiments/studies/stacked_modes.py"
+    images = "runs/stacked.npz"
+    train = (
+        f"python experiments/gan.py --network conv --data {images} --width 16 "
+        "--discriminator-width 48 --objective relativistic --r1 0.1 --r2 0.1 --b1 0 "
+        "--learning-rate 1e-3 --schedule linear --steps 4000 --batch-size 64 --run-dir runs/stacked"
+    )
+    return [
+        Run(
+            "relativistic",
+            (
+                f"{script} --data {MNIST} --output {images}",
+                train,
+                f"{script} --action count --data {MNIST} --run-dir runs/stacked",
+            ),
+        )
+    ]
+
+
+MEASUREMENTS = {
+    "hinge": hinge,
+    "recipes": recipes,
+    "latents": latents,
+    "compress": compress,
+    "gan_mnist_seeds": gan_mnist_seeds,
+    "stacked": stacked,
+}
+
+
+def record(name: str) -> Path:
+    """Makes the runs of a measurement that its file has not, and returns the file."""
+    path = FOLDER / f"{name}.json"
+    runs = files.read_object(path)["runs"] if path.is_file() else []
+    known = {run["label"] for run in runs}
+    for run in MEASUREMENTS[name]():
+        if run.label in known:
+            continue
+        record = environment.record()
+        for command in run.commands:
+            print(command, flush=True)
+            lines = output(command)
+        made = {"environment": record, "label": run.label, "commands": list(run.commands)}
+        runs.append(made | {"lines": lines})
+        content = json.dumps({"runs": runs}, indent=1) + "\n"
+        files.write_whole(path, lambda p, c=content: p.write_text(c))
+    return path
+
+
+def output(command: str) -> list[str]:
+    """Runs a command in this folder and returns the lines that it printed.
+
+    Raises ValueError, with the end of what it said, for one that fails.
+    """
+    program, script_path, *flags = shlex.split(command)
+    assert program == "python"
+    paths = os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(DOCS.parent / script_path), *flags],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise ValueError(f"{command} failed: {(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout.splitlines()
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    unknown = sorted(set(config.names) - set(MEASUREMENTS))
+    if unknown or not config.names:
+        what = f"unknown measurement {', '.join(unknown)}" if unknown else "no measurement"
+        raise ValueError(f"{what}; name some of {', '.join(MEASUREMENTS)}")
+    FOLDER.mkdir(exist_ok=True)
+    for name in config.names:
+        print(record(name))
+
+
+if __name__ == "__main__":
+    script.main(main)
