@@ -3,12 +3,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from support.networks import relative_error
 
+from jaxgen.nn import tpu_attention
 from jaxgen.nn.attention import (
     attention,
     choose_implementation,
     chunked_attention,
+    for_inference,
     score_block_bytes,
     whole_attention,
 )
@@ -102,11 +105,70 @@ def test_implementation_follows_from_device_type_and_shape(
     assert chosen == expected
 
 
+@pytest.mark.parametrize(
+    ("backend", "dtype", "head_dim", "keys", "causal", "expected"),
+    [
+        ("tpu", BF16, 40, 4096, False, "pallas"),  # SD 1.5, highest level
+        ("tpu", BF16, 512, 4096, False, "pallas"),  # the autoencoder's one head
+        ("tpu", BF16, 160, 1024, False, "chunked"),  # not whole lanes of 128
+        ("tpu", BF16, 64, 0, False, "chunked"),  # may be differentiated
+        ("tpu", BF16, 64, 77, False, "chunked"),  # of text: the kernel would move more
+        ("tpu", F32, 64, 4096, False, "chunked"),
+        ("tpu", BF16, 64, 4096, True, "xla"),
+        ("gpu", BF16, 64, 4096, False, "chunked"),
+        ("cpu", BF16, 64, 4096, False, "chunked"),
+    ],
+)
+def test_kernel_of_a_tpu_is_for_inference_with_many_keys(
+    backend, dtype, head_dim, keys, causal, expected
+):
+    assert choose_implementation(backend, (0, 0), dtype, head_dim, GIB, causal, keys) == expected
+
+
+def test_kernel_of_a_tpu_equals_the_definition():
+    rng = np.random.default_rng(0)  # neither number of tokens is whole blocks
+    q, k, v = (jnp.asarray(rng.standard_normal((1, n, 2, 40)), BF16) for n in (140, 520, 520))
+    with pltpu.force_tpu_interpret_mode():
+        out = attention(q, k, v, implementation="pallas")
+    assert out.dtype == BF16
+    assert relative_error(out, by_hand(q, k, v)) < 5e-3  # bf16 has 8 bits
+
+
+@pytest.mark.parametrize(
+    ("tokens", "block"),
+    [(77, 128), (576, 128), (640, 128), (1008, 512), (2304, 384), (4096, 512), (15808, 512)],
+)
+def test_blocks_leave_the_least_padding(tokens, block):
+    assert tpu_attention.block_of(tokens) == block
+    wasted = [tpu_attention.padded(tokens, other) for other in tpu_attention.BLOCKS]
+    assert tpu_attention.padded(tokens, block) == min(wasted)
+
+
+@pytest.mark.parametrize("heads", [4, 3])  # 3: queries are divided over "model" instead
+@pytest.mark.parametrize(("names", "sizes"), [(("data", "model"), (2, 4)), (("model",), (2,))])
+@pytest.mark.parametrize("t", [12, 7])  # 7: and with 3 heads nothing is
+def test_kernel_is_divided_over_a_mesh(monkeypatch, t, heads, names, sizes):
+    devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
+    monkeypatch.setattr(tpu_attention, "on_one_device", whole_attention)
+    q, k, v = (x[:2] for x in qkv(t=t, heads=heads))
+    out = tpu_attention.flash_attention(q, k, v, jax.sharding.Mesh(devices, names))
+    np.testing.assert_allclose(out, whole_attention(q, k, v), rtol=1e-6, atol=1e-6)
+
+
+def test_only_programs_for_inference_use_the_kernel(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    x = jax.ShapeDtypeStruct((1, 512, 2, 64), BF16)
+    assert "pallas_call" not in str(jax.make_jaxpr(attention)(x, x, x))
+    assert "pallas_call" in str(jax.make_jaxpr(for_inference(attention, None))(x, x, x))
+    assert "pallas_call" not in str(jax.make_jaxpr(attention)(x, x, x))
+
+
 def test_unknown_implementation_is_an_error():
-    with pytest.raises(ValueError, match="use one of cudnn, xla, chunked"):
+    with pytest.raises(ValueError, match="use one of cudnn, pallas, xla, chunked"):
         attention(*qkv(), implementation="flash")
 
 
-def test_causal_attention_in_chunks_is_an_error():
-    with pytest.raises(ValueError, match="'chunked' is not causal"):
-        attention(*qkv(), causal=True, implementation="chunked")
+@pytest.mark.parametrize("implementation", ["chunked", "pallas"])
+def test_causal_attention_in_blocks_is_an_error(implementation):
+    with pytest.raises(ValueError, match="'chunked' and 'pallas' are not causal"):
+        attention(*qkv(), causal=True, implementation=implementation)

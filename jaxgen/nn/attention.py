@@ -1,16 +1,42 @@
 # SPDX-License-Identifier: MIT
 """Attention: one function for every network, and the rule that picks its implementation."""
 
+import functools
 import math
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxgen import fields
 from jaxgen.types import Array
 
-IMPLEMENTATIONS = ("cudnn", "xla", "chunked")
+IMPLEMENTATIONS = ("cudnn", "pallas", "xla", "chunked")
 MIB = 2**20
+KERNEL_KEYS = 512  # from so many on attention on TPUs goes through a kernel
+# of the function that is being traced: None, or (the mesh,) of `for_inference`
+_INFERENCE: ContextVar[tuple[Mesh | None] | None] = ContextVar("inference", default=None)
+
+
+def for_inference(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """The function, whose attention may use the TPU's kernel when it is traced.
+
+    The kernel must know how arrays are divided: as in the pipeline, images along the axis "data" of
+    `mesh` and heads along "model"; None is one device. And it has no gradient here.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        token = _INFERENCE.set((mesh,))
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _INFERENCE.reset(token)
+
+    return run
 
 
 def attention(
@@ -26,19 +52,24 @@ def attention(
     if implementation is None:
         score_bytes = 4 * math.prod(q.shape[:3]) * k.shape[1]
         implementation = choose_implementation(
-            backend, capability, q.dtype, q.shape[-1], score_bytes, causal
-        )
+            backend, capability, q.dtype, q.shape[-1], score_bytes, causal,
+            k.shape[1] if _INFERENCE.get() else 0,
+        )  # fmt: skip
     match implementation:
         case "cudnn":
             return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+        case "pallas" if not causal:
+            from jaxgen.nn import tpu_attention  # Pallas takes a while to import
+
+            return tpu_attention.flash_attention(q, k, v, *(_INFERENCE.get() or (None,)))
         case "xla":
             return whole_attention(q, k, v, causal)
         case "chunked" if not causal:
             return chunked_attention(q, k, v, score_block_bytes(backend))
     raise ValueError(
         f"attention implementation {fields.shown(implementation)} with causal={causal} does not "
-        f"exist; use one of {', '.join(IMPLEMENTATIONS)} ('chunked' is not causal), or None to "
-        "choose"
+        f"exist; use one of {', '.join(IMPLEMENTATIONS)} ('chunked' and 'pallas' are not "
+        "causal), or None to choose"
     )
 
 
@@ -49,18 +80,26 @@ def choose_implementation(
     head_dim: int,
     score_bytes: int,
     causal: bool = False,
+    inference_keys: int = 0,
 ) -> str:
-    """The fastest implementation that exists for these shapes: "cudnn", "xla" or "chunked".
+    """The fastest implementation that exists for these shapes: one of `IMPLEMENTATIONS`.
 
     cuDNN's flash attention takes 16-bit types and head sizes that are multiples of 8, up to 128
-    from compute capability 8.0 and up to 256 from 9.0 (Hopper). All else goes through XLA, in
-    chunks if the float32 score matrix is larger than `score_block_bytes`; causal attention (77
-    tokens of text) is never that large.
+    from compute capability 8.0 and up to 256 from 9.0 (Hopper). The kernel for TPUs is for
+    inference in bfloat16 (`for_inference`; inference_keys: S, or 0 elsewhere): it moves, as the
+    compiler for v6e counts, 0.73 of XLA's bytes at 256 keys, 0.5 at 576, 0.16 at 1024 and 0.04 at
+    4096, but more than XLA's at 77. All else goes through XLA, in chunks if the float32 score
+    matrix is larger than `score_block_bytes`; causal attention (77 tokens of text) is never that
+    large.
     """
     largest = 256 if compute_capability >= (9, 0) else 128
     fits = dtype in (jnp.float16, jnp.bfloat16) and head_dim % 8 == 0 and head_dim <= largest
     if backend == "gpu" and compute_capability >= (8, 0) and fits:
         return "cudnn"
+    whole_lanes = head_dim <= 128 or head_dim % 128 == 0
+    many = inference_keys >= KERNEL_KEYS and not causal
+    if backend == "tpu" and dtype == jnp.bfloat16 and whole_lanes and many:
+        return "pallas"
     return "chunked" if score_bytes > score_block_bytes(backend) and not causal else "xla"
 
 

@@ -15,6 +15,7 @@ from jax import export
 from jax.sharding import Mesh
 
 from jaxgen.adapters.beside import Beside
+from jaxgen.nn.attention import for_inference
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
 from jaxgen.nn.stable_diffusion.transformer import BlockContext
 from jaxgen.nn.stable_diffusion.unet import Deep
@@ -59,6 +60,7 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
     """
 
     def jit(name: str, function: Callable[..., Any], **options: Any) -> Any:
+        function = for_inference(function, mesh)
         if store is None or not _can_be_kept(mesh):
             return jax.jit(function, **options)
         return store.jit(name, function, **options)
