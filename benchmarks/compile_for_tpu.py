@@ -41,7 +41,7 @@ class Config:
     """Options of the compilation."""
 
     topologies: tuple[str, ...] = ("v5e:2x4", "v6e:2x4")  # TPUs to compile for
-    models: tuple[str, ...] = (*training.SCRIPTS, *DIFFUSION)  # models to compile
+    models: tuple[str, ...] = (*training.SCRIPTS, "attention", *DIFFUSION)  # models to compile
     axes: tuple[str, ...] = ("data", "model")  # Stable Diffusion: divide images, or parameters
     batch_size: int = 128  # training: images on one device
     images: int = 1  # Stable Diffusion: images on one device (data), or on all (model)
@@ -81,6 +81,9 @@ def _rows(config: Config, chip: tpu.Chip, devices: list[Any]) -> Iterator[dict[s
         steps = [name for name in config.models if name in training.SCRIPTS]
         for program in programs.training_programs(steps, devices, config.batch_size, config.dtype):
             yield tpu.estimate(program, chip, len(devices))
+        if "attention" in config.models:
+            for program in programs.attention_programs(devices[0]):
+                yield tpu.estimate(program, chip, 1)
         for model in config.models:
             for axis in config.axes if model in sd_models.MODELS else ():
                 yield from _diffusion_rows(config, chip, devices, model, axis)
@@ -102,7 +105,10 @@ def _diffusion_rows(
 
 
 def _check(config: Config) -> None:
-    known = {"model": (*training.SCRIPTS, *sd_models.MODELS), "axis": ("data", "model")}
+    known = {
+        "model": (*training.SCRIPTS, "attention", *sd_models.MODELS),
+        "axis": ("data", "model"),
+    }
     known["dtype"] = ("float32", "bfloat16")
     values = {"model": config.models, "axis": config.axes, "dtype": (config.dtype,)}
     for what, names in values.items():

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""The programs that are compiled for devices that are not there: train steps, Stable Diffusion."""
+"""The programs that are compiled for devices that are not there."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import training
 from benchmarks.sd import sd_models, sd_programs
-from jaxgen.nn import quantized
+from jaxgen.nn import attention, quantized
 from jaxgen.runs import experiment, plan
 from jaxgen.stable_diffusion import loading, placement, programs, text_encoding
 from jaxgen.train import parallel, step
@@ -98,6 +99,30 @@ def _training_program(case: training.Case, how: str, mesh: Mesh, dispatch: str) 
     name = f"{case.model} {case.network}, batch {case.batch_size}, {case.dtype}, {dispatch} {how}"
     fn = jax.jit(run, donate_argnums=0)
     return Program(name, fn, args, {}, case.batch_size, loops=dispatch == "scan")
+
+
+# --- attention ---------------------------------------------------------------------------------
+
+# images and texts, queries, keys, heads, and features of a head: of SD 1.5, SD 2.1, XL, the decoder
+ATTENTION = (
+    (2, 4096, 4096, 8, 40), (2, 1024, 1024, 8, 80), (2, 256, 256, 8, 160), (2, 4096, 77, 8, 40),
+    (2, 9216, 9216, 5, 64), (2, 2304, 2304, 10, 64), (2, 576, 576, 20, 64),
+    (2, 4096, 4096, 10, 64), (2, 1024, 1024, 20, 64), (2, 1024, 77, 20, 64),
+    (1, 4096, 4096, 1, 512),
+)  # fmt: skip
+
+
+def attention_programs(device: Any) -> Iterator[Program]:
+    """Attention by XLA, with all scores in memory, and by the kernel for TPUs; in bfloat16."""
+    where = SingleDeviceSharding(device)
+    for b, t, s, heads, d in ATTENTION:
+        q, keys = (
+            jax.ShapeDtypeStruct((b, n, heads, d), jnp.bfloat16, sharding=where) for n in (t, s)
+        )
+        for name in ("xla", "pallas"):
+            fn = jax.jit(partial(attention.attention, implementation=name))
+            title = f"attention [{b}, {t}, {heads}, {d}] to {s} keys, {name}"
+            yield Program(title, fn, (q, keys, keys), {}, None)
 
 
 # --- Stable Diffusion --------------------------------------------------------------------------
