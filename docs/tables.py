@@ -78,10 +78,17 @@ def of_cifar() -> str:
     return "\n".join([head, "|---|---|---|---|---|", *lines])
 
 
+def evaluations(name: str) -> list[dict]:
+    """Reads the runs that docs/record.py made: their labels, commands and printed lines."""
+    return files.read_object(DOCS / "evaluations" / f"{name}.json")["runs"]
+
+
 FLOORED = r" +([-\d.]+) \+- [\d.]+ +([-\d.]+)"  # generated +- deviation, and real images
 # of the lines of `gan.py --action evaluate`: the figure, and that of real images where there is one
-SEED_COLUMNS = {
+GAN_COLUMNS = {
     "confidence": r"confidence +([\d.]+)()",
+    "class entropy": r"class entropy +-?([\d.]+) of [\d.]+ nats()",
+    "classes missing": r"missing classes +(none|[\d ,]+)()",
     "class as asked": r"as asked +([\d.]+)()",
     "accuracy score": r"classification +([\d.]+) .* ([\d.]+) by real ones",
     "Frechet": "frechet " + FLOORED,
@@ -90,28 +97,87 @@ SEED_COLUMNS = {
 }
 
 
-def of_seeds() -> str:
-    """Tabulates the GAN's MNIST preset by seed, with mean and standard deviation."""
-    runs = files.read_object(DOCS / "gan_mnist_seeds.json")["runs"]
-    figures = [[figure(run, *column) for column in SEED_COLUMNS.items()] for run in runs]
-    rows = [[float(generated) for generated, _ in row] for row in figures]
-    columns = list(zip(*rows, strict=True))
-    cells = [f"{statistics.mean(c):.4f} +- {statistics.stdev(c):.4f}" for c in columns]
-    lines = [["seed", *SEED_COLUMNS], ["---"] * (1 + len(columns))]
+def of_gan_runs(name: str, of_label: str, columns: list[str], means: bool) -> str:
+    """Tabulates runs of `gan.py`, their mean and deviation if asked for, and real images."""
+    runs = evaluations(name)
+    figures = [[figure(run, column) for column in columns] for run in runs]
+    lines = [[of_label, *columns], ["---"] * (1 + len(columns))]
     lines += [
-        [str(run["seed"]), *(f"{value:.4f}" for value in row)]
-        for run, row in zip(runs, rows, strict=True)
+        [run["label"], *(generated for generated, _ in row)]
+        for run, row in zip(runs, figures, strict=True)
     ]
-    lines += [["mean", *cells], ["real images", *(real for _, real in figures[0])]]
+    if means:
+        by_column = [[float(row[i][0]) for row in figures] for i in range(len(columns))]
+        cells = [f"{statistics.mean(c):.4f} +- {statistics.stdev(c):.4f}" for c in by_column]
+        lines.append(["mean", *cells])
+    lines.append(["real images", *(real for _, real in figures[0])])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def figure(run: dict, name: str, pattern: str) -> tuple[str, str]:
+def figure(run: dict, name: str) -> tuple[str, str]:
     """Reads a figure in the lines of a run, and its floor. Raises ValueError where it is not."""
-    match = re.search(pattern, "\n".join(run["lines"]))
+    match = re.search(GAN_COLUMNS[name], "\n".join(run["lines"]))
     if match is None:
-        raise ValueError(f"the run of seed {run['seed']} has no {name}")
+        raise ValueError(f"the run {run['label']} has no {name}")
     return match[1], match[2]
+
+
+COMPRESSED = re.compile(
+    r"([\d,]+) images: ([\d.]+) bits a pixel \((\d+) bytes .* ELBO ([\d.]+) bits a pixel: (.*) %"
+)
+
+
+def of_compression() -> str:
+    """Tabulates how large digits are in a file of a trained VAE, beside its negative bound."""
+    head = "images | bytes | bits a pixel in the file | negative ELBO, bits a pixel | difference"
+    lines = [f"| {head} |", "|---|---|---|---|---|"]
+    for run in evaluations("compress"):
+        match = COMPRESSED.search("\n".join(run["lines"]))
+        if match is None:
+            raise ValueError(f"the run {run['label']} has no sizes")
+        images, bits, size, bound, difference = match.groups()
+        lines.append(f"| {int(images):,} | {int(size):,} | {bits} | {bound} | {difference} % |")
+    return "\n".join(lines)
+
+
+PRESETS = {"former_preset_picture": "the preset before", "preset": "the preset, 4,000 steps",
+           "real_test": "real test images"}  # fmt: skip
+
+
+def of_presets() -> str:
+    """Tabulates what a classifier says of the GAN's MNIST preset and of the one before."""
+    record = files.read_object(DOCS / "gan_mnist.json")
+    columns = {
+        "confidence": "confidence", "below 0.9": "share less than 0.9 sure",
+        "as asked": "class as asked", "classification_score": "accuracy score",
+    }  # fmt: skip
+    lines = [f"| | samples | {' | '.join(columns.values())} |", "|---|---|---|---|---|---|"]
+    for key, label in PRESETS.items():
+        row = record[key]
+        cells = [f"{row[name]:.3f}" if name in row else "" for name in columns]
+        lines.append(f"| {label} | {row['n']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+LATENTS = {
+    "N(0, I)": "normal", "one Gaussian": "gaussian", "mixture of ten": "mixture",
+    "real training images": "real",
+}  # fmt: skip
+
+
+def of_latents() -> str:
+    """Tabulates the distances of samples by what their latents are drawn from."""
+    runs = evaluations("latents")
+    lines = ["| latents | " + " | ".join(run["label"] for run in runs) + " |", "|---|---|---|"]
+    for label, word in LATENTS.items():
+        cells = []
+        for run in runs:
+            match = re.search(rf"  {word} +(\S+) \+- \S+ +(\S+) \+-", "\n".join(run["lines"]))
+            if match is None:
+                raise ValueError(f"the run {run['label']} has no latents {word}")
+            cells.append(f"{match[1]} / {match[2]}")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -122,7 +188,30 @@ TABLES: dict[str, Callable[[], str]] = {
     "iwae_table": of_iwae,
     "vae_speedrun": of_races,
     "cifar10_vae": of_cifar,
-    "gan_mnist_seeds": of_seeds,
+    "latents": of_latents,
+    "compress": of_compression,
+    "gan_mnist": of_presets,
+    "hinge": partial(
+        of_gan_runs,
+        "hinge",
+        "run",
+        ["confidence", "class entropy", "classes missing", "Frechet"],
+        means=False,
+    ),
+    "gan_mnist_seeds": partial(
+        of_gan_runs,
+        "gan_mnist_seeds",
+        "seed",
+        [
+            "confidence",
+            "class as asked",
+            "accuracy score",
+            "Frechet",
+            "coverage",
+            "nearest neighbour",
+        ],
+        means=True,
+    ),
 }
 
 

@@ -26,7 +26,7 @@ def report(probabilities: np.ndarray) -> ClassReport:
     return ClassReport(
         float(np.mean(np.max(probabilities, axis=1))),
         histogram,
-        float(-np.sum(present * np.log(present))),
+        float(-np.sum(present * np.log(present))) + 0.0,  # of one class -0, which looks wrong
         tuple(int(c) for c in missing),
     )
 
