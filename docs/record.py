@@ -62,6 +62,7 @@ def hinge() -> list[Run]:
         ("128 units, slope 8", "--hidden 128 128 --slope 8", 3),
         ("512 units, slope 1", "--hidden 512 512 --slope 1", 1),
         ("512 units, slope 8", "--hidden 512 512 --slope 8", 1),
+        ("512 units, slope 8, R1 of 0.1", "--hidden 512 512 --slope 8 --r1 0.1", 1),
         ("512 units, slope 8, slow generator", f"--hidden 512 512 {slow}", 3),
     ]
     return [
@@ -107,7 +108,7 @@ def stacked() -> list[Run]:
     train = (
         f"python experiments/gan.py --network conv --data {images} --width 16 "
         "--discriminator-width 48 --objective relativistic --r1 0.1 --r2 0.1 --b1 0 "
-        "--learning-rate 1e-3 --schedule linear --steps 4000 --batch-size 64 --run-dir runs/stacked"
+        "--learning-rate 1e-3 --schedule linear --steps 2000 --batch-size 64 --run-dir runs/stacked"
     )
     return [
         Run(

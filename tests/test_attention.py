@@ -146,11 +146,11 @@ def test_blocks_leave_the_least_padding(tokens, block):
 
 @pytest.mark.parametrize("heads", [4, 3])  # 3: queries are divided over "model" instead
 @pytest.mark.parametrize(("names", "sizes"), [(("data", "model"), (2, 4)), (("model",), (2,))])
-@pytest.mark.parametrize("t", [12, 7])  # 7: and with 3 heads nothing is
-def test_kernel_is_divided_over_a_mesh(monkeypatch, t, heads, names, sizes):
+@pytest.mark.parametrize(("images", "t"), [(2, 12), (1, 7)])  # 1, 7: nothing can be divided
+def test_kernel_is_divided_over_a_mesh(monkeypatch, images, t, heads, names, sizes):
     devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
     monkeypatch.setattr(tpu_attention, "on_one_device", whole_attention)
-    q, k, v = (x[:2] for x in qkv(t=t, heads=heads))
+    q, k, v = (x[:images] for x in qkv(t=t, heads=heads))
     out = tpu_attention.flash_attention(q, k, v, jax.sharding.Mesh(devices, names))
     np.testing.assert_allclose(out, whole_attention(q, k, v), rtol=1e-6, atol=1e-6)
 

@@ -51,17 +51,19 @@ def flash_attention(q: Array, k: Array, v: Array, mesh: Mesh | None) -> Array:
     """`on_one_device`, or on each of a mesh: the compiler cannot divide a kernel by itself.
 
     Images lie along the axis "data". Along "model" lie heads or, if they cannot be divided,
-    queries, or nothing.
+    queries. What cannot be divided at all, every device of an axis computes.
     """
     if mesh is None:
         return on_one_device(q, k, v)
-    images = "data" if "data" in mesh.shape else None
-    parts = mesh.shape.get("model", 1)
-    queries, heads = ("model" if parts > 1 and not n % parts else None for n in q.shape[1:3])
-    whole = P(images, None, heads, None)
-    of_queries = whole if heads else P(images, queries, None, None)
+
+    def divided(axis: str, count: int) -> str | None:
+        return axis if axis in mesh.shape and count % mesh.shape[axis] == 0 else None
+
+    images, heads = divided("data", q.shape[0]), divided("model", q.shape[2])
+    queries = None if heads else divided("model", q.shape[1])
+    of_queries, of_keys = P(images, queries, heads, None), P(images, None, heads, None)
     run = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(of_queries, whole, whole), out_specs=of_queries,
+        on_one_device, mesh=mesh, in_specs=(of_queries, of_keys, of_keys), out_specs=of_queries,
         check_vma=False,
     )  # fmt: skip
     return run(q, k, v)
