@@ -80,7 +80,7 @@ def _estimates(name: str, result: Row) -> str:
         "bytes and collectives are the compiler's, of one device. Times are what arithmetic,",
         "memory traffic and communication take at the data sheet's rates; the longest is the",
         "estimate. Real rates are lower, and part of what counts as traffic may stay on the chip.",
-        "Of a loop other than that of the steps, such as attention in chunks, one round is counted;",
+        "Of other loops than that of the steps, such as attention in chunks, one round is counted;",
         "attention by the kernel is counted whole.",
         "",
     ]

@@ -205,6 +205,7 @@ def evaluate(config: Config, cell: Cell, states: Any, images: np.ndarray) -> Ite
             "data": config.data, "training_images": len(images), "nll_samples": k,
             "test_images": len(cut["images"]), "batch_size": batch_size(config),
             "active": active_units(cell, params, images), **estimate._asdict(),
+            "pixels": likelihood.redraw_noise(log_weight, params, cut, jax.random.key(seed + 2000)),
         }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from benchmarks.sd import sd_models
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import ceilings, environment, products
+from jaxgen.nn import attention
 from jaxgen.nn.stable_diffusion.unet import UNet2DConditionModel
 from jaxgen.stable_diffusion import loading
 
@@ -282,6 +283,16 @@ def test_bad_arguments_of_the_tpu_script_get_one_line(call, capsys, flags, messa
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert message in errors
+
+
+def test_pipelines_of_a_tpu_attend_by_the_kernel(monkeypatch):
+    monkeypatch.setattr(attention, "KERNEL_KEYS", 1)  # the tiny networks have few pixels
+    with tpu.as_on_tpu():
+        programs_of = programs.diffusion_programs(
+            "tiny", jax.devices()[:1], "data", 1, 2, "bfloat16"
+        )
+        kernels = ["pallas_call" in str(p.fn.trace(*p.args, **p.static).jaxpr) for p in programs_of]
+    assert kernels == [False, True, True]  # text is causal; UNet; decoder
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")

@@ -57,6 +57,16 @@ def test_seconds_of_stable_diffusion_are_those_of_the_race(part, race):
         assert f"size takes {ours} in" in text_of("docs/start.md").replace("\n", " ")
 
 
+def test_bounds_of_a_tpu_are_those_of_its_compiler():
+    rates = []
+    for name in ("tpu_v6e_sdxl", "tpu_v6e_sdxl_4"):
+        (whole,) = (row for row in rows(name) if row["images_per_step"])
+        rates.append(whole["images_per_step"] / whole["seconds_estimated"] / whole["num_devices"])
+    sentence = f"draw {rates[0]:.2f} images/s of 1024x1024 pixels with SDXL in 20 steps one by one"
+    text = text_of("docs/run_on.md").replace("\n", " ")
+    assert f"{sentence}, and {rates[1]:.2f} four at a time" in text
+
+
 def test_figures_of_deep_cache_are_those_of_the_measurement():
     rows = json.loads((ROOT / "docs" / "deep_cache.json").read_text())["rows"]
     text = text_of("docs/stable_diffusion.md").replace("\n", " ")

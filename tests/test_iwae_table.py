@@ -126,8 +126,9 @@ def test_a_modern_run_goes_on_with_its_moving_average(data, tmp_path):
     )
     assert rows == again
     text = call("iwae_table", "--action", "table", "--folder", parts, "--table", tmp_path / "t.md")
-    half, nats = 1.96 * rows[1]["noise"], f"{rows[1]['nats']:.2f}"
-    line = f"| modern | 1 | 5 | DReG | 4 | 40 | 1 | {nats} | +- {half:.2f} (draws of z) | 85.54 |"
+    half = 1.96 * np.hypot(rows[1]["noise"], rows[1]["pixels"])
+    line = f"| 1 | {rows[1]['nats']:.2f} | +- {half:.2f} (draws of z and pixels) | 85.54 |"
+    line = f"| modern | 1 | 5 | DReG | 4 | 40 {line}"
     assert line in text
 
 

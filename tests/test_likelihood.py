@@ -167,6 +167,21 @@ def test_all_samples_of_an_image_see_the_same_draw_of_the_image():
     np.testing.assert_allclose(sorted(set(np.round(values, 3))), [-50, 50])
 
 
+def test_noise_of_pixels_that_are_drawn_is_that_of_their_number():
+    """log w = 2 for a white pixel: 30 of probability p have a variance of 4 * 30 p (1 - p)."""
+    shares = np.random.default_rng(0).integers(0, 256, (800, 1))
+    images = np.broadcast_to(shares, (800, 30)).astype(np.uint8)
+
+    def count(params, example, key, weight_key):
+        return 2.0 * jax.random.bernoulli(key, example["image"] / 255).sum()
+
+    test = {"images": images, "labels": np.zeros(800, np.int32)}
+    noise = likelihood.redraw_noise(count, {}, test, jax.random.key(0), 4)
+    p = shares / 255
+    exact = np.sqrt((4 * 30 * p * (1 - p)).mean() / 800)
+    assert noise == pytest.approx(exact, rel=0.15)  # 800 squares of differences: 5 % each
+
+
 def test_another_model_and_key_compile_nothing():
     """The functions of one evaluation serve all of its models."""
     test, keys = drawn(), jax.random.split(jax.random.key(0), 2)

@@ -71,9 +71,14 @@ def title(group: Group) -> str:
 
 
 def interval(rows: list[dict]) -> str:
-    """Writes the interval of the mean, Student's over seeds; one run has that of its draws of z."""
+    """Writes the interval of the mean, Student's over seeds.
+
+    One run has that of its draws of z and, where its results have it, of the test set's pixels.
+    """
     nats = np.array([row["nats"] for row in rows])
     if len(rows) == 1:
-        return f"+- {1.96 * rows[0]['noise']:.2f} (draws of z)"
+        noise, pixels = rows[0]["noise"], rows[0].get("pixels", 0.0)
+        drawn = "z and pixels" if pixels else "z"
+        return f"+- {1.96 * np.hypot(noise, pixels):.2f} (draws of {drawn})"
     half = stats.t.ppf(0.975, len(nats) - 1) * nats.std(ddof=1) / np.sqrt(len(nats))
     return f"+- {half:.2f} (seeds)"

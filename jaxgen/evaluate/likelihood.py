@@ -111,12 +111,30 @@ def importance_estimates(
         if k < 1 or most % k:
             raise ValueError(f"{k} samples do not divide {most}; use a divisor, 1 or more")
 
-    parts: dict[int, list[np.ndarray]] = {k: [] for k in ks}
-    for size, *batch in _batches(test, batch_size, mesh):
-        log_w = _log_weights(log_weight, most, chunk, params, key, *batch)
-        for k in ks:
-            parts[k].append(np.asarray(_bound(log_w, k))[:, :size])
-    return {k: _estimate(np.concatenate(parts[k], axis=1)) for k in ks}
+    bounds = _bounds(log_weight, params, test, key, ks, batch_size, chunk, mesh)
+    return {k: _estimate(bound) for k, bound in bounds.items()}
+
+
+def redraw_noise(
+    log_weight: LogWeight,
+    params: Params,
+    test: dict[str, Any],
+    key: Key,
+    num_samples: int = CHUNK,
+    batch_size: int = 50,
+    mesh: Mesh | None = None,
+) -> float:
+    """Estimates how far the mean moves if the test images' pixels are drawn anew: a deviation.
+
+    For a log weight that draws the pixels with its key, as 0 or 1. Each image is drawn twice; half
+    the squared difference of its two bounds is, on average, the variance of one.
+    """
+    first, second = (
+        _bounds(log_weight, params, test, k, [num_samples], batch_size, num_samples, mesh)
+        for k in jax.random.split(key)
+    )
+    difference = first[num_samples][0] - second[num_samples][0]
+    return float(np.sqrt(np.mean(difference**2) / 2 / len(difference)))
 
 
 def lines(terms: dict[str, MeanAndError], num_bytes: int = 0) -> list[str]:
@@ -157,6 +175,25 @@ def check_binary(images: np.ndarray) -> None:
             f"the bound is of log p(x) of binary pixels, and {grey:.1%} of the pixels are neither "
             f"black nor white; train with --binarize, or with another --likelihood"
         )
+
+
+def _bounds(
+    log_weight: LogWeight,
+    params: Params,
+    test: dict[str, Any],
+    key: Key,
+    ks: Sequence[int],
+    batch_size: int,
+    chunk: int,
+    mesh: Mesh | None,
+) -> dict[int, np.ndarray]:
+    """Computes `_bound` of all images [3, N] for each k."""
+    parts: dict[int, list[np.ndarray]] = {k: [] for k in ks}
+    for size, *batch in _batches(test, batch_size, mesh):
+        log_w = _log_weights(log_weight, max(ks), chunk, params, key, *batch)
+        for k in ks:
+            parts[k].append(np.asarray(_bound(log_w, k))[:, :size])
+    return {k: np.concatenate(parts[k], axis=1) for k in ks}
 
 
 @partial(jax.jit, static_argnames="loss_fn")
