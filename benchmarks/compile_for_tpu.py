@@ -5,8 +5,8 @@
     python -m benchmarks.compile_for_tpu --models sd15 --topologies v6e:2x4 --effort -1
 
 All figures are estimates of the compiler: nothing runs. The exit status is 1 if a program does not
-compile or needs more memory than a chip has. For v6e the compiler spends 7 to 26 seconds on every
-convolution, and with `--effort -1` two: that is how Stable Diffusion compiles for it in minutes.
+compile or needs more memory than a chip has. For v6e the compiler spends several times as long on a
+convolution as for v5e; with `--effort -1` Stable Diffusion compiles for it in minutes.
 """
 
 import json

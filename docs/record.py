@@ -2,12 +2,13 @@
 """Runs the commands behind tables of docs/objectives.md and keeps what they print, as raw results.
 
 A measurement is some runs, and a run some commands of which the last one evaluates. Its lines go to
-docs/evaluations/NAME.json, after every run; runs that are there already are not repeated.
+docs/evaluations/NAME.json, after every run; runs that are there already are not repeated. Data and
+runs lie in the folder that it is called from.
 
 Examples:
     python docs/record.py latents                      # some minutes on one core
     python docs/record.py hinge compress
-    python docs/record.py gan_mnist_seeds stacked      # needs path/to/mnist_idx in this folder
+    python docs/record.py gan_mnist_seeds stacked      # from a folder that has path/to/mnist_idx
     python docs/tables.py                              # the tables from the results
 """
 
@@ -46,9 +47,9 @@ class Config:
     names: tyro.conf.Positional[tuple[str, ...]]  # the measurements to make
 
 
-def gan(label: str, flags: str, evaluation: str = "") -> Run:
-    """A training by `gan.py` and its evaluation."""
-    folder = f"--run-dir runs/{label.replace(' ', '_').replace(',', '')}"
+def gan(label: str, flags: str, prefix: str, evaluation: str = "") -> Run:
+    """Trains by `gan.py`, and evaluates; the run's folder is named by a prefix and the label."""
+    folder = f"--run-dir runs/{prefix}_{label.replace(' ', '_').replace(',', '')}"
     evaluate = f"python experiments/gan.py {folder} --action evaluate {evaluation}"
     return Run(label, (f"python experiments/gan.py {flags} {folder}", evaluate.strip()))
 
@@ -66,7 +67,7 @@ def hinge() -> list[Run]:
         ("512 units, slope 8, slow generator", f"--hidden 512 512 {slow}", 3),
     ]
     return [
-        gan(f"{kind}, seed {seed}", f"{game} {flags} --seed {seed}")
+        gan(f"{kind}, seed {seed}", f"{game} {flags} --seed {seed}", "hinge")
         for kind, flags, seeds in kinds
         for seed in range(seeds)
     ]
@@ -96,14 +97,19 @@ def compress() -> list[Run]:
 def gan_mnist_seeds() -> list[Run]:
     """The GAN's MNIST preset, three seeds."""
     return [
-        gan(str(seed), f"--preset mnist --data {MNIST} --seed {seed}", "--classification-score")
+        gan(
+            str(seed),
+            f"--preset mnist --data {MNIST} --seed {seed}",
+            "gan_mnist",
+            "--classification-score",
+        )
         for seed in range(3)
     ]
 
 
 def stacked() -> list[Run]:
     """Modes of a GAN of stacked MNIST."""
-    script = "python experiments/studies/stacked_modes.py"
+    stacked_modes = "python experiments/studies/stacked_modes.py"
     images = "runs/stacked.npz"
     train = (
         f"python experiments/gan.py --network conv --data {images} --width 16 "
@@ -114,9 +120,9 @@ def stacked() -> list[Run]:
         Run(
             "relativistic",
             (
-                f"{script} --data {MNIST} --output {images}",
+                f"{stacked_modes} --data {MNIST} --output {images}",
                 train,
-                f"{script} --action count --data {MNIST} --run-dir runs/stacked",
+                f"{stacked_modes} --action count --data {MNIST} --run-dir runs/stacked",
             ),
         )
     ]
@@ -131,40 +137,43 @@ MEASUREMENTS = {
 }
 
 
-def record(name: str) -> Path:
-    """Makes the runs of a measurement that its file has not, and returns the file."""
+def measure(name: str) -> Path:
+    """Makes the runs of a measurement that its file has not, and returns the file.
+
+    Raises ValueError for a run in the file that other commands made.
+    """
     path = FOLDER / f"{name}.json"
     runs = files.read_object(path)["runs"] if path.is_file() else []
-    known = {run["label"] for run in runs}
+    known = {run["label"]: run["commands"] for run in runs}
     for run in MEASUREMENTS[name]():
         if run.label in known:
+            if known[run.label] != list(run.commands):
+                raise ValueError(f"{path} has {run.label!r} by other commands; delete it there")
             continue
-        record = environment.record()
+        where = environment.record()
         for command in run.commands:
             print(command, flush=True)
             lines = output(command)
-        made = {"environment": record, "label": run.label, "commands": list(run.commands)}
-        runs.append(made | {"lines": lines})
+        runs.append({"environment": where, **run._asdict(), "lines": lines})
         content = json.dumps({"runs": runs}, indent=1) + "\n"
         files.write_whole(path, lambda p, c=content: p.write_text(c))
     return path
 
 
 def output(command: str) -> list[str]:
-    """Runs a command in this folder and returns the lines that it printed.
+    """Runs a command "python SCRIPT ..." of this package, and returns the lines that it printed.
 
     Raises ValueError, with the end of what it said, for one that fails.
     """
-    program, script_path, *flags = shlex.split(command)
-    assert program == "python"
+    _, script_path, *flags = shlex.split(command)
     paths = os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, str(DOCS.parent / script_path), *flags],
         env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if done.returncode:
-        raise ValueError(f"{command} failed: {(done.stdout + done.stderr)[-2000:]}")
-    return done.stdout.splitlines()
+    if finished.returncode:
+        raise ValueError(f"{command} failed: {(finished.stdout + finished.stderr)[-2000:]}")
+    return finished.stdout.splitlines()
 
 
 def main() -> None:
@@ -175,7 +184,7 @@ def main() -> None:
         raise ValueError(f"{what}; name some of {', '.join(MEASUREMENTS)}")
     FOLDER.mkdir(exist_ok=True)
     for name in config.names:
-        print(record(name))
+        print(measure(name))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def of_races() -> str:
     return vae_speedrun.table([json.loads(line) for line in lines])
 
 
-def of_cifar() -> str:
+def of_cifar_vae() -> str:
     """Tabulates the curve of the VAE's CIFAR-10 preset, as far as it was run."""
     record = files.read_object(DOCS / "cifar10_vae.json")
     bits = record["pixels"] * math.log(2)
@@ -75,6 +75,17 @@ def of_cifar() -> str:
         if row["step"] == 1 or row["step"] % 100 == 0
     ]
     head = "| step | beta | KL, nats | -log p(x \\| z), nats | bound, bits per value |"
+    return "\n".join([head, "|---|---|---|---|---|", *lines])
+
+
+def of_cifar_gan() -> str:
+    """Tabulates the curve of the GAN's CIFAR-10 preset, as far as it was run."""
+    rows = files.read_object(DOCS / "cifar10_gan.json")["rows"]
+    columns = ("d_loss", "g_loss", "d_real", "d_fake")
+    lines = [
+        f"| {row['step']} | {' | '.join(f'{row[name]:.2f}' for name in columns)} |" for row in rows
+    ]
+    head = "| step | discriminator's loss | generator's loss | real images | generated images |"
     return "\n".join([head, "|---|---|---|---|---|", *lines])
 
 
@@ -140,6 +151,21 @@ def of_compression() -> str:
     return "\n".join(lines)
 
 
+MODES = re.compile(
+    r"^(real|model 0, step \d+): (\d+) of (\d+) modes.*KL ([\d.]+) nats", re.MULTILINE
+)
+
+
+def of_stacked() -> str:
+    """Tabulates the modes of stacked images that a GAN draws, beside those of test images."""
+    lines = ["| images | modes | reverse KL, nats |", "|---|---|---|"]
+    for run in evaluations("stacked"):
+        for what, found, known, divergence in MODES.findall("\n".join(run["lines"])):
+            label = "stacked test images" if what == "real" else f"{run['label']}: {what}"
+            lines.append(f"| {label} | {found} of {known} | {divergence} |")
+    return "\n".join(lines)
+
+
 PRESETS = {"former_preset_picture": "the preset before", "preset": "the preset, 4,000 steps",
            "real_test": "real test images"}  # fmt: skip
 
@@ -187,9 +213,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "rate_distortion": of_rates,
     "iwae_table": of_iwae,
     "vae_speedrun": of_races,
-    "cifar10_vae": of_cifar,
+    "cifar10_vae": of_cifar_vae,
     "latents": of_latents,
     "compress": of_compression,
+    "stacked": of_stacked,
     "gan_mnist": of_presets,
     "hinge": partial(
         of_gan_runs,

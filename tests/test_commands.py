@@ -21,7 +21,8 @@ SCRIPTS = [
     *(path for path in sorted(ROOT.glob("experiments/*.py")) if "def main()" in path.read_text()),
     *sorted(ROOT.glob("experiments/studies/[!_]*.py")),
     *(path for path in sorted(ROOT.glob("benchmarks/**/*.py")) if "tyro.cli(" in path.read_text()),
-    ROOT / "docs/images/make.py", ROOT / "docs/tables.py", ROOT / "notebooks/build.py",
+    ROOT / "docs/images/make.py", ROOT / "docs/record.py", ROOT / "docs/tables.py",
+    ROOT / "notebooks/build.py",
     ROOT / "tests/faults/__main__.py", ROOT / "tests/fuzz/__main__.py",
     ROOT / "tests/fuzz/options.py",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 """The documents: their links lead somewhere, their code runs, their errors are the code's."""
 
 import ast
+import json
 import pathlib
 import re
 import sys
@@ -109,6 +110,29 @@ def test_pictures_are_made_by_one_script_and_shown(monkeypatch):
     import make
 
     assert make.faults() == []
+
+
+def test_evaluations_are_of_the_commands_that_make_them(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import record
+
+    for path in record.FOLDER.glob("*.json"):
+        runs = {run.label: list(run.commands) for run in record.MEASUREMENTS[path.stem]()}
+        kept = {run["label"]: run["commands"] for run in json.loads(path.read_text())["runs"]}
+        assert kept == runs, path
+    with pytest.raises(ValueError, match="failed: .*unknown"):
+        record.output("python docs/record.py everything")
+
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    monkeypatch.setitem(record.MEASUREMENTS, "one", lambda: [record.Run("a", ("python b", "c"))])
+    monkeypatch.setattr(record, "output", lambda command: [command])
+    (made,) = json.loads(record.measure("one").read_text())["runs"]
+    assert (made["label"], made["lines"]) == ("a", ["c"])
+    monkeypatch.setattr(record, "output", None)  # nothing is measured twice
+    record.measure("one")
+    monkeypatch.setitem(record.MEASUREMENTS, "one", lambda: [record.Run("a", ("other",))])
+    with pytest.raises(ValueError, match="'a' by other commands"):
+        record.measure("one")
 
 
 def test_tables_are_those_of_their_raw_results(monkeypatch):

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from support import systems
 
 from jaxgen.measure import ceilings, cost, environment, products, turns
+from jaxgen.nn import tpu_attention
 from jaxgen.train import parallel, step
 
 
@@ -126,6 +127,7 @@ def test_attention_of_a_library_is_counted_as_that_of_equations(monkeypatch):
     plain = products.flops(attend("xla"), q, kv, kv)
     assert plain == 2 * 2 * 2 * 4 * 128 * 256 * 64
     assert products.flops(attend("cudnn"), q, kv, kv) == plain
+    assert products.flops(tpu_attention.on_one_device, q, kv, kv) == plain
 
 
 def test_loops_branches_and_devices_are_multiplied_out():

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from support import checkpoints
 
+from benchmarks.sd import sd_models
 from jaxgen.stable_diffusion import loading, programs
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.warm import stored_programs
@@ -46,6 +47,23 @@ def test_a_second_start_traces_nothing_and_gives_the_same_bits(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, second)
     plain = jax.jit(lambda x: x + jnp.sin(x) ** 3)(jnp.asarray(X))
     np.testing.assert_array_equal(first["sum"], plain)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_programs_that_name_their_mesh_are_not_kept(tmp_path, monkeypatch, backend):
+    store, kept = Store(tmp_path, ""), []
+
+    def jit(name, function, **options):
+        kept.append(name)
+        return jax.jit(function, **options)
+
+    monkeypatch.setattr(store, "jit", jit)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    networks = sd_models.networks("tiny", jnp.dtype("float32"))
+    programs.build(networks, jax.make_mesh((2,), ("data",)), store)
+    assert bool(kept) == (backend == "cpu")
+    programs.build(networks, None, store)
+    assert "step" in kept
 
 
 def test_other_code_state_and_static_arguments_have_programs_of_their_own(tmp_path, monkeypatch):

@@ -127,8 +127,11 @@ def redraw_noise(
     """Estimates how far the mean moves if the test images' pixels are drawn anew: a deviation.
 
     For a log weight that draws the pixels with its key, as 0 or 1. Each image is drawn twice; half
-    the squared difference of its two bounds is, on average, the variance of one.
+    the squared difference of its two bounds is, on average, the variance of one. The draws of z
+    are in it too: the fewer samples, the more. Raises ValueError for less than one sample.
     """
+    if num_samples < 1:
+        raise ValueError(f"a bound of {num_samples} samples; use 1 or more")
     first, second = (
         _bounds(log_weight, params, test, k, [num_samples], batch_size, num_samples, mesh)
         for k in jax.random.split(key)

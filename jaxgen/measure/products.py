@@ -41,6 +41,8 @@ def _equation(eqn: Any) -> int:
             return max(_of_jaxpr(branch.jaxpr) for branch in eqn.params["branches"])
         case "dot_product_attention_fwd_wrapper":  # cuDNN's, which has no equations inside
             return _attention(eqn)
+        case "pallas_call":  # the equations of one cell of its grid
+            return prod(eqn.params["grid_mapping"].grid) * _inner(eqn)
         case "shard_map":
             return eqn.params["mesh"].size * _of_jaxpr(eqn.params["jaxpr"])
     return _inner(eqn)

@@ -85,12 +85,15 @@ def choose_implementation(
     """The fastest implementation that exists for these shapes: one of `IMPLEMENTATIONS`.
 
     cuDNN's flash attention takes 16-bit types and head sizes that are multiples of 8, up to 128
-    from compute capability 8.0 and up to 256 from 9.0 (Hopper). The kernel for TPUs is for
-    inference in bfloat16 (`for_inference`; inference_keys: S, or 0 elsewhere): it moves, as the
-    compiler for v6e counts, 0.73 of XLA's bytes at 256 keys, 0.5 at 576, 0.16 at 1024 and 0.04 at
-    4096, but more than XLA's at 77. All else goes through XLA, in chunks if the float32 score
-    matrix is larger than `score_block_bytes`; causal attention (77 tokens of text) is never that
-    large.
+    from compute capability 8.0 and up to 256 from 9.0 (Hopper).
+
+    The kernel for TPUs is for inference in bfloat16 (`for_inference`; inference_keys: S, or 0
+    elsewhere). For XL's heads of 64 it moves, as the compiler counts for v5e and v6e, 0.24 and 0.16
+    of XLA's bytes at 1024 keys, 0.06 and 0.04 at 4096; for SD 2.1's 0.76 and 0.51 at 576 keys; to
+    text, or at 256 keys, often more than XLA.
+
+    All else goes through XLA, in chunks if the float32 score matrix is larger than
+    `score_block_bytes`; causal attention (77 tokens of text) is never that large.
     """
     largest = 256 if compute_capability >= (9, 0) else 128
     fits = dtype in (jnp.float16, jnp.bfloat16) and head_dim % 8 == 0 and head_dim <= largest

@@ -61,6 +61,7 @@ def build(networks: Networks, mesh: Mesh | None = None, store: Store | None = No
 
     def jit(name: str, function: Callable[..., Any], **options: Any) -> Any:
         function = for_inference(function, mesh)
+        function.__name__ = name  # which profiles show
         if store is None or not _can_be_kept(mesh):
             return jax.jit(function, **options)
         return store.jit(name, function, **options)
@@ -124,11 +125,11 @@ def _shared(networks: Networks, mesh: Mesh | None, environment: str) -> tuple[Pr
 
 
 def _can_be_kept(mesh: Mesh | None) -> bool:
-    """Says whether files can hold the programs of a mesh: on several GPUs they cannot.
+    """Says whether files can hold the programs of a mesh: of several GPUs or TPUs they cannot.
 
-    There, JAX divides cuDNN's attention over devices by a function of Python.
+    JAX divides cuDNN's attention by a function of Python, and the TPU's kernel over one mesh.
     """
-    return mesh is None or jax.default_backend() != "gpu"
+    return mesh is None or jax.default_backend() not in ("gpu", "tpu")
 
 
 def latent_shape(vae: Autoencoder, batch: BatchRequest) -> tuple[int, int, int, int]:
