@@ -214,6 +214,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "iwae_table": of_iwae,
     "vae_speedrun": of_races,
     "cifar10_vae": of_cifar_vae,
+    "cifar10_gan": of_cifar_gan,
     "latents": of_latents,
     "compress": of_compression,
     "stacked": of_stacked,

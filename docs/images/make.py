@@ -164,6 +164,7 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
 OF_LONG_RUNS = {
     "gan_mnist_samples.png": "gan.py --preset mnist: samples.png",
     "cifar10_vae.png": "vae.py --preset cifar10, 800 steps: of reconstructions.png and samples.png",
+    "cifar10_gan.png": "gan.py --preset cifar10, its first steps: of samples.png",
     "latent_progress.gif": "latent_diffusion.py, the run of jaxgen/models/shapes: progress.gif",
 }
 
