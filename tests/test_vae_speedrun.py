@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
+import itertools
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from support.scripts import call, loaded, refusal
 
@@ -20,23 +23,39 @@ def test_a_record_says_when_each_target_was_reached(tmp_path):
         "--record",
         tmp_path / "records.jsonl",
     ]
-    call("vae_speedrun", *flags, "--targets", "1000", "9", "0.3")
+    call("vae_speedrun", *flags, "--targets", "1000", "2", "0.3")
 
     record = json.loads((tmp_path / "records.jsonl").read_text())
     reached = record["reached"]
     assert reached["1000"]["epochs"] == 1
-    assert 1 < reached["9"]["epochs"] <= 30
-    assert 0 < reached["1000"]["seconds"] <= reached["9"]["seconds"] <= record["seconds"]
+    assert 1 < reached["2"]["epochs"] <= 30
+    assert 0 < reached["1000"]["seconds"] <= reached["2"]["seconds"] <= record["seconds"]
     assert reached["0.3"] is None
-    assert 0.3 < record["last_nats"] <= 9
+    assert 0.6 < record["last_nats"] <= 2
     assert record["environment"]
     assert 0 < reached["1000"]["processor_seconds"] <= record["processor_seconds"]
 
     with loaded("vae_speedrun") as module:
         rows = module.table([record]).splitlines()[2:]
-    assert [row.split(" | ")[0] for row in rows] == ["| 1000", "| 9"]  # 0.3 was not reached
-    assert f"| {reached['9']['epochs']} of 30 |" in rows[1]
+        old = {**record, "config": {"epochs": 30}}  # of before there was a choice
+        assert "| apart |" in module.table([old])
+    assert "| in order |" in rows[0]
+    assert [row.split(" | ")[0] for row in rows] == ["| 1000", "| 2"]  # 0.3 was not reached
+    assert f"| {reached['2']['epochs']} of 30 |" in rows[1]
     assert record["environment"]["commit"] in rows[1]
+
+
+def test_pixels_in_order_have_a_density_and_see_only_those_before_them():
+    rng = np.random.default_rng(0)
+    params = {"before": jnp.asarray(rng.normal(size=(6, 6)))}
+    logits = jnp.asarray(rng.normal(size=(2, 3, 1)))
+    every = jnp.array(list(itertools.product([-1.0, 1.0], repeat=6))).reshape(-1, 2, 3, 1)
+    with loaded("vae_speedrun") as module:
+        log_p = lambda params, x: module.pixels_in_order(params, logits, x)  # noqa: E731
+    np.testing.assert_allclose(jnp.exp(jax.vmap(log_p, (None, 0))(params, every)).sum(), 1, 1e-5)
+    used = jax.grad(log_p)(params, every[37])["before"]  # 37 is 100101: some pixels are set
+    assert (used[np.triu_indices(6)] == 0).all()
+    assert (used[[1, 3, 5, 5], [0, 0, 0, 3]] != 0).all()
 
 
 def test_a_race_of_no_epochs_is_refused():
