@@ -137,6 +137,15 @@ def test_dreg_has_the_mean_of_iwae_and_less_variance_for_the_encoder(name):
     assert variance(dreg) < 0.8 * variance(iwae)
 
 
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_dreg_has_the_mean_of_iwae_for_every_weight_of_the_divergence(beta):
+    def of(bound):
+        loss = objectives.bound_loss(one_layer(), bound, 8, losses.linear_warmup(0, beta))
+        return gradients(loss, parameters(), 40_000)
+
+    assert_same_mean(of(objectives.iwae), of(objectives.dreg))
+
+
 def test_metrics_are_the_parts_of_the_one_sample_bound():
     loss = objectives.bound_loss(one_layer(), objectives.k_sample, 4, losses.linear_warmup(0, 0.5))
     params = jax.tree.map(jnp.float32, parameters())

@@ -124,18 +124,16 @@ def test_bfloat16_computes_close_to_float32_with_float32_parameters(kind):
         assert 1e-5 < relative(got, expected) < 0.03
 
 
-@pytest.mark.parametrize("kind", ["dense", "conv"])
-def test_spectral_discriminator_keeps_its_parameters_and_forgets_their_scale(kind):
-    x = normal(3, 8, 8, 1)
-    plain, spectral = discriminator(kind), discriminator(kind, spectral=True)
-    params = initial(spectral, x)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, initial(plain, x))
-    scaled = {
-        name: layer | {"kernel": 7.0 * layer["kernel"]} for name, layer in params.items()
-    }  # biases are 0 at the start
+@pytest.mark.parametrize(("kind", "num_classes"), [("dense", 0), ("dense", 4), ("conv", 4)])
+def test_spectral_discriminator_keeps_its_parameters_and_forgets_their_scale(kind, num_classes):
+    inputs = (normal(3, 8, 8, 1), jnp.arange(3) if num_classes else None)
+    plain, spectral = (discriminator(kind, num_classes=num_classes, spectral=s) for s in (0, 1))
+    params = initial(spectral, *inputs)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, initial(plain, *inputs))
+    scaled = jax.tree.map(lambda v: 7 * v, params)  # biases are 0 at the start
     apply = applied(spectral)
-    np.testing.assert_allclose(apply(scaled, x), apply(params, x), atol=1e-5)
-    assert relative(applied(plain)(scaled, x), applied(plain)(params, x)) > 1
+    np.testing.assert_allclose(apply(scaled, *inputs), apply(params, *inputs), atol=1e-5)
+    assert relative(applied(plain)(scaled, *inputs), applied(plain)(params, *inputs)) > 1
 
 
 def test_dense_spectral_discriminator_is_nearly_lipschitz():

@@ -81,14 +81,15 @@ def _unit(v: Array) -> Array:
 
 
 def spectrally_normalized(layer: type[nn.Module]) -> type[nn.Module]:
-    """The linen layer class, with the kernel divided by its largest singular value.
+    """The linen layer class, with its kernel or table divided by the largest singular value.
 
     Parameters keep the layer's own names and shapes.
     """
 
     def divide(variables: Params) -> Params:
         params = dict(variables["params"])
-        params["kernel"] = params["kernel"] / spectral_norm(params["kernel"])
+        (name,) = params.keys() & {"kernel", "embedding"}
+        params[name] = params[name] / spectral_norm(params[name])
         return {"params": params}
 
     return nn.map_variables(layer, "params", trans_in_fn=divide, init=True)

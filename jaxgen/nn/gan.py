@@ -53,14 +53,14 @@ class DenseDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None = None) -> Array:
-        dense = blocks.spectrally_normalized(Dense) if self.spectral else Dense
+        dense = _layer(Dense, self.spectral)
         h = x.reshape(*x.shape[:-3], -1).astype(self.dtype)
         for i, features in enumerate(self.hidden):
             h = dense(features * self.pieces, dtype=self.dtype, name=f"Dense_{i}")(h)
             h = jnp.max(h.reshape(*h.shape[:-1], features, self.pieces), axis=-1)
         if self.auxiliary:
-            return _logits(h, self.num_classes, dense, self.dtype)
-        return _logit(h, label, self.num_classes, dense, self.dtype)
+            return _logits(h, self.num_classes, self.spectral, self.dtype)
+        return _logit(h, label, self.num_classes, self.spectral, self.dtype)
 
 
 class ConvGenerator(nn.Module):
@@ -110,8 +110,7 @@ class ConvDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None = None) -> Array:
-        conv = blocks.spectrally_normalized(Conv) if self.spectral else Conv
-        dense = blocks.spectrally_normalized(Dense) if self.spectral else Dense
+        conv = _layer(Conv, self.spectral)
         h = x.astype(self.dtype)
         for stage in range(blocks.num_stages(*x.shape[-3:-1])):
             name = f"Conv_{stage}"
@@ -119,31 +118,35 @@ class ConvDiscriminator(nn.Module):
             h = nn.leaky_relu(h, 0.2)
         h = h.reshape(*x.shape[:-3], -1)
         if self.auxiliary:
-            return _logits(h, self.num_classes, dense, self.dtype)
-        return _logit(h, label, self.num_classes, dense, self.dtype)
+            return _logits(h, self.num_classes, self.spectral, self.dtype)
+        return _logit(h, label, self.num_classes, self.spectral, self.dtype)
 
 
-def _logits(h: Array, num_classes: int, dense: type[nn.Module], dtype: Any) -> Array:
+def _layer(kind: type[nn.Module], spectral: bool) -> type[nn.Module]:
+    """The class of a layer, spectrally normalised if asked for."""
+    return blocks.spectrally_normalized(kind) if spectral else kind
+
+
+def _logits(h: Array, num_classes: int, spectral: bool, dtype: Any) -> Array:
     """The logit of "real", then those of the classes, of features h [..., D]: [..., 1 + classes].
 
     The auxiliary classifier of Odena et al. 2017 (arXiv:1610.09585), which is not told the label.
     """
     if num_classes < 1:
         raise ValueError("an auxiliary classifier needs classes; use a conditional network")
-    return dense(1 + num_classes, dtype=dtype, name="head")(h).astype(jnp.float32)
+    head = _layer(Dense, spectral)(1 + num_classes, dtype=dtype, name="head")
+    return head(h).astype(jnp.float32)
 
 
-def _logit(
-    h: Array, label: Array | None, num_classes: int, dense: type[nn.Module], dtype: Any
-) -> Array:
+def _logit(h: Array, label: Array | None, num_classes: int, spectral: bool, dtype: Any) -> Array:
     """The logit [...] of features h [..., D], plus, with classes, h times the label's embedding.
 
     That is the projection discriminator of Miyato & Koyama 2018 (arXiv:1802.05637), eq. 4.
     """
-    logit = dense(1, dtype=dtype, name="head")(h)[..., 0]
+    logit = _layer(Dense, spectral)(1, dtype=dtype, name="head")(h)[..., 0]
     if num_classes > 0:
         if label is None:
             raise ValueError(f"a network conditioned on {num_classes} classes needs a label")
-        embedding = Embed(num_classes, h.shape[-1], dtype=dtype, name="label")(label)
-        logit = logit + jnp.sum(embedding * h, axis=-1)
+        embed = _layer(Embed, spectral)(num_classes, h.shape[-1], dtype=dtype, name="label")
+        logit = logit + jnp.sum(embed(label) * h, axis=-1)
     return logit.astype(jnp.float32)

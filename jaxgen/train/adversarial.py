@@ -113,7 +113,7 @@ def discriminator_loss(
     `augment` changes both images, each with its own draw, before the discriminator sees them (Zhao
     et al. 2020, arXiv:2006.10738, section 3.2). Metrics: loss, penalty, and the probabilities
     d_real and d_fake that the discriminator gives to "real". With `classify` it also learns the
-    label of both images (`_label_nats`), and `class_nats` is a metric.
+    label of both images (`_label_nats`), and their mean `class_nats` is a metric.
     """
 
     def loss(params: Params, example: Example, key: Key) -> tuple[Array, Metrics]:
@@ -130,9 +130,9 @@ def discriminator_loss(
         terms = {"d_real": jax.nn.sigmoid(real_logit), "d_fake": jax.nn.sigmoid(fake_logit)}
         total = value + penalty
         if classify is not None:
-            both = (_label_nats(classify, params, x, label) for x in (real, fake))
-            terms["class_nats"] = sum(both, jnp.float32(0)) / 2
-            total += terms["class_nats"]
+            both = [_label_nats(classify, params, x, label) for x in (real, fake)]
+            terms["class_nats"] = (both[0] + both[1]) / 2
+            total += both[0] + both[1]
         return total, {"loss": total, "penalty": penalty, **terms}
 
     return loss

@@ -21,8 +21,17 @@ from jaxgen.train.latent_models import Latent, LatentModel
 from jaxgen.train.losses import Apply, Likelihood
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
-# (params, draws of z [k, ...], params of log q) -> log w [k]
-Weigh = Callable[[Params, Latent, Params], Array]
+
+class Weigh(NamedTuple):
+    """log w [k] of draws z [k, ...]: log p(x | z) - beta (log q(z | x) - log p(z))."""
+
+    log_weights: Callable[[Params, Latent, Params], Array]  # (params, z, params of log q)
+    beta: Array  # []
+
+    def __call__(self, params: Params, z: Latent, of_posterior: Params) -> Array:
+        return self.log_weights(params, z, of_posterior)
+
+
 Bound = Callable[[Weigh, Params, Latent], Array]  # -> what is maximised []
 
 
@@ -43,13 +52,16 @@ def dreg(weigh: Weigh, params: Params, z: Latent) -> Array:
     With v_i = w_i / sum_j w_j the decoder's gradient is that of IWAE, sum_i v_i d log w_i / dtheta,
     and the encoder's is
 
-        sum_i v_i^2 (d log w_i / dz_i) (dz_i / dphi)
+        sum_i v_i (1 - beta (1 - v_i)) (d log w_i / dz_i) (dz_i / dphi)
 
-    The score d log q(z | x) / dphi at a fixed z is left out: its parameters get no gradient.
+    which is eq. 8 of the paper, with v_i^2, where beta = 1. The score d log q(z | x) / dphi at a
+    fixed z is left out, so its parameters get no gradient. In IWAE's it has the weight -beta v_i,
+    and so the mean of -beta (dv_i / dz_i) (dz_i / dphi), with dv_i = v_i (1 - v_i) d log w_i.
     """
     log_w = jax.lax.stop_gradient(weigh(params, z, params))
     shares = jax.nn.softmax(log_w)
-    z = jax.tree.map(lambda leaf: _scale_gradient(leaf, shares), z)
+    factors = 1 - weigh.beta * (1 - shares)
+    z = jax.tree.map(lambda leaf: _scale_gradient(leaf, factors), z)
     surrogate = jnp.sum(shares * weigh(params, z, jax.lax.stop_gradient(params)))
     value = jax.nn.logsumexp(log_w) - jnp.log(len(log_w))
     return value + surrogate - jax.lax.stop_gradient(surrogate)
@@ -84,11 +96,11 @@ def bound_loss(
         z = jax.vmap(lambda k: model.draw(params, x, label, k))(keys)
         weight = beta(example["step"])
 
-        def weigh(params: Params, z: Latent, of_posterior: Params) -> Array:
+        def log_weights(params: Params, z: Latent, of_posterior: Params) -> Array:
             log_p, kl = _terms(model, params, z, of_posterior, x, label)
             return log_p - weight * kl
 
-        value = -bound(weigh, params, z)
+        value = -bound(Weigh(log_weights, weight), params, z)
         log_p, kl = map(jnp.mean, _terms(model, params, z, params, x, label))
         parts = {"recon_nats": -log_p, "kl_nats": kl, "neg_elbo_nats": kl - log_p, "beta": weight}
         return value, {"loss": value, **parts}
