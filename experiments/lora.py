@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.adapters import lora_file, low_rank
 from jaxgen.data import caption_folder, sets
 from jaxgen.data.caption_folder import Captioned
@@ -233,8 +233,7 @@ def export(config: Config, parts: Parts) -> None:
     state, done, _ = run.restore(config, *_for_run(config, parts))
     factors = jax.device_get(experiment.model(state, config.run).params)
     folder = Path(config.output)
-    if folder.exists():
-        raise ValueError(f"{folder} exists; choose a new --output or remove it first")
+    files.check_new(folder)
     folder.mkdir(parents=True)
     alpha = float(config.rank if config.alpha is None else config.alpha)
     dtype = jnp.float16 if config.half else jnp.float32

@@ -24,7 +24,7 @@ from typing import Any
 
 import tyro
 
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.cpu import tune
 from jaxgen.miniature import following, new_shape
 from jaxgen.runs import run_folder
@@ -53,8 +53,7 @@ def main() -> None:
     if min(config.num_prompts, config.num_pictures) < 2:
         raise ValueError("--num-prompts and --num-pictures must be 2 or more")
     if config.pictures is not None:
-        if config.pictures.exists():
-            raise ValueError(f"{config.pictures} exists; choose a new folder")
+        files.check_new(config.pictures)
         new_shape.write(config.pictures, config.num_pictures)
         print(f"{config.pictures}: {config.num_pictures} captioned pictures")
         return

@@ -48,6 +48,12 @@ def expanded(text: str | Path) -> Path:
         raise ValueError(f"{printable(text)} has no home folder; give the whole path") from None
 
 
+def check_new(path: Path) -> None:
+    """Raises ValueError for a path that exists: what a user has is never overwritten."""
+    if path.exists():
+        raise ValueError(f"{path} exists; choose a new folder or remove it first")
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file, which is refused unread when it is larger than `max_bytes`."""
     data = read_bytes_at(path, 0, max_bytes + 1)  # never trusts the size that is reported

@@ -67,7 +67,6 @@ def test_generate_is_exported(pipe, function):
 
 
 def test_an_exported_program_is_stored_and_read_back(pipe, function):
-    pytest.importorskip("flatbuffers", reason="JAX needs flatbuffers to store exported programs")
     for kind, name in ((Inputs, "jaxgen.Inputs"), (table.Table, "jaxgen.Table")):
         jax.export.register_namedtuple_serialization(kind, serialized_name=name)
     given = inputs(pipe)

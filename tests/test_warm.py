@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Programs and pipelines kept for the next start: the same bits, and never trusted blindly."""
 
+import copy
+import errno
 import hashlib
+import os
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,7 @@ from jaxgen.stable_diffusion import loading, programs
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.warm import stored_programs
 from jaxgen.warm.stored_programs import Store
+from jaxgen.weights.tokenizer import new_words
 
 X = np.linspace(-1, 1, 6, dtype=np.float32)
 CALL = {"prompt": "a b", "num_steps": 2, "seed": 3}
@@ -135,6 +140,18 @@ def test_a_damaged_program_is_passed_over_in_one_line_and_made_anew(tmp_path, da
     assert started(tmp_path)[1] == 0  # it was written again
 
 
+def test_a_folder_in_the_place_of_a_program_is_left_alone(tmp_path):
+    first, _, _ = started(tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match=f"passed over {path}, remove it: .*not a regular file"):
+        second, traced, _ = started(tmp_path)
+    assert traced == 1
+    assert path.is_dir()
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
 def test_a_program_for_other_arguments_is_passed_over(tmp_path):
     store = started(tmp_path / "one")[2]
     (path,) = (tmp_path / "one").iterdir()
@@ -148,10 +165,11 @@ def test_a_program_for_other_arguments_is_passed_over(tmp_path):
     assert store.folder == tmp_path / "one"
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_note_and_loses_nothing(tmp_path):
+@pytest.mark.parametrize("name", ["file/programs", 300 * "n"])
+def test_a_folder_that_cannot_be_used_is_one_note_and_loses_nothing(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match=r"programs are not kept in .*file/programs: ") as notes:
-        value, traced, store = started(tmp_path / "file" / "programs")
+    with pytest.warns(UserWarning, match="programs are not kept in ") as notes:
+        value, traced, store = started(tmp_path / name)
     store.keep()  # says nothing more: a warning would be an error here
     assert (len(notes), traced) == (1, 1)
     np.testing.assert_array_equal(value["sum"], started(None)[0]["sum"])
@@ -163,14 +181,18 @@ def test_a_full_folder_loses_the_programs_that_were_used_longest_ago(tmp_path, m
     oldest, _, newest = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     started(tmp_path, power=2)  # used again, so that the second is the oldest now
     (tmp_path / "notes.json").write_text("not a program")
+    for name, age in ((".killed.partial", 90_000), (".at_work.partial", 60)):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     monkeypatch.setattr(stored_programs, "FOLDER_BYTES", 2 * oldest.stat().st_size + 9)
 
     started(tmp_path, power=2)
 
-    assert {path.name for path in tmp_path.iterdir()} == {oldest.name, newest.name, "notes.json"}
+    kept = {"notes.json", ".at_work.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {oldest.name, newest.name, *kept}
     monkeypatch.setattr(stored_programs, "FOLDER_BYTES", 1)
     assert started(tmp_path, power=2)[1] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {oldest.name, "notes.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {oldest.name, *kept}
 
 
 def test_a_program_that_another_process_deletes_meanwhile_is_no_fault(tmp_path):
@@ -268,3 +290,42 @@ def test_saving_never_touches_a_folder_that_exists(saved):
     pipe, _, folder = saved
     with pytest.raises(ValueError, match="exists; choose a new folder"):
         pipe.save(folder)
+
+
+def test_a_folder_is_saved_whole_or_not_at_all(saved, tmp_path, monkeypatch):
+    def full(store, folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", full)
+        with pytest.raises(OSError, match=f"{tmp_path}/pipe could not be written: .*disk full"):
+            saved[0].save(tmp_path / "pipe")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved[0].save("~/pipe")
+    assert (tmp_path / "pipe" / "programs").is_dir()
+    loaded = StableDiffusion.from_pretrained("~/pipe", jnp.bfloat16)
+    assert loaded.store.folder == tmp_path / "pipe" / "programs"
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        (lambda pipe: {"quantize": "int8"}, "kernels in 8 bits"),
+        (lambda pipe: {"networks": pipe.networks._replace(controlnets=("a",))}, "ControlNets"),
+        (lambda pipe: {"adapters": ("a",)}, "adapters that each image chooses"),
+        (lambda pipe: {"embedder": with_words(pipe.embedder)}, "words of embeddings"),
+    ],
+)
+def test_what_a_saved_folder_has_no_place_for_is_refused(saved, tmp_path, changed, what):
+    pipe = copy.copy(saved[0])
+    pipe.__dict__.update(changed(pipe))
+    with pytest.raises(ValueError, match=f"{what} are not saved; save without"):
+        pipe.save(tmp_path / "pipe")
+    assert not (tmp_path / "pipe").exists()
+
+
+def with_words(embedder):
+    (name, tokenizer), *_ = embedder.tokenizers.items()
+    words = new_words({"<cat>": [49_500]})
+    return embedder._replace(tokenizers={name: tokenizer._replace(new_words=words)})

@@ -243,8 +243,7 @@ def main() -> None:
     plan.check_range(config, 1, "steps", "encoder_steps")
     plan.check_range(config, 0, "encoder_blocks", "decoder_blocks", "learning_rate")
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
-    if config.output.exists():
-        raise ValueError(f"{config.output} exists; choose a new folder")
+    files.check_new(config.output)
     script.set_up()
     teacher = open_teacher(config.model)
     component = component_of(config, teacher.vae)

@@ -23,6 +23,7 @@ from jaxgen.types import Array
 
 SCALE = "kernel_scale"  # float32 [O], beside "kernel"
 PRODUCT_SCALE = "product_scale"  # in its place: what the kernel multiplies becomes int8 too
+SMALLEST, LARGEST = 1e-30, 1e30  # values whose scales float32 holds, at full precision
 W8A8 = "w8a8"  # int8, and in dense layers PRODUCT_SCALE
 
 
@@ -57,11 +58,19 @@ def stored_kind(kind: str) -> str:
 
 
 def quantize(kernel: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """A kernel [..., O] as stored values of the same shape, and their scales float32 [O]."""
+    """A kernel [..., O] as stored values of the same shape, and their scales float32 [O].
+
+    Features of values below SMALLEST are taken for zeros. Raises ValueError for values of which
+    float32 has no such scale.
+    """
     dtype, most, unit = KINDS[kind]
     kernel = np.asarray(kernel, np.float32)
     largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
-    scale = np.where(largest > 0, largest, 1) / np.float32(most)
+    if not (largest < LARGEST).all():
+        raise ValueError(
+            f"a kernel has values of {largest.max():.3g}; 8 bits need less than {LARGEST}"
+        )
+    scale = np.where(largest < SMALLEST, 1, largest) / np.float32(most)
     stored = kernel / scale
     if dtype == np.int8:
         stored = np.rint(stored)
@@ -81,7 +90,7 @@ def product(x: Array, stored: Array, scale: Array) -> Array:
     """
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    step = jnp.where(largest == 0, 1, largest) / 127
+    step = jnp.where(largest < SMALLEST, 1, largest) / 127
     rows = jnp.round(x / step).astype(jnp.int8)
     contracted = (((x.ndim - 1,), (0,)), ((), ()))
     sums = jax.lax.dot_general(rows, stored, contracted, preferred_element_type=jnp.int32)

@@ -87,7 +87,8 @@ def load(
     With a mesh they are copied to all of its devices, or divided over its axis "model".
     shapes_of: what to take instead of `shapes`, which traces each network. quantize: the kind of 8
     bits in which kernels are kept, but the autoencoder's; see `nn.quantized`. kernel_layout: see
-    `placement.of_parameters`.
+    `placement.of_parameters`. Raises ValueError for weights that do not fit the networks, and where
+    quantize would change none.
     """
     shapes_of = shapes_of or shapes
     modules: dict[str, Any] = {"unet": networks.unet, "vae": networks.vae, **networks.encoders}
@@ -106,7 +107,17 @@ def load(
             params[name] = layout.load(tensors, shapes_of_leaves, dtype, shardings, convert)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+    if quantize is not None and not _has_scales(params):
+        raise ValueError(
+            f"quantize is {quantize!r}, but no kernel of this model has the {QUANTIZED_FROM:,} "
+            "entries from which on they are kept in 8 bits; leave quantize out"
+        )
     return params
+
+
+def _has_scales(params: dict[str, Params]) -> bool:
+    names = (quantized.SCALE, quantized.PRODUCT_SCALE)
+    return any(keys[-1].key in names for keys, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
 def _own_tensors(model: str, part: str, component: Component, leaves: Params) -> Any:
@@ -196,7 +207,7 @@ def check_folder(folder: Any) -> Path | None:
     """Returns the folder of programs; raises ValueError for what is no path."""
     if not isinstance(folder, str | Path | None):
         raise ValueError(f"programs_folder is {fields.shown(folder)}; give a path, or None")
-    return None if folder is None else Path(folder)
+    return None if folder is None else files.expanded(folder)
 
 
 def shapes(module: Any) -> Params:

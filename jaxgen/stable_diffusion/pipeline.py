@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import fields
+from jaxgen import fields, files
 from jaxgen.adapters import beside, controlnet_file, embedding_file, merge, spec, unet_file
 from jaxgen.nn import quantized
 from jaxgen.stable_diffusion import decoding, few_steps, loading, placement, programs
@@ -211,11 +211,19 @@ class StableDiffusion:
         It has diffusers' layout, with weights in linen's layout and this pipeline's types, adapters
         merged in, for jaxgen alone; and the programs of the calls so far, traced, which serve the
         same version of jaxgen and JAX on the same kind of device. Its later calls add theirs. A
-        folder that exists is an error.
+        folder that exists is an error, and so is what has no place in it: kernels in 8 bits,
+        ControlNets, adapters that each image chooses, words of `set_embeddings`.
         """
-        if self.quantize:
-            raise ValueError("kernels in 8 bits are not saved; save the pipeline without quantize")
-        saved_pipeline.save(Path(folder), self.checkpoint, self.params, self.store)
+        unsaved = {
+            "kernels in 8 bits": self.quantize,
+            "ControlNets": self.networks.controlnets,
+            "adapters that each image chooses": self.adapters,
+            "words of embeddings": self.embedder.has_new_words(),
+        }
+        for what, value in unsaved.items():
+            if value:
+                raise ValueError(f"{what} are not saved; save without, and give them when loading")
+        saved_pipeline.save(files.expanded(folder), self.checkpoint, self.params, self.store)
 
     def __call__(
         self,

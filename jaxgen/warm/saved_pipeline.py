@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxgen import files
 from jaxgen.types import Params
 from jaxgen.warm.stored_programs import Store
 from jaxgen.weights import diffusers
@@ -29,9 +30,14 @@ def save(folder: Path, checkpoint: Checkpoint, params: Mapping[str, Params], sto
         name: diffusers.with_linen_params(component, params[name])
         for name, component in checkpoint.components.items()
     }
-    diffusers.write(folder, checkpoint._replace(components=components))
-    (folder / PROGRAMS).mkdir()
-    store.write(folder / PROGRAMS)
+
+    def write(partial: Path) -> None:
+        diffusers.write(partial, checkpoint._replace(components=components))
+        (partial / PROGRAMS).mkdir()
+        store.write(partial / PROGRAMS)
+
+    files.check_new(folder)
+    files.write_whole(folder, write)
 
 
 def shapes(store: Store, trace: Callable[[Any], Params], module: Any) -> Params:
@@ -50,5 +56,5 @@ def shapes(store: Store, trace: Callable[[Any], Params], module: Any) -> Params:
 
 def programs_of(path_or_id: str | Path) -> Path | None:
     """Returns the folder of programs in a saved pipeline, None for other checkpoints."""
-    folder = Path(path_or_id) / PROGRAMS
-    return folder if folder.is_dir() else None
+    folder = files.existing(path_or_id)
+    return folder / PROGRAMS if folder and (folder / PROGRAMS).is_dir() else None

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -34,6 +35,8 @@ SUFFIX = ".stablehlo"
 MOST_BYTES = 2**28  # of one program; the largest known have 2 MB
 FOLDER_BYTES = 2**30  # of all: with every version and every size of pictures come new ones
 _FILE = re.compile(r".+-[0-9a-f]{32}(\.stablehlo|\.json)")
+_PARTIAL = re.compile(r"\..+\.partial")  # of `files.write_whole`
+ABANDONED = 24 * 3600  # seconds, after which a partial file has no writer any more
 # Settings of JAX that change what is traced.
 SETTINGS = (
     "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl",
@@ -61,7 +64,7 @@ class Store:
         self.folder = folder
         self._key = digest_of(environment(), state)
         self._contents: dict[str, Content] = {}  # by file name
-        self._is_closed = False  # the folder could not be written to
+        self._is_closed = False  # the folder could not be read or written to
 
     def jit(self, name: str, function: Callable[..., Any], **options: Any) -> Any:
         """Jits a function under a name that no other of this store has; options of `jax.jit`."""
@@ -83,10 +86,8 @@ class Store:
         try:
             self.write(self.folder)
             _make_room(self.folder, self._contents.keys())
-        except OSError as error:  # a read-only or full disk is no reason to lose a picture
-            self._is_closed = True
-            text = f"programs are not kept in {self.folder}: {files.first_line(error)}"
-            warnings.warn(files.printable(text, 400), stacklevel=2)
+        except OSError as error:
+            self._close(error)
 
     def write(self, folder: Path) -> None:
         """Writes the programs that were called so far to a folder, which may have some of them."""
@@ -99,13 +100,28 @@ class Store:
     def text(self, name: str, state: str, make: Callable[[], str]) -> str:
         """Returns a text that follows from the code and `state`: the folder's, or a new one."""
         file = f"{name}-{digest_of(self._key, state)}.json"
-        text = None
-        if self.folder is not None and (self.folder / file).exists():
-            text = _trusted(self.folder / file, lambda content: content.decode())
+        text = self._read(file, lambda content: content.decode())
         if text is None:
             text = make()
         self._contents[file] = text.encode
         return text
+
+    def _read(self, file: str, read: Callable[[bytes], Any]) -> Any:
+        """What `read` makes of a file; None if the folder has none that can be trusted."""
+        if self.folder is None or self._is_closed:
+            return None
+        try:
+            exists = (self.folder / file).exists()
+        except OSError as error:
+            self._close(error)
+            return None
+        return _trusted(self.folder / file, read) if exists else None
+
+    def _close(self, error: OSError) -> None:
+        """Gives the folder up: a read-only or full disk is no reason to lose a picture."""
+        self._is_closed = True
+        text = f"programs are not kept in {self.folder}: {files.first_line(error)}"
+        warnings.warn(files.printable(text, 400), stacklevel=3)
 
     def _call(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Runs while JAX traces: the outputs, through the stored program if there is one."""
@@ -116,9 +132,7 @@ class Store:
         shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in arguments]
         own = digest_of(self._key, str(structure), str(shapes), str(is_argument), repr(fixed))
         file = f"{name}-{own}{SUFFIX}"
-        program = None
-        if self.folder is not None and (self.folder / file).exists():
-            program = _trusted(self.folder / file, functools.partial(_program, shapes))
+        program = self._read(file, functools.partial(_program, shapes))
 
         def flat(*arguments: Array) -> Any:
             values = iter(arguments)
@@ -185,20 +199,23 @@ def _trusted(path: Path, read: Callable[[bytes], Any]) -> Any:
     except Exception as error:  # the file is only a copy of what can be made anew
         with contextlib.suppress(OSError):  # a read-only folder keeps it, and it is refused again
             path.unlink(missing_ok=True)
-        text = f"passed over {path}, which is made anew: {files.first_line(error)}"
+        remedy = "remove it" if os.path.exists(path) else "it is made anew"
+        text = f"passed over {path}, {remedy}: {files.first_line(error)}"
         warnings.warn(files.printable(text, 400), stacklevel=2)
         return None
 
 
 def _make_room(folder: Path, used: Collection[str]) -> None:
     """Deletes programs until `FOLDER_BYTES` are left, those used longest ago first, and none of
-    those that this process uses.
+    those that this process uses. What killed writers left behind goes too.
     """
     stats = []
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process makes room, too
             if _FILE.fullmatch(path.name):
                 stats.append((path.stat(), path))
+            elif _PARTIAL.fullmatch(path.name) and time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
     excess = sum(stat.st_size for stat, _ in stats) - FOLDER_BYTES
     for stat, path in sorted(stats, key=lambda item: item[0].st_mtime):
         if excess <= 0:

@@ -168,8 +168,7 @@ def write(folder: str | Path, checkpoint: Checkpoint, dtype: Any = None) -> None
     The folder appears when it is complete, and an existing one is never touched: ValueError.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists; choose a new folder or remove it first")
+    files.check_new(folder)
     files.write_whole(folder, lambda partial: _write(partial, checkpoint, dtype))
 
 

@@ -55,6 +55,10 @@ class Embedder(NamedTuple):
             vectors[name] = placement.place_everywhere(self.mesh, rows)
         return self._replace(tokenizers=tokenizers, vectors=vectors)
 
+    def has_new_words(self) -> bool:
+        """Whether `with_embeddings` has given it words."""
+        return any(one.new_words for one in self.tokenizers.values())
+
     def encode(
         self,
         texts: Sequence[str],
