@@ -76,6 +76,18 @@ def test_variance_does_not_cancel_where_the_mean_is_large():
     np.testing.assert_allclose(y.var(axis=(0, 1, 2)), 1, atol=1e-3)
 
 
+@pytest.mark.parametrize(("kind", "axes"), [("group", (1, 2, 4)), ("layer", 4)])
+def test_a_mean_of_a_thousand_deviations_costs_no_digit_that_float32_has(kind, axes):
+    x = (1000 + np.random.default_rng(0).standard_normal((2, 8, 8, 8, 8))).astype(np.float32)
+    flat, exact = x.reshape(2, 8, 8, 64), x.astype(np.float64)
+    exact = (exact - exact.mean(axes, keepdims=True)) / exact.std(axes, keepdims=True)
+    module = norm.Norm(kind)
+    if kind == "layer":
+        flat = x
+    y = module.apply(module.init(jax.random.key(0), flat), flat)
+    np.testing.assert_allclose(np.reshape(y, exact.shape), exact, atol=2e-3)
+
+
 def test_examples_mapped_one_by_one_share_the_statistics_of_their_batch():
     assert_close(jax.jit(each)(params(), batch()), normalized(params(), batch()))
 
@@ -231,11 +243,14 @@ def standardized(x):
         ("bfloat16", "tpu", True),
     ],
 )
-def test_only_bfloat16_on_accelerators_is_normed_in_one_pass(monkeypatch, dtype, backend, one_pass):
+@pytest.mark.parametrize("layer", [norm.GroupNorm(4, 1e-5), norm.Norm("group"), norm.Norm("layer")])
+def test_only_bfloat16_on_accelerators_is_normed_in_one_pass(
+    monkeypatch, dtype, backend, one_pass, layer
+):
     """Where the mean is large, the last digits tell one pass from two."""
-    x = jnp.asarray(100 + np.random.default_rng(0).standard_normal((1, 16, 16, 8)), dtype)
-    parameters = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
-    expected = norm.GroupNorm(4, 1e-5).apply(parameters, x)
+    x = jnp.asarray(100 + np.random.default_rng(0).standard_normal((1, 4, 4, 1024)), dtype)
+    parameters = layer.init(jax.random.key(0), x)
+    expected = layer.apply(parameters, x)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    y = norm.GroupNorm(4, 1e-5).apply(parameters, x)
+    y = layer.apply(parameters, x)
     assert np.array_equal(y, expected) != one_pass

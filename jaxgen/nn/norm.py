@@ -91,6 +91,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        passes = {"use_fast_variance": _one_pass_is_enough(x.dtype)}
         match self.kind:
             case "none":
                 return x
@@ -99,11 +100,11 @@ class Norm(nn.Module):
                 # over space and the group's channels only, never over a batch axis
                 axes = (-3, -2, -1) if x.ndim >= 3 else (-1,)
                 norm = nn.GroupNorm(
-                    num_groups=groups, epsilon=1e-5, dtype=self.dtype, reduction_axes=axes
+                    num_groups=groups, epsilon=1e-5, dtype=self.dtype, reduction_axes=axes, **passes
                 )
                 return norm(x)
             case "layer":
-                return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
+                return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, **passes)(x)
             case "batch":
                 return BatchNorm(dtype=self.dtype)(x)
         raise ValueError(f"unknown norm {fields.shown(self.kind)}; use one of {', '.join(NORMS)}")
