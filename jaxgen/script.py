@@ -5,13 +5,14 @@ import inspect
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -22,6 +23,9 @@ from jaxgen import at_start, files
 from jaxgen.cpu import tune
 from jaxgen.train import loop
 from jaxgen.types import Array
+
+# JAX's warning; it compiles the program then
+UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '(?P<program>\w+)")
 
 
 class Interrupted(Exception):
@@ -154,7 +158,21 @@ def _show_note(
 ) -> None:
     """Prints a warning as one line, without the place in the source that Python shows."""
     shown = files.printable(message, files.MESSAGE_CHARACTERS)
+    if damaged := UNREADABLE.match(str(message)):
+        _forget(damaged["program"])
     print(f"note: {shown}", file=sys.stderr, flush=True)
+
+
+def _forget(program: str) -> None:
+    """Deletes the kept machine code of a program: JAX does not replace a file that it cannot read.
+
+    In a folder that the user has named other software may keep its own; that is left alone.
+    """
+    folder = cache_folder()
+    if folder is not None and jax.config.jax_compilation_cache_dir == str(folder / "xla"):
+        for path in (folder / "xla").glob(f"{program}-*"):
+            with suppress(OSError):
+                path.unlink()
 
 
 def set_up(distributed: bool = False) -> None:

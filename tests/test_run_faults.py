@@ -8,9 +8,11 @@ import os
 import shutil
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from support import scripts
 from support.scripts import call, newest_state, refusal, rows
 
@@ -194,6 +196,32 @@ def test_without_a_home_programs_are_compiled_and_not_kept(monkeypatch):
     monkeypatch.setattr(script.jax.config, "update", lambda name, value: changed.append(name))
     script.compilation_cache()
     assert "jax_compilation_cache_dir" not in changed
+
+
+@pytest.mark.filterwarnings("always:Error reading persistent compilation")
+def test_machine_code_that_cannot_be_read_is_one_note_and_made_anew(tmp_path, monkeypatch, capsys):
+    """JAX compiles, but leaves the damaged file, and would compile at every start from then on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, before = tmp_path / "jaxgen" / "xla", jax.config.jax_compilation_cache_dir
+
+    def start():
+        jax.jit(lambda x: x + 41.5)(1.0)
+
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        compilation_cache.reset_cache()
+        script.main(start)
+        (path,) = folder.glob("*-cache")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9])
+        script.main(start)
+        assert capsys.readouterr().err.count("note: Error reading persistent compilation") == 1
+        assert len(path.read_bytes()) > len(whole) - 9
+        script.main(start)
+        assert capsys.readouterr().err == ""
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_too(capsys, monkeypatch):
