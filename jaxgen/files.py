@@ -6,6 +6,7 @@ Every fault of a file from elsewhere is one ValueError.
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -164,6 +165,19 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
         raise
+
+
+def sealed(content: bytes | bytearray) -> bytes:
+    """Content behind its SHA-256, by which `unsealed` notices any damage."""
+    return hashlib.sha256(content).digest() + content
+
+
+def unsealed(data: bytes) -> bytes:
+    """The content that was `sealed`. Raises ValueError where a bit of it has changed."""
+    digest, content = data[:32], data[32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("it is damaged; a new one is needed")
+    return content
 
 
 class NoRoomError(OSError):

@@ -126,3 +126,12 @@ def test_a_folder_in_which_nothing_can_be_written_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match="new cannot be written .Permission denied"):
         files.check_writable(tmp_path / "new")
+
+
+def test_a_single_bit_that_has_changed_breaks_the_seal():
+    data = files.sealed(b"content")
+    assert files.unsealed(data) == b"content"
+    flipped = [bytes(b ^ (i == place) for i, b in enumerate(data)) for place in range(len(data))]
+    for damaged in [*flipped, data[:-1], data + b"x", data[:20], b""]:
+        with pytest.raises(ValueError, match="it is damaged; a new one is needed"):
+            files.unsealed(damaged)
