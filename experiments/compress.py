@@ -4,12 +4,14 @@
 Bits back with asymmetric numeral systems, Townsend, Bird & Barber 2019 (arXiv:1901.04866): an image
 costs -log p(x | z) - log p(z) and gives back -log q(z | x), which is the bound. The coder is the
 library constriction (pip install -e ".[compress]"). Networks must compute the same bits in both
-directions: restore where you compressed, with the same versions.
+directions: restore where you compressed, with the same versions. Restoring needs the run's folder
+and the file, not the data set: digests in the file say whether each bit is as it was.
 
 Examples:
     python experiments/vae.py --run-dir runs/vae-digits
     python experiments/compress.py --run-dir runs/vae-digits --file digits.vae
     python experiments/compress.py --run-dir runs/vae-digits --file digits.vae --action restore
+    python experiments/vae.py --data digits.npz    # the restored images
 """
 
 from jaxgen import at_start
@@ -17,8 +19,9 @@ from jaxgen import at_start
 if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
+import hashlib
 import importlib
-import json
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +34,16 @@ import tyro
 
 import vae
 from jaxgen import files, script
+from jaxgen.data import source
 from jaxgen.evaluate import likelihood
 from jaxgen.nn import functional
 from jaxgen.runs import command_line, experiment, plan, run
 from jaxgen.train import augment, losses
 from parts import vae_model
 
-MAGIC = b"jaxgen bits back 1\n"
-HEADER_BYTES = 1000  # at most
+MAGIC = b"jaxgen bits back 2\n"
 MAX_BYTES = 2**31
+OTHER_BITS = "restore on the machine and with the versions that compressed"
 WIDTH = 1 / 256  # of the bins of z: fine beside any posterior
 BINS = 2048  # on either side of 0: eight standard deviations of the prior
 
@@ -50,10 +54,11 @@ class Config:
 
     run_dir: str  # the folder of a run of vae.py
     file: Path  # the compressed file
-    action: Literal["compress", "restore"] = "compress"  # restore also checks every image
-    split: Literal["train", "test"] = "test"  # of the run's data
-    num_images: int | None = None  # the first ones; all by default
-    seed: int = 0  # of the binarization and of the first bits
+    action: Literal["compress", "restore"] = "compress"
+    split: Literal["train", "test"] = "test"  # compress: of the run's data
+    num_images: int | None = None  # compress: the first ones; all by default
+    seed: int = 0  # compress: of the binarization and of the first bits
+    output: Path | None = None  # restore: the .npz to write; beside the file by default
 
 
 class Codec(NamedTuple):
@@ -62,6 +67,15 @@ class Codec(NamedTuple):
     posterior: Any  # pixels of 0 and 1 [P] -> mean and standard deviation [D], in bins
     pixels: Any  # z [D] in bins -> probabilities of 1 [P]
     latent_dim: int
+
+
+class Compressed(NamedTuple):
+    """What a file holds."""
+
+    shape: tuple[int, ...]  # of the images [N, H, W, C]
+    model: bytes  # digest of the parameters
+    images: bytes  # digest of the images, of 0 and 1
+    words: np.ndarray  # of 32 bits
 
 
 def codec_of(config: vae_model.Config, examples: Any, params: Any) -> Codec:
@@ -118,7 +132,10 @@ def compress(codec: Codec, bits: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def restore(codec: Codec, words: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads images [count, P] back from words; also returns the words that the stack began with."""
+    """Reads images [count, P] back from words; also returns the words that the stack began with.
+
+    Raises ValueError for words that end too early to be of this codec.
+    """
     stream = import_coder()
     gaussian, prior, bernoulli = models(stream)
     images = []
@@ -126,6 +143,8 @@ def restore(codec: Codec, words: np.ndarray, count: int) -> tuple[np.ndarray, np
         stack = stream.stack.AnsCoder(words)
         z = stack.decode(prior, codec.latent_dim)
         image = stack.decode(bernoulli, codec.pixels(z))
+        if stack.is_empty():  # below the first image is still what the stack began with
+            raise ValueError(f"the words end before the images; {OTHER_BITS}")
         stack.encode_reverse(z, gaussian, *codec.posterior(image))
         words = masked(stack.get_compressed(), i, codec.latent_dim)
         images.append(image)
@@ -157,7 +176,13 @@ def starting_words(seed: int, latent_dim: int) -> np.ndarray:
 
 def binary_images(config: Config, run_options: Any) -> np.ndarray:
     """Reads the images of the split and draws each pixel as 0 or 1: uint8 [N, H, W, C]."""
-    images = run.load_split(run_options, config.split).images[: config.num_images]
+    images = run.load_split(run_options, config.split).images
+    if (config.num_images or 0) > len(images):
+        raise ValueError(
+            f"--num-images is {config.num_images}, and {run_options.data} has {len(images)} "
+            f"{config.split} images; use at most so many"
+        )
+    images = images[: config.num_images]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(config.seed), jnp.arange(len(images))
     )
@@ -165,23 +190,38 @@ def binary_images(config: Config, run_options: Any) -> np.ndarray:
     return np.asarray(x > 0, np.uint8)
 
 
-def write(path: Path, words: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Writes words and the shape of the images [N, H, W, C] into one file."""
-    header = MAGIC + json.dumps({"shape": shape}).encode() + b"\n"
-    files.write_whole(path, lambda p: p.write_bytes(header + words.astype("<u4").tobytes()))
+def digest_of(arrays: Any) -> bytes:
+    """Computes the SHA-256 of all numbers of a tree of arrays."""
+    leaves = jax.tree.leaves(arrays)
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).digest()
 
 
-def read(path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Reads the words and the shape in a file. Raises ValueError for another kind of file."""
-    content = files.read_bytes(path, MAX_BYTES)
-    end = content.find(b"\n", len(MAGIC))
-    if not content.startswith(MAGIC) or not len(MAGIC) < end < HEADER_BYTES:
+def write(path: Path, compressed: Compressed) -> None:
+    """Writes a file: what `Compressed` has, one after the other."""
+    header = np.array(compressed.shape, "<u4").tobytes() + compressed.model + compressed.images
+    content = files.sealed(header + compressed.words.astype("<u4").tobytes())
+    files.write_whole(path, lambda p: p.write_bytes(MAGIC + content))
+
+
+def read(path: Path) -> Compressed:
+    """Reads a file. Raises ValueError for a damaged one, and for another kind of file."""
+    data = files.read_bytes(path, MAX_BYTES)
+    if not data.startswith(MAGIC):
         raise ValueError(f"{path} is no file of compress.py")
-    shape = files.parse_object(content[len(MAGIC) : end], str(path)).get("shape")
-    words = content[end + 1 :]
-    if not isinstance(shape, list) or len(shape) != 4 or len(words) % 4:
-        raise ValueError(f"{path} is damaged; compress again")
-    return np.frombuffer(words, "<u4").astype(np.uint32), tuple(int(n) for n in shape)
+    with files.one_error(path):
+        content = files.unsealed(data[len(MAGIC) :])
+        numbers = np.frombuffer(content, "<u4").astype(np.uint32)
+    return Compressed(tuple(numbers[:4].tolist()), content[16:48], content[48:80], numbers[20:])
+
+
+def open_blank(run_options: Any, split: str) -> source.Source:
+    """Opens black images in the place of a run's own, on whose pixels its model does not depend."""
+    path = run.folder(run_options) / "data.json"
+    facts = files.read_object(path)
+    with files.one_error(path):
+        blank = np.broadcast_to(np.uint8(0), (facts["num_examples"], *facts["image_shape"]))
+        labels, classes = np.zeros(len(blank), np.int32), tuple(facts["class_names"])
+        return source.from_arrays(blank, labels, classes, image_size=None, channels=None)
 
 
 def negative_bound(
@@ -194,34 +234,17 @@ def negative_bound(
     return likelihood.mean_terms(loss, params, test, jax.random.key(1))["neg_elbo_nats"][0]
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
-    plan.check_range(config, 1, "num_images")
-    import_coder()
-    flags = [f"--run-dir={config.run_dir}", "--action", "evaluate"]
-    model = command_line.parse("vae", vae_model.PRESETS, "", flags)
-    script.set_up()
+def write_compressed(config: Config, model: vae_model.Config) -> None:
+    """Compresses the images of a split; prints their size beside the bound."""
+    files.check_writable(config.file)
     state, _, examples = run.restore(model, vae.build)
     params = experiment.model(state, model.run).params
     codec = codec_of(model, examples, params)
     images = binary_images(config, model.run)
     start = starting_words(config.seed, codec.latent_dim)
-
-    if config.action == "restore":
-        words, shape = read(config.file)
-        if shape[1:] != images.shape[1:]:
-            raise ValueError(f"{config.file} holds images {shape[1:]}, the run {images.shape[1:]}")
-        restored, rest = restore(codec, words, shape[0])
-        if not (np.array_equal(restored.reshape(shape), images) and np.array_equal(rest, start)):
-            raise ValueError(
-                f"{config.file} does not hold these images: another run, split, seed or machine?"
-            )
-        print(f"{len(restored)} images restored, each bit as it was")
-        return
-
     words = compress(codec, images.reshape(len(images), -1).astype(np.int32), start)
-    write(config.file, words, images.shape)
+    write(config.file, Compressed(images.shape, digest_of(params), digest_of(images), words))
+
     bits = 32 * (len(words) - len(start))
     nats = negative_bound(model, examples, params, images)
     bound = nats * len(images) / math.log(2)
@@ -231,6 +254,44 @@ def main() -> None:
         f"{4 * len(start)} random ones at the start, {config.file.stat().st_size} in the file); "
         f"negative ELBO {bound / size:.4f} bits a pixel: {100 * (bits / bound - 1):+.2f} %"
     )
+
+
+def write_restored(config: Config, model: vae_model.Config) -> None:
+    """Restores the images in the file and writes them, if each bit is as it was."""
+    output = config.output or config.file.with_suffix(".npz")
+    if output.exists():
+        raise ValueError(f"{output} is there already; remove it, or give another --output")
+    files.check_writable(output)
+    shape, model_digest, images_digest, words = read(config.file)
+    state, _, examples = run.restore(model, vae.build, open_blank)
+    params = experiment.model(state, model.run).params
+    codec = codec_of(model, examples, params)
+    if shape[1:] != examples.image_shape:
+        raise ValueError(f"{config.file} holds images {shape[1:]}, the run {examples.image_shape}")
+    if model_digest != digest_of(params):
+        raise ValueError(
+            f"{config.file} is of another model than the one in {config.run_dir}; give the run "
+            f"that it was compressed with, as it was then"
+        )
+    with files.one_error(config.file):
+        bits, _ = restore(codec, words, shape[0])
+        if digest_of(bits) != images_digest:
+            raise ValueError(f"other images than were compressed; {OTHER_BITS}")
+    content = io.BytesIO()
+    np.savez_compressed(content, images=255 * bits.reshape(shape))  # black and white
+    files.write_whole(output, lambda p: p.write_bytes(content.getvalue()))
+    print(f"{len(bits)} images restored, each bit as it was: {output}")
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
+    plan.check_range(config, 1, "num_images")
+    import_coder()
+    flags = [f"--run-dir={config.run_dir}", "--action", "evaluate"]
+    model = command_line.parse("vae", vae_model.PRESETS, "", flags)
+    script.set_up()
+    (write_compressed if config.action == "compress" else write_restored)(config, model)
 
 
 if __name__ == "__main__":

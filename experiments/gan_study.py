@@ -281,6 +281,8 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     check(config)
     if config.action == "run":
+        files.check_writable(config.output)
+        files.check_writable(config.figure)
         script.set_up()
         records = [run(config)]
     else:

@@ -45,6 +45,8 @@ from jaxgen.types import Params
 from parts import iwae_cells, iwae_paper
 from parts.iwae_cells import NUM_STAGES, Cell
 
+CELLS = {f"{layers}x{k}": Cell(layers, k) for layers, k in iwae_paper.TABLE_1}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -54,7 +56,7 @@ class Config:
     data: str = "mnist"  # as in the other scripts: a TFDS name, a folder of IDX files, mnist5k
     mode: Literal["paper", "modern"] = "paper"  # the recipe of training
     budget: int = 7  # the last stage that is run, 0 to 7; stage i has 3^i epochs
-    cells: tuple[str, ...] = ("1x1", "1x5", "1x50", "2x1", "2x5", "2x50")  # layers x k
+    cells: tuple[str, ...] = tuple(CELLS)  # layers x k
     seeds: int = 1  # independent runs of each cell; those of a cell are one program
     swap: bool = False  # train the last stage with the other objective, as in the paper's Table 2
     nll_samples: int = 5000  # of z, for each test image
@@ -97,6 +99,7 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | 
     first = lambda key: recipe.start(iwae_cells.init(cell, images, key))  # noqa: E731
     path = state_path(config, cell)
     states = begun(config, cell, jax.vmap(first)(init_keys), last * steps)
+    files.check_writable(path)
     done = int(states.step[0]) // steps
     if done > total:
         raise ValueError(
@@ -112,7 +115,7 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | 
         states, values = epoch(states, on_device, train_keys, is_iwae, seeds, number)
         values = np.asarray(values)
         seconds.append(time.perf_counter() - start)
-        check_finite(cell, values, (number + 1) * steps, path)
+        check_finite(cell, values, states, (number + 1) * steps, path)
         if (number + 1) % config.save_every == 0 or number + 1 == total:
             save(config, path, states)
             print(f"{cell}: epoch {number + 1} of {total}, {values}", flush=True)
@@ -121,12 +124,15 @@ def train(config: Config, cell: Cell, images: np.ndarray) -> tuple[Any, float | 
     return states, float(np.median(seconds[1:]) / steps / len(names) * 1e6)
 
 
-def check_finite(cell: Cell, values: np.ndarray, num_steps: int, path: Path) -> None:
-    """Raises ValueError, with the step and the last good states, unless all losses are finite."""
-    if not np.isfinite(values).all():
+def check_finite(cell: Cell, values: np.ndarray, states: Any, num_steps: int, path: Path) -> None:
+    """Raises ValueError, with the step and the last good states, where any number is not finite.
+
+    values: the losses of an epoch, which do not show its last update; the states do.
+    """
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves((values, states))):
         kept = f"{path} holds the last that were saved" if path.is_file() else "none are saved"
         raise ValueError(
-            f"{cell} is no longer finite after step {num_steps}: {values} nats; "
+            f"{cell} is no longer finite after step {num_steps}, at {values} nats; "
             f"of its states {kept}"
         )
 
@@ -158,19 +164,19 @@ def begun(config: Config, cell: Cell, states: Any, plain_steps: int) -> Any:
 def save(config: Config, path: Path, states: Any) -> None:
     """Writes the states and the settings that a continuation must have."""
     file = {"settings": settings(config), "states": jax.device_get(states)}
-    content = flax.serialization.to_bytes(file)
+    content = files.sealed(flax.serialization.to_bytes(file))
     files.write_whole(path, lambda p: p.write_bytes(content))
 
 
 def restored(config: Config, path: Path, states: Any) -> Any:
     """Reads the states in the file, or returns the caller's where there is none.
 
-    Raises ValueError for a file of other settings.
+    Raises ValueError for a damaged file, and for one of other settings.
     """
     if not path.is_file():
         return states
     with files.one_error(path):
-        content: Any = flax.serialization.msgpack_restore(path.read_bytes())
+        content: Any = flax.serialization.msgpack_restore(files.unsealed(path.read_bytes()))
         if content["settings"] != settings(config):
             raise ValueError(f"{path} is of {content['settings']}, not of {settings(config)}")
         return flax.serialization.from_state_dict(states, content["states"])
@@ -224,7 +230,7 @@ def run(config: Config) -> None:
     """Trains and evaluates the cells one after the other; each leaves a file of raw results."""
     images = training_images(config.data, batch_size(config))
     for text in config.cells:
-        cell = cell_of(text)
+        cell = CELLS[text]
         states, micros = train(config, cell, images)
         rows = list(evaluate(config, cell, states, images))
         results = {"environment": environment.record(), "us_per_step": micros, "rows": rows}
@@ -237,13 +243,14 @@ def run(config: Config) -> None:
             )
 
 
-def cell_of(text: str) -> Cell:
-    """Finds the cell "LAYERSxK". Raises ValueError for one that is not in the paper's table."""
-    for layers, k in iwae_paper.TABLE_1:
-        if text == f"{layers}x{k}":
-            return Cell(layers, k)
-    known = ", ".join(f"{layers}x{k}" for layers, k in iwae_paper.TABLE_1)
-    raise ValueError(f"unknown cell {text!r}; use one of {known}")
+def read(path: Path) -> dict[str, Any]:
+    """Reads the raw results in a file. Raises ValueError for another file."""
+    results = files.read_object(path)
+    try:
+        results["rows"][0], iwae_paper.table([results])
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} holds no results of this table; run its cell again") from error
+    return results
 
 
 def write_table(config: Config) -> None:
@@ -251,7 +258,7 @@ def write_table(config: Config) -> None:
     paths = sorted(config.folder.glob("*-stage*.json"))
     if not paths:
         raise ValueError(f"{config.folder} holds no results; run the cells first (--action run)")
-    content = iwae_paper.table([files.read_object(path) for path in paths])
+    content = iwae_paper.table([read(path) for path in paths])
     files.write_whole(config.table, lambda p: p.write_text(content))
     print(content + f"\n{config.table}")
 
@@ -263,8 +270,10 @@ def main() -> None:
     if config.swap and config.mode == "modern":
         raise ValueError("--swap is of the paper's Table 2; leave out --mode modern")
     plan.check_range(config, 1, "seeds", "nll_samples", "batch_size", "save_every", "test_images")
-    for text in config.cells:
-        cell_of(text)
+    likelihood.check_nll_samples(config.nll_samples)
+    if not config.cells or not set(config.cells) <= CELLS.keys():
+        names = " ".join(config.cells) or "none"
+        raise ValueError(f"--cells are {names}; use some of {', '.join(CELLS)}")
     script.set_up()
     run(config) if config.action == "run" else write_table(config)
 

@@ -180,10 +180,7 @@ def sample(config: Config) -> None:
 def evaluate(config: Config) -> None:
     """Prints the terms of the bound on the test set, in nats per image, with standard errors."""
     plan.check_range(config, 0, "nll_samples")
-    if config.nll_samples > likelihood.CHUNK and config.nll_samples % likelihood.CHUNK:
-        raise ValueError(
-            f"--nll-samples is {config.nll_samples}; above {likelihood.CHUNK} use a multiple of it"
-        )
+    likelihood.check_nll_samples(config.nll_samples)
     if config.conditional and config.features != "random":
         raise ValueError("samples of a --conditional run are not compared; leave --features out")
     state, done, examples = run.restore(config, build)

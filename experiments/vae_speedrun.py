@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.data import sets
 from jaxgen.measure import environment
 from jaxgen.nn import autoencoder, functional
@@ -114,6 +114,11 @@ def build(config: Config, train: Any, test: Any) -> tuple[Any, Any, Any]:
 def race(config: Config) -> dict[str, Any]:
     """Runs the race; returns the seconds and epochs at which each target was reached, or null."""
     train, test = sets.load(config.data, "train"), sets.load(config.data, "test")
+    if config.batch_size > len(train.images):
+        raise ValueError(
+            f"--batch-size is {config.batch_size}, and {config.data} has {len(train.images)} "
+            f"training images; use at most so many"
+        )
     begin = time.perf_counter()
     state, epoch, bound = build(config, train, test)
     compiling = time.perf_counter() - begin
@@ -175,13 +180,15 @@ def main() -> None:
     plan.check_range(config, 1, "epochs", "batch_size", "latent_dim", "hidden")
     plan.check_range(config, 0, "learning_rate", "targets")
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
+    if not config.targets:
+        raise ValueError("--targets names none; give one or more, in nats")
     if config.record is not None:
-        config.record.parent.mkdir(parents=True, exist_ok=True)
-        config.record.open("a").close()  # refused now, not after the race
+        files.check_writable(config.record)
     script.set_up()
     record = race(config)
     print(f"{record['last_nats']} nats at the end, {record['compile_seconds']} s of compilation")
     if config.record is not None:
+        config.record.parent.mkdir(parents=True, exist_ok=True)
         with config.record.open("a") as file:
             file.write(json.dumps(record) + "\n")
 

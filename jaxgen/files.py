@@ -6,11 +6,13 @@ Every fault of a file from elsewhere is one ValueError.
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,22 @@ def parse_object(data: bytes, name: str, infinities: bool = False) -> dict[str, 
     return value
 
 
+def check_writable(path: Path) -> None:
+    """Raises ValueError where no file can be written at `path`, so that long work does not start.
+
+    Nothing is left behind, not even the folders around `path`, which may be missing.
+    """
+    try:
+        if path.exists():
+            path.open("ab").close()
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        tempfile.TemporaryFile(dir=folder).close()  # `write_whole` makes a neighbour, too
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}); give another path"
+        ) from None
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Makes a file or a folder that appears under its name only when it is complete and on disk.
 
@@ -153,6 +171,19 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
         raise
+
+
+def sealed(content: bytes | bytearray) -> bytes:
+    """Content behind its SHA-256, by which `unsealed` notices any damage."""
+    return hashlib.sha256(content).digest() + content
+
+
+def unsealed(data: bytes) -> bytes:
+    """The content that was `sealed`. Raises ValueError where a bit of it has changed."""
+    digest, content = data[:32], data[32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("it is damaged; a new one is needed")
+    return content
 
 
 class NoRoomError(OSError):

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 from support.scripts import call, loaded, refusal
 
+from jaxgen.data import npz, sets
 from jaxgen.runs import command_line
 
 pytest.importorskip("constriction")
@@ -21,25 +22,82 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_a_file_holds_each_bit_and_weighs_what_the_bound_says(trained, tmp_path):
-    flags = ["--run-dir", trained, "--split", "train", "--file", tmp_path / "digits.vae"]
-    out = call("compress", *flags)
+def test_a_file_holds_each_bit_and_weighs_what_the_bound_says(trained, tmp_path, monkeypatch):
+    file, output = tmp_path / "digits.vae", tmp_path / "digits.npz"
+    flags = ["--run-dir", trained, "--file", file]
+    out = call("compress", *flags, "--split", "train")
 
     # both are of 1,501 images, by draws of their own: 1 % is three standard errors
     assert abs(float(re.search(r"pixel: ([+-][\d.]+) %", out).group(1))) < 1
     size = int(re.search(r"(\d+) in the file", out).group(1))
-    assert size == (tmp_path / "digits.vae").stat().st_size < 1501 * 8
-    assert "1501 images restored" in call("compress", *flags, "--action", "restore")
+    assert size == file.stat().st_size < 1501 * 8
+
+    with loaded("compress") as module, monkeypatch.context() as patch:
+        options = command_line.read(module.vae_model.Config, str(trained), "vae").run
+        images = module.binary_images(module.Config(str(trained), file, split="train"), options)
+        patch.setattr(sets, "open_source", lambda *args, **kwargs: pytest.fail("it reads the data"))
+        out = call("compress", *flags, "--action", "restore")
+    assert f"1501 images restored, each bit as it was: {output}" in out
+    np.testing.assert_array_equal(npz.read_split(output, "train", 2**20).images, 255 * images)
+    assert f"{output} is there already" in refusal("compress", *flags, "--action", "restore")
 
 
-def test_other_images_and_other_files_are_refused(trained, tmp_path):
-    flags = ["--run-dir", trained, "--num-images", "9", "--file", tmp_path / "nine.vae"]
-    call("compress", *flags)
-    assert "does not hold these images" in refusal(
-        "compress", *flags, "--action", "restore", "--seed", "1"
-    )
-    (tmp_path / "nine.vae").write_bytes(b"no such thing")
-    assert "is no file of compress.py" in refusal("compress", *flags, "--action", "restore")
+@pytest.fixture(scope="module")
+def nine(trained, tmp_path_factory):
+    """A file of nine images, and the state of its run, so that it is read only once."""
+    file = tmp_path_factory.mktemp("nine") / "nine.vae"
+    call("compress", "--run-dir", trained, "--num-images", "9", "--file", file)
+    with loaded("compress") as module:
+        config = command_line.read(module.vae_model.Config, str(trained), "vae")
+        return file, module.run.restore(config, module.vae.build, module.open_blank)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda old: {"shape": (9, 4, 16, 1)}, "holds images (4, 16, 1), the run (8, 8, 1)"),
+        (lambda old: {"model": bytes(32)}, "is of another model than the one in "),
+        (lambda old: {"images": bytes(32)}, ": other images than were compressed; restore on "),
+        (lambda old: {"shape": (0, 8, 8, 1)}, ": other images than were compressed; restore on "),
+        (lambda old: {"words": old.words[:0]}, ": the words end before the images; restore on "),
+        (lambda old: {"words": np.append(old.words, 0)}, ": Invalid compressed data"),
+    ],
+)
+def test_a_file_of_something_else_is_said_to_be_that(
+    change, words, nine, trained, tmp_path, monkeypatch
+):
+    file, state = nine
+    other = tmp_path / "other.vae"
+    with loaded("compress") as module:
+        monkeypatch.setattr(module.run, "restore", lambda *args: state)
+        old = module.read(file)
+        module.write(other, old._replace(**change(old)))
+        flags = ["--run-dir", trained, "--file", other, "--action", "restore"]
+        text = refusal("compress", *flags)
+    assert f"{other}{' ' * (words[0] != ':')}{words}" in text
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_file_that_is_damaged_anywhere_is_said_to_be_that(nine, tmp_path):
+    data, other = nine[0].read_bytes(), tmp_path / "other.vae"
+    with loaded("compress") as module:
+        magic = len(module.MAGIC)
+        flipped = [data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :] for i in range(magic, len(data))]
+        for damaged in [*flipped, data[:-4], data[:-1], data + bytes(4), data[: magic + 9]]:
+            other.write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"{other}: it is damaged; a new one is needed"):
+                module.read(other)
+        for foreign in (b"", b"no such thing", data[1:], b"jaxgen bits back 1" + data):
+            other.write_bytes(foreign)
+            with pytest.raises(ValueError, match=f"{other} is no file of compress.py"):
+                module.read(other)
+
+
+def test_more_images_than_there_are_are_refused(trained, tmp_path):
+    flags = ["--run-dir", trained, "--file", tmp_path / "x.vae", "--num-images", "297"]
+    assert "--num-images is 297, and digits has 296 test images" in refusal("compress", *flags)
+    assert "cannot be written" in refusal("compress", *flags[:2], "--file", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

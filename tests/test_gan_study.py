@@ -138,3 +138,11 @@ def test_a_file_of_something_else_is_no_study(tmp_path):
 )
 def test_bad_input_of_a_study_is_one_line(flags, words):
     assert words in refusal("gan_study", *flags)
+
+
+@pytest.mark.parametrize("flag", ["--output", "--figure"])
+def test_results_that_cannot_be_written_are_not_worked_for(flag, tmp_path):
+    with loaded("gan_study") as module, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "run", lambda config: pytest.fail("it trains"))
+        text = refusal("gan_study", *TINY, flag, tmp_path)
+    assert f"{tmp_path} cannot be written (Is a directory)" in text

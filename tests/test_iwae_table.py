@@ -15,6 +15,11 @@ from jaxgen.train import objectives, optimizer
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (44, 4, 4, 1), dtype=np.uint8)
 
+ROW = {
+    "layers": 1, "k": 50, "objective": "vae", "swapped": True, "stages": 8,
+    "training_images": 59600, "nats": 84.98, "active": "22", "noise": 0.01,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -69,7 +74,7 @@ def test_models_have_the_parameters_and_the_start_of_the_code(text, count):
     images = np.random.default_rng(1).integers(0, 256, (30, 28, 28, 1), dtype=np.uint8)
     images[:, 0, 0] = 0
     with loaded("iwae_table") as table:
-        cell = table.cell_of(text)
+        cell = table.CELLS[text]
         params = jax.jit(lambda key: table.iwae_cells.init(cell, images, key))(jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(params)) == count
     bias = params["decoder"]["head"]["bias"]
@@ -151,13 +156,10 @@ def test_a_swap_goes_on_from_the_plain_runs(data, tmp_path):
 
 def test_differences_are_from_the_papers_two_tables_with_students_interval():
     """For two runs d apart, Student's factor is 12.706, and the half width 12.706 d / 2."""
-    row = {"layers": 1, "k": 50, "objective": "vae", "swapped": True, "stages": 8}
-    row |= {"training_images": 59600, "nats": 84.98, "active": "22", "noise": 0.01}
     with loaded("parts.iwae_paper") as paper:
-        swapped, plain = paper.table([{"rows": [row, row | {"swapped": False}]}]).splitlines()[
-            :1:-1
-        ]
-        line = paper.table([{"rows": [row, row | {"nats": 85.08}]}]).splitlines()[2]
+        both = paper.table([{"rows": [ROW, ROW | {"swapped": False}]}])
+        line = paper.table([{"rows": [ROW, ROW | {"nats": 85.08}]}]).splitlines()[2]
+    swapped, plain = both.splitlines()[:1:-1]
     assert (
         "| VAE, then IWAE | 5467 | 59600 | 1 | 84.98 | +- 0.02 (draws of z) | 84.88 | +0.10 |"
         in swapped
@@ -188,14 +190,16 @@ def test_runs_in_turn_are_the_runs_at_once(monkeypatch):
 
 def test_a_run_that_is_not_finite_names_its_step_and_what_is_saved(tmp_path):
     path, losses = tmp_path / "1x1-1.msgpack", np.array([3.0, np.nan])
+    states = {"w": jnp.ones(2), "step": jnp.array([40])}
     with loaded("iwae_table") as table:
-        cell = table.cell_of("1x1")
-        table.check_finite(cell, losses[:1], 40, path)
-        with pytest.raises(ValueError, match="after step 40: .*nan.* none are saved"):
-            table.check_finite(cell, losses, 40, path)
+        cell = table.CELLS["1x1"]
+        table.check_finite(cell, losses[:1], states, 40, path)
+        with pytest.raises(ValueError, match="after step 40, at .*nan.* none are saved"):
+            table.check_finite(cell, losses, states, 40, path)
         path.touch()
+        overflown = states | {"w": jnp.array([1, np.inf])}  # by the last update
         with pytest.raises(ValueError, match="1x1-1.msgpack holds the last that were saved"):
-            table.check_finite(cell, losses, 40, path)
+            table.check_finite(cell, losses[:1], overflown, 40, path)
 
 
 def test_the_modern_gradient_for_iwae_is_dreg_and_for_the_vae_the_mean():
@@ -213,8 +217,12 @@ def test_the_modern_gradient_for_iwae_is_dreg_and_for_the_vae_the_mean():
 
 
 def test_bad_input_of_the_table_is_one_line(data, tmp_path):
-    assert "unknown cell '3x1'; use one of 1x1, 1x5" in refusal(
-        "iwae_table", "--data", data, "--cells", "3x1"
+    assert "--cells are 1x1 3x1; use some of 1x1, 1x5" in refusal(
+        "iwae_table", "--cells", "1x1", "3x1"
+    )
+    assert "--cells are none; use some of 1x1, 1x5" in refusal("iwae_table", "--cells")
+    assert "--nll-samples is 70; above 50 use a multiple of it" in refusal(
+        "iwae_table", "--nll-samples", "70"
     )
     assert "--budget is 8; use 0 to 7" in refusal("iwae_table", "--budget", "8")
     assert "less than --batch-size 100" in refusal(
@@ -227,4 +235,34 @@ def test_bad_input_of_the_table_is_one_line(data, tmp_path):
     call("iwae_table", *flags(data, tmp_path, 1))
     assert "has seen 4 epochs, more than the 1 of --budget 0" in refusal(
         "iwae_table", *flags(data, tmp_path, 0)
+    )
+    assert "1x5-1.msgpack cannot be written (Not a directory)" in refusal(
+        "iwae_table", *flags(data, data, 0)
+    )
+    states = tmp_path / "1x5-1.msgpack"
+    content = bytearray(states.read_bytes())
+    content[len(content) // 2] ^= 1
+    states.write_bytes(content)
+    assert f"{states}: it is damaged; a new one is needed" in refusal(
+        "iwae_table", *flags(data, tmp_path, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"rows": 3},
+        {"rows": []},
+        {"rows": [3]},
+        {"rows": [{}]},
+        {"rows": [ROW | {"objective": "x"}]},
+        {"rows": [ROW | {"nats": "x"}]},
+    ],
+)
+def test_a_file_of_something_else_is_no_part_of_the_table(content, tmp_path):
+    path = tmp_path / "1x1-stage0.json"
+    path.write_text(json.dumps(content))
+    assert f"{path} holds no results of this table; run its cell again" in refusal(
+        "iwae_table", "--action", "table", "--folder", tmp_path
     )

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.scripts import call, loaded, refusal
 
 
@@ -21,11 +22,11 @@ def test_a_record_says_when_each_target_was_reached(tmp_path):
         "--learning-rate",
         "0.02",
         "--record",
-        tmp_path / "records.jsonl",
+        tmp_path / "new" / "records.jsonl",
     ]
     call("vae_speedrun", *flags, "--targets", "1000", "2", "0.3")
 
-    record = json.loads((tmp_path / "records.jsonl").read_text())
+    record = json.loads((tmp_path / "new" / "records.jsonl").read_text())
     reached = record["reached"]
     assert reached["1000"]["epochs"] == 1
     assert 1 < reached["2"]["epochs"] <= 30
@@ -58,5 +59,21 @@ def test_pixels_in_order_have_a_density_and_see_only_those_before_them():
     assert (used[[1, 3, 5, 5], [0, 0, 0, 3]] != 0).all()
 
 
-def test_a_race_of_no_epochs_is_refused():
-    assert "--epochs is 0; use 1 or more" in refusal("vae_speedrun", "--epochs", "0")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--epochs", "0"], "--epochs is 0; use 1 or more"),
+        (["--targets"], "--targets names none; give one or more, in nats"),
+        (
+            ["--data", "digits", "--batch-size", "1502"],
+            "--batch-size is 1502, and digits has 1501 training images; use at most so many",
+        ),
+    ],
+)
+def test_a_race_that_is_refused_leaves_no_record(flags, words, tmp_path):
+    assert words in refusal("vae_speedrun", *flags, "--record", tmp_path / "new" / "records.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_record_that_cannot_be_written_is_not_raced_for(tmp_path):
+    assert "cannot be written (Is a directory)" in refusal("vae_speedrun", "--record", tmp_path)

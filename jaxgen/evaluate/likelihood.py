@@ -115,6 +115,12 @@ def importance_estimates(
     return {k: _estimate(bound) for k, bound in bounds.items()}
 
 
+def check_nll_samples(num_samples: int) -> None:
+    """Raises ValueError for an --nll-samples that `importance_estimates` would refuse."""
+    if num_samples > CHUNK and num_samples % CHUNK:
+        raise ValueError(f"--nll-samples is {num_samples}; above {CHUNK} use a multiple of it")
+
+
 def redraw_noise(
     log_weight: LogWeight,
     params: Params,

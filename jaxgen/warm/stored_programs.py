@@ -93,8 +93,7 @@ class Store:
         """Writes the programs that were called so far to a folder, which may have some of them."""
         for name, content_of in self._contents.items():
             if not (folder / name).exists():
-                content = content_of()
-                sealed = hashlib.sha256(content).digest() + content
+                sealed = files.sealed(content_of())
                 files.write_whole(folder / name, functools.partial(_write, content=sealed))
 
     def text(self, name: str, state: str, make: Callable[[], str]) -> str:
@@ -190,12 +189,10 @@ def digest_of(*texts: str) -> str:
 def _trusted(path: Path, read: Callable[[bytes], Any]) -> Any:
     """What `read` makes of a file's content; None, with a warning, if it cannot be trusted."""
     try:
-        data = files.read_bytes(path, MOST_BYTES)
-        if hashlib.sha256(data[32:]).digest() != data[:32]:
-            raise ValueError("it is damaged")
+        content = files.unsealed(files.read_bytes(path, MOST_BYTES))
         with contextlib.suppress(OSError):  # a read-only folder
             os.utime(path)  # for `_make_room`
-        return read(data[32:])
+        return read(content)
     except Exception as error:  # the file is only a copy of what can be made anew
         with contextlib.suppress(OSError):  # a read-only folder keeps it, and it is refused again
             path.unlink(missing_ok=True)
