@@ -9,6 +9,7 @@ compile or needs more memory than a chip has. For v6e the compiler spends severa
 convolution as for v5e; with `--effort -1` Stable Diffusion compiles for it in minutes.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -32,6 +33,7 @@ from benchmarks.compiling import programs, tpu
 from benchmarks.sd import sd_models
 from jaxgen import script
 from jaxgen.measure import environment
+from jaxgen.nn import quantized
 
 DIFFUSION = ("sd15", "sd21", "sdxl")
 
@@ -46,6 +48,7 @@ class Config:
     batch_size: int = 128  # training: images on one device
     images: int = 1  # Stable Diffusion: images on one device (data), or on all (model)
     num_steps: int = 20  # Stable Diffusion: sampling steps
+    quantize: tuple[str, ...] = ("none",)  # Stable Diffusion: kernels as none, int8, fp8, w8a8
     dtype: str = "bfloat16"  # of the networks' arithmetic
     effort: float = 0.0  # of the compiler for fast programs: -1 least and quick, 1 most
     output: str = "runs/tpu.json"  # results go to this file
@@ -85,32 +88,36 @@ def _rows(config: Config, chip: tpu.Chip, devices: list[Any]) -> Iterator[dict[s
             for program in programs.attention_programs(devices[0]):
                 yield tpu.estimate(program, chip, 1)
         for model in config.models:
-            for axis in config.axes if model in sd_models.MODELS else ():
-                yield from _diffusion_rows(config, chip, devices, model, axis)
+            if model in sd_models.MODELS:
+                yield from _diffusion_rows(config, chip, devices, model)
 
 
 def _diffusion_rows(
-    config: Config, chip: tpu.Chip, devices: list[Any], model: str, axis: str
+    config: Config, chip: tpu.Chip, devices: list[Any], model: str
 ) -> Iterator[dict[str, Any]]:
-    parts = []
-    for program in programs.diffusion_programs(
-        model, devices, axis, config.images, config.num_steps, jnp.dtype(config.dtype)
-    ):
-        parts.append(tpu.estimate(program, chip, len(devices)))
-        yield parts[-1]
-    images = config.images * (len(devices) if axis == "data" else 1)
-    whole = programs.whole_images(parts, images, tpu.SUMMED)
-    if whole is not None:
-        yield whole
+    for axis, quantize in itertools.product(config.axes, config.quantize):
+        parts, kind = [], None if quantize == "none" else quantize
+        for program in programs.diffusion_programs(
+            model, devices, axis, config.images, config.num_steps, jnp.dtype(config.dtype),
+            quantize=kind,
+        ):  # fmt: skip
+            parts.append(tpu.estimate(program, chip, len(devices)))
+            yield parts[-1]
+        images = config.images * (len(devices) if axis == "data" else 1)
+        whole = programs.whole_images(parts, images, tpu.SUMMED)
+        if whole is not None:
+            yield whole
 
 
 def _check(config: Config) -> None:
     known = {
         "model": (*training.SCRIPTS, "attention", *sd_models.MODELS),
         "axis": ("data", "model"),
+        "kind of kernels": ("none", *quantized.KINDS, quantized.W8A8),
     }
     known["dtype"] = ("float32", "bfloat16")
     values = {"model": config.models, "axis": config.axes, "dtype": (config.dtype,)}
+    values["kind of kernels"] = config.quantize
     for what, names in values.items():
         for name in names:
             if name not in known[what]:

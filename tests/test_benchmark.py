@@ -274,6 +274,7 @@ def test_whole_images_on_a_tpu_are_the_sum_of_their_parts():
         (["--models", "sd4"], "unknown model 'sd4'"),
         (["--images", "0"], "--images is 0; use 1 or more"),
         (["--effort", "2"], "--effort is 2.0; use -1 to 1"),
+        (["--quantize", "int4"], "unknown kind of kernels 'int4'; use none, int8, fp8, w8a8"),
     ],
 )
 def test_bad_arguments_of_the_tpu_script_get_one_line(call, capsys, flags, message):
@@ -299,9 +300,13 @@ def test_pipelines_of_a_tpu_attend_by_the_kernel(monkeypatch):
 def test_train_steps_and_pipelines_compile_for_a_tpu(tmp_path):
     output = tmp_path / "tpu.json"
     flags = ["--models", "vae", "tiny", "--topologies", "v5e:2x4", "--output", str(output)]
+    flags += ["--axes", "data", "--quantize", "none", "int8"]
     done = execute(*flags, module="benchmarks.compile_for_tpu")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(output.read_text())["rows"]
+    unets = [row for row in rows if "UNet" in row["program"]]
+    assert [row["program"].split(",")[0] for row in unets] == ["tiny", "tiny in int8"]
+    assert unets[0]["memory_bytes"] > unets[1]["memory_bytes"]
     assert all(row["error"] is None for row in rows)
     assert all(row["memory_bytes"] > 0 for row in rows)
     steps = [row for row in rows if "scan" in row["program"]]
