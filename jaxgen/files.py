@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,22 @@ def parse_object(data: bytes, name: str, infinities: bool = False) -> dict[str, 
         raise ValueError(f"{name} holds a JSON {type(value).__name__}; expected an object")
     _check_depth(value, name)
     return value
+
+
+def check_writable(path: Path) -> None:
+    """Raises ValueError where no file can be written at `path`, so that long work does not start.
+
+    Nothing is left behind, not even the folders around `path`, which may be missing.
+    """
+    try:
+        if path.exists():
+            path.open("ab").close()
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        tempfile.TemporaryFile(dir=folder).close()  # `write_whole` makes a neighbour, too
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}); give another path"
+        ) from None
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

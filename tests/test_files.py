@@ -2,6 +2,7 @@
 """Files and folders appear whole under their name, or not at all."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,35 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
         files.one_error(tmp_path),
     ):
         raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize("name", ["old", "new", "folder/of/new"])
+def test_to_check_that_a_file_can_be_written_changes_nothing(tmp_path, name):
+    (tmp_path / "old").write_text("old")
+    files.check_writable(tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    assert (tmp_path / "old").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "Is a directory"),
+        ("file/new", "Not a directory"),
+        ("file/of/new", "Not a directory"),
+        ("a" * 300, "File name too long"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, name, reason):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=f"cannot be written .{reason}.; give another path"):
+        files.check_writable(tmp_path / name)
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_refused(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):  # root may write everywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(ValueError, match="new cannot be written .Permission denied"):
+        files.check_writable(tmp_path / "new")
