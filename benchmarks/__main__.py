@@ -29,10 +29,11 @@ import rich.console
 import tyro
 from jax.sharding import Mesh
 
-from benchmarks import grid, options, race, show, training
+from benchmarks import grid, options, race, training
 from benchmarks.options import Config
 from benchmarks.peers import twins
 from benchmarks.sd import sd_models, sd_programs
+from benchmarks.tables import show
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import ceilings, environment

@@ -28,9 +28,10 @@ import rich.console
 import rich.table
 import tyro
 
-from benchmarks import show, training
+from benchmarks import training
 from benchmarks.compiling import programs, tpu
 from benchmarks.sd import sd_models
+from benchmarks.tables import show
 from jaxgen import script
 from jaxgen.measure import environment
 from jaxgen.nn import quantized

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks import page
+from benchmarks.tables import page
 from jaxgen import script
 
 ROOT = Path(__file__).resolve().parent.parent

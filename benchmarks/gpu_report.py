@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from benchmarks import page
 from benchmarks.compiling import options
+from benchmarks.tables import page
 from jaxgen import script
 
 Row = dict[str, Any]

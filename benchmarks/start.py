@@ -26,8 +26,8 @@ import rich.console
 import rich.table
 import tyro
 
-from benchmarks import page
 from benchmarks.sd import sd_models, sd_programs
+from benchmarks.tables import page
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import environment

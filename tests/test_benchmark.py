@@ -16,12 +16,13 @@ from support import scripts
 from support.networks import FULL_SIZE_UNETS
 
 from benchmarks import __main__ as benchmark
-from benchmarks import compile_for_tpu, diffusion, grid, race, show, start, training
+from benchmarks import compile_for_tpu, diffusion, grid, race, start, training
 from benchmarks import docs as benchmark_docs
 from benchmarks.compiling import programs, tpu
 from benchmarks.options import Config, Training
 from benchmarks.peers import twins
 from benchmarks.sd import sd_models
+from benchmarks.tables import show
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import ceilings, environment, products

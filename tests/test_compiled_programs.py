@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compile_for_gpu, page
+from benchmarks import compile_for_gpu
 from benchmarks.compiling import regression
+from benchmarks.tables import page
 from jaxgen.measure import hlo, thunks
 
 ROOT = Path(__file__).parent.parent
