@@ -16,12 +16,23 @@ from support import scripts
 from support.networks import FULL_SIZE_UNETS
 
 from benchmarks import __main__ as benchmark
-from benchmarks import compile_for_tpu, diffusion, grid, race, start, training
+from benchmarks import (
+    adapters,
+    compile_for_tpu,
+    correctness,
+    diffusion,
+    grid,
+    lora_step,
+    race,
+    result_file,
+    start,
+    training,
+)
 from benchmarks import docs as benchmark_docs
 from benchmarks.compiling import programs, tpu
 from benchmarks.options import Config, Training
 from benchmarks.peers import twins
-from benchmarks.sd import sd_models
+from benchmarks.sd import deep_cache, eight_bits, sd_models
 from benchmarks.tables import show
 from jaxgen import script
 from jaxgen.cpu import tune
@@ -100,6 +111,7 @@ def test_a_run_prints_a_table_and_leaves_json_and_a_chart(call, tmp_path, capsys
         (["--models", "sd15", "--checkpoint", "no/such/model"], "no/such/model"),
         (["--models", "sd15", "--resolutions", "100"], "resolution 100; use a multiple of 64"),
         (["--checkpoint", "x"], "--checkpoint needs one kind of model, as --models sd15"),
+        (["--output", f"{__file__}/y"], "test_benchmark.py/y.json cannot be written"),
     ],
 )
 def test_bad_arguments_get_one_line(call, capsys, flags, message):
@@ -111,6 +123,32 @@ def test_bad_arguments_get_one_line(call, capsys, flags, message):
     assert printed.err.startswith("error: ")
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "module", [adapters, correctness, lora_step, start, deep_cache, eight_bits]
+)
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(call, capsys, module):
+    with pytest.raises(SystemExit):
+        call("--output", f"{__file__}/y", module=module)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {__file__}/y cannot be written")
+
+
+def test_a_result_is_read_as_it_was_written_or_is_the_one_before(monkeypatch, tmp_path):
+    path = tmp_path / "new" / "result.json"
+    result_file.write(path, {"environment": {}, "rows": [{"error": float("inf")}]})
+    assert result_file.read(path)["rows"] == [{"error": float("inf")}]
+
+    def cut(partial, text):
+        partial.write_bytes(text.encode()[:9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", cut)
+    with pytest.raises(KeyboardInterrupt):
+        result_file.write(path, {"environment": {}, "rows": []})
+    assert result_file.read(path)["rows"] == [{"error": float("inf")}]
 
 
 def test_the_script_exits_with_a_bad_arguments_code():
