@@ -10,7 +10,6 @@ convolution as for v5e; with `--effort -1` Stable Diffusion compiles for it in m
 """
 
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -28,13 +27,13 @@ import rich.console
 import rich.table
 import tyro
 
-from benchmarks import training
-from benchmarks.compiling import programs, tpu
+from benchmarks import result_file, training
+from benchmarks.compiling import checks, programs, tpu
 from benchmarks.sd import sd_models
 from benchmarks.tables import show
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.measure import environment
-from jaxgen.nn import quantized
+from jaxgen.runs import plan
 
 DIFFUSION = ("sd15", "sd21", "sdxl")
 
@@ -64,6 +63,7 @@ def main() -> None:
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
     console.print("Estimates of the TPU compiler; nothing here runs on a TPU.")
     results: list[dict[str, Any]] = []
+    content = {"environment": environment.record(), "config": asdict(config), "rows": results}
     for name, (chip, devices) in chips.items():
         table = rich.table.Table(title=name, title_justify="left", title_style="bold")
         for i, heading in enumerate(show.TPU_HEADINGS):
@@ -72,7 +72,7 @@ def main() -> None:
             print(f"{name} {row['program']}: {row['error'] or 'compiled'}", flush=True)
             table.add_row(*show.tpu_cells(row))
             results.append({"topology": name} | row)
-            _write(config, results)
+            result_file.write(Path(config.output), content)
         console.print(table)
     failed = [row for row in results if row["error"]]
     print(f"{len(results)} programs, {len(failed)} failed: {config.output}")
@@ -111,31 +111,14 @@ def _diffusion_rows(
 
 
 def _check(config: Config) -> None:
-    known = {
-        "model": (*training.SCRIPTS, "attention", *sd_models.MODELS),
-        "axis": ("data", "model"),
-        "kind of kernels": ("none", *quantized.KINDS, quantized.W8A8),
-    }
-    known["dtype"] = ("float32", "bfloat16")
-    values = {"model": config.models, "axis": config.axes, "dtype": (config.dtype,)}
-    values["kind of kernels"] = config.quantize
-    for what, names in values.items():
-        for name in names:
-            if name not in known[what]:
-                raise ValueError(f"unknown {what} {name!r}; use {', '.join(known[what])}")
-    for name in ("batch_size", "images", "num_steps"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {getattr(config, name)}; use 1 or more")
-    if not -1 <= config.effort <= 1:
-        raise ValueError(f"--effort is {config.effort}; use -1 to 1")
-
-
-def _write(config: Config, rows: list[dict[str, Any]]) -> None:
-    path = Path(config.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"environment": environment.record(), "config": asdict(config), "rows": rows}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    checks.check(config, {
+        "model": (config.models, (*training.SCRIPTS, "attention", *sd_models.MODELS)),
+        "dtype": ((config.dtype,), ("float32", "bfloat16")),
+    })  # fmt: skip
+    if not config.topologies:
+        raise ValueError("no topology is named; use one or more, as --topologies v5e:2x4")
+    plan.check_range(config, -1, "effort", high=1)
+    files.check_writable(Path(config.output))
 
 
 if __name__ == "__main__":

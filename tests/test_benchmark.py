@@ -311,8 +311,12 @@ def test_whole_images_on_a_tpu_are_the_sum_of_their_parts():
     [
         (["--topologies", "v3:2x4"], "unknown topology 'v3:2x4'; use one of v5e, v6e"),
         (["--models", "sd4"], "unknown model 'sd4'"),
-        (["--images", "0"], "--images is 0; use 1 or more"),
+        (["--images", "0"], "--images is 0; use 1 to 256"),
         (["--effort", "2"], "--effort is 2.0; use -1 to 1"),
+        (["--topologies"], "no topology is named; use one or more, as --topologies v5e:2x4"),
+        (["--models"], "no model is named; use one or more of autoencoder"),
+        (["--models", "sd15", "--axes"], "no axis is named; use one or more of data, model"),
+        (["--output", f"{__file__}/y"], "test_benchmark.py/y cannot be written"),
         (["--quantize", "int4"], "unknown kind of kernels 'int4'; use none, int8, fp8, w8a8"),
     ],
 )
