@@ -157,6 +157,17 @@ def test_attention_that_is_not_fused_is_named_also_where_it_never_was():
     assert regression.worse([unet], [unet]) == []
 
 
+def test_committed_programs_fuse_attention_by_the_rule():
+    rows = regression.read(list(ROOT.glob("benchmarks/results/gpu_*_sd15.json")))
+    places = [
+        (row["calls"].get(regression.FUSED_ATTENTION, 0), regression.fused_by_rule(row))
+        for row in rows
+        if "UNet" in row["program"]
+    ]
+    assert all(fused == rule for fused, rule in places)
+    assert {32, 20} <= {fused for fused, _ in places}  # on A100 not those of 160 features
+
+
 def test_of_a_program_that_was_compiled_twice_the_newest_row_counts(tmp_path):
     for name, date, kernels in (("a", "2026-11-30", 100), ("b", "2026-11-29", 200)):
         content = {"environment": {"date": date}, "rows": [ROW | {"kernels": kernels}]}

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Which compiled programs became worse than in results that are committed."""
 
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,17 +87,14 @@ def fused_by_rule(row: Row) -> int:
     return rules.count("cudnn")
 
 
-@functools.cache
 def _head_sizes(model: str) -> list[int]:
     """The features of a head, for each attention of a UNet."""
     unet = sd_models.networks(model, jnp.float32).unet
     heads, channels = loading.attention_heads(unet), unet.block_out_channels
     heads_of = dict(zip(channels, heads * (len(channels) // len(heads)), strict=True))
-    return [
-        leaf.shape[-1] // heads_of[leaf.shape[-1]]
-        for path, leaf in flatten_dict(loading.shapes(unet)).items()
-        if path[-2:] == ("to_q", "kernel")
-    ]
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(loading.shapes(unet))
+    widths = [x.shape[-1] for path, x in leaves.items() if path[-2:] == ("to_q", "kernel")]
+    return [width // heads_of[width] for width in widths]
 
 
 def _key(row: Row) -> tuple[Any, ...]:
