@@ -11,7 +11,6 @@ All candidates take turns. A peer (extra: oracle) starts from jaxgen's weights, 
 if it has as many parameters and the same losses before and after an update.
 """
 
-import json
 import os
 import sys
 import time
@@ -29,11 +28,12 @@ import rich.console
 import tyro
 from jax.sharding import Mesh
 
-from benchmarks import grid, options, race, show, training
+from benchmarks import grid, options, race, result_file, training
 from benchmarks.options import Config
 from benchmarks.peers import twins
 from benchmarks.sd import sd_models, sd_programs
-from jaxgen import script
+from benchmarks.tables import show
+from jaxgen import files, script
 from jaxgen.cpu import tune
 from jaxgen.measure import ceilings, environment
 from jaxgen.stable_diffusion import loading, placement
@@ -61,6 +61,8 @@ def main() -> None:
     tune.tune_cpu()  # as the training scripts do; its memory settings help the peers as well
     mesh = parallel.data_mesh(config.training.num_devices)
     options.check(config)
+    for ending in (".json", ".png"):
+        files.check_writable(Path(f"{config.output}{ending}"))
     jobs = [*training_jobs(config, mesh), *diffusion_jobs(config)]
 
     # a file or a pipe has no width of its own
@@ -213,16 +215,14 @@ def write(
     failures: list[Row],
 ) -> None:
     """Writes all results so far as JSON."""
-    path = Path(f"{config.output}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {
+    content = {
         "environment": record,
         "config": asdict(config),
         "ceilings": {dtype: limit._asdict() for dtype, limit in limits.items()},
         "rows": rows,
         "failures": failures,
     }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    result_file.write(Path(f"{config.output}.json"), content)
 
 
 def _subtitle(record: Row) -> str:

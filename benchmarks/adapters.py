@@ -9,7 +9,6 @@ of a step are counted. Adapters and ControlNet have random weights: speed does n
 """
 
 import copy
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks import diffusion
+from benchmarks import diffusion, result_file
 from benchmarks.sd import deep_cache, sd_models, sd_programs
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.adapters import lora_file, low_rank
 from jaxgen.adapters.beside import Beside
 from jaxgen.cpu import tune
@@ -59,6 +58,7 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    files.check_writable(Path(config.output))
     tune.tune_cpu()
     record = environment.record()
     with tempfile.TemporaryDirectory() as folder:
@@ -74,9 +74,7 @@ def main() -> None:
         }
         for name, seconds in times.items()
     ]  # fmt: skip
-    path = Path(config.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": record, "rows": rows}, indent=1) + "\n")
+    result_file.write(Path(config.output), {"environment": record, "rows": rows})
     for row in rows:
         factor = turns.ratio(row["seconds"], times[PLAIN]).median
         print(f"{row['candidate']}: {factor:.2f} x the time of a step without")

@@ -7,11 +7,10 @@
 
 All figures are the compiler's: nothing runs, and nothing is tuned on a device. The exit status is 1
 if a program does not compile or needs more memory than the GPU has, and with --check, if a program
-is worse than in these results.
+is worse than in these results, the newest that have it.
 """
 
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -24,12 +23,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no GPU is needed to compile for
 import jax.numpy as jnp
 import tyro
 
-from benchmarks import training
-from benchmarks.compiling import gpu, options, programs, regression
+from benchmarks import result_file, training
+from benchmarks.compiling import checks, gpu, options, programs, regression
 from benchmarks.sd import sd_models
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.measure import environment
-from jaxgen.nn import quantized
+from jaxgen.runs import plan
 
 DIFFUSION = ("sd15", "sd21", "sdxl")
 
@@ -58,14 +57,15 @@ def main() -> None:
     _check(config)
     if config.prepared:
         options.use(config.prepared)
-    before = [row for name in config.check for row in regression.read(Path(name))]
+    before = regression.read([Path(name) for name in config.check])
     for target in config.targets:
         gpu.devices(target, 1)
     print("The compiler's figures; nothing here runs on a GPU.")
     results: list[dict[str, Any]] = []
+    content = {"environment": environment.record(), "config": asdict(config), "rows": results}
     for row in _rows(config):
         results.append(row)
-        _write(config, results)
+        result_file.write(Path(config.output), content)
         print(f"{_place(row)} {row['program']}: {_summary(row)}", flush=True)
     worse = regression.worse(before, results) if config.check else []
     for line in worse:
@@ -130,31 +130,16 @@ def _summary(row: dict[str, Any]) -> str:
 
 
 def _check(config: Config) -> None:
-    known = {
+    checks.check(config, {
         "target": (config.targets, tuple(gpu.TARGETS)),
         "model": (config.models, (*training.SCRIPTS, *sd_models.MODELS)),
         "dispatch": (config.dispatches, ("scan", "step")),
         "dtype": (config.dtypes, ("float32", "bfloat16")),
-        "axis": (config.axes, ("data", "model")),
-        "kind of kernels": (config.quantize, ("none", *quantized.KINDS, quantized.W8A8)),
-    }
-    for what, (values, names) in known.items():
-        if not values:
-            raise ValueError(f"no {what} is named; use one or more of {', '.join(names)}")
-        for name in values:
-            if name not in names:
-                raise ValueError(f"unknown {what} {name!r}; use {', '.join(names)}")
-    numbers = {name: getattr(config, name) for name in ("batch_size", "images", "num_steps")}
-    for name, value in [*numbers.items(), *(("device_counts", n) for n in config.device_counts)]:
-        if value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
-
-
-def _write(config: Config, rows: list[dict[str, Any]]) -> None:
-    path = Path(config.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"environment": environment.record(), "config": asdict(config), "rows": rows}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    })  # fmt: skip
+    if not config.device_counts:
+        raise ValueError("no device count is named; use one or more, as --device-counts 1 8")
+    plan.check_range(config, 1, "device_counts", high=64)
+    files.check_writable(Path(config.output))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ compile or needs more memory than a chip has. For v6e the compiler spends severa
 convolution as for v5e; with `--effort -1` Stable Diffusion compiles for it in minutes.
 """
 
-import json
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -27,11 +27,13 @@ import rich.console
 import rich.table
 import tyro
 
-from benchmarks import show, training
-from benchmarks.compiling import programs, tpu
+from benchmarks import result_file, training
+from benchmarks.compiling import checks, programs, tpu
 from benchmarks.sd import sd_models
-from jaxgen import script
+from benchmarks.tables import show
+from jaxgen import files, script
 from jaxgen.measure import environment
+from jaxgen.runs import plan
 
 DIFFUSION = ("sd15", "sd21", "sdxl")
 
@@ -46,6 +48,7 @@ class Config:
     batch_size: int = 128  # training: images on one device
     images: int = 1  # Stable Diffusion: images on one device (data), or on all (model)
     num_steps: int = 20  # Stable Diffusion: sampling steps
+    quantize: tuple[str, ...] = ("none",)  # Stable Diffusion: kernels as none, int8, fp8, w8a8
     dtype: str = "bfloat16"  # of the networks' arithmetic
     effort: float = 0.0  # of the compiler for fast programs: -1 least and quick, 1 most
     output: str = "runs/tpu.json"  # results go to this file
@@ -60,6 +63,7 @@ def main() -> None:
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
     console.print("Estimates of the TPU compiler; nothing here runs on a TPU.")
     results: list[dict[str, Any]] = []
+    content = {"environment": environment.record(), "config": asdict(config), "rows": results}
     for name, (chip, devices) in chips.items():
         table = rich.table.Table(title=name, title_justify="left", title_style="bold")
         for i, heading in enumerate(show.TPU_HEADINGS):
@@ -68,7 +72,7 @@ def main() -> None:
             print(f"{name} {row['program']}: {row['error'] or 'compiled'}", flush=True)
             table.add_row(*show.tpu_cells(row))
             results.append({"topology": name} | row)
-            _write(config, results)
+            result_file.write(Path(config.output), content)
         console.print(table)
     failed = [row for row in results if row["error"]]
     print(f"{len(results)} programs, {len(failed)} failed: {config.output}")
@@ -85,49 +89,36 @@ def _rows(config: Config, chip: tpu.Chip, devices: list[Any]) -> Iterator[dict[s
             for program in programs.attention_programs(devices[0]):
                 yield tpu.estimate(program, chip, 1)
         for model in config.models:
-            for axis in config.axes if model in sd_models.MODELS else ():
-                yield from _diffusion_rows(config, chip, devices, model, axis)
+            if model in sd_models.MODELS:
+                yield from _diffusion_rows(config, chip, devices, model)
 
 
 def _diffusion_rows(
-    config: Config, chip: tpu.Chip, devices: list[Any], model: str, axis: str
+    config: Config, chip: tpu.Chip, devices: list[Any], model: str
 ) -> Iterator[dict[str, Any]]:
-    parts = []
-    for program in programs.diffusion_programs(
-        model, devices, axis, config.images, config.num_steps, jnp.dtype(config.dtype)
-    ):
-        parts.append(tpu.estimate(program, chip, len(devices)))
-        yield parts[-1]
-    images = config.images * (len(devices) if axis == "data" else 1)
-    whole = programs.whole_images(parts, images, tpu.SUMMED)
-    if whole is not None:
-        yield whole
+    for axis, quantize in itertools.product(config.axes, config.quantize):
+        parts, kind = [], None if quantize == "none" else quantize
+        for program in programs.diffusion_programs(
+            model, devices, axis, config.images, config.num_steps, jnp.dtype(config.dtype),
+            quantize=kind,
+        ):  # fmt: skip
+            parts.append(tpu.estimate(program, chip, len(devices)))
+            yield parts[-1]
+        images = config.images * (len(devices) if axis == "data" else 1)
+        whole = programs.whole_images(parts, images, tpu.SUMMED)
+        if whole is not None:
+            yield whole
 
 
 def _check(config: Config) -> None:
-    known = {
-        "model": (*training.SCRIPTS, "attention", *sd_models.MODELS),
-        "axis": ("data", "model"),
-    }
-    known["dtype"] = ("float32", "bfloat16")
-    values = {"model": config.models, "axis": config.axes, "dtype": (config.dtype,)}
-    for what, names in values.items():
-        for name in names:
-            if name not in known[what]:
-                raise ValueError(f"unknown {what} {name!r}; use {', '.join(known[what])}")
-    for name in ("batch_size", "images", "num_steps"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {getattr(config, name)}; use 1 or more")
-    if not -1 <= config.effort <= 1:
-        raise ValueError(f"--effort is {config.effort}; use -1 to 1")
-
-
-def _write(config: Config, rows: list[dict[str, Any]]) -> None:
-    path = Path(config.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"environment": environment.record(), "config": asdict(config), "rows": rows}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    checks.check(config, {
+        "model": (config.models, (*training.SCRIPTS, "attention", *sd_models.MODELS)),
+        "dtype": ((config.dtype,), ("float32", "bfloat16")),
+    })  # fmt: skip
+    if not config.topologies:
+        raise ValueError("no topology is named; use one or more, as --topologies v5e:2x4")
+    plan.check_range(config, -1, "effort", high=1)
+    files.check_writable(Path(config.output))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@
 The exit status is 1 if an error is larger than its type allows.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxgen import script
+from benchmarks import result_file
+from jaxgen import files, script
 from jaxgen.measure import environment
 from jaxgen.nn import attention, linear, norm
 
@@ -52,14 +52,13 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    rows = []
+    files.check_writable(Path(config.output))
+    record, rows = environment.record(), []
     for row in comparisons(config.small):
         rows.append(row)
         verdict = "ok" if row["error"] < row["bound"] else "WRONG"
         print(f"{row['case']}: error {row['error']:.1e}, {row['seconds'] * 1e6:.0f} us, {verdict}")
-    path = Path(config.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment.record(), "rows": rows}, indent=1))
+    result_file.write(Path(config.output), {"environment": record, "rows": rows})
     sys.exit(any(not row["error"] < row["bound"] for row in rows))
 
 

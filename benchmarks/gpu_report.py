@@ -5,11 +5,10 @@
     python -m benchmarks.gpu_report --small --minutes 5      # its machinery, on any machine
 
 Each part is a process of its own with a time of its own; what fails or has no time left is named.
-Results: a folder with raw JSON, report.json, and the page report.md.
+Results: a new folder with raw JSON, report.json, and the page report.md.
 """
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -21,9 +20,10 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from benchmarks import page
+from benchmarks import result_file
 from benchmarks.compiling import options
-from jaxgen import script
+from benchmarks.tables import page
+from jaxgen import files, script
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +36,7 @@ class Config:
 
     small: bool = False  # tiny cases, to try the report itself
     minutes: float = 25.0  # no part begins later, and none goes on longer
-    output: str = "runs/gpu_report"  # the folder of results
+    output: str = "runs/gpu_report"  # a new or empty folder, for the results
 
 
 class Part(NamedTuple):
@@ -51,19 +51,38 @@ class Part(NamedTuple):
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    if not config.minutes > 0:
-        raise ValueError(f"--minutes is {config.minutes}; use a positive time")
     folder, began, records = Path(config.output), time.monotonic(), []
+    check(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     for part in parts(config.small):
         left = 60 * config.minutes - (time.monotonic() - began)
         records.append(run(part, folder, left))
         print(f"{part.name}: {records[-1]['end']}", flush=True)
-        text = json.dumps({"config": asdict(config), "parts": records}, indent=1)
-        (folder / "report.json").write_text(text + "\n")
-        (folder / "report.md").write_text(report(folder, records))
+        result_file.write(folder / "report.json", {"config": asdict(config), "parts": records})
+        result_file.write_text(folder / "report.md", report(folder, records))
     print(folder / "report.md")
     sys.exit(any(record["end"].startswith("failed") for record in records))
+
+
+def check(config: Config, folder: Path) -> None:
+    """Raises ValueError where there is no time, no GPU, or no empty folder to write into."""
+    if not config.minutes > 0:
+        raise ValueError(f"--minutes is {config.minutes}; use a positive time")
+    files.check_writable(folder / "report.json")
+    if folder.exists() and any(folder.iterdir()):  # a part left out would show an older result
+        raise ValueError(f"{folder} is not empty; give the report a new folder by --output")
+    if not config.small and (platform := backend()) != "gpu":
+        raise ValueError(
+            f"JAX finds no GPU, but {platform}; install the extra cuda13 or cuda12, or try the "
+            "report itself by --small"
+        )
+
+
+def backend() -> str:
+    """The backend of JAX, asked in another process: this one must leave a GPU to the parts."""
+    question = "import jax; print(jax.default_backend())"
+    answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True)
+    return answer.stdout.strip() or "no device"
 
 
 def parts(small: bool) -> list[Part]:
@@ -133,11 +152,12 @@ def left_out(log: Path) -> list[str]:
 
 def report(folder: Path, records: Sequence[Row]) -> str:
     """The page of the parts: how each ended, what the options change, and all tables."""
-    results = _results(folder, records)
+    results, faults = _results(folder, records)
     ends = [[record["name"], record["end"]] for record in records]
     omitted = [f"- {r['name']}: {line}" for r in records for line in r.get("left_out", ())]
+    omitted += [f"- {fault}" for fault in faults]
     lines = ["# One GPU", "", *page.table(["part", "end"], ends), ""]
-    lines += ["Left out by the parts themselves:", "", *(omitted or ["- nothing"])]
+    lines += ["Left out by the parts, or unreadable:", "", *(omitted or ["- nothing"])]
     lines += ["", "## Prepared options", ""]
     lines += ["Images a second, divided by those without the option."]
     lines += ["One process after the other: differences of a few per cent mean nothing.", ""]
@@ -175,10 +195,17 @@ def _rates(result: Row | None) -> dict[str, float]:
     }
 
 
-def _results(folder: Path, records: Sequence[Row]) -> dict[str, Row]:
-    """The raw results of the parts that wrote some."""
-    paths = {record["name"]: folder / f"{record['name']}.json" for record in records}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+def _results(folder: Path, records: Sequence[Row]) -> tuple[dict[str, Row], list[str]]:
+    """The raw results of the parts that wrote some, and what is wrong with those that are none."""
+    results, faults = {}, []
+    for name in (record["name"] for record in records):
+        path = folder / f"{name}.json"
+        if path.is_file():
+            try:
+                results[name] = result_file.read(path)
+            except ValueError as error:
+                faults.append(str(error))
+    return results, faults
 
 
 if __name__ == "__main__":

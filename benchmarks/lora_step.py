@@ -9,7 +9,6 @@ forward pass leaves for the backward pass beside the parameters themselves; a co
 some of them once more, and needs room for what is in work. Factors and Adam are float32.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ import optax
 import tyro
 from jax.extend import core
 
+from benchmarks import result_file
 from benchmarks.sd import sd_models
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.adapters import low_rank
 from jaxgen.diffusion import schedule
 from jaxgen.measure import environment, products
@@ -48,15 +48,14 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    rows = []
+    files.check_writable(Path(config.output))
+    record, rows = environment.record(), []
     for name in config.models:
         for row in _rows(config, name):
             rows.append(row)
             print(row, flush=True)
-    path = Path(config.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"environment": environment.record(), "config": asdict(config), "rows": rows}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    content = {"environment": record, "config": asdict(config), "rows": rows}
+    result_file.write(Path(config.output), content)
 
 
 def _rows(config: Config, name: str) -> Iterator[dict[str, Any]]:

@@ -26,9 +26,10 @@ import rich.console
 import rich.table
 import tyro
 
-from benchmarks import page
+from benchmarks import result_file
 from benchmarks.sd import sd_models, sd_programs
-from jaxgen import script
+from benchmarks.tables import page
+from jaxgen import files, script
 from jaxgen.cpu import tune
 from jaxgen.measure import environment
 from jaxgen.stable_diffusion.networks import TOKENIZERS
@@ -79,6 +80,7 @@ def main() -> None:
     config = tyro.cli(Config, description=str(__doc__).replace("\n    python", "\n\npython"))
     check(config)
     tune.tune_cpu()
+    record = environment.record()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         path = config.model
@@ -94,12 +96,11 @@ def main() -> None:
         table.add_row(*row)
     rich.console.Console().print(table)
     if config.output:
-        result = {"environment": environment.record(), "rows": rows}
-        config.output.write_text(json.dumps(result, indent=1) + "\n")
+        result_file.write(config.output, {"environment": record, "rows": rows})
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for a number that is out of range, and for unknown candidates."""
+    """Raises ValueError for options out of range, unknown candidates, no place for the result."""
     unknown = [name for name in config.kept if name not in KEPT]
     if unknown or not config.kept:
         said = f"has {unknown[0]!r}" if unknown else "names nothing"
@@ -107,6 +108,8 @@ def check(config: Config) -> None:
     for flag, value in (("--turns", config.turns), ("--steps", config.steps)):
         if value < 1:
             raise ValueError(f"{flag} is {value}; use 1 or more")
+    if config.output:
+        files.check_writable(config.output)
 
 
 def random_checkpoint(name: str, dtype: str) -> Checkpoint:

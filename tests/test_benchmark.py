@@ -16,12 +16,24 @@ from support import scripts
 from support.networks import FULL_SIZE_UNETS
 
 from benchmarks import __main__ as benchmark
-from benchmarks import compile_for_tpu, diffusion, grid, race, show, start, training
+from benchmarks import (
+    adapters,
+    compile_for_tpu,
+    correctness,
+    diffusion,
+    grid,
+    lora_step,
+    race,
+    result_file,
+    start,
+    training,
+)
 from benchmarks import docs as benchmark_docs
 from benchmarks.compiling import programs, tpu
 from benchmarks.options import Config, Training
 from benchmarks.peers import twins
-from benchmarks.sd import sd_models
+from benchmarks.sd import deep_cache, eight_bits, sd_models
+from benchmarks.tables import show
 from jaxgen import script
 from jaxgen.cpu import tune
 from jaxgen.measure import ceilings, environment, products
@@ -99,6 +111,7 @@ def test_a_run_prints_a_table_and_leaves_json_and_a_chart(call, tmp_path, capsys
         (["--models", "sd15", "--checkpoint", "no/such/model"], "no/such/model"),
         (["--models", "sd15", "--resolutions", "100"], "resolution 100; use a multiple of 64"),
         (["--checkpoint", "x"], "--checkpoint needs one kind of model, as --models sd15"),
+        (["--output", f"{__file__}/y"], "test_benchmark.py/y.json cannot be written"),
     ],
 )
 def test_bad_arguments_get_one_line(call, capsys, flags, message):
@@ -110,6 +123,32 @@ def test_bad_arguments_get_one_line(call, capsys, flags, message):
     assert printed.err.startswith("error: ")
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "module", [adapters, correctness, lora_step, start, deep_cache, eight_bits]
+)
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(call, capsys, module):
+    with pytest.raises(SystemExit):
+        call("--output", f"{__file__}/y", module=module)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {__file__}/y cannot be written")
+
+
+def test_a_result_is_read_as_it_was_written_or_is_the_one_before(monkeypatch, tmp_path):
+    path = tmp_path / "new" / "result.json"
+    result_file.write(path, {"environment": {}, "rows": [{"error": float("inf")}]})
+    assert result_file.read(path)["rows"] == [{"error": float("inf")}]
+
+    def cut(partial, text):
+        partial.write_bytes(text.encode()[:9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", cut)
+    with pytest.raises(KeyboardInterrupt):
+        result_file.write(path, {"environment": {}, "rows": []})
+    assert result_file.read(path)["rows"] == [{"error": float("inf")}]
 
 
 def test_the_script_exits_with_a_bad_arguments_code():
@@ -272,8 +311,13 @@ def test_whole_images_on_a_tpu_are_the_sum_of_their_parts():
     [
         (["--topologies", "v3:2x4"], "unknown topology 'v3:2x4'; use one of v5e, v6e"),
         (["--models", "sd4"], "unknown model 'sd4'"),
-        (["--images", "0"], "--images is 0; use 1 or more"),
+        (["--images", "0"], "--images is 0; use 1 to 256"),
         (["--effort", "2"], "--effort is 2.0; use -1 to 1"),
+        (["--topologies"], "no topology is named; use one or more, as --topologies v5e:2x4"),
+        (["--models"], "no model is named; use one or more of autoencoder"),
+        (["--models", "sd15", "--axes"], "no axis is named; use one or more of data, model"),
+        (["--output", f"{__file__}/y"], "test_benchmark.py/y cannot be written"),
+        (["--quantize", "int4"], "unknown kind of kernels 'int4'; use none, int8, fp8, w8a8"),
     ],
 )
 def test_bad_arguments_of_the_tpu_script_get_one_line(call, capsys, flags, message):
@@ -299,9 +343,13 @@ def test_pipelines_of_a_tpu_attend_by_the_kernel(monkeypatch):
 def test_train_steps_and_pipelines_compile_for_a_tpu(tmp_path):
     output = tmp_path / "tpu.json"
     flags = ["--models", "vae", "tiny", "--topologies", "v5e:2x4", "--output", str(output)]
+    flags += ["--axes", "data", "--quantize", "none", "int8"]
     done = execute(*flags, module="benchmarks.compile_for_tpu")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(output.read_text())["rows"]
+    unets = [row for row in rows if "UNet" in row["program"]]
+    assert [row["program"].split(",")[0] for row in unets] == ["tiny", "tiny in int8"]
+    assert unets[0]["memory_bytes"] > unets[1]["memory_bytes"]
     assert all(row["error"] is None for row in rows)
     assert all(row["memory_bytes"] > 0 for row in rows)
     steps = [row for row in rows if "scan" in row["program"]]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compile_for_gpu, page
+from benchmarks import compile_for_gpu
 from benchmarks.compiling import regression
+from benchmarks.tables import page
 from jaxgen.measure import hlo, thunks
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +150,53 @@ def test_what_became_worse_is_named(change, message):
     assert message is None or message in sentences[0]
 
 
+def test_attention_that_is_not_fused_is_named_also_where_it_never_was():
+    unet = ROW | {"program": "tiny, batch 1, data over 1: UNet, 20 steps (one counted)"}
+    [sentence] = regression.worse([unet | {"calls": {}}], [unet | {"calls": {}}])
+    assert "attention is fused in 0 places, by the rule in 8" in sentence
+    assert regression.worse([unet], [unet]) == []
+
+
+def test_committed_programs_fuse_attention_by_the_rule():
+    rows = regression.read(list(ROOT.glob("benchmarks/results/gpu_*_sd15.json")))
+    places = [
+        (row["calls"].get(regression.FUSED_ATTENTION, 0), regression.fused_by_rule(row))
+        for row in rows
+        if "UNet" in row["program"]
+    ]
+    assert all(fused == rule for fused, rule in places)
+    assert {32, 20} <= {fused for fused, _ in places}  # on A100 not those of 160 features
+
+
+def test_of_a_program_that_was_compiled_twice_the_newest_row_counts(tmp_path):
+    for name, date, kernels in (("a", "2026-11-30", 100), ("b", "2026-11-29", 200)):
+        content = {"environment": {"date": date}, "rows": [ROW | {"kernels": kernels}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    for names in ("ab", "ba"):
+        before = regression.read([tmp_path / f"{name}.json" for name in names])
+        [sentence] = regression.worse(before, [ROW | {"kernels": 150}])
+        assert "kernels rose from 100 to 150" in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"rows": [{"kind": "gpu"}]}', "is no result of a benchmark"),
+        ('{"environment": {"date": "d"}, "rows": [{"kind": "gpu"}]}', "no result of compile_for_"),
+        ('{"environment": {"date": "d"}, "rows": []}', "is no result of compile_for_gpu"),
+        ('{"environment": {}, "rows": [ROW]}', "is no result of compile_for_gpu"),
+        ('{"environment": {"date": "d"}, "rows": [ROW, 1]}', "is no result of compile_for_gpu"),
+        ("[" * 100_000, "is nested deeper than 64 levels"),
+        ('{"environment":', "is not valid JSON"),
+    ],
+)
+def test_a_file_that_nothing_can_be_compared_with_is_refused(tmp_path, text, message):
+    path = tmp_path / "before.json"
+    path.write_text(text.replace("ROW", json.dumps(ROW)))
+    with pytest.raises(ValueError, match=message):
+        regression.read([path])
+
+
 def test_the_page_has_equal_programs_in_one_row_and_says_that_nothing_ran():
     row = ROW | {
         "program": "vae dense, step jit", "graphs": 3, "argument_bytes": 7_000_000,
@@ -171,12 +219,16 @@ def test_the_page_has_equal_programs_in_one_row_and_says_that_nothing_ran():
     [
         (["--targets", "b9000"], "unknown target 'b9000'; use h100, a100"),
         (["--models", "sd4"], "unknown model 'sd4'"),
-        (["--device-counts", "0"], "--device-counts is 0; use 1 or more"),
+        (["--device-counts", "0"], "--device-counts is 0; use 1 to 64"),
+        (["--device-counts"], "no device count is named; use one or more, as --device-counts 1 8"),
         (["--targets"], "no target is named"),
+        (["--models", "sd15", "--axes"], "no axis is named; use one or more of data, model"),
+        (["--images", "99999999999999999999"], "--images is 9+; use 1 to 256"),
+        (["--output", "pyproject.toml/gpu.json"], "pyproject.toml/gpu.json cannot be written"),
         (["--prepared", "speed"], "unknown prepared option 'speed'; use graphs"),
         (["--prepared", "graphs", "scans"], "two of graphs, scans set xla_gpu_enable_command"),
-        (["--check", "pyproject.toml"], "pyproject.toml is no result of compile_for_gpu"),
-        (["--check", "nowhere.json"], "cannot read nowhere.json"),
+        (["--check", "pyproject.toml"], "pyproject.toml is not valid JSON"),
+        (["--check", "nowhere.json"], "nowhere.json is missing"),
     ],
 )
 def test_bad_arguments_of_the_gpu_script_are_refused(monkeypatch, flags, message):

@@ -2,6 +2,7 @@
 """The report of one GPU: its parts, what it says of those that failed, and what options gain."""
 
 import json
+import sys
 
 import pytest
 
@@ -58,9 +59,34 @@ def test_the_page_divides_the_rates_of_an_option_by_those_without():
 
 def test_the_report_names_what_was_left_out(tmp_path):
     row = {"case": "decoder", "error": 1e-3, "seconds": 1e-6}
-    (tmp_path / "correctness.json").write_text(json.dumps({"rows": [row]}))
+    (tmp_path / "correctness.json").write_text(json.dumps({"environment": {}, "rows": [row]}))
+    (tmp_path / "training.json").write_text('{"environment": {}, "rows": [{"ki')
     records = [{"name": "correctness", "end": "finished", "left_out": ["without torch: absent"]}]
+    records += [{"name": "training", "end": "cut short"}]
     text = gpu_report.report(tmp_path, [*records, {"name": "xl", "end": "left out: no time"}])
     assert "| xl | left out: no time |" in text
+    assert f"- {tmp_path / 'training.json'} is not valid JSON" in text
     assert "- correctness: without torch: absent" in text
     assert "| decoder | 1.0e-03 | 1 |" in text
+
+
+@pytest.mark.parametrize(
+    ("output", "flags", "message"),
+    [
+        ("earlier", ["--small"], "earlier is not empty; give the report a new folder by --output"),
+        ("file", ["--small"], "file/report.json cannot be written"),
+        ("new", [], "JAX finds no GPU, but cpu; install the extra cuda13 or cuda12, or .* --small"),
+        ("new", ["--minutes", "0"], "--minutes is 0.0; use a positive time"),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_refused_before_its_parts(
+    monkeypatch, tmp_path, output, flags, message
+):
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "xl.json").write_text("{}")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(gpu_report, "backend", lambda: "cpu")
+    monkeypatch.setattr(gpu_report, "run", None)
+    monkeypatch.setattr(sys, "argv", ["gpu_report", *flags, "--output", str(tmp_path / output)])
+    with pytest.raises(ValueError, match=message):
+        gpu_report.main()

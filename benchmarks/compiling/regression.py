@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Which compiled programs became worse than in results that are committed."""
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from benchmarks import result_file
+from benchmarks.compiling import gpu
+from benchmarks.sd import sd_models
+from jaxgen.nn import attention
+from jaxgen.stable_diffusion import loading
 
 Row = dict[str, Any]
 RISE = 1.05  # more than this is worse
@@ -12,23 +21,37 @@ FIELDS = ("kernels", "launches", "bytes", "temp_bytes")
 FUSED_ATTENTION = "__cudnn$fmhaSoftmax"
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a result. Raises ValueError for a file that is no result of GPU programs."""
+def read(paths: Sequence[Path]) -> list[Row]:
+    """The rows of results, the oldest result first; the dates are those of their environments.
+
+    Raises ValueError for a file that is no result of GPU programs.
+    """
+    results = [result_file.read(path) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        if not _is_comparable(result):
+            raise ValueError(
+                f"{path} is no result of compile_for_gpu; name one, as "
+                "benchmarks/results/gpu_h100_sd15.json"
+            )
+    results.sort(key=lambda result: result["environment"]["date"])
+    return [row for result in results for row in result["rows"]]
+
+
+def _is_comparable(result: Row) -> bool:
+    """Whether a result has what `worse` reads, which a comparison with itself shows."""
+    rows, date = result["rows"], result["environment"].get("date")
     try:
-        rows = json.loads(path.read_text())["rows"]
-        if all(row["kind"] == "gpu" for row in rows):
-            return rows
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; name a committed result") from None
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path} is no result of compile_for_gpu; name one, as results/gpu.json")
+        _ = {_key(row): _worse(row, row) for row in rows if not row["error"]}
+        return bool(rows) and isinstance(date, str) and all(row["kind"] == "gpu" for row in rows)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def worse(before: Sequence[Row], now: Sequence[Row]) -> list[str]:
     """A sentence for each way in which a program is worse than before.
 
-    A program that was not compiled before is one too: its results have to be committed.
+    A program that was not compiled before is one too: its results have to be committed. Of one
+    that is there twice, the later row counts.
     """
     known = {_key(row): row for row in before if not row["error"]}
     sentences = []
@@ -36,11 +59,42 @@ def worse(before: Sequence[Row], now: Sequence[Row]) -> list[str]:
         if row["error"]:
             continue  # is a failure already
         place = f"{row['num_devices']} {row['target']}, {row['program']}"
+        fused, rule = row["calls"].get(FUSED_ATTENTION, 0), fused_by_rule(row)
+        if fused < rule:
+            sentences.append(
+                f"{place}: attention is fused in {fused} places, by the rule in {rule}"
+            )
         if _key(row) not in known:
             sentences.append(f"{place}: is not in the results to compare with; commit its row")
             continue
         sentences += [f"{place}: {what}" for what in _worse(known[_key(row)], row)]
     return sentences
+
+
+def fused_by_rule(row: Row) -> int:
+    """How many attentions of a UNet, whose model its name says, the rule gives to cuDNN.
+
+    0 for any other program: a text encoder stops before its last layers.
+    """
+    name = re.match(r"(\w+)( in \w+)?, .*: UNet", row["program"])
+    if name is None:
+        return 0
+    dtype, capability = jnp.dtype(row["dtype"]), gpu.TARGETS[row["target"]]
+    rules = [
+        attention.choose_implementation("gpu", capability, dtype, size, score_bytes=0)
+        for size in _head_sizes(name[1])
+    ]
+    return rules.count("cudnn")
+
+
+def _head_sizes(model: str) -> list[int]:
+    """The features of a head, for each attention of a UNet."""
+    unet = sd_models.networks(model, jnp.float32).unet
+    heads, channels = loading.attention_heads(unet), unet.block_out_channels
+    heads_of = dict(zip(channels, heads * (len(channels) // len(heads)), strict=True))
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(loading.shapes(unet))
+    widths = [x.shape[-1] for path, x in leaves.items() if path[-2:] == ("to_q", "kernel")]
+    return [width // heads_of[width] for width in widths]
 
 
 def _key(row: Row) -> tuple[Any, ...]:

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks import diffusion
+from benchmarks import diffusion, result_file
 from benchmarks.sd import sd_models, sd_programs
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.cpu import tune
 from jaxgen.measure import environment, products, turns
 from jaxgen.stable_diffusion import placement, programs
@@ -54,15 +54,14 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    files.check_writable(Path(config.output))
     tune.tune_cpu()
     record = environment.record()
     pipe = StableDiffusion.from_pretrained("shapes")
     rows = [row for steps in config.steps for row in shapes_rows(pipe, steps, config)]
     if config.sd15:
         rows += list(sd15_rows())
-    path = Path(config.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": record, "rows": rows}, indent=1) + "\n")
+    result_file.write(Path(config.output), {"environment": record, "rows": rows})
     for row in rows:
         print(json.dumps({key: value for key, value in row.items() if key != "seconds"}))
 

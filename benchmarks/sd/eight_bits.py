@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from benchmarks import result_file
 from benchmarks.sd import deep_cache
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.cpu import tune
 from jaxgen.measure import environment
 from jaxgen.miniature import captioned, following
@@ -41,15 +42,14 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    files.check_writable(Path(config.output))
     tune.tune_cpu()
     record = environment.record()
-    path = Path(config.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
     results = []
     for row in rows(config):
         print(json.dumps(row), flush=True)
         results.append(row)
-    path.write_text(json.dumps({"environment": record, "rows": results}, indent=1) + "\n")
+    result_file.write(Path(config.output), {"environment": record, "rows": results})
 
 
 def rows(config: Config) -> Iterator[dict[str, Any]]:

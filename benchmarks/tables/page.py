@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import show
+from benchmarks.tables import show
 from jaxgen.measure import turns
 
 Row = dict[str, Any]

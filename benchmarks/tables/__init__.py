@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Results as tables for the terminal and for pages."""
