@@ -25,7 +25,7 @@ from rich import progress
 from rich.console import Console
 from rich.table import Table
 
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.cpu import tune
 from jaxgen.miniature import following
 from jaxgen.miniature.model import GUIDANCE_SCALE, NUM_STEPS
@@ -60,6 +60,7 @@ def main() -> None:
     plan.check_range(config, 1, "num_prompts", "batch_size", "steps")
     plan.check_range(config, 0, "guidance")
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
+    files.check_writable(config.output.with_suffix(".json"))
     config = replace(config, batch_size=min(config.batch_size, config.num_prompts))
     groups = measure(
         config, StableDiffusion.from_pretrained(config.model, quantize=config.quantize)

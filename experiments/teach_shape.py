@@ -57,6 +57,7 @@ def main() -> None:
         new_shape.write(config.pictures, config.num_pictures)
         print(f"{config.pictures}: {config.num_pictures} captioned pictures")
         return
+    files.check_writable(config.output)
     pipe = StableDiffusion.from_pretrained(hub.EMBEDDED)
     shares = {}
     for strength in config.strengths:

@@ -30,7 +30,7 @@ import tyro
 from PIL import Image
 
 import jaxgen
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.adapters import controlnet_file, embedding_file, spec, unet_file
 from jaxgen.cpu import tune
 from jaxgen.diffusion import guidance, names
@@ -102,6 +102,7 @@ def request_of(config: Config) -> Request:
         raise ValueError(f"--batch-size is {config.batch_size}; it must be at least 1")
     if config.output.exists() and not config.output.is_dir():
         raise ValueError(f"--output {config.output} is a file; give a folder")
+    files.check_writable(config.output / "0.png")
     image, mask, hints = read_pictures(config)
     steps, scale = steps_and_guidance(config)
     interval = config.sampling.guidance_interval  # which is no field of Request

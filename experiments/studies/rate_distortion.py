@@ -123,7 +123,9 @@ def main() -> None:
     plan.check_range(config, 1, "steps", "batch_size", "hidden", "latent_dim")
     plan.check_range(config, 0, "learning_rate", "betas")
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
+    files.check_writable(config.figure)
     if config.action == "run":
+        files.check_writable(config.output)
         script.set_up()
         points = curve(config)
         write(config, points)

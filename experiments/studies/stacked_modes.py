@@ -47,6 +47,7 @@ class Config:
 
 def stack(config: Config) -> None:
     """Writes stacked images of both splits; a split's own images alone are in them."""
+    files.check_writable(config.output)
     train, test = (
         modes.stack(sets.load(config.data, split).images, config.num_images, seed)
         for split, seed in (("train", config.seed), ("test", config.seed + 1))
