@@ -53,12 +53,13 @@ class Config:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     files.check_writable(Path(config.output))
-    record, rows = environment.record(), []
+    rows: list[Row] = []
+    content = {"environment": environment.record(), "rows": rows}
     for row in comparisons(config.small):
         rows.append(row)
+        result_file.write(Path(config.output), content)
         verdict = "ok" if row["error"] < row["bound"] else "WRONG"
         print(f"{row['case']}: error {row['error']:.1e}, {row['seconds'] * 1e6:.0f} us, {verdict}")
-    result_file.write(Path(config.output), {"environment": record, "rows": rows})
     sys.exit(any(not row["error"] < row["bound"] for row in rows))
 
 

@@ -136,6 +136,17 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(call, capsys
     assert printed.err.startswith(f"error: {__file__}/y cannot be written")
 
 
+def test_a_comparison_that_is_stopped_leaves_what_it_had(call, monkeypatch, tmp_path):
+    def rows(small):
+        yield {"case": "a", "error": 0.0, "bound": 1.0, "seconds": 1.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(correctness, "comparisons", rows)
+    with pytest.raises(SystemExit):
+        call("--output", str(tmp_path / "result.json"), module=correctness)
+    assert [row["case"] for row in result_file.read(tmp_path / "result.json")["rows"]] == ["a"]
+
+
 def test_a_result_is_read_as_it_was_written_or_is_the_one_before(monkeypatch, tmp_path):
     path = tmp_path / "new" / "result.json"
     result_file.write(path, {"environment": {}, "rows": [{"error": float("inf")}]})
