@@ -60,7 +60,8 @@ def test_seconds_of_stable_diffusion_are_those_of_the_race(part, race):
 def test_bounds_of_a_tpu_are_those_of_its_compiler():
     rates = []
     for name in ("tpu_v6e_sdxl", "tpu_v6e_sdxl_4"):
-        (whole,) = (row for row in rows(name) if row["images_per_step"])
+        divided = (row for row in rows(name) if "data over" in row["program"])  # of the images
+        (whole,) = (row for row in divided if row["images_per_step"])
         rates.append(whole["images_per_step"] / whole["seconds_estimated"] / whole["num_devices"])
     sentence = f"draw {rates[0]:.2f} images/s of 1024x1024 pixels with SDXL in 20 steps one by one"
     text = text_of("docs/run_on.md").replace("\n", " ")
@@ -80,6 +81,16 @@ def test_figures_of_deep_cache_are_those_of_the_measurement():
     seconds = whole["row_seconds"][0], statistics.mean(cached["row_seconds"][1:])
     assert f"has {flops[0]:.2f} TFLOP of products and took {seconds[0]:.0f} s" in text
     assert f"has {flops[1]:.2f} TFLOP and took {seconds[1]:.1f} s" in text
+
+
+def test_memory_of_xl_in_8_bits_is_that_of_the_tpu_compiler():
+    full, quantized = (
+        {row["program"].split(": ")[1].split(",")[0]: row["memory_bytes"] / 1e9 for row in found}
+        for found in (rows("tpu_v5e_sdxl")[:3], rows("tpu_v5e_sdxl_int8")[:3])
+    )
+    text = text_of("docs/stable_diffusion.md").replace("\n", " ")
+    unet = f"then needs {quantized['UNet']:.1f} GB instead of {full['UNet']:.1f} GB"
+    assert f"{unet}, and the decoder {quantized['VAE decode']:.1f} GB" in text
 
 
 def test_figures_of_eight_bits_are_those_of_the_measurement():
