@@ -78,6 +78,12 @@ PRESETS = {
         ),
     ),
 }  # fmt: skip
+READ_WITH = {
+    ("network", "dense"): ("hidden",),
+    ("network", "conv"): ("width", "norm"),
+    ("action", "sample"): ("codes", "num_samples", "output"),
+    ("action", "evaluate"): ("features",),
+}
 
 
 def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
@@ -248,7 +254,7 @@ def evaluate(config: Config) -> None:
 
 
 def main() -> None:
-    config = command_line.parse("autoencoder", PRESETS, __doc__)
+    config = command_line.parse("autoencoder", PRESETS, __doc__, read_with=READ_WITH)
     script.set_up(config.run.distributed)
     match config.action:
         case "train":

@@ -33,12 +33,12 @@ from jaxgen import script
 from jaxgen.evaluate import collapse, features, judge, latents, likelihood
 from jaxgen.nn import functional
 from jaxgen.pictures import images, latent_space
-from jaxgen.runs import command_line, experiment, plan, run
+from jaxgen.runs import command_line, experiment, run
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, latent_models, losses, objectives, step
 from jaxgen.types import Array, Key, Params
 from parts import vae_model
-from parts.vae_model import PRESETS, Config
+from parts.vae_model import PRESETS, READ_WITH, Config
 
 FEW_STEPS = 500  # after fewer a model that will use its z may not do so yet
 
@@ -179,7 +179,6 @@ def sample(config: Config) -> None:
 
 def evaluate(config: Config) -> None:
     """Prints the terms of the bound on the test set, in nats per image, with standard errors."""
-    plan.check_range(config, 0, "nll_samples")
     if config.nll_samples > likelihood.CHUNK and config.nll_samples % likelihood.CHUNK:
         raise ValueError(
             f"--nll-samples is {config.nll_samples}; above {likelihood.CHUNK} use a multiple of it"
@@ -243,11 +242,11 @@ def active_units(config: Config, encode: Any, params: Params, test: Any) -> str:
 
 
 def main() -> None:
-    config = command_line.parse("vae", PRESETS, __doc__)
+    config = command_line.parse("vae", PRESETS, __doc__, read_with=READ_WITH)
     script.set_up(config.run.distributed)
     match config.action:
         case "train":
-            run.train("vae", config, build)
+            run.train("vae", config, build, partial(vae_model.open_split, config))
         case "sample":
             sample(config)
         case "evaluate":

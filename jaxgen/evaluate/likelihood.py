@@ -177,7 +177,7 @@ def check_binary(images: np.ndarray) -> None:
     grey = float(np.mean((images != 0) & (images != 255)))
     if grey:
         raise ValueError(
-            f"the bound is of log p(x) of binary pixels, and {grey:.1%} of the pixels are neither "
+            f"a Bernoulli likelihood is of binary pixels, and {grey:.1%} of the pixels are neither "
             f"black nor white; train with --binarize, or with another --likelihood"
         )
 
