@@ -204,14 +204,7 @@ def sample(config: Config) -> None:
 
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(decode(z)))
-    print(f"{config.num_samples} samples of {NAMES[config.codes]}, step {done}: {path}")
-
-
-NAMES = {
-    "normal": "N(0, I)",
-    "gaussian": "a Gaussian over the codes",
-    "mixture": "a mixture of Gaussians over the codes",
-}
+    print(f"{config.num_samples} samples of {latents.SOURCES[config.codes]}, step {done}: {path}")
 
 
 def on_pictures(
@@ -223,7 +216,7 @@ def on_pictures(
     decode = jax.jit(functional.apply(decoder))
     return latents.on_host(
         lambda x, start: encode(params["encoder"], x),
-        lambda z: shown_as(config, decode(params["decoder"], z)),
+        lambda z, start: shown_as(config, decode(params["decoder"], z)),
     )
 
 

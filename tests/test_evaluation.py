@@ -49,6 +49,29 @@ def test_grey_pixels_under_a_bernoulli_likelihood_are_neither_trained_on_nor_giv
 
 
 @pytest.mark.slow
+def test_a_conditional_vae_is_compared_and_drawn_by_its_codes_with_labels(tmp_path, monkeypatch):
+    labels = np.repeat([2, 0, 1], [10, 20, 30])
+    same = np.full((60, 8, 8), 200, np.uint8)
+    np.savez(tmp_path / "same.npz", x_train=same, y_train=labels, x_test=same, y_test=labels)
+    flags = [*TINY, "--num-models", "1", "--data", tmp_path / "same.npz", "--latent-dim", "2"]
+    run, comparisons = ["--run-dir", tmp_path / "run"], []
+    scripts.leave_out_pictures("vae", monkeypatch)
+    monkeypatch.setattr(latents, "report", lambda *inputs: comparisons.append(inputs) or [])
+
+    scripts.call("vae", *flags, "--conditional", "--likelihood", "gaussian", *run)
+    drawn = scripts.call("vae", *run, "--action", "sample", "--codes", "mixture")
+    scripts.call("vae", *run, "--action", "evaluate")
+
+    assert "64 samples of a mixture of Gaussians over the codes, step 3" in drawn
+    encode, decode, train, *_ = comparisons[0]
+    codes, pictures = encode(train), decode(np.zeros((60, 2)))
+    by_label = [np.unique(codes[labels == label].round(4), axis=0) for label in range(3)]
+    assert [len(kinds) for kinds in by_label] == [1, 1, 1]
+    assert len(np.unique(np.concatenate(by_label), axis=0)) == 3
+    assert sorted(np.unique(pictures, axis=0, return_counts=True)[1]) == [10, 20, 30]
+
+
+@pytest.mark.slow
 def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
     counts = {"mean_terms": [], "importance_estimates": []}
     scripts.leave_out_pictures("vae", monkeypatch)

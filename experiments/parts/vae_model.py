@@ -46,6 +46,8 @@ class Config:
     # evaluate: importance samples per image for log p(x); 0 leaves it out
     nll_samples: int = may_change(0)
     features: str = may_change("random")  # evaluate: random, judge or inception:FILE[:SHA256]
+    # sample: where z comes from: the prior, or a Gaussian or ten of them fitted to the means of z
+    codes: Literal["prior", "gaussian", "mixture"] = may_change("prior")
     num_samples: int = may_change(64)  # sample: how many images
     # sample: the PNG to write; in the run's folder by default
     output: str | None = may_change(None)
@@ -74,7 +76,7 @@ READ_WITH = {
     ("likelihood", "bernoulli"): ("binarize",),
     ("objective", "free_bits"): ("free_bits",),
     ("objective", *objectives.BOUNDS): ("bound_samples",),
-    ("action", "sample"): ("num_samples", "output"),
+    ("action", "sample"): ("codes", "num_samples", "output"),
     ("action", "evaluate"): ("nll_samples", "features"),
 }
 
