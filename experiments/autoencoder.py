@@ -78,6 +78,12 @@ PRESETS = {
         ),
     ),
 }  # fmt: skip
+READ_WITH = {
+    ("network", "dense"): ("hidden",),
+    ("network", "conv"): ("width", "norm"),
+    ("action", "sample"): ("codes", "num_samples", "output"),
+    ("action", "evaluate"): ("features",),
+}
 
 
 def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
@@ -198,14 +204,7 @@ def sample(config: Config) -> None:
 
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(decode(z)))
-    print(f"{config.num_samples} samples of {NAMES[config.codes]}, step {done}: {path}")
-
-
-NAMES = {
-    "normal": "N(0, I)",
-    "gaussian": "a Gaussian over the codes",
-    "mixture": "a mixture of Gaussians over the codes",
-}
+    print(f"{config.num_samples} samples of {latents.SOURCES[config.codes]}, step {done}: {path}")
 
 
 def on_pictures(
@@ -217,7 +216,7 @@ def on_pictures(
     decode = jax.jit(functional.apply(decoder))
     return latents.on_host(
         lambda x, start: encode(params["encoder"], x),
-        lambda z: shown_as(config, decode(params["decoder"], z)),
+        lambda z, start: shown_as(config, decode(params["decoder"], z)),
     )
 
 
@@ -248,7 +247,7 @@ def evaluate(config: Config) -> None:
 
 
 def main() -> None:
-    config = command_line.parse("autoencoder", PRESETS, __doc__)
+    config = command_line.parse("autoencoder", PRESETS, __doc__, read_with=READ_WITH)
     script.set_up(config.run.distributed)
     match config.action:
         case "train":

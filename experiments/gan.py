@@ -33,7 +33,7 @@ from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import step
 from jaxgen.types import AnyArray, Array, Key
 from parts import gan_model
-from parts.gan_model import PRESETS, Config
+from parts.gan_model import PRESETS, READ_WITH, Config
 
 
 def build(config: Config, examples: Examples) -> System:
@@ -43,11 +43,7 @@ def build(config: Config, examples: Examples) -> System:
         "discriminator_width",
     )  # fmt: skip
     plan.check_range(config, 0, "gradient_penalty", "r1", "r2", "slope")
-    if config.slope != 1 and not config.spectral:
-        raise ValueError("--slope needs --spectral, which bounds the discriminator's slope")
     plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
-    if config.conditioning == "auxiliary" and not config.conditional:
-        raise ValueError("--conditioning auxiliary needs --conditional")
     generator, discriminator = gan_model.players(config, examples)
     d_loss, g_loss = gan_model.losses_of(
         config, functional.apply(generator), functional.apply(discriminator)
@@ -146,8 +142,6 @@ def evaluate(config: Config) -> None:
     source = trained(config)
     train_set = run.load_split(config.run, "train")
     test = run.load_split(config.run, "test")
-    if config.classification_score and not config.conditional:
-        raise ValueError("--classification-score needs labels of samples: a --conditional run")
     train_judge = cache(lambda: judge.train(train_set, test))
     extract, real = features.by_name(config.features, train_judge), train_judge()
     print(f"classifier: {real.accuracy:.4f} of the real test images right")
@@ -169,7 +163,7 @@ def evaluate(config: Config) -> None:
 
 
 def main() -> None:
-    config = command_line.parse("gan", PRESETS, __doc__)
+    config = command_line.parse("gan", PRESETS, __doc__, read_with=READ_WITH)
     script.set_up(config.run.distributed)
     match config.action:
         case "train":

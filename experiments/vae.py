@@ -11,6 +11,7 @@ Examples:
     python experiments/vae.py --run-dir runs/vae-digits --resume --steps 8000
     python experiments/vae.py --run-dir runs/vae-digits --action evaluate
     python experiments/vae.py --run-dir runs/vae-digits --action sample --num-samples 100
+    python experiments/vae.py --run-dir runs/vae-digits --action sample --codes mixture
 """
 
 from jaxgen import at_start
@@ -20,7 +21,7 @@ if __name__ == "__main__":
 
 import math
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +34,12 @@ from jaxgen import script
 from jaxgen.evaluate import collapse, features, judge, latents, likelihood
 from jaxgen.nn import functional
 from jaxgen.pictures import images, latent_space
-from jaxgen.runs import command_line, experiment, plan, run
+from jaxgen.runs import command_line, experiment, run
 from jaxgen.runs.experiment import Examples, System
 from jaxgen.train import augment, latent_models, losses, objectives, step
-from jaxgen.types import Array, Key, Params
+from jaxgen.types import AnyArray, Array, Key, Params
 from parts import vae_model
-from parts.vae_model import PRESETS, Config
+from parts.vae_model import PRESETS, READ_WITH, Config
 
 FEW_STEPS = 500  # after fewer a model that will use its z may not do so yet
 
@@ -119,7 +120,7 @@ def draw(
     }
 
 
-def picture(config: Config, decode: Any, params: Params, z: Array, labels: Array) -> Array:
+def picture(config: Config, decode: Any, params: Params, z: Array, labels: AnyArray) -> Array:
     """Decodes each z to its mean image under the likelihood, in [-1, 1]."""
     return losses.LIKELIHOODS[config.likelihood].mean(decode(params["decoder"], z, labels))
 
@@ -165,24 +166,28 @@ def prior_draws(config: Config, examples: Examples, params: Params, key: Key, co
 
 
 def sample(config: Config) -> None:
-    """Draws from the prior and writes one grid."""
+    """Decodes draws from --codes and writes one grid."""
     state, done, examples = run.restore(config, build)
     functions, params = functions_of(config, examples), experiment.model(state, config.run).params
-    z = functions.prior(params, experiment.sample_key(config.run), config.num_samples)
-    labels = np.arange(config.num_samples, dtype=np.int32) % max(len(examples.class_names), 1)
+    key, count = experiment.sample_key(config.run), config.num_samples
+    if config.codes == "prior":
+        z = functions.prior(params, key, count)
+    else:
+        train = run.load_split(config.run, "train")
+        encode, _ = on_pictures(config, examples, params, key, train.labels)
+        z = jnp.float32(latents.draw(config.codes, encode(train.images), count, config.run.seed))
+    labels = np.arange(count, dtype=np.int32) % max(len(examples.class_names), 1)
     means = functions.picture(params, z, labels)
 
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(images.to_uint8(means)))
-    print(f"{config.num_samples} samples after step {done}: {path}")
+    source = latents.SOURCES.get(config.codes, "the prior")
+    print(f"{count} samples of {source}, step {done}: {path}")
 
 
 def evaluate(config: Config) -> None:
     """Prints the terms of the bound on the test set, in nats per image, with standard errors."""
-    plan.check_range(config, 0, "nll_samples")
     likelihood.check_nll_samples(config.nll_samples)
-    if config.conditional and config.features != "random":
-        raise ValueError("samples of a --conditional run are not compared; leave --features out")
     state, done, examples = run.restore(config, build)
     # one function of each kind for all models, which compiles once
     kind = "elbo" if config.objective not in objectives.BOUNDS else "k_sample"
@@ -191,11 +196,10 @@ def evaluate(config: Config) -> None:
     binary, distribution = vae_model.is_binarized(config), losses.LIKELIHOODS[config.likelihood]
     log_weight = latent_models.weight_of_images(vae_model.model_of(config, examples), binary)
     encode = jax.jit(functional.apply(vae_model.networks(config, examples)[0]))
-    test = run.load_split(config.run, "test")
+    train, test = (run.load_split(config.run, split) for split in ("train", "test"))
     if distribution.is_binary and not binary:
         likelihood.check_binary(test.images)
-    train = cache(lambda: run.load_split(config.run, "train"))  # conditional runs need none
-    extract = features.by_name(config.features, lambda: judge.train(train(), test))
+    extract = features.by_name(config.features, lambda: judge.train(train, test))
     bound_key, weight_key, pictures_key = jax.random.split(experiment.sample_key(config.run), 3)
     num_bytes = math.prod(examples.image_shape) if distribution.is_of_bytes else 0
 
@@ -210,25 +214,33 @@ def evaluate(config: Config) -> None:
             )
             print(nll[k].line(k))
         print(f"  active units     {active_units(config, encode, params, test)}")
-        if not config.conditional:
-            functions = on_pictures(config, examples, params, jax.random.clone(pictures_key))
-            print(*latents.report(*functions, train().images, test.images, extract), sep="\n")
+        key = jax.random.clone(pictures_key)
+        functions = on_pictures(config, examples, params, key, train.labels)
+        print(*latents.report(*functions, train.images, test.images, extract), sep="\n")
 
 
 def on_pictures(
-    config: Config, examples: Examples, params: Params, key: Key
+    config: Config, examples: Examples, params: Params, key: Key, labels: np.ndarray
 ) -> tuple[latents.Encode, latents.Decode]:
-    """Builds functions on the host: images -> means of z, and z -> mean pictures."""
+    """Builds functions on the host: images -> means of z, and z -> mean pictures.
+
+    labels: of the images, in their order. Pictures get them shuffled, so that a conditional model
+    draws the classes as often as the data has them.
+    """
     networks = vae_model.networks(config, examples)
     encode, decode = (jax.jit(functional.apply(network)) for network in networks)
+    shuffled = np.random.default_rng(config.run.seed).permutation(labels)
 
     def mean(x: Array, start: int) -> Array:
         if vae_model.is_binarized(config):
             x = losses.binarize(jax.random.fold_in(key, start), x)
-        return jnp.split(encode(params["encoder"], x), 2, axis=-1)[0]
+        label = labels[start : start + len(x)]
+        return jnp.split(encode(params["encoder"], x, label), 2, axis=-1)[0]
 
-    mean_picture = losses.LIKELIHOODS[config.likelihood].mean
-    return latents.on_host(mean, lambda z: mean_picture(decode(params["decoder"], z)))
+    def mean_picture(z: Array, start: int) -> Array:
+        return picture(config, decode, params, z, shuffled[start : start + len(z)])
+
+    return latents.on_host(mean, mean_picture)
 
 
 def active_units(config: Config, encode: Any, params: Params, test: Any) -> str:
@@ -240,11 +252,11 @@ def active_units(config: Config, encode: Any, params: Params, test: Any) -> str:
 
 
 def main() -> None:
-    config = command_line.parse("vae", PRESETS, __doc__)
+    config = command_line.parse("vae", PRESETS, __doc__, read_with=READ_WITH)
     script.set_up(config.run.distributed)
     match config.action:
         case "train":
-            run.train("vae", config, build)
+            run.train("vae", config, build, partial(vae_model.open_split, config))
         case "sample":
             sample(config)
         case "evaluate":

@@ -71,6 +71,7 @@ PRESETS = {
         ),
     ),
 }  # fmt: skip
+READ_WITH = {("action", "sample"): ("num_samples", "output")}
 
 
 def networks_of(config: Config, examples: Examples) -> tuple[Any, Any]:
@@ -205,7 +206,7 @@ def evaluate(config: Config) -> None:
 
 
 def main() -> None:
-    config = command_line.parse("vq_vae", PRESETS, __doc__)
+    config = command_line.parse("vq_vae", PRESETS, __doc__, read_with=READ_WITH)
     script.set_up(config.run.distributed)
     match config.action:
         case "train":

@@ -45,6 +45,14 @@ def test_confidence_is_the_mean_probability_of_the_named_class():
     assert report.confidence == pytest.approx(0.75)
 
 
+def test_nan_is_no_class():
+    probabilities = certain([0, 1], 2) * np.nan
+    with pytest.raises(ValueError, match="class probabilities that are not finite"):
+        classes.report(probabilities)
+    with pytest.raises(ValueError, match="class probabilities that are not finite"):
+        classes.agreement(probabilities, np.array([0, 1]))
+
+
 def test_agreement_is_the_share_named_as_asked():
     probabilities = certain([0, 1, 2, 2], 3)
     assert classes.agreement(probabilities, np.array([0, 1, 2, 0])) == 0.75

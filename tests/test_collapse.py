@@ -70,11 +70,3 @@ def test_a_model_that_uses_its_z_is_not_remarked_on():
 )
 def test_a_z_that_tells_nothing_is_named_with_its_units_and_nats(mean, flags, words):
     assert re.search(words, remark_on(mean, flags))
-
-
-def test_features_that_a_conditional_run_does_not_use_are_refused():
-    with scripts.loaded("vae") as vae:
-        flags = [*FLAGS, "--conditional", "--features", "judge"]
-        config = vae.command_line.parse("vae", vae.PRESETS, "", flags)
-        with pytest.raises(ValueError, match="run are not compared; leave --features out"):
-            vae.evaluate(config)

@@ -116,6 +116,39 @@ def test_a_flag_that_makes_it_another_run_is_an_error(script, folder, flags, wor
         parse(script("vae"), "vae", "--run-dir", folder, "--resume", *flags)
 
 
+READ_WITH = {("network", "dense"): ("hidden",), ("likelihood", "bernoulli"): ("binarize",)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--network", "conv", "--hidden", 9], "--hidden needs --network dense; leave it out, or"),
+        (["--preset", "cifar10", "--hidden=9"], "--hidden needs --network dense"),
+        (["--preset", "cifar10", "--binarize"], "--binarize needs --likelihood bernoulli"),
+        (
+            ["--run-dir", "RUN", "--action", "sample", "--log_every", 9],
+            "--log-every needs --action",
+        ),
+        (["--run-dir", "RUN", "--action", "evaluate", "--resume"], "--resume needs --action train"),
+    ],
+)
+def test_a_flag_that_nothing_reads_is_an_error(script, folder, flags, words):
+    flags = [str(folder) if flag == "RUN" else str(flag) for flag in flags]
+    with pytest.raises(ValueError, match=words):
+        command_line.parse("vae", presets(script("vae")), "", flags, READ_WITH)
+
+
+def test_values_of_presets_and_of_the_run_are_no_flags_and_what_is_off_is_not_unread(
+    script, folder
+):
+    take = lambda *flags: command_line.parse(  # noqa: E731
+        "vae", presets(script("vae")), "", [*map(str, flags)], READ_WITH
+    )
+    assert take("--preset", "cifar10", "--no-binarize").network == "conv"
+    assert take("--likelihood", "gaussian", "--no-binarize").binarize is False
+    assert take("--run-dir", folder, "--action", "sample").hidden == (5,)
+
+
 def test_an_option_without_its_value_is_one_line(script):
     with pytest.raises(ValueError, match="--preset: expected one argument; --help lists"):
         parse(script("vae"), "vae", "--preset", "-inf")

@@ -84,12 +84,20 @@ def test_manifolds_are_those_of_scikit_learns_neighbours():
     real, fake, k = gaussian(0, 60), gaussian(1, 50, 0.4, 1.2), 3
     radius = lambda x: NearestNeighbors(n_neighbors=k).fit(x).kneighbors()[0][:, -1]  # noqa: E731
     gaps = np.linalg.norm(real[:, None] - fake[None], axis=-1)
-    in_real, in_fake = gaps < radius(real)[:, None], gaps < radius(fake)[None]
+    in_real, in_fake = gaps <= radius(real)[:, None], gaps <= radius(fake)[None]
     got = neighbourhoods.manifolds(real, fake, k)
     assert got.precision == in_real.any(axis=0).mean()
     assert got.recall == in_fake.any(axis=1).mean()
     assert got.density == pytest.approx(in_real.sum(axis=0).mean() / k)
     assert got.coverage == in_real.any(axis=1).mean()
+
+
+def test_the_edge_of_a_neighbourhood_belongs_to_it():
+    """Kynkaanniemi et al. 2019, eq. 1, has <=: copies of an image lie in its ball of radius 0."""
+    copies = np.repeat(gaussian(0, 10), 8, axis=0)
+    assert neighbourhoods.manifolds(copies, copies, 5) == (1, 1, 8 / 5, 1)
+    line, beside = np.array([[0.0], [1.0], [5.0]]), np.array([[2.0], [9.0], [9.5]])
+    assert neighbourhoods.manifolds(line, beside, 1) == pytest.approx((2 / 3, 1, 1, 2 / 3))
 
 
 def test_one_distribution_has_the_known_density_and_coverage():
@@ -188,6 +196,13 @@ def test_samples_that_cannot_be_compared_are_refused():
         distances.frechet(a, a[:3])
     with pytest.raises(ValueError, match="features that are not finite"):
         distances.kernel_distance(a, a * np.nan)
+    with pytest.raises(ValueError, match=r"not finite, or beyond 3.4e\+38; look at the images"):
+        distances.kernel_distance(a * 1e120, a)
+    assert np.isfinite(distances.kernel_distance(a * 1e37, a))
+    with pytest.raises(ValueError, match="features that are not finite"):
+        neighbourhoods.manifolds(a, np.concatenate([a[:9], a[9:] * np.nan]))
+    with pytest.raises(ValueError, match="features that are not finite"):
+        neighbourhoods.nearest_neighbour_test(a * np.nan, a)
     with pytest.raises(ValueError, match="a kernel distance of 10 and 1 samples; give 2"):
         distances.kernel_distance(a, a[:1])
     with pytest.raises(ValueError, match="give at least 8 generated images, not 6"):
@@ -200,6 +215,8 @@ def test_samples_that_cannot_be_compared_are_refused():
         modes.count(modes.ring(), a)
     with pytest.raises(ValueError, match=r"classes \(1, 3\); give \[N, 3\] of 0 to 9"):
         modes.count_stacked(np.array([[0, 1, 10]]))
+    with pytest.raises(ValueError, match=r"classes \(1, 3\); give \[N, 3\] of 0 to 9"):
+        modes.count_stacked(np.array([[0, 1, np.nan]]))
     with pytest.raises(ValueError, match="images of different shapes"):
         quality.compare(np.zeros((9, 4, 4, 1)), np.zeros((9, 4, 4, 1)), np.zeros((9, 4, 4, 3)))
     with pytest.raises(ValueError, match="distances of 9 images by 64 features; give 130 or m"):

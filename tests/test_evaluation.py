@@ -27,14 +27,48 @@ def counting(function, counts):
     return call
 
 
-def test_grey_pixels_under_a_bernoulli_likelihood_have_no_bound_to_print(tmp_path, monkeypatch):
+def test_grey_pixels_under_a_bernoulli_likelihood_are_neither_trained_on_nor_given_a_bound(
+    tmp_path, monkeypatch
+):
+    rng, run_dir = np.random.default_rng(0), tmp_path / "run"
+    black_and_white = 255 * rng.integers(0, 2, (1200, 8, 8), dtype=np.uint8)
+    one_is_grey = black_and_white.copy()
+    one_is_grey[1100, 3, 3] = 7
+    words = "of the pixels are neither black nor white; train with --binarize"
+    flags = [*TINY, "--num-models", "1", "--steps", "1", "--no-binarize", "--data"]
     scripts.leave_out_pictures("vae", monkeypatch)
-    flags = [*TINY, "--num-models", "1", "--steps", "1", "--no-binarize"]
-    scripts.call("vae", *flags, "--run-dir", tmp_path / "run")
+    for name, train in (("grey", one_is_grey), ("binary", black_and_white)):
+        np.savez(tmp_path / f"{name}.npz", x_train=train, x_test=black_and_white[:9])
 
-    line = scripts.refusal("vae", "--run-dir", tmp_path / "run", "--action", "evaluate")
+    for data in ("digits", tmp_path / "grey.npz"):
+        assert words in scripts.refusal("vae", *flags, data, "--run-dir", run_dir)
+        assert not run_dir.exists()
+    scripts.call("vae", *flags, tmp_path / "binary.npz", "--run-dir", run_dir)
+    np.savez(tmp_path / "binary.npz", x_train=black_and_white, x_test=one_is_grey)
+    assert words in scripts.refusal("vae", "--run-dir", run_dir, "--action", "evaluate")
 
-    assert "of the pixels are neither black nor white; train with --binarize" in line
+
+@pytest.mark.slow
+def test_a_conditional_vae_is_compared_and_drawn_by_its_codes_with_labels(tmp_path, monkeypatch):
+    labels = np.repeat([2, 0, 1], [10, 20, 30])
+    same = np.full((60, 8, 8), 200, np.uint8)
+    np.savez(tmp_path / "same.npz", x_train=same, y_train=labels, x_test=same, y_test=labels)
+    flags = [*TINY, "--num-models", "1", "--data", tmp_path / "same.npz", "--latent-dim", "2"]
+    run, comparisons = ["--run-dir", tmp_path / "run"], []
+    scripts.leave_out_pictures("vae", monkeypatch)
+    monkeypatch.setattr(latents, "report", lambda *inputs: comparisons.append(inputs) or [])
+
+    scripts.call("vae", *flags, "--conditional", "--likelihood", "gaussian", *run)
+    drawn = scripts.call("vae", *run, "--action", "sample", "--codes", "mixture")
+    scripts.call("vae", *run, "--action", "evaluate")
+
+    assert "64 samples of a mixture of Gaussians over the codes, step 3" in drawn
+    encode, decode, train, *_ = comparisons[0]
+    codes, pictures = encode(train), decode(np.zeros((60, 2)))
+    by_label = [np.unique(codes[labels == label].round(4), axis=0) for label in range(3)]
+    assert [len(kinds) for kinds in by_label] == [1, 1, 1]
+    assert len(np.unique(np.concatenate(by_label), axis=0)) == 3
+    assert sorted(np.unique(pictures, axis=0, return_counts=True)[1]) == [10, 20, 30]
 
 
 @pytest.mark.slow

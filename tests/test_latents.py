@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxgen.evaluate import latents
+from jaxgen.evaluate import features, latents
 
 
 def codes(count=4000):
@@ -37,7 +37,16 @@ def test_draws_of_a_mixture_come_in_no_order():
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ValueError, match="unknown source of latents 'flow'; use one of normal, g"):
         latents.draw("flow", codes(), 1)
-    with pytest.raises(ValueError, match="10 Gaussians of 2 entries need 30 finite codes or more"):
+    with pytest.raises(ValueError, match="10 Gaussians of 2 entries need 30 codes or more, not"):
         latents.draw("mixture", codes()[:29], 1)
-    with pytest.raises(ValueError, match="1 Gaussians of 2 entries need 3 finite codes"):
+    with pytest.raises(ValueError, match="codes that are not finite; look at the images"):
         latents.draw("gaussian", codes() * np.nan, 1)
+
+
+def test_a_mixture_that_cannot_be_fitted_is_named_beside_the_others():
+    images = np.random.default_rng(0).integers(0, 256, (29, 2, 1, 1), dtype=np.uint8)
+    decode = lambda z: np.uint8(np.clip(128 + 40 * z, 0, 255))[..., None, None]  # noqa: E731
+    two_pixels = features.Features("two pixels", 2, (lambda x: x.reshape(len(x), 2),))
+    lines = latents.report(lambda x: codes(len(x)), decode, images, images, two_pixels)
+    assert [line.split()[0] for line in lines[1:]] == ["normal", "gaussian", "real", "mixture"]
+    assert "need 30 codes or more, not 29; use more images, a smaller --latent-dim" in lines[-1]

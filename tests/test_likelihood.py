@@ -120,6 +120,8 @@ def test_active_units_are_those_whose_mean_the_images_move():
     assert likelihood.active_units(means, 0.1).tolist() == [True, False, False]
     with pytest.raises(ValueError, match="a variance over 1 images; use 2"):
         likelihood.active_units(means[:1])
+    with pytest.raises(ValueError, match="posterior means that are not finite"):
+        likelihood.active_units(means * np.nan)
 
 
 def test_samples_taken_in_chunks_are_all_counted_once():

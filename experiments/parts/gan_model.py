@@ -78,6 +78,14 @@ PRESETS = {
         ),
     ),
 }  # fmt: skip
+READ_WITH = {
+    ("network", "dense"): ("hidden",),
+    ("network", "conv"): ("width", "discriminator_width", "norm"),
+    ("spectral", True): ("slope",),
+    ("conditional", True): ("conditioning", "classification_score"),
+    ("action", "sample"): ("num_samples", "output"),
+    ("action", "evaluate"): ("features", "classification_score"),
+}
 
 
 def players(config: Config, examples: Examples) -> tuple[Any, Any]:

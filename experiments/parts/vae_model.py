@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from jaxgen.data.source import Source
+from jaxgen.evaluate import likelihood
 from jaxgen.nn import autoencoder, functional
 from jaxgen.runs import experiment, plan
 from jaxgen.runs.command_line import RunOptions, may_change
@@ -44,6 +46,8 @@ class Config:
     # evaluate: importance samples per image for log p(x); 0 leaves it out
     nll_samples: int = may_change(0)
     features: str = may_change("random")  # evaluate: random, judge or inception:FILE[:SHA256]
+    # sample: where z comes from: the prior, or a Gaussian or ten of them fitted to the means of z
+    codes: Literal["prior", "gaussian", "mixture"] = may_change("prior")
     num_samples: int = may_change(64)  # sample: how many images
     # sample: the PNG to write; in the run's folder by default
     output: str | None = may_change(None)
@@ -66,6 +70,15 @@ PRESETS = {
         ),
     ),
 }  # fmt: skip
+READ_WITH = {
+    ("network", "dense"): ("hidden",),
+    ("network", "conv"): ("width", "norm"),
+    ("likelihood", "bernoulli"): ("binarize",),
+    ("objective", "free_bits"): ("free_bits",),
+    ("objective", *objectives.BOUNDS): ("bound_samples",),
+    ("action", "sample"): ("codes", "num_samples", "output"),
+    ("action", "evaluate"): ("nll_samples", "features"),
+}
 
 
 def networks(config: Config, examples: Examples) -> tuple[Any, Any]:
@@ -94,28 +107,37 @@ def top_networks(config: Config) -> tuple[Any, Any]:
 def check(config: Config, examples: Examples) -> None:
     """Raises ValueError for options out of range, or that do not go together."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples", "bound_samples")
-    plan.check_range(config, 0, "beta", "kl_warmup_steps", "free_bits", "top_dim", "pseudo_inputs")
+    plan.check_range(config, 0, "beta", "kl_warmup_steps", "free_bits", "nll_samples")
+    plan.check_range(config, 0, "top_dim", "pseudo_inputs")
     name = config.objective
     for option in ("top_dim", "pseudo_inputs"):
         if getattr(config, option):
             objectives.check_prior(name, f"--{option.replace('_', '-')}")
-    if name not in objectives.BOUNDS and config.bound_samples > 1:
-        raise ValueError(
-            f"objective {name} draws z once; --bound-samples {config.bound_samples} is for "
-            f"{', '.join(objectives.BOUNDS)}"
-        )
     if config.top_dim and config.pseudo_inputs:
         raise ValueError("--top-dim and --pseudo-inputs are two priors; give one of them")
     if config.pseudo_inputs and config.conditional:
         raise ValueError("--pseudo-inputs have no labels; leave out --conditional")
     if name in objectives.OF_WHOLE_BATCH and config.run.accumulate > 1:
         raise ValueError(f"objective {name} looks at the whole batch; use --accumulate 1")
+    # a run that was trained so can still be looked at
+    if name in ("iwae", "dreg") and config.bound_samples == 1 and config.action == "train":
+        raise ValueError(f"{name} with one draw is the ELBO; give --bound-samples 2 or more")
     if is_binarized(config) and examples.image_shape[-1] == 3:
         warnings.warn(
             "pixels of colour images are drawn as 0 or 1, which leaves static; for photographs use "
-            "--likelihood gaussian or logistic, or --no-binarize",
+            "--likelihood gaussian or logistic",
             stacklevel=3,
         )
+
+
+def open_split(config: Config, options: RunOptions, split: str) -> Source:
+    """Opens a split. Raises ValueError for grey pixels where a Bernoulli likelihood draws none."""
+    source = plan.open_split(options, split)
+    if losses.LIKELIHOODS[config.likelihood].is_binary and not config.binarize:
+        for start in range(0, source.num_examples, 1000):
+            rows = range(start, min(start + 1000, source.num_examples))
+            likelihood.check_binary(source.read(list(rows))[0])
+    return source
 
 
 def extra_parameters(config: Config, examples: Examples, key: Key) -> dict[str, Any]:

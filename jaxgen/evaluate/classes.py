@@ -17,9 +17,12 @@ class ClassReport(NamedTuple):
 
 
 def report(probabilities: np.ndarray) -> ClassReport:
-    """Makes the report for class probabilities [N, num_classes], rows summing to one."""
+    """Makes the report for class probabilities [N, num_classes], rows summing to one.
+
+    Raises ValueError for probabilities that are not finite.
+    """
     count, num_classes = probabilities.shape
-    names = np.argmax(probabilities, axis=1)
+    names = _most_probable(probabilities)
     histogram = np.bincount(names, minlength=num_classes) / count
     present = histogram[histogram > 0]
     missing = np.flatnonzero(histogram < 0.1 / num_classes)
@@ -44,4 +47,11 @@ def lines(report: ClassReport, names: Sequence[str]) -> list[str]:
 
 def agreement(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Computes the share of samples whose most probable class is their label: [N, classes], [N]."""
-    return float(np.mean(np.argmax(probabilities, axis=1) == labels))
+    return float(np.mean(_most_probable(probabilities) == labels))
+
+
+def _most_probable(probabilities: np.ndarray) -> np.ndarray:
+    """Names the most probable class of each row; argmax alone would name one of NaN too."""
+    if not np.isfinite(probabilities).all():
+        raise ValueError("class probabilities that are not finite; look at the classifier")
+    return np.argmax(probabilities, axis=1)

@@ -9,6 +9,24 @@ from collections.abc import Callable
 
 import numpy as np
 
+LARGEST = float(np.finfo(np.float32).max)  # of a feature: no product of the figures overflows
+
+
+def checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Converts features to float64.
+
+    Raises ValueError unless they are of one width, finite, and no larger than float32 can be.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features {a.shape} and {b.shape}; give two arrays [N, D] of one width D")
+    if not all((np.abs(x) <= LARGEST).all() for x in (a, b)):  # also true of nan
+        raise ValueError(
+            f"features that are not finite, or beyond {LARGEST:.1e}; look at the images or the "
+            f"network"
+        )
+    return a, b
+
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
     """Computes the Frechet distance between Gaussians with the samples' means and covariances.
@@ -19,7 +37,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     (the FID only with the features of their Inception network). Too large by about 1/N on average.
     Raises ValueError for features of different width and for too few samples for a covariance.
     """
-    a, b = _checked(a, b)
+    a, b = checked(a, b)
     return _frechet_to(b)(a)
 
 
@@ -58,7 +76,7 @@ def frechet_of_infinitely_many(
     Chong & Forsyth 2020 (arXiv:1911.07023), section 4: distances of random subsets of N / 10 (but
     always more than the features) to N images, and least squares. Real images stay as they are.
     """
-    generated, real = _checked(generated, real)
+    generated, real = checked(generated, real)
     least = max(len(generated) // 10, generated.shape[1] + 1)
     if len(generated) < 2 * least:
         raise ValueError(
@@ -81,7 +99,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     Zero on average for samples of one distribution, for any N, and so negative half of the time.
     Raises ValueError for features of different width and for fewer than 2 samples.
     """
-    a, b = _checked(a, b)
+    a, b = checked(a, b)
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a kernel distance of {len(a)} and {len(b)} samples; give 2 or more")
     return float(_within(a) + _within(b) - 2 * _kernel(a, b) / (len(a) * len(b)))
@@ -100,13 +118,3 @@ def _kernel(x: np.ndarray, y: np.ndarray, rows: int = 1000) -> float:
 
 def _cubed(products: np.ndarray, x: np.ndarray) -> np.ndarray:
     return (products / x.shape[1] + 1) ** 3
-
-
-def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Converts both to float64. Raises ValueError unless they are finite and of one width."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"features {a.shape} and {b.shape}; give two arrays [N, D] of one width D")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("features that are not finite; look at the images or the network")
-    return a, b

@@ -20,16 +20,23 @@ from jaxgen.types import Array
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 images [N, H, W, C] -> codes [N, D]
 Decode = Callable[[np.ndarray], np.ndarray]  # codes -> uint8 images
-SOURCES = ("normal", "gaussian", "mixture")
+SOURCES = {
+    "normal": "N(0, I)",
+    "gaussian": "a Gaussian over the codes",
+    "mixture": "a mixture of Gaussians over the codes",
+}
 NUM_COMPONENTS = 10  # as in Ghosh et al.
 
 
 def on_host(
-    encode: Callable[[Array, int], Array], decode: Callable[[Array], Array], at_once: int = 1000
+    encode: Callable[[Array, int], Array],
+    decode: Callable[[Array, int], Array],
+    at_once: int = 1000,
 ) -> tuple[Encode, Decode]:
     """Turns networks into functions of NumPy arrays, which go through them `at_once` at a time.
 
-    encode: (images in [-1, 1], number of the first) -> codes; decode: codes -> images in [-1, 1].
+    encode: (images in [-1, 1], number of the first) -> codes; decode: (codes, number of the first)
+    -> images in [-1, 1].
     """
 
     def starts(x: np.ndarray) -> range:
@@ -42,8 +49,8 @@ def on_host(
         return np.concatenate([np.asarray(encode(part, i)) for i, part in x])
 
     def pictures(z: np.ndarray) -> np.ndarray:
-        parts = (jnp.asarray(z[i : i + at_once], jnp.float32) for i in starts(z))
-        return np.concatenate([images.to_uint8(decode(part)) for part in parts])
+        parts = ((i, jnp.asarray(z[i : i + at_once], jnp.float32)) for i in starts(z))
+        return np.concatenate([images.to_uint8(decode(part, i)) for i, part in parts])
 
     return codes, pictures
 
@@ -65,10 +72,12 @@ def draw(source: str, codes: np.ndarray, count: int, seed: int = 0) -> np.ndarra
         )
     components = 1 if source == "gaussian" else NUM_COMPONENTS
     least = components * (codes.shape[1] + 1)
-    if len(codes) < least or not np.isfinite(codes).all():
+    if not np.isfinite(codes).all():
+        raise ValueError("codes that are not finite; look at the images or the encoder")
+    if len(codes) < least:
         raise ValueError(
-            f"{components} Gaussians of {codes.shape[1]} entries need {least} finite codes or "
-            f"more, not {len(codes)}"
+            f"{components} Gaussians of {codes.shape[1]} entries need {least} codes or more, not "
+            f"{len(codes)}; use more images, a smaller --latent-dim or other --codes"
         )
     from sklearn.exceptions import ConvergenceWarning  # half a second
     from sklearn.mixture import GaussianMixture
@@ -86,16 +95,28 @@ def compare(
     train: np.ndarray,
     test: np.ndarray,
     features: Features = RANDOM,
-) -> dict[str, quality.Comparison]:
-    """Computes the figures of samples from each of `SOURCES`, as many as there are test images."""
+) -> tuple[dict[str, quality.Comparison], dict[str, str]]:
+    """Computes the figures of samples from each of `SOURCES`, as many as there are test images.
+
+    Returns them, and the reasons why other sources cannot be fitted to the codes.
+    """
     codes = encode(train)
     count = min(len(train), len(test), quality.MOST_IMAGES)
-    samples = {source: decode(draw(source, codes, count)) for source in SOURCES}
-    return quality.compare_each(samples, train, test, features)
+    z, reasons = {}, {}
+    for source in SOURCES:
+        try:
+            z[source] = draw(source, codes, count)
+        except ValueError as error:
+            reasons[source] = str(error)
+    samples = {source: decode(draws) for source, draws in z.items()}
+    return quality.compare_each(samples, train, test, features), reasons
 
 
-def lines(comparisons: dict[str, quality.Comparison]) -> list[str]:
-    """Writes the Frechet and kernel distances of each source and of real images, as lines."""
+def lines(comparisons: dict[str, quality.Comparison], reasons: dict[str, str]) -> list[str]:
+    """Writes the Frechet and kernel distances of each source and of real images, as lines.
+
+    reasons: of the sources that have no distances.
+    """
     first = next(iter(comparisons.values()))
     rows = {source: comparison.generated for source, comparison in comparisons.items()}
     rows["real"] = first.floor
@@ -103,9 +124,13 @@ def lines(comparisons: dict[str, quality.Comparison]) -> list[str]:
         f"  samples against {first.num_images} test images: {first.features.frechet}, kernel "
         f"(by {first.features.name})"
     )
-    return [head] + [
-        f"  {name:16s} {quality.spread(x.frechet)}   {quality.spread(x.kernel, 5)}"
-        for name, x in rows.items()
+    return [
+        head,
+        *(
+            f"  {name:16s} {quality.spread(x.frechet)}   {quality.spread(x.kernel, 5)}"
+            for name, x in rows.items()
+        ),
+        *(f"  {source:16s} {reason}" for source, reason in reasons.items()),
     ]
 
 
@@ -119,4 +144,4 @@ def report(
     """Writes the lines of `compare`, or the one that says how many images it needs."""
     if min(len(train), len(test)) < features.least_images:
         return [f"  distances        need {features.least_images} images or more of each kind"]
-    return lines(compare(encode, decode, train, test, features))
+    return lines(*compare(encode, decode, train, test, features))

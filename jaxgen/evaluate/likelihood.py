@@ -166,8 +166,10 @@ def active_units(means: np.ndarray, threshold: float = 0.01) -> np.ndarray:
         var over x of E_q(z | x) z_d > threshold
 
     means: the posterior means of N images. Burda et al. 2016 (arXiv:1509.00519), section 5.2.
-    Raises ValueError for less than two images.
+    Raises ValueError for less than two images and for means that are not finite.
     """
+    if not np.isfinite(means).all():
+        raise ValueError("posterior means that are not finite; look at the images or the encoder")
     if len(means) < 2:
         raise ValueError(f"a variance over {len(means)} images; use 2 or more")
     return np.var(np.asarray(means, np.float64), axis=0) > threshold
@@ -181,7 +183,7 @@ def check_binary(images: np.ndarray) -> None:
     grey = float(np.mean((images != 0) & (images != 255)))
     if grey:
         raise ValueError(
-            f"the bound is of log p(x) of binary pixels, and {grey:.1%} of the pixels are neither "
+            f"a Bernoulli likelihood is of binary pixels, and {grey:.1%} of the pixels are neither "
             f"black nor white; train with --binarize, or with another --likelihood"
         )
 

@@ -74,7 +74,8 @@ def count_stacked(digits: np.ndarray, num_classes: int = 10) -> ModeCount:
     high quality. Raises ValueError for arrays of another shape and for other classes.
     """
     digits = np.asarray(digits)
-    if digits.ndim != 2 or digits.shape[1] != 3 or digits.min() < 0 or digits.max() >= num_classes:
+    is_class = (digits >= 0) & (digits < num_classes)  # nan is none
+    if digits.ndim != 2 or digits.shape[1] != 3 or not is_class.all():
         raise ValueError(f"classes {digits.shape}; give [N, 3] of 0 to {num_classes - 1}")
     return _counted(digits @ num_classes ** np.arange(3), num_classes**3, 1.0)
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen.evaluate import distances
+
 ROWS = 500  # of a matrix of distances at once
 
 
@@ -27,22 +29,23 @@ def manifolds(real: np.ndarray, generated: np.ndarray, k: int = 5) -> Manifolds:
     The first two are of Kynkaanniemi et al. 2019 (arXiv:1904.06991), eq. 1, the others of Naeem et
     al. 2020 (arXiv:2002.09797), eq. 3 and 4.
 
-    The neighbourhood of an image is the ball that reaches to its k-th nearest of its own sample.
+    The neighbourhood of an image is the ball that reaches to its k-th nearest of its own sample,
+    which lies in it: the <= of the former's equation, without which copies have no neighbourhood.
     Raises ValueError for features of different width and for k or fewer images in a sample.
     """
-    real, generated = _checked(real, generated)
+    real, generated = distances.checked(real, generated)
     smallest = min(len(real), len(generated))
     if not 1 <= k < smallest:
         raise ValueError(f"{k} neighbours in a sample of {smallest}; give more images or another k")
     real_radii, generated_radii = _radii(real, k), _radii(generated, k)
     inside, counts, recalled, covered = [], [], [], np.zeros(len(real), bool)
-    for distances in _rows(generated, real):  # [rows of generated, real]
-        within = distances < real_radii
+    for gaps in _rows(generated, real):  # [rows of generated, real]
+        within = gaps <= real_radii
         inside.append(within.any(axis=1))
         counts.append(within.sum(axis=1))
         covered |= within.any(axis=0)
-    for distances in _rows(real, generated):
-        recalled.append((distances < generated_radii).any(axis=1))
+    for gaps in _rows(real, generated):
+        recalled.append((gaps <= generated_radii).any(axis=1))
     return Manifolds(
         float(np.mean(np.concatenate(inside))),
         float(np.mean(np.concatenate(recalled))),
@@ -65,7 +68,7 @@ def nearest_neighbour_test(real: np.ndarray, generated: np.ndarray) -> TwoSample
     Lopez-Paz & Oquab 2017 (arXiv:1610.06545); Xu et al. 2018 (arXiv:1806.07755), section 2, for
     what the two shares mean. Raises ValueError unless both samples are of one size, 2 or more.
     """
-    real, generated = _checked(real, generated)
+    real, generated = distances.checked(real, generated)
     if len(real) != len(generated) or len(real) < 2:
         raise ValueError(
             f"a two-sample test of {len(real)} real and {len(generated)} generated images; give "
@@ -73,11 +76,11 @@ def nearest_neighbour_test(real: np.ndarray, generated: np.ndarray) -> TwoSample
         )
     both, size = np.concatenate([real, generated]), len(real)
     nearest, start = [], 0
-    for distances in _rows(both, both):
-        own = np.arange(len(distances))
-        distances[own, start + own] = np.inf
-        nearest.append(distances.argmin(axis=1))
-        start += len(distances)
+    for gaps in _rows(both, both):
+        own = np.arange(len(gaps))
+        gaps[own, start + own] = np.inf
+        nearest.append(gaps.argmin(axis=1))
+        start += len(gaps)
     is_real = np.concatenate(nearest) < size
     of_real, of_generated = float(np.mean(is_real[:size])), float(np.mean(~is_real[size:]))
     return TwoSample((of_real + of_generated) / 2, of_real, of_generated)
@@ -85,7 +88,7 @@ def nearest_neighbour_test(real: np.ndarray, generated: np.ndarray) -> TwoSample
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
     """Computes the distance of each image to its k-th nearest other image."""
-    parts = [np.partition(distances, k, axis=1)[:, k] for distances in _rows(x, x)]
+    parts = [np.partition(gaps, k, axis=1)[:, k] for gaps in _rows(x, x)]
     return np.concatenate(parts)
 
 
@@ -94,10 +97,3 @@ def _rows(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
 
     for start in range(0, len(x), ROWS):
         yield distance.cdist(x[start : start + ROWS], y)
-
-
-def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"features {a.shape} and {b.shape}; give two arrays [N, D] of one width D")
-    return a, b

@@ -7,6 +7,7 @@ import json
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -106,14 +107,29 @@ GROUPS = {
 }  # fmt: skip
 
 
+# (an option, its values) -> the options that are read beside these values alone
+ReadWith = Mapping[tuple[Any, ...], tuple[str, ...]]
+OF_TRAINING: ReadWith = {
+    ("action", "train"): (
+        "steps", "epochs", "resume", "overwrite", "parallel", "num_devices", "scan_steps",
+        *(field.name for field in dataclasses.fields(OutputOptions)),
+    )
+}  # fmt: skip
+
+
 def parse(
-    name: str, presets: dict[str, Config], description: str, argv: list[str] | None = None
+    name: str,
+    presets: dict[str, Config],
+    description: str,
+    argv: list[str] | None = None,
+    read_with: ReadWith = types.MappingProxyType({}),
 ) -> Config:
     """Reads the configuration of a script from its command line.
 
     presets: complete configurations, the first the default; `--preset` picks one and further flags
     change it. With `--resume`, or an `--action` on a finished run, the run's own configuration is
-    the default instead, and a flag that would make it another run is an error naming the field.
+    the default instead, and a flag that would make it another run is an error naming the field. So
+    is a flag that nothing will read, by `read_with` and `OF_TRAINING`.
     """
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -147,6 +163,7 @@ def parse(
     config = _from_flags(default, argv, description)
     if stored is not None:
         _check_same(stored, config, flags.run_dir)
+    _check_read(config, argv, read_with)
     return config
 
 
@@ -246,6 +263,28 @@ def _check_same(stored: Any, config: Any, run_dir: str) -> None:
         raise ValueError(
             f"{run_dir} is another run: {what}. Leave the flag out, or train into a new --run-dir"
         )
+
+
+def _check_read(config: Any, argv: list[str], read_with: ReadWith) -> None:
+    """Raises ValueError for a flag whose option is not read beside the others.
+
+    The value of a preset is no flag. One that turns something off (--no-binarize) is never unread:
+    nothing is done, as it says.
+    """
+    values = _flat(config)
+    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    given = {flag[2:].replace("-", "_") for flag in flags}
+    for (other, *wanted), names in (*OF_TRAINING.items(), *read_with.items()):
+        unread = [name for name in names if name in given and values[name]]
+        if unread and values[other] not in wanted:
+            need = "" if wanted == [True] else f" {' or '.join(wanted)}"
+            raise ValueError(
+                f"{_flag(unread[0])} needs {_flag(other)}{need}; leave it out, or give that too"
+            )
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _flat(config: Any) -> dict[str, Any]:
