@@ -277,10 +277,8 @@ def _check_read(config: Any, argv: list[str], read_with: ReadWith) -> None:
     for (other, *wanted), names in (*OF_TRAINING.items(), *read_with.items()):
         unread = [name for name in names if name in given and values[name]]
         if unread and values[other] not in wanted:
-            need = "" if wanted == [True] else f" {' or '.join(wanted)}"
-            raise ValueError(
-                f"{_flag(unread[0])} needs {_flag(other)}{need}; leave it out, or give that too"
-            )
+            need = _flag(other) if wanted == [True] else f"{_flag(other)} {' or '.join(wanted)}"
+            raise ValueError(f"{_flag(unread[0])} needs {need}; leave it out, or give that too")
 
 
 def _flag(option: str) -> str:
