@@ -44,6 +44,8 @@ def build(config: Config, examples: Examples) -> System:
     )  # fmt: skip
     plan.check_range(config, 0, "gradient_penalty", "r1", "r2", "slope")
     plan.check_range(config, 0, "b1", "ema_decay", high=0.99999)
+    if not config.slope:
+        raise ValueError("--slope 0 makes the discriminator constant; use a positive slope")
     generator, discriminator = gan_model.players(config, examples)
     d_loss, g_loss = gan_model.losses_of(
         config, functional.apply(generator), functional.apply(discriminator)

@@ -370,6 +370,7 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_as_another(straigh
         ("gan", ["--discriminator-steps", "0"], "--discriminator-steps is 0; use 1 or more"),
         ("gan", ["--r1", "-1"], "--r1 is -1.0; use 0 or more"),
         ("gan", ["--slope", "8"], "--slope needs --spectral"),
+        ("gan", ["--spectral", "--slope", "0"], "--slope 0 makes the discriminator constant"),
         ("gan", ["--conditioning", "auxiliary"], "--conditioning needs --conditional; leave it"),
         ("gan", ["--discriminator-width", "32"], "--discriminator-width needs --network conv"),
         ("gan", ["--classification-score"], "--classification-score needs --conditional"),
