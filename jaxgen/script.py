@@ -169,7 +169,7 @@ def _forget(program: str) -> None:
     In a folder that the user has named other software may keep its own; that is left alone.
     """
     folder = cache_folder()
-    if folder is not None and jax.config.read("jax_compilation_cache_dir") == str(folder / "xla"):
+    if folder is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         for path in (folder / "xla").glob(f"{program}-*"):
             with suppress(OSError):
                 path.unlink()

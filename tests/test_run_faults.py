@@ -202,6 +202,7 @@ def test_without_a_home_programs_are_compiled_and_not_kept(monkeypatch):
 def test_machine_code_that_cannot_be_read_is_one_note_and_made_anew(tmp_path, monkeypatch, capsys):
     """JAX compiles, but leaves the damaged file, and would compile at every start from then on."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     folder, before = tmp_path / "jaxgen" / "xla", jax.config.jax_compilation_cache_dir
 
     def start():
