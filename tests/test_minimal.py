@@ -24,6 +24,9 @@ FILES = sorted((Path(__file__).parent.parent / "experiments" / "minimal").glob("
 ALLOWED = {"jax", "flax", "optax", "numpy", "sklearn", "PIL"} | sys.stdlib_module_names
 NUM_STEPS = 20  # more than an epoch
 SAME = 1e-6  # relative; most losses are equal to the bit, sums of another program may round anew
+# Adam divides by a gradient's own size: a bit of a small one grows (on CPUs without AVX-512 from
+# the sixth step on, to 2e-4 at the twentieth); another order of the data changes losses by 1e-2
+LATER = 1e-3
 
 
 def test_there_are_four_scripts_of_at_most_150_lines():
@@ -78,7 +81,9 @@ def test_a_minimal_script_has_the_losses_of_the_script_and_writes_its_picture(
 
     own = np.asarray(left["_"]).reshape(NUM_STEPS, -1)  # the losses, which it has no use for
     expected = metrics(script)
-    np.testing.assert_allclose(own.T, [expected[n] for n in names], rtol=SAME)
+    expected = np.stack([expected[n] for n in names], axis=1)
+    np.testing.assert_allclose(own[:5], expected[:5], rtol=SAME)
+    np.testing.assert_allclose(own, expected, rtol=LATER)
     with Image.open(tmp_path / "runs" / "minimal" / f"{name}.png") as picture:
         assert picture.size[0] == 580
 
