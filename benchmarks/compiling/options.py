@@ -12,14 +12,14 @@ GPU: dict[str, dict[str, str]] = {
     # cuDNN's convolutions as parts of CUDA graphs: 2 launches; XLA's default is without, since not
     # all convolutions can be
     "graphs": {"xla_gpu_enable_command_buffer": "+CONVOLUTION"},
-    # and a whole scan as one graph
+    # and a whole scan as one graph: no launch a step, 3 an image instead of 3,218
     "scans": {"xla_gpu_enable_command_buffer": "+CONVOLUTION,+WHILE"},
     # convolutions with what follows them as one call of cuDNN: 783 kernels, 7.29 GB
     "convolutions": {"xla_gpu_experimental_enable_conv_fusion": "true"},
     # products of queries, keys and values apart (710 kernels, 6.63 GB): merged ones are split by
     # copies
     "products": {"xla_gpu_dot_merger_threshold_mb": "0"},
-    # also short runs of kernels as graphs; XLA's default is 5 and more
+    # also short runs of kernels as graphs, 106 launches; XLA's default is 5 and more
     "short": {"xla_gpu_graph_min_graph_size": "2"},
 }
 # No option of XLA's, but `StableDiffusion(kernel_layout="cudnn")`: kernels of convolutions lie in
