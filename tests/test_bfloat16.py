@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training in bfloat16 against float32: every leaf's gradient, and whole runs."""
+"""Training in bfloat16: every leaf's gradient against float64's, whole runs against float32's."""
 
 import re
 from functools import partial
@@ -115,23 +115,38 @@ def gradient(module, params, inputs, single):
         return jax.tree.leaves((jax.vmap(one) if single else one)(*inputs))
 
     def loss(params, inputs, weights):
-        outputs = [out.astype(jnp.float32) for out in call(params, inputs)]
+        outputs = [out.astype(weights[0].dtype) for out in call(params, inputs)]
         return sum(
             jnp.mean(w * (out**2 / 2 + out)) for w, out in zip(weights, outputs, strict=True)
         )
 
     rng = np.random.default_rng(5)
     shapes = jax.eval_shape(call, params, inputs)
-    weights = [rng.uniform(0.5, 1.5, out.shape).astype(np.float32) for out in shapes]
-    return jax.jit(jax.grad(loss))(params, inputs, weights)
+    weights = [rng.uniform(0.5, 1.5, out.shape).astype(jnp.float32) for out in shapes]
+    traced = jax.jit(jax.grad(loss)).trace(params, inputs, weights)
+    if jnp.float32 is jnp.float64:
+        assert "f32[" not in str(traced.jaxpr)
+    return traced.lower().compile()(params, inputs, weights)
+
+
+def float64_gradient(module, params, inputs, single, monkeypatch):
+    """The same in float64: everything that the networks cast to float32 is cast to that instead."""
+
+    def widened(x):
+        return x.astype(np.float64) if x.dtype == np.float32 else x
+
+    with jax.enable_x64(True), monkeypatch.context() as patch:
+        patch.setattr(jnp, "float32", jnp.float64)
+        wide = jax.tree.map(widened, (params, inputs))
+        return jax.device_get(gradient(module.clone(dtype=jnp.float64), *wide, single))
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_bfloat16_gradients_are_float32s_up_to_the_rounding_of_activations(name):
+def test_bfloat16_gradients_are_float64s_up_to_the_rounding_of_activations(name, monkeypatch):
     module, *inputs = (SINGLE | WHOLE)[name]
     example = [x[0] for x in inputs] if name in SINGLE else inputs
     params = networks.weights_by_path(networks.shapes_of(module, *example))
-    exact = gradient(module, params, inputs, name in SINGLE)
+    exact = float64_gradient(module, params, inputs, name in SINGLE, monkeypatch)
     half = gradient(module.clone(dtype=jnp.bfloat16), params, inputs, name in SINGLE)
 
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(exact))
