@@ -153,6 +153,8 @@ def start(config: Config, path: str, cache: Path, programs: Path | None) -> dict
     variables = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONDONTWRITEBYTECODE": "",  # byte code is kept, as on a user's machine
+        "PYTHONPYCACHEPREFIX": str(cache.parent / "byte code"),
     }
     command = [sys.executable, "-c", CHILD, json.dumps(arguments)]
     begin = time.time()

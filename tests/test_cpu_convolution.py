@@ -132,33 +132,44 @@ def _arranged(x, axes, wanted):
     return np.asarray(x, np.float32).transpose([axes.index(name) for name in wanted])
 
 
-@pytest.mark.parametrize("strips", [1, 3])
+@pytest.mark.parametrize(
+    ("images", "loops"),
+    [
+        (3, 0),
+        (2, 1),  # two and two: the last one has zeros beside its image
+        (1, 1),
+        (0.5, 2),  # and the rows of each in strips
+    ],
+)
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((2, 0), (1, 3)), ((-1, 0), (0, -1))])
-def test_convolutions_by_tiles_give_the_sums_of_the_definition(padding, strips, monkeypatch):
+def test_convolutions_by_tiles_give_the_sums_of_the_definition(padding, images, loops, monkeypatch):
     rng = np.random.default_rng(0)
-    x, kernel = rng.standard_normal((2, 9, 8, 5)), rng.standard_normal((3, 3, 5, 4))
+    x, kernel = rng.standard_normal((3, 9, 8, 5)), rng.standard_normal((3, 3, 5, 4))
     expected = by_definition(x, kernel, (1, 1), padding, (1, 1), (1, 1), 1, 1)
-    if strips > 1:
-        monkeypatch.setattr(winograd, "_STRIP_BYTES", 4000)
+    tiles = np.prod([-(-size // 2) for size in expected.shape[1:3]])
+    monkeypatch.setattr(winograd, "_PART_BYTES", int(images * tiles * 16 * 4 * 5))
     own = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
     lowered = jax.jit(partial(winograd.by_tiles, padding)).lower(*own)
-    assert ("stablehlo.while" in lowered.as_text()) == (strips > 1)
+    assert lowered.as_text().count("stablehlo.while") == loops
     np.testing.assert_allclose(lowered.compile()(*own), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("sides", "stride", "channels", "dtype", "tiled"),
+    ("sides", "stride", "batch", "channels", "dtype", "tiled"),
     [
-        ((3, 3), 1, 128, "float32", True),
-        ((3, 3), 2, 128, "float32", False),
-        ((5, 5), 1, 128, "float32", False),
-        ((3, 3), 1, 64, "float32", False),  # too few channels
-        ((3, 3), 1, 512, "float32", False),  # too few places
-        ((3, 3), 1, 128, "bfloat16", False),
+        ((3, 3), 1, 1, 128, "float32", True),
+        ((3, 3), 2, 1, 128, "float32", False),
+        ((5, 5), 1, 1, 128, "float32", False),
+        ((3, 3), 1, 1, 32, "float32", False),  # too few channels
+        ((3, 3), 1, 1, 512, "float32", False),  # too few places
+        ((3, 3), 1, 2, 512, "float32", True),
+        ((3, 3), 1, 1, 128, "bfloat16", False),
     ],
 )
-def test_large_convolutions_of_3_by_3_are_computed_by_tiles(sides, stride, channels, dtype, tiled):
-    x = jax.ShapeDtypeStruct((1, 16, 16, channels), dtype)
+def test_large_convolutions_of_3_by_3_are_computed_by_tiles(
+    sides, stride, batch, channels, dtype, tiled
+):
+    x = jax.ShapeDtypeStruct((batch, 16, 16, channels), dtype)
     kernel = jax.ShapeDtypeStruct((*sides, channels, 128), dtype)
     convolve = partial(
         lax.conv_general_dilated, window_strides=(stride, stride), padding="SAME",

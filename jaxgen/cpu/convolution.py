@@ -90,7 +90,11 @@ def _form(
         case False, False, False if taps <= places and taps * features <= 2 * channels:
             return partial(forms.product_first, padding, x_dilation, out.dtype)
         case False, False, False if winograd.is_faster(
-            x.dtype, places, [kernel.shape[axis] for axis in weights[2:]], channels, features
+            x.dtype,
+            batch * places,
+            [kernel.shape[axis] for axis in weights[2:]],
+            channels,
+            features,
         ):
             return partial(winograd.by_tiles, padding)
         case _, False, False if channels == 1 < taps <= min(places, features):
