@@ -155,22 +155,25 @@ def test_convolutions_by_tiles_give_the_sums_of_the_definition(padding, images, 
 
 
 @pytest.mark.parametrize(
-    ("sides", "stride", "batch", "channels", "dtype", "tiled"),
+    ("taps", "stride", "shape", "features", "dtype", "tiled"),
     [
-        ((3, 3), 1, 1, 128, "float32", True),
-        ((3, 3), 2, 1, 128, "float32", False),
-        ((5, 5), 1, 1, 128, "float32", False),
-        ((3, 3), 1, 1, 32, "float32", False),  # too few channels
-        ((3, 3), 1, 1, 512, "float32", False),  # too few places
-        ((3, 3), 1, 2, 512, "float32", True),
-        ((3, 3), 1, 1, 128, "bfloat16", False),
+        (3, 1, (1, 16, 16, 128), 128, "float32", True),
+        (3, 2, (1, 16, 16, 128), 128, "float32", False),
+        (5, 1, (1, 16, 16, 128), 128, "float32", False),
+        (3, 1, (1, 16, 16, 128), 128, "bfloat16", False),
+        (3, 1, (1, 16, 16, 512), 128, "float32", False),  # few places
+        (3, 1, (2, 16, 16, 512), 128, "float32", True),
+        (3, 1, (4, 14, 14, 64), 64, "float32", True),
+        (3, 1, (4, 14, 14, 64), 32, "float32", False),  # few features
+        (3, 1, (4, 7, 7, 128), 256, "float32", True),
+        (3, 1, (4, 7, 7, 64), 128, "float32", False),  # a quarter of its tiles' places is cut
     ],
 )
-def test_large_convolutions_of_3_by_3_are_computed_by_tiles(
-    sides, stride, batch, channels, dtype, tiled
+def test_convolutions_are_computed_by_tiles_where_that_saves_more_than_sums_cost(
+    taps, stride, shape, features, dtype, tiled
 ):
-    x = jax.ShapeDtypeStruct((batch, 16, 16, channels), dtype)
-    kernel = jax.ShapeDtypeStruct((*sides, channels, 128), dtype)
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    kernel = jax.ShapeDtypeStruct((taps, taps, shape[-1], features), dtype)
     convolve = partial(
         lax.conv_general_dilated, window_strides=(stride, stride), padding="SAME",
         dimension_numbers=NHWC,

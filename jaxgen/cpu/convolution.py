@@ -91,7 +91,8 @@ def _form(
             return partial(forms.product_first, padding, x_dilation, out.dtype)
         case False, False, False if winograd.is_faster(
             x.dtype,
-            batch * places,
+            batch,
+            [out.shape[axis] for axis in result[2:]],
             [kernel.shape[axis] for axis in weights[2:]],
             channels,
             features,

@@ -12,6 +12,7 @@ mean square, and 4e-7 by the definition.
 """
 
 import functools
+import math
 import operator
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from jax import lax
 from jaxgen.types import Array
 
 TAPS, PLACES = 3, 2  # along an axis, of the kernel and of a tile's result
-FEWEST = 64  # channels and features; with fewer, sums of tiles cost what products save
+_SUMS = 128  # what a tile's sums cost at each place, in products, for a channel or a feature
 _PART_BYTES = 2**22  # of the transformed tiles that exist at once: what caches hold
 
 _B = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B^T
@@ -31,21 +32,27 @@ _G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _A = ((1, 1, 1, 0), (0, 1, -1, -1))  # A^T
 
 
-def is_faster(dtype: Any, places: int, sizes: Sequence[int], channels: int, features: int) -> bool:
-    """Whether a plain convolution of this many places is faster by tiles.
+def is_faster(
+    dtype: Any, batch: int, sides: Sequence[int], sizes: Sequence[int], channels: int, features: int
+) -> bool:
+    """Whether a plain convolution is faster by tiles.
 
-    places: of the results, B H W; sizes: of the kernel, h, w. The kernel is transformed as well, at
-    the cost of an image of `features` tiles, and for few places that does not pay: one map of 8 x 8
-    and 1,280 channels takes twice the time of the plain convolution, one of 64 x 64 and 512 two
-    thirds of it. 512 maps of 14 x 14 take three quarters for 64 and 128 features, 1.1 to 1.7 times
-    as long for 32.
+    sides: of the result, H, W; sizes: of the kernel, h, w. A place costs 9 C F products by the
+    definition. By tiles it costs 4 C F and the sums, and tiles have places beyond odd sides. This
+    tells the shapes right that were measured on 2 cores with AVX-512: 512 maps of 14 x 14 take
+    three quarters of the time for 64 channels and 128 features, 1.1 to 1.7 times as long for 32 and
+    64; of 7 x 7, 1.0 to 1.1 times for 64 and 128, and four fifths for 128 and 256.
+
+    The kernel is transformed as well, at the cost of an image of `features` tiles, and for few
+    places that does not pay: one map of 8 x 8 and 1,280 channels takes twice the time of the plain
+    convolution, one of 64 x 64 and 512 two thirds of it.
     """
-    return (
-        dtype == jnp.float32
-        and tuple(sizes) == (TAPS, TAPS)
-        and min(channels, features) >= FEWEST
-        and places >= channels
-    )
+    if dtype != jnp.float32 or tuple(sizes) != (TAPS, TAPS):
+        return False
+    places = math.prod(sides)
+    in_tiles = math.prod(PLACES * -(-side // PLACES) for side in sides)
+    tiled = in_tiles * (4 * channels * features + _SUMS * (channels + features))
+    return tiled < places * TAPS**2 * channels * features and batch * places >= channels
 
 
 def by_tiles(padding: Sequence[tuple[int, int]], x: Array, kernel: Array) -> Array:
