@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fuzz.readers import READERS
 
-CASES = 100  # of each reader
+CASES = 60  # of each reader
 
 
 @pytest.fixture(scope="module")
