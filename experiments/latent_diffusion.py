@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from PIL import Image
 
 import latent_autoencoder
-from jaxgen import script
+from jaxgen import files, script
 from jaxgen.data import sets
 from jaxgen.miniature import captioned, following, model, model_card
 from jaxgen.miniature.captioned import Captioned
@@ -43,7 +43,7 @@ from jaxgen.weights.diffusers import Checkpoint
 from jaxgen.weights.tokenizer import Tokenizer
 from latent_autoencoder import Trained
 from parts import denoiser
-from parts.denoiser import WORLD, Config
+from parts.denoiser import READ_WITH, WORLD, Config
 
 NAME = "latent_diffusion"
 TOKENIZER = "tokenizer"  # in the run folder
@@ -216,7 +216,9 @@ def export(config: Config, parts: Parts) -> None:
 
 
 def main() -> None:
-    config = command_line.parse(NAME, {"world": WORLD}, __doc__)
+    config = command_line.parse(NAME, {"world": WORLD}, __doc__, read_with=READ_WITH)
+    if config.action == "export":
+        files.check_new(Path(config.output))
     script.set_up(config.run.distributed)
     parts = prepare(config, has_folder=config.run.resume or config.action == "export")
     if config.action == "export":

@@ -45,7 +45,7 @@ from jaxgen.types import Key, Params
 from jaxgen.weights import hub
 from jaxgen.weights.diffusers import Checkpoint
 
-NAME = "lora"
+NAME, KOHYA = "lora", "kohya.safetensors"
 SHOWN = 4  # captions that are drawn where --prompts names none
 
 
@@ -84,6 +84,12 @@ PRESETS = {
         )
     )
 }  # fmt: skip
+
+
+READ_WITH = {
+    ("action", "train"): ("prompts", "num_steps", "guidance"),
+    ("action", "export"): ("output", "half"),
+}
 
 
 class Parts(NamedTuple):
@@ -232,21 +238,25 @@ def export(config: Config, parts: Parts) -> None:
     """Writes the factors as PEFT's file and as kohya's."""
     state, done, _ = run.restore(config, *_for_run(config, parts))
     factors = jax.device_get(experiment.model(state, config.run).params)
-    folder = Path(config.output)
-    files.check_new(folder)
-    folder.mkdir(parents=True)
     alpha = float(config.rank if config.alpha is None else config.alpha)
     dtype = jnp.float16 if config.half else jnp.float32
-    peft, kohya = folder / lora_file.PEFT, folder / "kohya.safetensors"
-    components = parts.checkpoint.components
-    lora_file.write_peft(peft, components, factors, alpha, dtype)
-    lora_file.write_kohya(kohya, components, factors, alpha, dtype, Path(config.model).name)
-    for path in (peft, kohya):
+    components, base = parts.checkpoint.components, Path(config.model).name
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        lora_file.write_peft(folder / lora_file.PEFT, components, factors, alpha, dtype)
+        lora_file.write_kohya(folder / KOHYA, components, factors, alpha, dtype, base)
+
+    folder = Path(config.output)
+    files.write_whole(folder, write)
+    for path in (folder / lora_file.PEFT, folder / KOHYA):
         print(f"{path}: {path.stat().st_size / 1e3:,.1f} kB after {done:,} steps")
 
 
 def main() -> None:
-    config = command_line.parse(NAME, PRESETS, __doc__)
+    config = command_line.parse(NAME, PRESETS, __doc__, read_with=READ_WITH)
+    if config.action == "export":
+        files.check_new(Path(config.output))
     script.set_up(config.run.distributed)
     parts = prepare(config)
     if config.action == "export":

@@ -382,6 +382,8 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_as_another(straigh
         ("vae", ["--objective", "iwae"], "iwae with one draw is the ELBO; give --bound-samples 2"),
         ("autoencoder", ["--codes", "mixture"], "--codes needs --action sample"),
         ("vq_vae", ["--num-samples", "9"], "--num-samples needs --action sample"),
+        ("lora", ["--data", "x", "--output", "y"], "--output needs --action export"),
+        ("latent_diffusion", ["--num-prompts", "9"], "--num-prompts needs --action export"),
         ("gan", ["--ema-decay", "2"], "--ema-decay is 2.0"),
         ("vae", ["--beta", "nan"], "--beta is nan"),
         ("vae", ["--top-dim", "2"], "objective elbo needs the KL to N(0, I); with --top-dim use"),

@@ -263,6 +263,8 @@ def test_the_export_draws_what_the_run_drew(places):
     flags = ("--action", "export", "--output", places / "out", "--no-half")
     said = scripts.call("lora", "--run-dir", places / "run", *flags)
     assert "pytorch_lora_weights.safetensors" in said
+    again = scripts.refusal("lora", "--run-dir", places / "run", *flags)
+    assert f"{places / 'out'} exists; choose a new folder" in again
     pipe = StableDiffusion.from_pretrained(places / "model")
     plain = pipe.params
     trees = []

@@ -42,6 +42,8 @@ class Config:
     run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
 
 
+READ_WITH = {("action", "export"): ("decoder", "output", "num_prompts")}
+
 # about an hour on two CPU cores
 WORLD = Config(
     run=RunOptions(

@@ -26,6 +26,7 @@ def without_weights(checkpoint: Checkpoint) -> Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint, params: Mapping[str, Params], store: Store) -> None:
     """Writes parameters by component, and the programs of a store; see `StableDiffusion.save`."""
+    files.check_new(folder)  # before arrays are copied
     components = {
         name: diffusers.with_linen_params(component, params[name])
         for name, component in checkpoint.components.items()
@@ -36,7 +37,6 @@ def save(folder: Path, checkpoint: Checkpoint, params: Mapping[str, Params], sto
         (partial / PROGRAMS).mkdir()
         store.write(partial / PROGRAMS)
 
-    files.check_new(folder)
     files.write_whole(folder, write)
 
 
