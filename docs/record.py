@@ -108,23 +108,28 @@ def gan_mnist_seeds() -> list[Run]:
 
 
 def stacked() -> list[Run]:
-    """Modes of a GAN of stacked MNIST."""
+    """Modes of a GAN of stacked MNIST, three seeds."""
     stacked_modes = "python experiments/studies/stacked_modes.py"
     images = "runs/stacked.npz"
     train = (
         f"python experiments/gan.py --network conv --data {images} --width 16 "
         "--discriminator-width 48 --objective relativistic --r1 0.1 --r2 0.1 --b1 0 "
-        "--learning-rate 1e-3 --schedule linear --steps 2000 --batch-size 64 --run-dir runs/stacked"
+        "--learning-rate 1e-3 --schedule linear --steps 2000 --batch-size 64"
     )
-    return [
-        Run(
-            "relativistic",
+
+    def one(label: str, seed: str, folder: str) -> Run:
+        return Run(
+            label,
             (
                 f"{stacked_modes} --data {MNIST} --output {images}",
-                train,
-                f"{stacked_modes} --action count --data {MNIST} --run-dir runs/stacked",
+                f"{train}{seed} --run-dir {folder}",
+                f"{stacked_modes} --action count --data {MNIST} --run-dir {folder}",
             ),
         )
+
+    return [
+        one("relativistic", "", "runs/stacked"),
+        *(one(f"seed {i}", f" --seed {i}", f"runs/stacked-{i}") for i in (1, 2)),
     ]
 
 
