@@ -11,11 +11,10 @@ the 16 entries. It rounds a few times more: at 512 channels the error is 7e-7 of
 mean square, and 4e-7 by the definition.
 """
 
-import functools
 import math
 import operator
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax.numpy as jnp
@@ -118,6 +117,6 @@ def _tiles(x: Array, kernel: Array, rows: int, columns: int) -> Array:
 def _along(matrix: Sequence[Sequence[float]], parts: list[Array]) -> Array:
     """The product of a matrix and a vector of arrays, stacked: [len(matrix), ...]."""
     return jnp.stack([
-        functools.reduce(operator.add, [w * x for w, x in zip(row, parts, strict=True) if w])
+        reduce(operator.add, [w * x for w, x in zip(row, parts, strict=True) if w])
         for row in matrix
     ])  # fmt: skip
