@@ -31,10 +31,9 @@ UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '
 class Interrupted(Exception):
     """A signal has asked the run to stop, and it has saved."""
 
-    def __init__(self, folder: Path, done: int, num_steps: int, signal: int) -> None:
+    def __init__(self, message: str, signal: int) -> None:
         self.exit_code = 128 + signal  # as a shell reports it
-        what = f"saved at step {done} of {num_steps}" if done else "stopped before the first step"
-        super().__init__(f"{what}; go on with --run-dir {folder} --resume")
+        super().__init__(message)
 
 
 def main(start: Callable[[], None]) -> None:

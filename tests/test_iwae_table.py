@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The settings of Burda et al. 2016's code, and a table that goes on where it stopped."""
 
+import contextlib
 import itertools
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,14 @@ import optax
 import pytest
 from support.scripts import call, loaded, refusal
 
+from jaxgen import script
 from jaxgen.train import objectives, optimizer
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (44, 4, 4, 1), dtype=np.uint8)
 
 ROW = {
     "layers": 1, "k": 50, "objective": "vae", "swapped": True, "stages": 8,
-    "training_images": 59600, "nats": 84.98, "active": "22", "noise": 0.01,
+    "training_images": 59600, "revision": 2, "nats": 84.98, "active": "22", "noise": 0.01,
 }  # fmt: skip
 
 
@@ -33,24 +36,32 @@ def flags(data, folder, budget, *more):
     return [*common, "--folder", folder, "--budget", budget, *more]
 
 
-def test_without_epsilon_it_is_adam_whose_second_moment_begins_at_one():
+def test_without_epsilon_it_is_adam_whose_second_moment_begins_at_one_a_step_late():
+    """The code uses the moments of the step before with the correction of this one."""
     params = {"w": jnp.array([0.5, -2.0]), "b": jnp.float32(3.0)}
     ours = optimizer.adam_of_ones(optax.constant_schedule(0.1), epsilon=0.0)
     theirs = optax.adam(0.1, b1=0.99, eps=0.0)
     adam, *rest = theirs.init(params)
     state, other = ours.init(params), (adam._replace(nu=jax.tree.map(jnp.ones_like, params)), *rest)
-    for scale in (1.0, -3.0, 0.2):
+    late, correction = jax.tree.map(jnp.zeros_like, params), 1.0
+    for i, scale in enumerate((1.0, -3.0, 0.2), start=1):
         grads = jax.tree.map(lambda x, s=scale: s * x, params)
         moves, state = ours.update(grads, state)
-        expected, other = theirs.update(grads, other)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), moves, expected)
+        rate = np.sqrt(1 - 0.999**i) / (1 - 0.99**i)
+        expected = jax.tree.map(lambda x, c=rate / correction: c * x, late)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), moves, expected)
+        late, other = theirs.update(grads, other)
+        correction = rate
 
 
 def test_epsilon_is_added_to_the_root_of_the_second_moment():
-    """A gradient of 0 keeps m = 0; one of g gives 0.01 g / (sqrt(0.999 + 0.001 g^2) + epsilon)."""
+    """A gradient g gives m = 0.01 g and v = 0.999 + 0.001 g^2, which the next step uses."""
     tx = optimizer.adam_of_ones(optax.constant_schedule(1.0), epsilon=0.5)
-    moves, _ = tx.update(jnp.array([0.0, 2.0]), tx.init(jnp.zeros(2)))
-    correction = np.sqrt(0.001) / 0.01
+    gradient = jnp.array([0.0, 2.0])
+    moves, state = tx.update(gradient, tx.init(jnp.zeros(2)))
+    np.testing.assert_array_equal(moves, [0, 0])
+    moves, _ = tx.update(gradient, state)
+    correction = np.sqrt(1 - 0.999**2) / (1 - 0.99**2)
     np.testing.assert_allclose(
         moves, [0, -correction * 0.02 / (np.sqrt(0.999 + 0.004) + 0.5)], rtol=1e-4
     )
@@ -85,73 +96,115 @@ def test_models_have_the_parameters_and_the_start_of_the_code(text, count):
     kernel = np.asarray(params["encoder"]["mean"]["kernel"])
     assert 0.95 * bound < abs(kernel).max() <= bound
 
+    with loaded("parts.iwae_cells") as cells:
+        first, second = (cells.with_weights_of_the_code(params, seed) for seed in (0, 1))
+    encoder = first["encoder"]
+    of_code = np.random.RandomState(123).uniform(-bound, bound, kernel.shape)  # nnet.py, Linear
+    np.testing.assert_array_equal(encoder["mean"]["kernel"], np.float32(of_code))
+    np.testing.assert_array_equal(encoder["mean"]["kernel"], encoder["log_std"]["kernel"])
+    np.testing.assert_array_equal(first["decoder"]["head"]["bias"], bias)
+    assert not np.array_equal(encoder["mean"]["kernel"], second["encoder"]["mean"]["kernel"])
+
+
+def rows_of(folder, ending):
+    """Reads the results of a folder, of one ending, by the names of their runs."""
+    paths = sorted(folder.glob(f"*-{ending}.json"))
+    rows = [row for path in paths for row in json.loads(path.read_text())["rows"]]
+    return {(f"{row['layers']}x{row['k']}", row["objective"], row["seed"]): row for row in rows}
+
+
+@contextlib.contextmanager
+def stopping_at(number):
+    """Patches the training so that a SIGTERM comes during its epoch of that number, from 1."""
+    with loaded("iwae_table") as table, pytest.MonkeyPatch.context() as patch:
+        of, count = table.iwae_cells.epoch_of, itertools.count(1)
+
+        def epoch_of(*arguments):
+            epoch = of(*arguments)
+
+            def stopping(*state):
+                if next(count) == number:
+                    signal.raise_signal(signal.SIGTERM)
+                return epoch(*state)
+
+            return stopping
+
+        patch.setattr(table.iwae_cells, "epoch_of", epoch_of)
+        yield
+
 
 def test_a_table_goes_on_where_it_stopped_and_stands_beside_the_papers(data, tmp_path):
     whole, parts, page = tmp_path / "whole", tmp_path / "parts", tmp_path / "table.md"
     call("iwae_table", *flags(data, whole, 1, "--seeds", "2"))
-    call("iwae_table", *flags(data, parts, 0, "--seeds", "2"))
+    call("iwae_table", *flags(data, parts, 0))
+    call("iwae_table", *flags(data, parts, 1, "--objectives", "iwae"))
     call("iwae_table", *flags(data, parts, 1, "--seeds", "2"))
 
-    read = lambda folder: json.loads((folder / "1x5-stage1.json").read_text())["rows"]  # noqa: E731
-    assert read(parts) == read(whole)
-    assert [(row["objective"], row["seed"]) for row in read(whole)] == [
-        ("vae", 0), ("vae", 1), ("iwae", 0), ("iwae", 1),
-    ]  # fmt: skip
-    assert len({row["nats"] for row in read(whole)}) == 4
-    assert {(row["stages"], row["training_images"]) for row in read(whole)} == {(2, 40)}
+    rows = rows_of(whole, "stage1")
+    assert rows_of(parts, "stage1") == rows
+    assert list(rows) == [("1x5", kind, seed) for kind in ("iwae", "vae") for seed in (0, 1)]
+    assert len({row["nats"] for row in rows.values()}) == 4
+    assert {(row["stages"], row["training_images"]) for row in rows.values()} == {(2, 40)}
+
+    before = {path: path.read_bytes() for path in parts.iterdir()}
+    known = f"1x5 vae seed0: {rows['1x5', 'vae', 0]['nats']:.2f} nats, in "
+    assert known in call("iwae_table", *flags(data, parts, 1, "--seeds", "2"))
+    assert {path: path.read_bytes() for path in parts.iterdir()} == before
+    other = [*flags(data, parts, 1), "--test-images", "3"]
+    assert "seed0-stage1.json is of other test_images; use" in refusal("iwae_table", *other)
 
     written = call("iwae_table", "--action", "table", "--folder", parts, "--table", page)
     assert page.read_text() in written
     lines = page.read_text().splitlines()
-    mean = np.mean([row["nats"] for row in read(parts)[2:]])
+    mean = np.mean([rows["1x5", "iwae", seed]["nats"] for seed in (0, 1)])
     wanted = f"| {mean - 85.54:+.2f} |"
     assert [line for line in lines if "| paper | 1 | 5 | IWAE | 4 |" in line and wanted in line]
 
 
 @pytest.mark.slow
-def test_a_modern_run_goes_on_with_its_moving_average(data, tmp_path):
+def test_a_modern_run_goes_on_with_its_moving_average_after_a_signal(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    modern = ["--mode", "modern", "--save-every", "2", "--test-images", "9"]
+    modern = ["--mode", "modern", "--save-every", "9", "--test-images", "9"]
     call("iwae_table", *flags(data, whole, 1, *modern))
-    with loaded("iwae_table") as table, pytest.MonkeyPatch.context() as patch:
-        of, count = table.iwae_cells.epoch_of, itertools.count(1)
-
-        def stopping(*arguments):
-            epoch = of(*arguments)
-            return lambda *state: 1 / 0 if next(count) == 4 else epoch(*state)
-
-        patch.setattr(table.iwae_cells, "epoch_of", stopping)
-        with pytest.raises(ZeroDivisionError):
-            call("iwae_table", *flags(data, parts, 1, *modern))
+    with stopping_at(3), pytest.raises(script.Interrupted, match="saved after epoch 3 of 4; the s"):
+        call("iwae_table", *flags(data, parts, 1, *modern))
     call("iwae_table", *flags(data, parts, 1, *modern))
 
-    rows, again = (
-        json.loads((folder / "1x5-stage1-modern.json").read_text())["rows"]
-        for folder in (whole, parts)
-    )
-    assert rows == again
+    rows = rows_of(whole, "stage1-modern")
+    assert rows == rows_of(parts, "stage1-modern")
+    row = rows["1x5", "iwae", 0]
     text = call("iwae_table", "--action", "table", "--folder", parts, "--table", tmp_path / "t.md")
-    half = 1.96 * np.hypot(rows[1]["noise"], rows[1]["pixels"])
-    line = f"| 1 | {rows[1]['nats']:.2f} | +- {half:.2f} (draws of z and pixels) | 85.54 |"
-    line = f"| modern | 1 | 5 | DReG | 4 | 40 {line}"
-    assert line in text
+    half = 1.96 * np.hypot(row["noise"], row["pixels"])
+    line = f"| 1 | {row['nats']:.2f} | +- {half:.2f} (draws of z and pixels) | 85.54 |"
+    assert f"| modern | 1 | 5 | DReG | 4 | 40 {line}" in text
 
 
-def test_a_swap_goes_on_from_the_plain_runs(data, tmp_path):
+def test_a_swap_goes_on_from_the_vae_of_one_sample_and_from_the_iwae(data, tmp_path):
+    """The authors' `experiment2`: VAE of k = 1, then IWAE of k; IWAE of k, then VAE of k = 1."""
     after, alone = tmp_path / "after", tmp_path / "alone"
-    call("iwae_table", *flags(data, after, 0))
-    for folder in (after, alone):
-        call("iwae_table", *flags(data, folder, 0, "--swap"))
-    rows, again = (
-        json.loads((folder / "1x5-stage0-swap.json").read_text())["rows"]
-        for folder in (after, alone)
-    )
-    assert rows == again
-    plain = json.loads((after / "1x5-stage0.json").read_text())["rows"]
-    assert not {row["nats"] for row in rows} & {row["nats"] for row in plain}
+    call("iwae_table", *flags(data, after, 0, "--objectives", "iwae"))
+    seen = []
+    with loaded("iwae_table") as table, pytest.MonkeyPatch.context() as patch:
+        of = table.iwae_cells.epoch_of
+
+        def epoch_of(cell, *arguments):
+            epoch = of(cell, *arguments)
+            return lambda *state: seen.append((cell, *state[3].tolist())) or epoch(*state)
+
+        patch.setattr(table.iwae_cells, "epoch_of", epoch_of)
+        call("iwae_table", *flags(data, after, 0, "--swap"))
+    assert seen == [((1, 1), False), ((1, 1), False), ((1, 5), True)]
+    call("iwae_table", *flags(data, alone, 0, "--swap"))
+
+    rows = rows_of(after, "stage0-swap")
+    assert len(rows) == 2
+    assert rows == rows_of(alone, "stage0-swap")
+    assert not {row["nats"] for row in rows.values()} & {
+        row["nats"] for row in rows_of(after, "stage0").values()
+    }
     text = call("iwae_table", "--action", "table", "--folder", after, "--table", tmp_path / "t.md")
-    assert "| paper | 1 | 5 | VAE | 1 |" in text
-    assert "| paper | 1 | 5 | IWAE, then VAE | 2 |" in text
+    assert "| paper | 1 | 5 | VAE of k = 1, then IWAE | 2 |" in text
+    assert "| paper | 1 | 5 | IWAE, then VAE of k = 1 | 2 |" in text
 
 
 def test_differences_are_from_the_papers_two_tables_with_students_interval():
@@ -159,11 +212,11 @@ def test_differences_are_from_the_papers_two_tables_with_students_interval():
     with loaded("parts.iwae_paper") as paper:
         both = paper.table([{"rows": [ROW, ROW | {"swapped": False}]}])
         line = paper.table([{"rows": [ROW, ROW | {"nats": 85.08}]}]).splitlines()[2]
+        first = paper.table([{"rows": [{k: v for k, v in ROW.items() if k != "revision"}]}])
+    assert first.splitlines()[2].startswith("| paper, revision 1 | 1 | 50 |")
     swapped, plain = both.splitlines()[:1:-1]
-    assert (
-        "| VAE, then IWAE | 5467 | 59600 | 1 | 84.98 | +- 0.02 (draws of z) | 84.88 | +0.10 |"
-        in swapped
-    )
+    assert "| VAE of k = 1, then IWAE | 5467 | 59600 | 1 | 84.98 |" in swapped
+    assert "| +- 0.02 (draws of z) | 84.88 | +0.10 |" in swapped
     assert "| VAE | 3280 | 59600 | 1 | 84.98 | +- 0.02 (draws of z) | 86.35 | -1.37 |" in plain
     assert f"| 85.03 | +- {12.7062 * 0.05:.2f} (seeds) | 84.88 | +0.15 | 22, 22 | 22 |" in line
 
@@ -189,17 +242,17 @@ def test_runs_in_turn_are_the_runs_at_once(monkeypatch):
 
 
 def test_a_run_that_is_not_finite_names_its_step_and_what_is_saved(tmp_path):
-    path, losses = tmp_path / "1x1-1.msgpack", np.array([3.0, np.nan])
-    states = {"w": jnp.ones(2), "step": jnp.array([40])}
+    losses, states = np.array([3.0, np.nan]), {"w": jnp.ones(2), "step": jnp.array([40])}
     with loaded("iwae_table") as table:
-        cell = table.CELLS["1x1"]
-        table.check_finite(cell, losses[:1], states, 40, path)
+        runs = [table.Run(table.CELLS["1x1"], "vae", 0)]
+        config = table.Config(folder=tmp_path)
+        table.check_finite(config, runs, losses[:1], states, 40)
         with pytest.raises(ValueError, match="after step 40, at .*nan.* none are saved"):
-            table.check_finite(cell, losses, states, 40, path)
-        path.touch()
+            table.check_finite(config, runs, losses, states, 40)
+        table.state_path(config, runs[0]).touch()
         overflown = states | {"w": jnp.array([1, np.inf])}  # by the last update
-        with pytest.raises(ValueError, match="1x1-1.msgpack holds the last that were saved"):
-            table.check_finite(cell, losses[:1], overflown, 40, path)
+        with pytest.raises(ValueError, match="1x1-vae-seed0.msgpack holds the last that were sa"):
+            table.check_finite(config, runs, losses[:1], overflown, 40)
 
 
 def test_the_modern_gradient_for_iwae_is_dreg_and_for_the_vae_the_mean():
@@ -225,6 +278,8 @@ def test_bad_input_of_the_table_is_one_line(data, tmp_path):
     assert "--nll-samples is 70; above 50 use a multiple of it" in refusal(
         "iwae_table", "--nll-samples", "70"
     )
+    assert "--objectives are none; use some of vae, iwae" in refusal("iwae_table", "--objectives")
+    assert "--swap needs --cells of k > 1" in refusal("iwae_table", "--swap", "--cells", "1x1")
     assert "--budget is 8; use 0 to 7" in refusal("iwae_table", "--budget", "8")
     assert "less than --batch-size 100" in refusal(
         "iwae_table", "--data", data, "--batch-size", "100"
@@ -237,15 +292,15 @@ def test_bad_input_of_the_table_is_one_line(data, tmp_path):
     assert "has seen 4 epochs, more than the 1 of --budget 0" in refusal(
         "iwae_table", *flags(data, tmp_path, 0)
     )
-    assert "1x5-1.msgpack cannot be written (Not a directory)" in refusal(
+    assert "1x5-vae-seed0.msgpack cannot be written (Not a directory)" in refusal(
         "iwae_table", *flags(data, data, 0)
     )
-    states = tmp_path / "1x5-1.msgpack"
+    states = tmp_path / "1x5-vae-seed0.msgpack"
     content = bytearray(states.read_bytes())
     content[len(content) // 2] ^= 1
     states.write_bytes(content)
     assert f"{states}: it is damaged; a new one is needed" in refusal(
-        "iwae_table", *flags(data, tmp_path, 1)
+        "iwae_table", *flags(data, tmp_path, 2)
     )
 
 

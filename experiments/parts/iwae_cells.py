@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxgen.evaluate import likelihood
 from jaxgen.nn import autoencoder, functional
 from jaxgen.train import augment, latent_models, losses, objectives, optimizer, step
 from jaxgen.types import Array, Key, LossFn, Params, TrainState
 
 NUM_STAGES = 8
+FIRST_SEED = 123  # of the first weights in the authors' code
 MODERN_RATE = 1e-3
 SIZES = {1: (50,), 2: (100, 50)}  # entries of the stochastic layers, the one next to x first
 
@@ -24,6 +26,36 @@ class Cell(NamedTuple):
 
     layers: int
     k: int
+
+
+class Run(NamedTuple):
+    """One training of a cell; `swapped` ones are of the paper's Table 2."""
+
+    cell: Cell
+    objective: str  # "vae" or "iwae"; of a swapped run the first of the two
+    seed: int
+    swapped: bool = False
+
+    @property
+    def name(self) -> str:
+        """The beginning of the names of its files."""
+        return f"{self.cell.layers}x{self.cell.k}-{self.objective}-seed{self.seed}"
+
+    @property
+    def before(self) -> "Run":
+        """The run that a swapped one goes on from: the VAE of k = 1, or the IWAE of its k."""
+        cell = self.cell if self.objective == "iwae" else Cell(self.cell.layers, 1)
+        return Run(cell, self.objective, self.seed)
+
+    @property
+    def program(self) -> tuple[Cell, bool]:
+        """What trains it in the end: the cell whose k it has then, and whether as an IWAE.
+
+        After a swap a VAE is an IWAE of k samples, and an IWAE is a VAE of one, as in the code.
+        """
+        if not self.swapped:
+            return self.cell, self.objective == "iwae"
+        return (self.cell, True) if self.objective == "vae" else (Cell(self.cell.layers, 1), False)
 
 
 def stage_rates() -> list[float]:
@@ -68,6 +100,26 @@ def model_of(cell: Cell, image_shape: tuple[int, int, int]) -> latent_models.Lat
     return latent_models.two_layers(encode, up, down, decode, losses.bernoulli, prior)
 
 
+def active_units(cell: Cell, images: np.ndarray, params: Params, key: Key) -> str:
+    """Counts each layer's active units over the images, as "19" or "16+5".
+
+    As in the code: pixels are drawn as 0 or 1, and the upper layer sees a draw of the lower one.
+    """
+    model, parts = model_of(cell, images.shape[1:]), networks(cell, images.shape[1:])
+
+    def means(image: Array, key: Key) -> list[Array]:
+        pixel_key, z_key = jax.random.split(key)
+        x = losses.binarize(pixel_key, augment.to_unit_range(image))
+        seen = {"encoder": losses.unit_interval(x).reshape(-1)}
+        if cell.layers == 2:
+            seen["encoder_top"] = model.draw(params, x, None, z_key)[0]
+        moments = [functional.apply(parts[name])(params[name], h) for name, h in seen.items()]
+        return [jnp.split(both, 2)[0] for both in moments]
+
+    of_layers = jax.vmap(means)(jnp.asarray(images), jax.random.split(key, len(images)))
+    return "+".join(str(likelihood.active_units(np.asarray(x)).sum()) for x in of_layers)
+
+
 def init(cell: Cell, images: np.ndarray, key: Key) -> Params:
     """Draws parameters by Glorot's rule; the output's bias is the logit of the data's mean."""
     shape = images.shape[1:]
@@ -83,6 +135,22 @@ def init(cell: Cell, images: np.ndarray, key: Key) -> Params:
     mean = np.clip(images.reshape(len(images), -1).mean(axis=0) / 255, 0.001, 0.999)
     params["decoder"]["head"]["bias"] = jnp.asarray(np.log(mean / (1 - mean)), jnp.float32)
     return params
+
+
+def with_weights_of_the_code(params: Params, seed: int) -> Params:
+    """Draws the weights by NumPy as the authors' code does, seed 0 the same numbers.
+
+    Each layer begins a generator of the same seed: layers of one shape begin equal.
+    """
+
+    def weights(x: Array) -> Array:
+        if x.ndim != 2:
+            return x
+        scale = math.sqrt(6 / sum(x.shape))
+        rng = np.random.RandomState(FIRST_SEED + seed)
+        return jnp.asarray(rng.uniform(-scale, scale, x.shape), x.dtype)
+
+    return jax.tree.map(weights, params)
 
 
 class Recipe(NamedTuple):

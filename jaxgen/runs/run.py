@@ -111,7 +111,8 @@ def _train(
             outputs.finish(stretch, done, state)
             checkpoint.wait(manager)
     if done < num_steps:
-        raise Interrupted(folder, done, num_steps, stopping.signal())
+        what = f"saved at step {done} of {num_steps}" if done else "stopped before the first step"
+        raise Interrupted(f"{what}; go on with --run-dir {folder} --resume", stopping.signal())
 
 
 @contextlib.contextmanager

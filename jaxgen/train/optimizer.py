@@ -76,10 +76,13 @@ def adam_of_ones(
 ) -> optax.GradientTransformation:
     """Adam as in the code of Burda et al. 2016 (arXiv:1509.00519), whose second moment begins at 1.
 
-        rate_t = rate sqrt(1 - b2^t) / (1 - b1^t),   update = -rate_t m / (sqrt(v) + epsilon)
+        rate_t = rate sqrt(1 - b2^t) / (1 - b1^t)
+        update_t = -rate_t m_(t-1) / (sqrt(v_(t-1)) + epsilon)
 
-    The correction for the start is that of Kingma & Ba 2015 (arXiv:1412.6980, section 2), although
-    v does not begin at 0: steps are smaller at first. b1 is 0.99 in the code and 0.9 in the paper.
+    m and v are Adam's moments, and those of the step before: the code replaces parameters and
+    moments at once. So the first step moves nothing. The correction for the start is that of
+    Kingma & Ba 2015 (arXiv:1412.6980, section 2), although v does not begin at 0: steps are smaller
+    at first. b1 is 0.99 in the code and 0.9 in the paper.
     """
 
     def init(params: Params) -> AdamOfOnes:
@@ -91,7 +94,8 @@ def adam_of_ones(
         second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.second, updates)
         t = state.count + 1
         rate = learning_rate(state.count) * jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        moves = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + epsilon), first, second)
+        move = lambda m, v: -rate * m / (jnp.sqrt(v) + epsilon)  # noqa: E731
+        moves = jax.tree.map(move, state.first, state.second)
         return moves, AdamOfOnes(t, first, second)
 
     return optax.GradientTransformation(init, update)
