@@ -95,13 +95,14 @@ def evaluations(name: str) -> list[dict]:
 
 
 FLOORED = r" +([-\d.]+) \+- [\d.]+ +([-\d.]+)"  # generated +- deviation, and real images
+REAL = r"(?: +real ([\d.]+))?"  # of the judge's figures; older lines have none
 # of the lines of `gan.py --action evaluate`: the figure, and that of real images where there is one
 GAN_COLUMNS = {
-    "confidence": r"confidence +([\d.]+)()",
-    "class entropy": r"class entropy +-?([\d.]+) of [\d.]+ nats()",
+    "confidence": rf"confidence +([\d.]+){REAL}",
+    "class entropy": rf"class entropy +-?([\d.]+) of [\d.]+ nats{REAL}",
     "classes missing": r"missing classes +(none|[\d ,]+)()",
-    "class as asked": r"as asked +([\d.]+)()",
-    "accuracy score": r"classification +([\d.]+) .* ([\d.]+) by real ones",
+    "class as asked": rf"as asked +([\d.]+){REAL}",
+    "accuracy score": r"classification +([\d.]+) .* ([\d.]+) by (?:as many )?real ones",
     "Frechet": "frechet " + FLOORED,
     "coverage": "coverage" + FLOORED,
     "nearest neighbour": "nearest neighbour" + FLOORED,
@@ -130,7 +131,7 @@ def figure(run: dict, name: str) -> tuple[str, str]:
     match = re.search(GAN_COLUMNS[name], "\n".join(run["lines"]))
     if match is None:
         raise ValueError(f"the run {run['label']} has no {name}")
-    return match[1], match[2]
+    return match[1], match[2] or ""
 
 
 COMPRESSED = re.compile(

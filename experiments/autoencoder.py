@@ -50,7 +50,8 @@ class Config:
     hidden: tuple[int, ...] = (500,)  # dense: units of the encoder's layers; the decoder mirrors it
     width: int = 32  # conv: features of the first stage; they double with every stage
     norm: Literal["none", "group", "layer"] = "none"  # conv: normalisation
-    reconstruction: Literal["mse", "bernoulli"] = "mse"  # what is minimised
+    # what is minimised; bernoulli: the cross-entropy of pixels, which of grey ones is no likelihood
+    reconstruction: Literal["mse", "bernoulli"] = "mse"
     noise: float = 0.0  # standard deviation added to the encoder's input (images span -1 to 1)
     sparse: int = 0  # entries of a code that are kept, the largest; 0 keeps all
     contractive: float = 0.0  # weight of the squared norm of the code's Jacobian

@@ -35,6 +35,8 @@ from jaxgen.types import AnyArray, Array, Key
 from parts import gan_model
 from parts.gan_model import PRESETS, READ_WITH, Config
 
+NUM_SAMPLES = 10_000  # that are evaluated
+
 
 def build(config: Config, examples: Examples) -> System:
     """Builds the System of the GAN: its first state, a step of both players, its pictures."""
@@ -140,28 +142,56 @@ def sample(config: Config) -> None:
 
 
 def evaluate(config: Config) -> None:
-    """Trains a classifier on the real images and prints its figures for 10,000 samples."""
+    """Prints the distances of 10,000 samples, and what a classifier of real images says of them.
+
+    Data without classes has no classifier, and only the distances.
+    """
     source = trained(config)
     train_set = run.load_split(config.run, "train")
     test = run.load_split(config.run, "test")
     train_judge = cache(lambda: judge.train(train_set, test))
-    extract, real = features.by_name(config.features, train_judge), train_judge()
-    print(f"classifier: {real.accuracy:.4f} of the real test images right")
+    extract = features.by_name(config.features, train_judge)
+    train_floor = cache(lambda: judge.train(some(train_set, NUM_SAMPLES), test).accuracy)
+    has_classes = len(train_set.class_names) > 1
+    if has_classes:
+        print(f"classifier: {train_judge().accuracy:.4f} of the real test images right")
+    else:
+        print("the data has no classes: the figures by class are left out")
     for i in range(config.run.num_models):
-        pictures, labels = draws(config, source, 10_000, i)
-        probabilities = real.classify(pictures)
-        print(f"model {i}, step {source.done}, 10000 samples:")
-        print(*classes.lines(classes.report(probabilities), train_set.class_names), sep="\n")
-        if config.conditional:
-            print(f"  as asked         {classes.agreement(probabilities, labels):.4f}")
+        pictures, labels = draws(config, source, NUM_SAMPLES, i)
+        print(
+            f"model {i} of seed {config.run.seed}, step {source.done}, {NUM_SAMPLES} samples of "
+            f"the moving average, against the test split:"
+        )
+        if has_classes:
+            print(*class_lines(config, train_judge(), pictures, labels, test), sep="\n")
         print(*quality.report(pictures, train_set.images, test.images, extract), sep="\n")
         if config.classification_score:
             generated = Dataset(pictures, labels, train_set.class_names)
             score = judge.train(generated, test).accuracy
             print(
                 f"  classification   {score:.4f} of the real test images, by a classifier that "
-                f"generated images trained; {real.accuracy:.4f} by real ones"
+                f"generated images trained; {train_floor():.4f} by as many real ones"
             )
+
+
+def class_lines(
+    config: Config, real: judge.Judge, pictures: np.ndarray, labels: np.ndarray, test: Dataset
+) -> list[str]:
+    """Writes the classifier's figures of samples, beside those of the real test images."""
+    probabilities = real.classify(pictures)
+    of_real = classes.report(real.classify(test.images))
+    text = classes.lines(classes.report(probabilities), of_real, test.class_names)
+    if config.conditional:
+        asked = classes.agreement(probabilities, labels)
+        text.append(f"  as asked         {asked:.4f}   real {real.accuracy:.4f}")
+    return text
+
+
+def some(dataset: Dataset, count: int) -> Dataset:
+    """Takes so many images at random, or all where there are fewer."""
+    rows = np.random.default_rng(0).permutation(len(dataset.images))[:count]
+    return Dataset(dataset.images[rows], dataset.labels[rows], dataset.class_names)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from jaxgen.nn import functional
 from jaxgen.pictures import images, latent_space
 from jaxgen.runs import command_line, experiment, run
 from jaxgen.runs.experiment import Examples, System
-from jaxgen.train import augment, latent_models, losses, objectives, step
+from jaxgen.train import augment, latent_models, losses, objectives, parallel, step
 from jaxgen.types import AnyArray, Array, Key, Params
 from parts import vae_model
 from parts.vae_model import PRESETS, READ_WITH, Config
@@ -195,25 +196,26 @@ def evaluate(config: Config) -> None:
     loss = augment.on_uint8(vae_model.loss_of(plain, examples))
     binary, distribution = vae_model.is_binarized(config), losses.LIKELIHOODS[config.likelihood]
     log_weight = latent_models.weight_of_images(vae_model.model_of(config, examples), binary)
-    encode = jax.jit(functional.apply(vae_model.networks(config, examples)[0]))
     train, test = (run.load_split(config.run, split) for split in ("train", "test"))
     if distribution.is_binary and not binary:
         likelihood.check_binary(test.images)
     extract = features.by_name(config.features, lambda: judge.train(train, test))
-    bound_key, weight_key, pictures_key = jax.random.split(experiment.sample_key(config.run), 3)
+    keys = jax.random.split(experiment.sample_key(config.run), 4)
+    bound_key, weight_key, pictures_key, units_key = keys
+    mesh, units = parallel.data_mesh(), active_units(config, examples, test, units_key)
     num_bytes = math.prod(examples.image_shape) if distribution.is_of_bytes else 0
 
     for i in range(config.run.num_models):
         params = experiment.model(state, config.run, i).params
-        terms = likelihood.mean_terms(loss, params, test._asdict(), bound_key)
+        terms = likelihood.mean_terms(loss, params, test._asdict(), bound_key, mesh=mesh)
         print(f"model {i}, step {done}, {len(test.images)} test images:")
         print(*likelihood.lines(terms, num_bytes), sep="\n")
         if k := config.nll_samples:
             nll = likelihood.importance_estimates(
-                log_weight, params, test._asdict(), weight_key, [k]
+                log_weight, params, test._asdict(), weight_key, [k], mesh=mesh
             )
             print(nll[k].line(k))
-        print(f"  active units     {active_units(config, encode, params, test)}")
+        print(f"  active units     {units(params)}")
         key = jax.random.clone(pictures_key)
         functions = on_pictures(config, examples, params, key, train.labels)
         print(*latents.report(*functions, train.images, test.images, extract), sep="\n")
@@ -243,12 +245,38 @@ def on_pictures(
     return latents.on_host(mean, mean_picture)
 
 
-def active_units(config: Config, encode: Any, params: Params, test: Any) -> str:
-    """Counts the entries of z that 500 images move, out of all."""
-    x = augment.to_unit_range(jnp.asarray(test.images[:500]))
-    labels = jnp.asarray(test.labels[:500])
-    mean = jnp.split(encode(params["encoder"], x, labels), 2, axis=-1)[0]
-    return f"{likelihood.active_units(np.asarray(mean)).sum()} of {config.latent_dim}"
+def active_units(
+    config: Config, examples: Examples, test: Any, key: Key
+) -> Callable[[Params], str]:
+    """Builds the count of the entries of each layer of z that 500 random images move, out of all.
+
+    The networks see what they were trained on: pixels drawn as 0 or 1 where the model binarizes,
+    and, above, a draw of the layer below, as in the code of Burda et al. 2016.
+    """
+    rows = np.random.default_rng(0).permutation(len(test.images))[:500]
+    model, (encoder, _) = vae_model.model_of(config, examples), vae_model.networks(config, examples)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0, 0, 0))
+    def means(params: Params, image: Array, label: Array, key: Key) -> list[Array]:
+        pixel_key, z_key = jax.random.split(key)
+        x = augment.to_unit_range(image)
+        x = losses.binarize(pixel_key, x) if vae_model.is_binarized(config) else x
+        moments = [functional.apply(encoder)(params["encoder"], x, label)]
+        if config.top_dim:
+            up, _ = vae_model.top_networks(config)
+            below, _ = model.draw(params, x, label, z_key)
+            moments.append(functional.apply(up)(params["encoder_top"], below))
+        return [jnp.split(both, 2)[0] for both in moments]
+
+    keys = jax.random.split(key, len(rows))
+
+    def count(params: Params) -> str:
+        layers = means(params, test.images[rows], test.labels[rows], jax.random.clone(keys))
+        counts = [likelihood.active_units(np.asarray(x)) for x in layers]
+        return " + ".join(f"{active.sum()} of {len(active)}" for active in counts)
+
+    return count
 
 
 def main() -> None:

@@ -51,6 +51,21 @@ def test_nan_is_no_class():
         classes.report(probabilities)
     with pytest.raises(ValueError, match="class probabilities that are not finite"):
         classes.agreement(probabilities, np.array([0, 1]))
+    with pytest.raises(ValueError, match="class probabilities of no samples"):
+        classes.report(probabilities[:0])
+
+
+def test_each_figure_has_that_of_real_images_beside_it():
+    text = classes.lines(
+        classes.report(np.array([[0.6, 0.4], [0.2, 0.8]])), classes.report(certain([1, 1], 2)), "ab"
+    )
+    assert text == [
+        "  confidence       0.7000   real 1.0000",
+        "  class entropy    0.6931 of 0.6931 nats   real 0.0000",
+        "  class shares     a 0.500  b 0.500",
+        "    of real ones   a 0.000  b 1.000",
+        "  missing classes  none",
+    ]
 
 
 def test_agreement_is_the_share_named_as_asked():

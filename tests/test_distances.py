@@ -165,6 +165,16 @@ def test_stacked_images_have_a_mode_for_each_triple_of_classes():
 TWO = features.RANDOM._replace(networks=features.RANDOM.networks[:2])
 
 
+def test_copies_of_one_image_share_its_place_as_nearest():
+    """Real points in far pairs, generated ones all on the first of them: counted by hand."""
+    real = np.array([0.0, 1, 100, 101, 200, 201, 300, 301, 400, 401])[:, None]
+    got = neighbourhoods.nearest_neighbour_test(real, np.zeros((10, 1)))
+    expected = (0 + 1 / 11 + 8) / 10, 0.9  # a copy's nearest are nine copies and a real point
+    assert got == pytest.approx((np.mean(expected), *expected))
+    same = np.ones((10, 1))
+    assert neighbourhoods.nearest_neighbour_test(same, same) == pytest.approx((9 / 19,) * 3)
+
+
 # --- images ---------------------------------------------------------------------------------
 
 
@@ -186,6 +196,17 @@ def test_a_comparison_puts_generated_images_beside_the_floor_of_real_ones():
     np.testing.assert_array_equal(each["dark"].generated, got.generated)
     np.testing.assert_array_equal(each["others"].floor, got.floor)
     assert np.all(each["others"].generated.frechet < 2 * got.floor.frechet)
+
+
+def test_real_images_that_lie_sorted_are_compared_as_shuffled_ones():
+    rng = np.random.default_rng(0)
+    classes = [rng.integers(low, low + 60, (300, 8, 8, 1), dtype=np.uint8) for low in (0, 190)]
+    images = np.concatenate(classes)
+    test, train = images[::2], images[1::2]  # the first class, then the second
+    for sets in ((train[::2], train, test), (test[::2], test, train)):
+        floor = quality.compare(rng.permutation(sets[0]), *sets[1:], TWO).floor
+        assert np.all(floor.nearest_neighbour < 0.65)
+        assert np.all(floor.coverage > 0.7)
 
 
 def test_samples_that_cannot_be_compared_are_refused():
@@ -217,7 +238,18 @@ def test_samples_that_cannot_be_compared_are_refused():
         modes.count_stacked(np.array([[0, 1, 10]]))
     with pytest.raises(ValueError, match=r"classes \(1, 3\); give \[N, 3\] of 0 to 9"):
         modes.count_stacked(np.array([[0, 1, np.nan]]))
+    grey, colour = np.zeros((9, 4, 4, 1), np.uint8), np.zeros((9, 4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="images of different shapes"):
-        quality.compare(np.zeros((9, 4, 4, 1)), np.zeros((9, 4, 4, 1)), np.zeros((9, 4, 4, 3)))
+        quality.compare(grey, grey, colour)
     with pytest.raises(ValueError, match="distances of 9 images by 64 features; give 130 or m"):
-        quality.compare(*[np.zeros((9, 4, 4, 1))] * 3)
+        quality.compare(grey, grey, grey)
+    with pytest.raises(ValueError, match=r"float32 \(9, 4, 4, 1\); compare uint8 images \[N, H"):
+        quality.compare(grey, np.float32(grey), grey)
+    with pytest.raises(ValueError, match="complex features; give real numbers"):
+        distances.frechet(a, a * 1j)
+    with pytest.raises(ValueError, match=r"features \(10, 0\) and \(10, 0\); give two arrays"):
+        distances.kernel_distance(a[:, :0], a[:, :0])
+    with pytest.raises(ValueError, match=r"samples \(0, 2\); give finite points"):
+        modes.count(modes.ring(), np.zeros((0, 2)))
+    with pytest.raises(ValueError, match=r"classes \(0, 3\); give .* one row or more"):
+        modes.count_stacked(np.zeros((0, 3)))

@@ -21,7 +21,7 @@ def moments(seed=0, size=BATCH):
 
 def of_batch(divergence, z, mean, logvar, weight=1.0):
     """The terms [B] of the examples of one batch."""
-    one = lambda z, mean, logvar: divergence(z, mean, logvar, jnp.float32(weight))  # noqa: E731
+    one = lambda z, mean, logvar: divergence(z, mean, logvar, jnp.float32(weight))[0]  # noqa: E731
     return jax.jit(jax.vmap(one))(*map(jnp.float32, (z, mean, logvar)))
 
 
@@ -116,9 +116,17 @@ def decomposition(z, mean, logvar, num_examples):
 @pytest.mark.parametrize("weight", [1.0, 6.0])
 def test_total_correlation_is_weighted_as_in_the_paper(weight):
     z, mean, logvar = moments()
-    expected = decomposition(z, mean, logvar, 1000) @ [1, weight, 1]
-    got = of_batch(divergences.total_correlation(1000), z, mean, logvar, weight)
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
+    parts = decomposition(z, mean, logvar, 1000)
+    divergence = divergences.total_correlation(1000)
+    got = of_batch(divergence, z, mean, logvar, weight)
+    np.testing.assert_allclose(got, parts @ [1, weight, 1], rtol=1e-4, atol=1e-3)
+
+    metrics = jax.vmap(lambda *x: divergence(*x, jnp.float32(weight))[1])
+    names = ("mutual_information_nats", "total_correlation_nats", "entries_kl_nats")
+    by_name = metrics(*map(jnp.float32, (z, mean, logvar)))
+    np.testing.assert_allclose(
+        np.stack([by_name[name] for name in names], axis=1), parts, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_the_parts_of_weight_one_are_the_sampled_kl():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Evaluating several models of one run: each gets its own figures, and nothing compiles twice."""
 
+import re
 import sys
 
 import numpy as np
@@ -76,7 +77,8 @@ def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
     counts = {"mean_terms": [], "importance_estimates": []}
     scripts.leave_out_pictures("vae", monkeypatch)
     monkeypatch.setattr(latents, "report", lambda *inputs: [])  # it compiles nothing of the bound
-    scripts.call("vae", *TINY, "--run-dir", tmp_path / "run")
+    layers = ["--objective", "k_sample", "--top-dim", "3"]
+    scripts.call("vae", *TINY, *layers, "--run-dir", tmp_path / "run")
     monkeypatch.setattr(latents, "report", lambda *args: [])  # of pictures, which take seconds
     for name, numbers in counts.items():
         monkeypatch.setattr(likelihood, name, counting(getattr(likelihood, name), numbers))
@@ -90,6 +92,9 @@ def test_the_second_model_of_a_vae_compiles_nothing(tmp_path, monkeypatch):
     bounds = [float(line.split()[1]) for line in lines if "neg_elbo_nats" in line]
     assert len(bounds) == 2
     assert bounds[0] != bounds[1]
+    units = [line for line in lines if "active units" in line]
+    assert all(re.fullmatch(r"  active units     \d+ of 20 \+ [0-3] of 3", line) for line in units)
+    assert len(units) == 2
 
 
 @pytest.mark.slow
@@ -111,4 +116,19 @@ def test_the_second_model_of_a_gan_is_drawn_without_reading_or_compiling(tmp_pat
     assert len(restored) == 1
     assert counts[0] > 0
     assert counts[1] == 0
-    assert "model 1, step 3, 10000 samples:" in output
+    assert "model 1 of seed 0, step 3, 10000 samples of the moving average, against" in output
+
+
+def test_a_gan_of_data_without_classes_has_its_distances(tmp_path, monkeypatch):
+    rng, data = np.random.default_rng(0), tmp_path / "grey.npz"
+    grey = rng.integers(0, 256, (300, 8, 8), dtype=np.uint8)
+    np.savez(data, x_train=grey[:150], x_test=grey[150:])
+    scripts.leave_out_pictures("gan", monkeypatch)
+    run = ["--run-dir", tmp_path / "run"]
+    scripts.call("gan", *TINY, "--num-models", "1", "--data", data, *run)
+    monkeypatch.setattr(sys.modules["gan"], "NUM_SAMPLES", 140)
+    output = scripts.call("gan", *run, "--action", "evaluate")
+    assert "the data has no classes: the figures by class are left out" in output
+    assert "against 140 test images" in output
+    words = "needs labelled data with two classes or more"
+    assert words in scripts.refusal("gan", *run, "--action", "evaluate", "--features", "judge")

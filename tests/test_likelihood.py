@@ -93,6 +93,23 @@ def test_estimates_agree_with_the_exact_likelihood_within_what_they_state():
     assert heights == sorted(heights, reverse=True)
 
 
+def test_few_samples_say_that_they_say_little():
+    """Of one weight nothing is known, and of few less than is true: k weights show a gap of at most
+    (k - 1) / 2k nats or, with the unbiased variance, 1/2. Here the gap of k = 1 is 15 nats."""
+    test, params = drawn(40), model(worse=3.0)
+    one = estimates_of(params, test, [1])[1]
+    assert np.isnan(one.gap)
+    assert np.isnan(one.noise)
+    assert "(k = 1; one sample does not say how much it adds)" in one.line(1)
+    few = estimates_of(params, test, [5])[5]
+    true_gap = few.nats - exact_nll(test).mean()
+    assert 0.1 < few.gap <= 0.5 < true_gap
+    errors = f"+- {few.noise:.3f} and {few.gap:.3f} too much, or more)"
+    assert f"(k = 5; too few: they make {errors}" in few.line(5)
+    many = estimates_of(model(), test, [50])[50]
+    assert "(k = 50; its samples make +- 0.000, and about 0.000 too much)" in many.line(50)
+
+
 def test_the_stated_noise_is_that_of_other_draws():
     test = drawn(6)
     many = [estimates_of(model(worse=1.0), test, [1, 10, 100], seed=i) for i in range(40)]

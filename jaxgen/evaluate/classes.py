@@ -19,7 +19,7 @@ class ClassReport(NamedTuple):
 def report(probabilities: np.ndarray) -> ClassReport:
     """Makes the report for class probabilities [N, num_classes], rows summing to one.
 
-    Raises ValueError for probabilities that are not finite.
+    Raises ValueError for probabilities that are not finite, and for none.
     """
     count, num_classes = probabilities.shape
     names = _most_probable(probabilities)
@@ -34,15 +34,21 @@ def report(probabilities: np.ndarray) -> ClassReport:
     )
 
 
-def lines(report: ClassReport, names: Sequence[str]) -> list[str]:
-    """Writes the report as lines of text; `names` are those of the classes."""
-    shares = "  ".join(f"{n} {h:.3f}" for n, h in zip(names, report.histogram, strict=True))
+def lines(report: ClassReport, real: ClassReport, names: Sequence[str]) -> list[str]:
+    """Writes the report as lines of text, beside that of real images; `names`: of classes."""
+    most = np.log(len(names))
     return [
-        f"  confidence       {report.confidence:.4f}",
-        f"  class entropy    {report.entropy_nats:.4f} of {np.log(len(names)):.4f} nats",
-        f"  class shares     {shares}",
+        f"  confidence       {report.confidence:.4f}   real {real.confidence:.4f}",
+        f"  class entropy    {report.entropy_nats:.4f} of {most:.4f} nats   real "
+        f"{real.entropy_nats:.4f}",
+        f"  class shares     {_shares(report, names)}",
+        f"    of real ones   {_shares(real, names)}",
         f"  missing classes  {', '.join(names[c] for c in report.missing) or 'none'}",
     ]
+
+
+def _shares(report: ClassReport, names: Sequence[str]) -> str:
+    return "  ".join(f"{n} {h:.3f}" for n, h in zip(names, report.histogram, strict=True))
 
 
 def agreement(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -52,6 +58,8 @@ def agreement(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def _most_probable(probabilities: np.ndarray) -> np.ndarray:
     """Names the most probable class of each row; argmax alone would name one of NaN too."""
+    if not len(probabilities):
+        raise ValueError("class probabilities of no samples; give one or more")
     if not np.isfinite(probabilities).all():
         raise ValueError("class probabilities that are not finite; look at the classifier")
     return np.argmax(probabilities, axis=1)

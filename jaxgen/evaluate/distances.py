@@ -15,10 +15,13 @@ LARGEST = float(np.finfo(np.float32).max)  # of a feature: no product of the fig
 def checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Converts features to float64.
 
-    Raises ValueError unless they are of one width, finite, and no larger than float32 can be.
+    Raises ValueError unless they are real numbers of one width, finite, and no larger than float32
+    can be.
     """
+    if np.iscomplexobj(a) or np.iscomplexobj(b):
+        raise ValueError("complex features; give real numbers, such as their absolute values")
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
         raise ValueError(f"features {a.shape} and {b.shape}; give two arrays [N, D] of one width D")
     if not all((np.abs(x) <= LARGEST).all() for x in (a, b)):  # also true of nan
         raise ValueError(

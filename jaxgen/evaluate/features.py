@@ -44,9 +44,9 @@ class Features(NamedTuple):
 def by_name(text: str, train_judge: Callable[[], judge.Judge]) -> Features:
     """Builds the features "random", "judge", "inception:FILE" or "inception:FILE:SHA256".
 
-    Only a digest that the file matches proves that they are Inception's; then their Frechet
-    distance is named FID. Raises ValueError for others, and for a file that is missing, damaged or
-    of another digest.
+    A digest says which weights the caller means, and the file must match it: only then is their
+    Frechet distance named FID. Raises ValueError for others, and for a file that is missing,
+    damaged or of another digest.
     """
     kind, _, rest = text.partition(":")
     match kind:

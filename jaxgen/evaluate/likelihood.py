@@ -24,10 +24,16 @@ MeanAndError = tuple[float, float]
 # (params, example, key, weight_key) -> log w []; `key` is the same for all samples of an image
 LogWeight = Callable[[Params, dict, Key, Key], Array]
 CHUNK = 50  # importance samples at once
+# nats of a gap; beyond it the terms left out of the first order are no longer small, and so few
+# weights show less than their variance
+FIRST_ORDER = 0.1
 
 
 class Estimate(NamedTuple):
-    """A bound on -log p(x) from k samples an image, in nats per image, and its errors."""
+    """A bound on -log p(x) from k samples an image, in nats per image, and its errors.
+
+    One weight for an image says nothing of the last two, which are nan then.
+    """
 
     nats: float  # mean over the images; on average too high, by less for larger k
     error: float  # standard error of the mean over images, as of another draw of the test set
@@ -36,10 +42,14 @@ class Estimate(NamedTuple):
 
     def line(self, num_samples: int) -> str:
         """Writes the bound of so many samples, with its errors over images and samples."""
-        return (
-            f"  nll_nats         {self.nats:9.3f} +- {self.error:.3f}  (k = {num_samples}; its "
-            f"samples make +- {self.noise:.3f}, and about {self.gap:.3f} too much)"
-        )
+        if math.isnan(self.gap):
+            errors = "one sample does not say how much it adds"
+        elif self.gap < FIRST_ORDER:
+            errors = f"its samples make +- {self.noise:.3f}, and about {self.gap:.3f} too much"
+        else:
+            errors = f"too few: they make +- {self.noise:.3f} and {self.gap:.3f} too much, or more"
+        figure = f"{self.nats:9.3f} +- {self.error:.3f}"
+        return f"  nll_nats         {figure}  (k = {num_samples}; {errors})"
 
 
 def mean_terms(
@@ -54,6 +64,7 @@ def mean_terms(
 
     Compiled once for each function `loss_fn`: make that once for all models.
     """
+    params = params if mesh is None else parallel.put(params, mesh)
     parts = [
         {name: np.asarray(x)[:size] for name, x in _terms(loss_fn, params, key, *batch).items()}
         for size, *batch in _batches(test, batch_size, mesh)
@@ -176,10 +187,12 @@ def active_units(means: np.ndarray, threshold: float = 0.01) -> np.ndarray:
 
 
 def check_binary(images: np.ndarray) -> None:
-    """Raises ValueError for uint8 images that have other values than 0 and 255.
+    """Raises ValueError for images that are not uint8, and for other values than 0 and 255.
 
     A Bernoulli likelihood gives such pixels a cross-entropy, which is the likelihood of nothing.
     """
+    if images.dtype != np.uint8:
+        raise ValueError(f"{images.dtype} images; binary ones are uint8 here, of 0 and 255")
     grey = float(np.mean((images != 0) & (images != 255)))
     if grey:
         raise ValueError(
@@ -199,6 +212,7 @@ def _bounds(
     mesh: Mesh | None,
 ) -> dict[int, np.ndarray]:
     """Computes `_bound` of all images [3, N] for each k."""
+    params = params if mesh is None else parallel.put(params, mesh)
     parts: dict[int, list[np.ndarray]] = {k: [] for k in ks}
     for size, *batch in _batches(test, batch_size, mesh):
         log_w = _log_weights(log_weight, max(ks), chunk, params, key, *batch)
@@ -254,7 +268,7 @@ def _bound(log_w: Array, k: int) -> Array:
     groups = log_w.reshape(len(log_w), -1, k)
     bounds = jnp.log(k) - jax.nn.logsumexp(groups, axis=-1)  # [B, groups]
     w = jnp.exp(log_w.reshape(len(log_w), -1) - jnp.max(log_w, axis=(1, 2), keepdims=True)[..., 0])
-    spread = jnp.var(w, axis=-1) / jnp.mean(w, axis=-1) ** 2
+    spread = jnp.var(w, axis=-1, ddof=1) / jnp.mean(w, axis=-1) ** 2  # of one weight nan
     count = bounds.shape[-1]
     # from the spread of the groups where there are many, else from the spread of the weights
     variance = jnp.var(bounds, axis=-1) / (count - 1) if count > 9 else spread / (k * count)

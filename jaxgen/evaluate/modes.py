@@ -44,11 +44,12 @@ class ModeCount(NamedTuple):
 def count(mixture: Mixture, samples: np.ndarray) -> ModeCount:
     """Counts the modes that samples [N, 2] have, Srivastava et al. 2017, section 4.1.
 
-    Raises ValueError unless the samples are finite points of the plane.
+    Raises ValueError unless the samples are finite points of the plane, one or more.
     """
     samples = np.asarray(samples, np.float64)
-    if samples.ndim != 2 or samples.shape[1] != 2 or not np.isfinite(samples).all():
-        raise ValueError(f"samples {samples.shape}; give finite points [N, 2]")
+    is_plane = samples.ndim == 2 and samples.shape[1] == 2 and len(samples)
+    if not is_plane or not np.isfinite(samples).all():
+        raise ValueError(f"samples {samples.shape}; give finite points [N, 2], one or more")
     distances = np.linalg.norm(samples[:, None] - mixture.centres[None], axis=-1)
     good = distances.min(axis=1) <= 3 * mixture.std
     names = distances.argmin(axis=1)[good]
@@ -75,8 +76,10 @@ def count_stacked(digits: np.ndarray, num_classes: int = 10) -> ModeCount:
     """
     digits = np.asarray(digits)
     is_class = (digits >= 0) & (digits < num_classes)  # nan is none
-    if digits.ndim != 2 or digits.shape[1] != 3 or not is_class.all():
-        raise ValueError(f"classes {digits.shape}; give [N, 3] of 0 to {num_classes - 1}")
+    if digits.ndim != 2 or digits.shape[1] != 3 or not len(digits) or not is_class.all():
+        raise ValueError(
+            f"classes {digits.shape}; give [N, 3] of 0 to {num_classes - 1}, one row or more"
+        )
     return _counted(digits @ num_classes ** np.arange(3), num_classes**3, 1.0)
 
 

@@ -66,7 +66,8 @@ def nearest_neighbour_test(real: np.ndarray, generated: np.ndarray) -> TwoSample
     """Measures, leaving one out, how well a nearest neighbour tells real from generated images.
 
     Lopez-Paz & Oquab 2017 (arXiv:1610.06545); Xu et al. 2018 (arXiv:1806.07755), section 2, for
-    what the two shares mean. Raises ValueError unless both samples are of one size, 2 or more.
+    what the two shares mean. Of several that are equally near, as copies of one image are, each
+    counts in part. Raises ValueError unless both samples are of one size, 2 or more.
     """
     real, generated = distances.checked(real, generated)
     if len(real) != len(generated) or len(real) < 2:
@@ -75,14 +76,18 @@ def nearest_neighbour_test(real: np.ndarray, generated: np.ndarray) -> TwoSample
             f"equally many, 2 or more"
         )
     both, size = np.concatenate([real, generated]), len(real)
-    nearest, start = [], 0
+    shares, start = [], 0  # of real images among the nearest ones
     for gaps in _rows(both, both):
         own = np.arange(len(gaps))
         gaps[own, start + own] = np.inf
-        nearest.append(gaps.argmin(axis=1))
+        is_nearest = gaps == gaps.min(axis=1, keepdims=True)
+        shares.append(is_nearest[:, :size].sum(axis=1) / is_nearest.sum(axis=1))
         start += len(gaps)
-    is_real = np.concatenate(nearest) < size
-    of_real, of_generated = float(np.mean(is_real[:size])), float(np.mean(~is_real[size:]))
+    real_shares = np.concatenate(shares)
+    of_real, of_generated = (
+        float(np.mean(real_shares[:size])),
+        float(np.mean(1 - real_shares[size:])),
+    )
     return TwoSample((of_real + of_generated) / 2, of_real, of_generated)
 
 

@@ -43,8 +43,8 @@ def compare(
 ) -> Comparison:
     """Computes the figures of uint8 images [N, H, W, C]; of each set as many as the smallest has.
 
-    Training images are taken at random, by a fixed seed. Raises ValueError for images of other
-    shapes and for too few.
+    Real images are taken at random, by a fixed seed: files often lie sorted by class. Raises
+    ValueError for images of other shapes or of another dtype, and for too few.
     """
     return compare_each({"generated": generated}, train, test, features)["generated"]
 
@@ -58,6 +58,9 @@ def compare_each(
     """Compares several samples, by name; the features of real images are computed once."""
     sets = [*samples.values(), train, test]
     shapes = {images.shape[1:] for images in sets}
+    for images in sets:
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f"{images.dtype} {images.shape}; compare uint8 images [N, H, W, C]")
     if len(shapes) > 1:
         raise ValueError(f"images of different shapes {sorted(shapes)}; compare those of one shape")
     count = min(*map(len, sets), MOST_IMAGES)
@@ -66,11 +69,11 @@ def compare_each(
             f"distances of {count} images by {features.width} features; give "
             f"{features.least_images} or more of each kind: generated, training and test"
         )
-    rows = np.random.default_rng(0).permutation(len(train))[:count]
+    train, test = (some(images, count, seed) for seed, images in enumerate((train, test)))
     by_network: list[list[list[float]]] = []  # of each network the floor, then each sample
     for extract in features.networks:
-        real = extract(test[:count])
-        others = (extract(x[:count]) for x in (train[rows], *samples.values()))
+        real = extract(test)
+        others = (extract(x[:count]) for x in (train, *samples.values()))
         by_network.append([_figures(x, real) for x in others])
     floor, *of_samples = (
         Figures(*map(np.array, zip(*part, strict=True))) for part in zip(*by_network, strict=True)
@@ -79,6 +82,13 @@ def compare_each(
         name: Comparison(figures, floor, count, features)
         for name, figures in zip(samples, of_samples, strict=True)
     }
+
+
+def some(images: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Takes so many of the images at random; all of them as they are."""
+    if count == len(images):
+        return images
+    return images[np.random.default_rng(seed).permutation(len(images))[:count]]
 
 
 def lines(comparison: Comparison) -> list[str]:

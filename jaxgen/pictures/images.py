@@ -23,8 +23,14 @@ _MOST_BYTES = 2**28  # of a picture that is read back
 
 
 def to_uint8(x: Any) -> np.ndarray:
-    """float [-1, 1] -> uint8 [0, 255], rounded and clipped."""
-    return np.clip(np.rint((np.asarray(x, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+    """float [-1, 1] -> uint8 [0, 255], rounded and clipped.
+
+    Raises ValueError for pixels that are no number, which would look black.
+    """
+    levels = np.rint((np.asarray(x, np.float32) + 1) * 127.5)
+    if np.isnan(levels).any():
+        raise ValueError("pictures with pixels that are no number (nan); look at the model")
+    return np.clip(levels, 0, 255).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:

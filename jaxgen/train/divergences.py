@@ -14,8 +14,9 @@ from jaxgen.train import losses, neighbours
 from jaxgen.train.losses import Apply, Likelihood
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
-# (z [D], mean [D], logvar [D], weight []) -> the term added to the reconstruction, in nats
-Divergence = Callable[[Array, Array, Array, Array], Array]
+# (z [D], mean [D], logvar [D], weight []) -> the term added to the reconstruction, and the parts
+# that it is made of, if any: metrics in nats
+Divergence = Callable[[Array, Array, Array, Array], tuple[Array, Metrics]]
 
 
 def free_bits(nats: float) -> Divergence:
@@ -29,10 +30,10 @@ def free_bits(nats: float) -> Divergence:
     if not nats >= 0:
         raise ValueError(f"free bits of {nats} nats; use 0 (the KL itself) or more")
 
-    def divergence(z: Array, mean: Array, logvar: Array, weight: Array) -> Array:
+    def divergence(z: Array, mean: Array, logvar: Array, weight: Array) -> tuple[Array, Metrics]:
         kl = losses.kl_divergence(mean[:, None], logvar[:, None])  # [D]
         of_batch = jnp.mean(neighbours.all_examples(kl), axis=0)
-        return weight * jnp.sum(jnp.where(of_batch > nats, kl, nats))
+        return weight * jnp.sum(jnp.where(of_batch > nats, kl, nats)), {}
 
     return divergence
 
@@ -48,12 +49,13 @@ def total_correlation(num_examples: int) -> Divergence:
         log q(z) ~ log 1/(N B) sum_j q(z | x_j)
 
     The parts add up to log q(z | x) - log p(z), so weight = 1 has the gradient of the one-sample
-    bound. Raises ValueError for less than one example.
+    bound; a warm-up of the weight is one of the dependence alone. The parts are metrics too.
+    Raises ValueError for less than one example.
     """
     if num_examples < 1:
         raise ValueError(f"a training set of {num_examples} examples; use 1 or more")
 
-    def divergence(z: Array, mean: Array, logvar: Array, weight: Array) -> Array:
+    def divergence(z: Array, mean: Array, logvar: Array, weight: Array) -> tuple[Array, Metrics]:
         means, logvars = neighbours.all_examples(mean), neighbours.all_examples(logvar)  # [B, D]
         # log q(z_d | x_j) [B, D]: an axis of length 1 is what the density sums over
         densities = losses.gaussian_log_density(
@@ -64,7 +66,13 @@ def total_correlation(num_examples: int) -> Divergence:
         each = jnp.sum(jax.nn.logsumexp(densities, axis=0) - count)  # sum_d log q(z_d)
         posterior = losses.gaussian_log_density(z, mean, logvar)
         prior = losses.gaussian_log_density(z, jnp.zeros_like(z), jnp.zeros_like(z))
-        return (posterior - joint) + weight * (joint - each) + (each - prior)
+        parts = {
+            "mutual_information_nats": posterior - joint,
+            "total_correlation_nats": joint - each,
+            "entries_kl_nats": each - prior,
+        }
+        information, dependence, entries = parts.values()
+        return information + weight * dependence + entries, parts
 
     return divergence
 
@@ -80,7 +88,7 @@ def divergence_loss(
     """Builds -log p(x | z) plus a divergence, in nats: `vae_loss` with another term for the KL.
 
     The metrics are those of `losses.vae_loss`, with `kl_nats` the analytic KL and `neg_elbo_nats`
-    the bound itself, and `divergence_nats`, the term that was added.
+    the bound itself, and `divergence_nats`, the term that was added, with its parts.
     """
     beta = losses.linear_warmup(0) if beta is None else beta
 
@@ -93,9 +101,9 @@ def divergence_loss(
         recon = -log_likelihood(params, decode(params["decoder"], z, label), x)
 
         weight = beta(example["step"])
-        term = divergence(z, mean, logvar, weight)
+        term, parts = divergence(z, mean, logvar, weight)
         kl = losses.kl_divergence(mean, logvar)
         terms = {"recon_nats": recon, "kl_nats": kl, "neg_elbo_nats": recon + kl, "beta": weight}
-        return recon + term, {"loss": recon + term, "divergence_nats": term, **terms}
+        return recon + term, {"loss": recon + term, "divergence_nats": term, **parts, **terms}
 
     return loss
