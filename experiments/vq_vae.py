@@ -27,7 +27,8 @@ import tyro
 from PIL import Image
 
 from jaxgen import script
-from jaxgen.evaluate import likelihood
+from jaxgen.evaluate import features, judge, likelihood, quality
+from jaxgen.evaluate.quality import MOST_IMAGES
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images
 from jaxgen.runs import command_line, experiment, plan, run
@@ -50,6 +51,7 @@ class Config:
     commitment: float = 0.25  # weight of the encoder's distance from its vectors
     codebook_decay: float = 0.99  # of the moving averages that the vectors are made of
     restart_below: float = 0.03  # a vector begins anew below this part of an equal share of the use
+    features: str = may_change("random")  # evaluate: random, judge or inception:FILE[:SHA256]
     num_samples: int = may_change(64)  # sample: how many images
     # sample: the PNG to write; in the run's folder by default
     output: str | None = may_change(None)
@@ -71,7 +73,10 @@ PRESETS = {
         ),
     ),
 }  # fmt: skip
-READ_WITH = {("action", "sample"): ("num_samples", "output")}
+READ_WITH = {
+    ("action", "sample"): ("num_samples", "output"),
+    ("action", "evaluate"): ("features",),
+}
 
 
 def networks_of(config: Config, examples: Examples) -> tuple[Any, Any]:
@@ -162,39 +167,55 @@ def independent_numbers(key: Key, numbers: Array, count: int) -> Array:
     return jnp.take_along_axis(numbers, places, axis=0)
 
 
-def test_numbers(config: Config, encode: Any, params: Params) -> Array:
-    """Encodes the test set as maps of numbers, int32 [N, h, w]."""
-    test = run.load_split(config.run, "test").images
-    parts = np.array_split(test, max(1, len(test) // 1000))
+def numbers_of_set(encode: Any, params: Params, pixels: np.ndarray) -> Array:
+    """Encodes uint8 images [N, H, W, C] as maps of numbers, int32 [N, h, w], part by part."""
+    parts = np.array_split(pixels, max(1, len(pixels) // 1000))
     return jnp.concatenate(
         [numbers_of(encode, params, augment.to_unit_range(jnp.asarray(part))) for part in parts]
     )
 
 
+def samples_of(
+    encode: Any, decode: Any, params: Params, train: np.ndarray, count: int, key: Key
+) -> np.ndarray:
+    """Draws images uint8 [count, H, W, C] of numbers that are independent, place by place.
+
+    Each is one of the numbers that training images have at its place.
+    """
+    numbers = independent_numbers(key, numbers_of_set(encode, params, train), count)
+    parts = [show(decode, params, numbers[i : i + 500]) for i in range(0, count, 500)]
+    return images.to_uint8(np.concatenate(parts))
+
+
 def sample(config: Config) -> None:
-    """Draws maps of numbers place by place from the test set's, and writes one grid."""
+    """Draws images of independent numbers, and writes one grid."""
     state, done, examples = run.restore(config, build)
     encode, decode = map(functional.apply, networks_of(config, examples))
     params = experiment.model(state, config.run).params
-    samples = independent_numbers(
-        experiment.sample_key(config.run), test_numbers(config, encode, params), config.num_samples
-    )
+    train, key = run.load_split(config.run, "train").images, experiment.sample_key(config.run)
+    pictures = samples_of(encode, decode, params, train, config.num_samples, key)
     path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
-    images.save(path, images.grid(images.to_uint8(show(decode, params, samples))))
+    images.save(path, images.grid(pictures))
     print(f"{config.num_samples} samples of independent numbers, step {done}: {path}")
 
 
 def evaluate(config: Config) -> None:
-    """Prints the test set's error, the use of the codebook, and what a code costs."""
+    """Prints the test set's error, the use of the codebook, what a code costs, and distances.
+
+    The distances are those of samples of independent numbers: without a learned prior.
+    """
     state, done, examples = run.restore(config, build)
     encode, decode = map(functional.apply, networks_of(config, examples))
     loss = augment.on_uint8(vector_quantized.vq_loss(encode, decode, config.commitment))
-    test, places = run.load_split(config.run, "test"), math.prod(map_shape(config, examples))
+    train, test = (run.load_split(config.run, split) for split in ("train", "test"))
+    extract = features.by_name(config.features, lambda: judge.train(train, test))
+    places, count = math.prod(map_shape(config, examples)), min(len(test.images), MOST_IMAGES)
     for i in range(config.run.num_models):
         params = experiment.model(state, config.run, i).params
-        key = experiment.sample_key(config.run)
+        key, samples_key = jax.random.split(experiment.sample_key(config.run))
         mse, error = likelihood.mean_terms(loss, params, test._asdict(), key)["mse"]
-        counts = np.bincount(np.ravel(test_numbers(config, encode, params)), minlength=config.codes)
+        numbers = np.ravel(numbers_of_set(encode, params, test.images))
+        counts = np.bincount(numbers, minlength=config.codes)
         usage = counts[counts > 0] / counts.sum()
         perplexity = np.exp(-np.sum(usage * np.log(usage)))
         print(
@@ -203,6 +224,9 @@ def evaluate(config: Config) -> None:
             f"perplexity {perplexity:.1f}; "
             f"{places} numbers an image, {places * np.log2(perplexity):.0f} bits"
         )
+        drawn = samples_of(encode, decode, params, train.images, count, samples_key)
+        print("samples of independent numbers, as frequent at each place as in training images:")
+        print(*quality.report(drawn, train.images, test.images, extract), sep="\n")
 
 
 def main() -> None:
