@@ -46,6 +46,9 @@ MAX_BYTES = 2**31
 OTHER_BITS = "restore on the machine and with the versions that compressed"
 WIDTH = 1 / 256  # of the bins of z: fine beside any posterior
 BINS = 2048  # on either side of 0: eight standard deviations of the prior
+READ_WITH = {
+    ("action", "compress"): ("split", "num_images", "seed"), ("action", "restore"): ("output",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,8 @@ def binary_images(config: Config, run_options: Any) -> np.ndarray:
             f"{config.split} images; use at most so many"
         )
     images = images[: config.num_images]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(config.seed), jnp.arange(len(images))
-    )
+    key = jax.random.key(config.seed)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
     x = jax.vmap(losses.binarize)(keys, augment.to_unit_range(jnp.asarray(images)))
     return np.asarray(x > 0, np.uint8)
 
@@ -246,8 +248,7 @@ def write_compressed(config: Config, model: vae_model.Config) -> None:
     write(config.file, Compressed(images.shape, digest_of(params), digest_of(images), words))
 
     bits = 32 * (len(words) - len(start))
-    nats = negative_bound(model, examples, params, images)
-    bound = nats * len(images) / math.log(2)
+    bound = negative_bound(model, examples, params, images) * len(images) / math.log(2)
     size = math.prod(images.shape)
     print(
         f"{len(images)} images: {bits / size:.4f} bits a pixel ({bits / 8:.0f} bytes without the "
@@ -285,6 +286,7 @@ def write_restored(config: Config, model: vae_model.Config) -> None:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    command_line.check_read(config, READ_WITH)
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
     plan.check_range(config, 1, "num_images")
     import_coder()

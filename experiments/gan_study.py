@@ -40,7 +40,7 @@ from jaxgen.measure import environment
 from jaxgen.nn import functional
 from jaxgen.nn.linear import Dense
 from jaxgen.pictures import images, plots
-from jaxgen.runs import plan
+from jaxgen.runs import command_line, plan
 from jaxgen.train import adversarial, step
 from jaxgen.train.adversarial import Penalties
 from jaxgen.types import Array, Key
@@ -48,6 +48,8 @@ from parts import gan_targets
 from parts.gan_targets import Target
 
 NUM_DRAWS = 2500  # of each generator, to count their modes
+OF_RUN = "target variants num_runs steps batch_size width rates b1 penalties seed"
+READ_WITH = {("action", "run"): tuple(OF_RUN.split()), ("action", "table"): ("results",)}
 
 
 class Variant(NamedTuple):
@@ -279,6 +281,7 @@ def check(config: Config) -> None:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    command_line.check_read(config, READ_WITH)
     check(config)
     if config.action == "run":
         files.check_writable(config.output)

@@ -54,6 +54,8 @@ class Config:
     run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
 
 
+READ_WITH = {("data", captioned.WORLD): ("num_scenes",)}
+
 # under an hour on two CPU cores, where many small steps learn more than few large ones
 WORLD = Config(
     run=RunOptions(
@@ -196,7 +198,7 @@ def _same(a: Params, b: Params) -> bool:
 
 
 def main() -> None:
-    config = command_line.parse(NAME, {"world": WORLD}, __doc__)
+    config = command_line.parse(NAME, {"world": WORLD}, __doc__, read_with=READ_WITH)
     script.set_up(config.run.distributed)
     run.train(NAME, config, build, partial(open_split, config))
 

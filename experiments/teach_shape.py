@@ -27,7 +27,7 @@ import tyro
 from jaxgen import files, script
 from jaxgen.cpu import tune
 from jaxgen.miniature import following, new_shape
-from jaxgen.runs import run_folder
+from jaxgen.runs import command_line, run_folder
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import hub
 
@@ -44,12 +44,19 @@ class Config:
     output: Path = Path("outputs/teach_shape.json")  # the shares
 
 
+READ_WITH = {
+    ("pictures", True): ("num_pictures",),
+    ("lora", True): ("strengths", "num_prompts", "output"),
+}
+
+
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     script.compilation_cache()
     tune.tune_cpu()
     if (config.pictures is None) == (config.lora is None):
         raise ValueError("give --pictures a new folder to write, or --lora a file to measure")
+    command_line.check_read(config, READ_WITH)
     if min(config.num_prompts, config.num_pictures) < 2:
         raise ValueError("--num-prompts and --num-pictures must be 2 or more")
     if config.pictures is not None:

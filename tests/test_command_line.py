@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The command line of the training scripts: groups of options, presets, continuations."""
 
+import contextlib
 import dataclasses
 import importlib
 import pathlib
@@ -136,6 +137,35 @@ def test_a_flag_that_nothing_reads_is_an_error(script, folder, flags, words):
     flags = [str(folder) if flag == "RUN" else str(flag) for flag in flags]
     with pytest.raises(ValueError, match=words):
         command_line.parse("vae", presets(script("vae")), "", flags, READ_WITH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The options of a script that is no training script."""
+
+    action: str = "run"
+    lora: str | None = None
+    strengths: tuple[float, ...] = (1.0,)
+    steps: int = 7
+
+
+OF_STUDY = {("action", "run"): ("steps",), ("lora", True): ("strengths",)}
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "words"),
+    [
+        (Study("table"), ["--steps=7"], "--steps needs --action run; leave it out, or give that"),
+        (Study(), ["--strengths", "1"], "--strengths needs --lora; leave it out, or give that"),
+        (Study(), ["--steps", "7"], None),  # action "run" is no training, and reads them
+        (Study("table", "a.safetensors"), ["--lora", "a.safetensors", "--strengths", "1"], None),
+        (Study("table"), [], None),
+    ],
+)
+def test_scripts_that_do_not_train_refuse_what_nothing_reads_by_the_same_rule(config, flags, words):
+    refused = pytest.raises(ValueError, match=words) if words else contextlib.nullcontext()
+    with refused:
+        command_line.check_read(config, OF_STUDY, flags)
 
 
 def test_values_of_presets_and_of_the_run_are_no_flags_and_what_is_off_is_not_unread(

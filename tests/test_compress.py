@@ -101,6 +101,21 @@ def test_more_images_than_there_are_are_refused(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("action", "flag", "value"),
+    [
+        ("restore", "--num-images", 9),
+        ("restore", "--split", "train"),
+        ("restore", "--seed", 1),
+        ("compress", "--output", "digits.npz"),
+    ],
+)
+def test_a_flag_of_the_other_action_is_refused(action, flag, value, tmp_path):
+    flags = ["--run-dir", tmp_path, "--file", tmp_path / "x.vae", "--action", action, flag, value]
+    other = {"compress": "restore", "restore": "compress"}[action]
+    assert f"{flag} needs --action {other}; leave it out" in refusal("compress", *flags)
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--no-binarize"], "pixels must be drawn as 0 or 1"),

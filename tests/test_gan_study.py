@@ -134,6 +134,8 @@ def test_a_file_of_something_else_is_no_study(tmp_path):
         (["--penalties", "0", "1"], "--penalties are 0.0 1.0; give a lower and an upper"),
         (["--b1", "0.5", "1"], "give a lower and an upper number from 0 to below 1"),
         (["--num-runs", "0"], "--num-runs is 0; use 1 or more"),
+        (["--results", "x.json"], "--results needs --action table; leave it out"),
+        (["--action", "table", "--num-runs", "9"], "--num-runs needs --action run; leave it out"),
     ],
 )
 def test_bad_input_of_a_study_is_one_line(flags, words):

@@ -57,6 +57,9 @@ def test_the_world_itself_does_not_know_it(written):
         (["--pictures", "FOLDER"], "exists; choose a new folder"),
         (["--pictures", "new", "--num-pictures", "1"], "must be 2 or more"),
         (["--lora", "none.safetensors"], "no such file or folder"),
+        (["--lora", "none.safetensors", "--num-pictures", "9"], "--num-pictures needs --pictures"),
+        (["--pictures", "new", "--strengths", "0.5"], "--strengths needs --lora; leave it out"),
+        (["--pictures", "new", "--output", "x.json"], "--output needs --lora; leave it out"),
     ],
 )
 def test_bad_use_of_the_script_is_one_line(folder, flags, message):

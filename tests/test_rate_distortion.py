@@ -89,4 +89,6 @@ def test_the_script_leaves_points_and_a_picture(tmp_path):
     output.write_text('{"points": [{"beta": 1}]}')
     words = "holds no curve; give a file that --action run wrote"
     assert words in refusal("studies.rate_distortion", "--action", "table", *flags)
+    unread = refusal("studies.rate_distortion", "--action", "table", "--betas", "2", *flags)
+    assert "--betas needs --action run; leave it out" in unread
     assert "--steps is 0; use 1 or more" in refusal("studies.rate_distortion", "--steps", "0")

@@ -64,3 +64,8 @@ def test_draws_are_counted_beside_real_images(single, tmp_path, monkeypatch):
     other = [*flags[:1], "digits", "--action", "count", "--run-dir", tmp_path / "run"]
     assert "draws images (4, 4, 3), not (8, 8, 3)" in refusal("studies.stacked_modes", *other)
     assert "say which run" in refusal("studies.stacked_modes", *flags, "--action", "count")
+    unread = [*flags, "--action", "count", "--run-dir", tmp_path / "run", "--output", "x.npz"]
+    assert "--output needs --action stack" in refusal("studies.stacked_modes", *unread)
+    assert "--run-dir needs --action count" in refusal(
+        "studies.stacked_modes", *flags, "--run-dir", tmp_path / "run"
+    )

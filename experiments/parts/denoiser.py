@@ -42,7 +42,10 @@ class Config:
     run: tyro.conf.Fixed[RunOptions] = field(default_factory=RunOptions)
 
 
-READ_WITH = {("action", "export"): ("decoder", "output", "num_prompts")}
+READ_WITH = {
+    ("data", captioned.WORLD): ("num_scenes", "num_prompts"),
+    ("action", "export"): ("decoder", "output", "num_prompts"),
+}
 
 # about an hour on two CPU cores
 WORLD = Config(

@@ -32,7 +32,7 @@ from jaxgen.evaluate.rate_distortion import Point
 from jaxgen.measure import environment
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, plots
-from jaxgen.runs import plan
+from jaxgen.runs import command_line, plan
 from jaxgen.train import augment, losses, optimizer
 from jaxgen.types import Array, LossFn
 
@@ -52,6 +52,13 @@ class Config:
     seed: int = 0
     output: Path = Path("outputs/rate_distortion.json")  # raw results
     figure: Path = Path("outputs/rate_distortion.png")
+
+
+READ_WITH = {
+    ("action", "run"): (
+        "data", "betas", "steps", "batch_size", "learning_rate", "hidden", "latent_dim", "seed",
+    )
+}  # fmt: skip
 
 
 def curve(config: Config) -> list[Point]:
@@ -120,6 +127,7 @@ def write(config: Config, points: list[Point]) -> None:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    command_line.check_read(config, READ_WITH)
     plan.check_range(config, 1, "steps", "batch_size", "hidden", "latent_dim")
     plan.check_range(config, 0, "learning_rate", "betas")
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)

@@ -45,6 +45,9 @@ class Config:
     run_dir: str | None = None  # action count: the run of gan.py on that data set
 
 
+READ_WITH = {("action", "stack"): ("output",), ("action", "count"): ("run_dir",)}
+
+
 def stack(config: Config) -> None:
     """Writes stacked images of both splits; a split's own images alone are in them."""
     files.check_writable(config.output)
@@ -98,6 +101,7 @@ def line(classifier: judge.Judge, images: np.ndarray, num_classes: int) -> str:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    command_line.check_read(config, READ_WITH)
     plan.check_range(config, 1, "num_images")
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED - 1)
     if config.action == "stack":

@@ -163,7 +163,8 @@ def parse(
     config = _from_flags(default, argv, description)
     if stored is not None:
         _check_same(stored, config, flags.run_dir)
-    _check_read(config, argv, read_with)
+    check_read(config, OF_TRAINING, argv)
+    check_read(config, read_with, argv)
     return config
 
 
@@ -265,18 +266,21 @@ def _check_same(stored: Any, config: Any, run_dir: str) -> None:
         )
 
 
-def _check_read(config: Any, argv: list[str], read_with: ReadWith) -> None:
+def check_read(config: Any, read_with: ReadWith, argv: list[str] | None = None) -> None:
     """Raises ValueError for a flag whose option is not read beside the others.
 
-    The value of a preset is no flag. One that turns something off (--no-binarize) is never unread:
-    nothing is done, as it says.
+    An option that is read beside True is read where that other one is given, or on. The value of a
+    preset is no flag. One that turns something off (--no-binarize) is never unread: nothing is
+    done, as it says.
     """
+    argv = sys.argv[1:] if argv is None else argv
     values = _flat(config)
     flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
     given = {flag[2:].replace("-", "_") for flag in flags}
-    for (other, *wanted), names in (*OF_TRAINING.items(), *read_with.items()):
+    for (other, *wanted), names in read_with.items():
         unread = [name for name in names if name in given and values[name]]
-        if unread and values.get(other, wanted[0]) not in wanted:  # latent_ scripts only train
+        value = values.get(other, wanted[0])  # latent_ scripts only train
+        if unread and not (value if wanted == [True] else value in wanted):
             need = _flag(other) if wanted == [True] else f"{_flag(other)} {' or '.join(wanted)}"
             raise ValueError(f"{_flag(unread[0])} needs {need}; leave it out, or give that too")
 
@@ -288,4 +292,4 @@ def _flag(option: str) -> str:
 def _flat(config: Any) -> dict[str, Any]:
     """Gives all options by name, those of the run among the script's own."""
     values = asdict(config)
-    return values.pop("run") | values
+    return values.pop("run", {}) | values
