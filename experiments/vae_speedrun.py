@@ -37,7 +37,7 @@ from jaxgen.measure import environment
 from jaxgen.nn import autoencoder, functional
 from jaxgen.runs import plan
 from jaxgen.train import augment, losses, optimizer, step
-from jaxgen.types import Array, Key, Params
+from jaxgen.types import Array, Key, LossFn, Params
 
 
 @dataclass(frozen=True)
@@ -68,22 +68,15 @@ def pixels_in_order(params: Params, logits: Array, x: Array) -> Array:
     return losses.bernoulli(params, logits + before.reshape(x.shape), x)
 
 
-def build(config: Config, train: Any, test: Any) -> tuple[Any, Any, Any]:
-    """Makes the first state, and compiles an epoch of training and the test set's bound."""
-    shape, size = train.images.shape[1:], config.batch_size
+def model(config: Config, shape: tuple[int, int, int]) -> tuple[LossFn, Params]:
+    """Builds the loss of one image of uint8, whose shape this is, and its first parameters."""
     encoder, decoder = autoencoder.encoder_and_decoder(
         "dense", 2 * config.latent_dim, shape, hidden=config.hidden
     )
-    steps = len(train.images) // size
-    rate = optimizer.schedule(config.learning_rate, config.epochs * steps, "cosine")
-    tx = optimizer.adam(rate)
-    loss = augment.on_uint8(
-        losses.vae_loss(
-            functional.apply(encoder), functional.apply(decoder),
-            pixels_in_order if config.in_order else losses.bernoulli, dynamic_binarization=True,
-        )
-    )  # fmt: skip
-    one = step.scan_steps(step.gradient_step(loss, tx))
+    density = pixels_in_order if config.in_order else losses.bernoulli
+    loss = losses.vae_loss(
+        functional.apply(encoder), functional.apply(decoder), density, dynamic_binarization=True
+    )
     encoder_key, decoder_key = jax.random.split(jax.random.key(config.seed))
     params = {
         "encoder": functional.init(encoder, encoder_key, jnp.zeros(shape)),
@@ -91,6 +84,15 @@ def build(config: Config, train: Any, test: Any) -> tuple[Any, Any, Any]:
     }
     if config.in_order:
         params["before"] = jnp.zeros((math.prod(shape), math.prod(shape)))
+    return augment.on_uint8(loss), params
+
+
+def build(config: Config, train: Any, test: Any) -> tuple[Any, Any, Any]:
+    """Makes the first state, and compiles an epoch of training and the test set's bound."""
+    loss, params = model(config, train.images.shape[1:])
+    size, steps = config.batch_size, len(train.images) // config.batch_size
+    tx = optimizer.adam(optimizer.schedule(config.learning_rate, config.epochs * steps, "cosine"))
+    one = step.scan_steps(step.gradient_step(loss, tx))
     state = step.init_state(params, tx)
 
     def epoch(state: Any, images: Array, key: Key, number: Array) -> Any:
@@ -111,8 +113,19 @@ def build(config: Config, train: Any, test: Any) -> tuple[Any, Any, Any]:
     return state, epoch_program, bound_program
 
 
+def check_finite(state: Any, nats: float, epochs: int) -> None:
+    """Raises ValueError for a state and a bound of which a number is not finite."""
+    # jnp: NumPy's view of a leaf would keep the next epoch from writing in its place
+    if not all(jnp.isfinite(x).all() for x in jax.tree.leaves((state, nats))):
+        steps = int(state.step)
+        raise ValueError(f"not finite after step {steps} (epoch {epochs}); lower --learning-rate")
+
+
 def race(config: Config) -> dict[str, Any]:
-    """Runs the race; returns the seconds and epochs at which each target was reached, or null."""
+    """Runs the race; returns the seconds and epochs at which each target was reached, or null.
+
+    No state is kept on the way, of minutes. Raises ValueError when a number is not finite any more.
+    """
     train, test = sets.load(config.data, "train"), sets.load(config.data, "test")
     if config.batch_size > len(train.images):
         raise ValueError(
@@ -132,10 +145,7 @@ def race(config: Config) -> dict[str, Any]:
         seconds += time.perf_counter() - start
         processor += time.process_time() - processor_start
         nats = float(bound(state.params, test_images))
-        if not nats < float("inf"):
-            raise ValueError(
-                f"the bound is {nats} after {number + 1} epochs; lower --learning-rate"
-            )
+        check_finite(state, nats, number + 1)
         for target in config.targets:
             if nats <= target and target not in reached:
                 times = {"seconds": round(seconds, 2), "processor_seconds": round(processor, 2)}

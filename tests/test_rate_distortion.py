@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support.scripts import call, refusal
 
@@ -73,6 +74,24 @@ def test_a_model_that_is_not_finite_is_named():
         rate_distortion.points(loss_of(1.0), params, [2.0], test, jax.random.key(0))
     with pytest.raises(ValueError, match=r"betas \(1.0, 0.0\); give one or more positive"):
         rate_distortion.train(loss_of, {}, None, (1.0, 0.0), {}, 1, 1, jax.random.key(0))
+
+
+def test_training_stops_at_the_chunk_that_is_not_finite_and_names_its_betas(monkeypatch):
+    """w grows (1 + beta)-fold a step from 1: past float32 after 128 steps where beta is 1."""
+    monkeypatch.setattr(rate_distortion, "STEPS_AT_ONCE", 50)
+
+    def grows(beta):
+        return lambda w, example, key: (-0.5 * beta * w**2, {"loss": w})
+
+    def train(betas):
+        key, data = jax.random.key(0), {"image": np.zeros((4, 1))}
+        return rate_distortion.train(
+            grows, jnp.float32(1), optax.sgd(1.0), betas, data, 160, 2, key
+        )
+
+    np.testing.assert_allclose(train((0.25, 0.5)), [1.25**160, 1.5**160], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"after step 150 with beta 1, 1\.2; lower the learning"):
+        train((0.5, 1.0, 1.2, 0.25))
 
 
 def test_the_script_leaves_points_and_a_picture(tmp_path):

@@ -5,8 +5,11 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support.scripts import call, loaded, refusal
+
+from jaxgen.train import step
 
 
 def test_a_record_says_when_each_target_was_reached(tmp_path):
@@ -57,6 +60,23 @@ def test_pixels_in_order_have_a_density_and_see_only_those_before_them():
     used = jax.grad(log_p)(params, every[37])["before"]  # 37 is 100101: some pixels are set
     assert (used[np.triu_indices(6)] == 0).all()
     assert (used[[1, 3, 5, 5], [0, 0, 0, 3]] != 0).all()
+
+
+def test_a_race_stops_after_the_epoch_that_is_not_finite_and_names_its_step(tmp_path):
+    """By Adam, a first step of the learning rate: 1e30 of every parameter, and no square of it."""
+    flags = ["--data", "digits", "--hidden", "4", "--latent-dim", "2", "--batch-size", "750"]
+    flags += ["--learning-rate", "1e30", "--record", tmp_path / "records.jsonl"]
+    line = refusal("vae_speedrun", *flags)
+    assert line == "error: not finite after step 2 (epoch 1); lower --learning-rate"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_the_state_alone_that_is_not_finite_is_found():
+    with loaded("vae_speedrun") as module:
+        state = step.init_state({"w": jnp.ones(3).at[1].set(jnp.inf)}, optax.sgd(1.0))
+        with pytest.raises(ValueError, match=r"after step 0 \(epoch 1\); lower --learning-rate"):
+            module.check_finite(state, 104.0, 1)
+        module.check_finite(step.init_state({"w": jnp.ones(3)}, optax.sgd(1.0)), 104.0, 1)
 
 
 @pytest.mark.parametrize(

@@ -47,16 +47,37 @@ def train(
     """Trains a model for each beta, side by side, from the same parameters: leaves [B, ...].
 
     dataset: a dict of arrays [N, ...]. The models see the same batches and noise, so that their
-    differences are those of beta. Raises ValueError for a beta that is not positive.
+    differences are those of beta. No state is kept on the way: it is a matter of minutes. Raises
+    ValueError for a beta that is not positive, and for models that are not finite any more.
     """
     if not betas or not all(0 < beta < np.inf for beta in betas):
         raise ValueError(f"betas {tuple(betas)}; give one or more positive numbers")
-    size = len(next(iter(dataset.values())))
+    some = _steps(loss_of, tx, betas, batch_size)
+    first = step.init_state(params, tx)
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(betas), *jnp.shape(x))), first)
+    order_key, noise_key = jax.random.split(key)
+    on_device = jax.tree.map(jnp.asarray, dataset)
+    for start in range(0, num_steps, STEPS_AT_ONCE):  # so that a signal is heard in between
+        count = min(STEPS_AT_ONCE, num_steps - start)
+        states = some(states, on_device, order_key, noise_key, jnp.int32(count))
+        _check_finite(states, betas, start + count)
+    return states.params
+
+
+def _steps(
+    loss_of: LossOf, tx: optax.GradientTransformation, betas: Sequence[float], batch_size: int
+) -> Callable[[TrainState, dict, Key, Key, Array], TrainState]:
+    """Compiles (states, dataset, order_key, noise_key, count) -> states `count` steps later.
+
+    States have leaves [B, ...]: one for each beta.
+    """
 
     @jax.jit
     def some(
         states: TrainState, dataset: dict, order_key: Key, noise_key: Key, count: Array
     ) -> TrainState:
+        size = len(next(iter(dataset.values())))
+
         def run(state: TrainState, beta: Array) -> TrainState:
             one = step.gradient_step(loss_of(beta), tx)
 
@@ -70,15 +91,16 @@ def train(
 
         return jax.vmap(run)(states, jnp.float32(betas))
 
-    first = step.init_state(params, tx)
-    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(betas), *jnp.shape(x))), first)
-    order_key, noise_key = jax.random.split(key)
-    on_device = jax.tree.map(jnp.asarray, dataset)
-    for start in range(0, num_steps, STEPS_AT_ONCE):  # so that a signal is heard in between
-        count = jnp.int32(min(STEPS_AT_ONCE, num_steps - start))
-        states = some(states, on_device, order_key, noise_key, count)
-        jax.block_until_ready(states)
-    return states.params
+    return some
+
+
+def _check_finite(states: TrainState, betas: Sequence[float], done: int) -> None:
+    """Raises ValueError naming the betas whose states have a number that is not finite."""
+    leaves = [np.asarray(x).reshape(len(betas), -1) for x in jax.tree.leaves(states)]
+    finite = np.all([np.isfinite(x).all(axis=1) for x in leaves], axis=0)
+    if not finite.all():
+        names = ", ".join(f"{beta:g}" for beta in np.asarray(betas)[~finite])
+        raise ValueError(f"not finite after step {done} with beta {names}; lower the learning rate")
 
 
 def points(
