@@ -12,6 +12,8 @@ import jax
 import pytest
 from support import documents
 
+from jaxgen.train import adversarial, objectives
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -133,6 +135,17 @@ def test_evaluations_are_of_the_commands_that_make_them(monkeypatch, tmp_path):
     monkeypatch.setitem(record.MEASUREMENTS, "one", lambda: [record.Run("a", ("other",))])
     with pytest.raises(ValueError, match="'a' by other commands"):
         record.measure("one")
+
+
+def test_what_is_checked_is_said_of_every_objective_and_by_tests_that_are_there():
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    checked = page.split("\n## What is checked of every objective\n")[1].split("\n## ")[0]
+    names = [row.split(" | ")[0] for row in checked.splitlines() if row.startswith("| ")]
+    games = adversarial.OBJECTIVES | adversarial.RELATIVISTIC
+    assert {*objectives.VAE_OBJECTIVES, *games} <= {*re.findall(r"`(\w+)`", " ".join(names))}
+    files = {*re.findall(r"`(test_\w+\.py)`", checked)}
+    assert len(files) > 5
+    assert [name for name in files if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_tables_are_those_of_their_raw_results(monkeypatch):

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,7 +35,7 @@ from support.scripts import (
 from jaxgen import script
 from jaxgen.evaluate import latents
 from jaxgen.pictures import images
-from jaxgen.runs import checkpoint
+from jaxgen.runs import checkpoint, command_line
 
 SLOW = pytest.mark.slow
 HOST = pathlib.Path(__file__).parent / "support" / "host.py"
@@ -303,7 +305,14 @@ def as_after_checkpoint(run: pathlib.Path, folder: pathlib.Path, step: int) -> N
             ],
         ),
         ("vae", ["--objective", "beta_tc", "--hidden", "8"]),
-        ("autoencoder", ["--mmd", "1", "--sparse", "4", "--hidden", "8"]),
+        (
+            "gan",
+            [
+                "--objective", "hinge", "--spectral", "--slope", "8", "--diff-augment",
+                "--hidden", "8",
+            ],
+        ),
+        ("autoencoder", ["--mmd", "1", "--sparse", "4", "--contractive", "1", "--hidden", "8"]),
     ],
 )  # fmt: skip
 @SLOW
@@ -328,6 +337,35 @@ def test_objectives_resume_to_the_same_bits_and_are_drawn_and_evaluated(
     assert "step 8" in drawn
     assert width_of(tmp_path / "parts" / "samples-drawn.png") > 100
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path / "parts"))
+
+
+def test_slope_and_augmentation_of_a_gan_reach_its_losses():
+    """A hinge costs the generator -D(G(z)); here D is the mean pixel and G paints one grey."""
+    paint = lambda params, z, label: jnp.full((8, 8, 1), 0.25)  # noqa: E731
+    mean = lambda params, x, label: jnp.mean(x)  # noqa: E731
+    example = {"discriminator": None, "label": None}
+
+    def cost(*flags):
+        with loaded("gan") as gan:
+            shared = ["--objective", "hinge", "--spectral"]
+            config = command_line.parse("gan", gan.PRESETS, "", [*shared, *flags])
+            _, loss = gan.gan_model.losses_of(config, paint, mean)
+        return float(loss(None, example, jax.random.key(0))[0])
+
+    assert cost("--slope", "8") == -8 * 0.25
+    augmented = cost("--diff-augment")
+    assert abs(augmented + 0.25) > 1e-3  # brightness and cutout are drawn
+    assert cost("--diff-augment", "--slope", "8") == pytest.approx(8 * augmented)
+
+
+@SLOW
+def test_the_contractive_penalty_is_in_the_loss_of_a_run(tmp_path, monkeypatch):
+    leave_out_pictures("autoencoder", monkeypatch)
+    flags = ["--contractive", "0.5", "--steps", "2", "--run-dir", tmp_path / "run"]
+    call("autoencoder", *TINY, *ALONE, *SMALL, *flags)
+    for row in rows(tmp_path / "run"):
+        assert row["contraction"] > 0
+        assert row["loss"] == pytest.approx(row["mse"] + 0.5 * row["contraction"], rel=1e-5)
 
 
 @SLOW

@@ -41,7 +41,7 @@ def test_objectives_of_one_example_and_of_the_batch_train_alike_on_four_devices(
         np.testing.assert_allclose(spread[term], metrics[term], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", systems.OBJECTIVES)
+@pytest.mark.parametrize("name", [*systems.NAMES, *systems.OBJECTIVES])
 def test_objectives_go_on_from_a_file_to_the_same_bits(name):
     straight, resumed = systems.continued(name)
     assert int(straight.step) == 2

@@ -27,9 +27,9 @@ SHAPE = (8, 8, 1)
 NAMES = ("autoencoder", "vae", "gan")
 # objectives of a VAE, of which those of the whole batch see other examples; `iwae` has a VAMP prior
 OF_VAE = tuple(name for name in objectives.VAE_OBJECTIVES if name != "elbo")
-# and an autoencoder of sparse codes with two penalties, VQ-VAE, and a GAN whose generator sees real
-# images and labels
-OBJECTIVES = (*OF_VAE, "mmd", "vq_vae", "relativistic")
+# and an autoencoder of sparse codes with two penalties, VQ-VAE, a GAN whose generator sees real
+# images and labels, and one whose discriminator is spectrally normalised and sees augmented images
+OBJECTIVES = (*OF_VAE, "mmd", "vq_vae", "relativistic", "hinge")
 
 
 def dataset(size: int = 64) -> dict[str, np.ndarray]:
@@ -54,6 +54,8 @@ def make(name: str, network: str = "dense", norm: str = "group", accumulate: int
         return _gan(network, norm, tx, accumulate)
     if name == "relativistic":
         return _relativistic(tx)
+    if name == "hinge":
+        return _hinge(tx)
     if name == "vq_vae":
         return _vq_vae(tx)
 
@@ -155,6 +157,17 @@ def _relativistic(tx):
     g_loss = adversarial.generator_loss(generate, judge, game, 4, classify=classify)
     one = step.gan_step(augment.on_uint8(d_loss), augment.on_uint8(g_loss), tx, tx, 1, 0.9)
     return _players(g, d, tx), one
+
+
+def _hinge(tx):
+    """A discriminator of bounded slope, which sees augmented images and no labels."""
+    g, d = gan.DenseGenerator(SHAPE, (16,)), gan.DenseDiscriminator((8,), spectral=True)
+    generate, bounded = functional.apply(g), functional.apply(d)
+    judge = lambda *inputs: 8 * bounded(*inputs)  # noqa: E731
+    common = (generate, judge, adversarial.objective("hinge"), 4)
+    d_loss = adversarial.discriminator_loss(*common, augment=augment.differentiable)
+    g_loss = adversarial.generator_loss(*common, augment.differentiable)
+    return _players(g, d, tx), step.gan_step(augment.on_uint8(d_loss), g_loss, tx, tx, 1, 0.9)
 
 
 def _players(g, d, tx):
