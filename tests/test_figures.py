@@ -146,3 +146,28 @@ def test_figures_of_the_mnist_preset_are_those_of_its_run():
     assert "{} +- {}; as many training images have {} +- {}".format(*numbers) in page
     row = f"| {judge['accuracy']:.3f} | {new['confidence']:.3f} | {new['entropy']:.3f} | none |"
     assert row in text_of("notebooks/03_gan.py")
+
+
+@pytest.mark.parametrize("name", ["vae", "gan"])
+def test_runs_of_colour_that_were_cut_short_are_said_to_be_so(name):
+    record = json.loads((ROOT / "docs" / f"cifar10_{name}.json").read_text())
+    page = text_of("docs/objectives.md").replace("\n", " ")
+    shown = f"`{name}.py --preset cifar10` after "
+    steps = re.search(rf"{shown}([\d,]+) of {record['planned_steps']:,} steps", page).group(1)
+    if name == "gan":  # its picture is of the last fifty
+        assert f"(the curve goes on to {record['steps']})" in page
+        assert int(steps) == record["steps"] // 50 * 50
+    else:
+        assert steps == f"{record['steps']:,}"
+    assert f"{record['core_minutes']} minutes of one CPU core" in page
+    assert record["rows"][-1]["step"] == record["steps"]
+    assert f"were {record['training_images']:,} of a copy of the training set" in page
+
+
+def test_shares_of_the_judge_of_stacked_digits_are_those_of_its_runs():
+    runs = json.loads((ROOT / "docs" / "evaluations" / "stacked.json").read_text())["runs"]
+    lines = "\n".join(line for run in runs for line in run["lines"])
+    shares = [float(share) for share in re.findall(r"classifier: ([\d.]+) of the single", lines)]
+    text = text_of("docs/objectives.md").replace("\n", " ")
+    assert len(shares) == len(runs)
+    assert f"has {min(shares):.3f} to {max(shares):.3f} of the test images right" in text

@@ -163,8 +163,9 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
 # of runs that take many minutes or hours: copied from their folders
 OF_LONG_RUNS = {
     "gan_mnist_samples.png": "gan.py --preset mnist: samples.png",
-    "cifar10_vae.png": "vae.py --preset cifar10, 800 steps: of reconstructions.png and samples.png",
-    "cifar10_gan.png": "gan.py --preset cifar10, its first steps: of samples.png",
+    # docs/cifar10_vae.json and cifar10_gan.json say of how many steps
+    "cifar10_vae.png": "vae.py --preset cifar10, cut short: reconstructions.png and samples.png",
+    "cifar10_gan.png": "gan.py --preset cifar10, cut short: of samples.png",
     "latent_progress.gif": "latent_diffusion.py, the run of jaxgen/models/shapes: progress.gif",
 }
 
