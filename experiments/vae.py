@@ -254,7 +254,7 @@ def active_units(
     and, above, a draw of the layer below, as in the code of Burda et al. 2016.
     """
     rows = np.random.default_rng(0).permutation(len(test.images))[:500]
-    model, (encoder, _) = vae_model.model_of(config, examples), vae_model.networks(config, examples)
+    model = vae_model.model_of(config, examples)
 
     @jax.jit
     @partial(jax.vmap, in_axes=(None, 0, 0, 0))
@@ -262,12 +262,12 @@ def active_units(
         pixel_key, z_key = jax.random.split(key)
         x = augment.to_unit_range(image)
         x = losses.binarize(pixel_key, x) if vae_model.is_binarized(config) else x
-        moments = [functional.apply(encoder)(params["encoder"], x, label)]
+        layers = [model.encode(params, x, label)]
         if config.top_dim:
             up, _ = vae_model.top_networks(config)
-            below, _ = model.draw(params, x, label, z_key)
-            moments.append(functional.apply(up)(params["encoder_top"], below))
-        return [jnp.split(both, 2)[0] for both in moments]
+            below, _ = model.draw(params, layers[0], z_key)
+            layers.append(functional.apply(up)(params["encoder_top"], below))
+        return [jnp.split(moments, 2)[0] for moments in layers]
 
     keys = jax.random.split(key, len(rows))
 

@@ -180,8 +180,7 @@ def test_two_layers_of_linear_gaussians_have_the_marginal_of_their_product():
     params, x = jax.tree.map(jnp.float32, params), example()["image"]
 
     def log_weight(key):
-        z = model.draw(params, x, None, key)
-        return latent_models.log_weight(model, params, z, x, None)
+        return latent_models.log_weight(model, params, key, x, None)
 
     log_w = jax.jit(jax.vmap(log_weight))(jax.random.split(jax.random.key(0), 50_000))
     shares = np.exp(np.float64(log_w) - np.max(log_w))
@@ -215,3 +214,17 @@ def test_draws_of_the_prior_have_its_density(name):
         terms = np.asarray(function(z)) * np.asarray(weight)[:, None]
         error = np.sqrt((np.var(terms, axis=0) + np.var(function(draws), axis=0)) / 20_000)
         assert np.all(abs(terms.mean(axis=0) - function(draws).mean(axis=0)) < 4.5 * error)
+
+
+def test_the_encoder_runs_once_for_all_draws_and_once_backwards():
+    """Of a layer's weights a loss has two products, forward and for their gradient: here as many
+    for ten draws as for one, since pixels need no gradient."""
+
+    def encoder_products(count):
+        loss = objectives.bound_loss(one_layer(), objectives.iwae, count)
+        of = lambda p: loss(p, example(), jax.random.key(0))[0]  # noqa: E731
+        text = jax.jit(jax.grad(of)).lower(jax.tree.map(jnp.float32, parameters())).as_text()
+        sides = f"{2 * LATENT}x{SIZE}"
+        return sum("dot_general" in line and sides in line for line in text.splitlines())
+
+    assert encoder_products(1) == encoder_products(10) == 2

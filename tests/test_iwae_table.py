@@ -260,9 +260,13 @@ def test_the_modern_gradient_for_iwae_is_dreg_and_for_the_vae_the_mean():
         bounds = [cells.modern(10, 2).bound(jnp.array(is_iwae)) for is_iwae in (True, False)]
 
     def gradient(bound):
-        log_weights = lambda p, z, of_posterior: p * z + jnp.float32([0, 1]) * of_posterior  # noqa: E731
-        weigh = objectives.Weigh(log_weights, jnp.float32(1))
-        return jax.grad(lambda p: bound(weigh, p, p * jnp.float32([2, 2])))(0.3)
+        def value(p):
+            of_q = objectives.Posterior(p, p)
+            return bound(objectives.Weigh(log_weights, of_q, jnp.float32(1)), p, p * twos)
+
+        log_weights = lambda p, z, of_q: p * z + jnp.float32([0, 1]) * of_q.params  # noqa: E731
+        twos = jnp.float32([2, 2])
+        return jax.grad(value)(0.3)
 
     grads = list(map(gradient, bounds))
     expected = list(map(gradient, (objectives.dreg, objectives.k_sample)))

@@ -110,11 +110,12 @@ def active_units(cell: Cell, images: np.ndarray, params: Params, key: Key) -> st
     def means(image: Array, key: Key) -> list[Array]:
         pixel_key, z_key = jax.random.split(key)
         x = losses.binarize(pixel_key, augment.to_unit_range(image))
-        seen = {"encoder": losses.unit_interval(x).reshape(-1)}
+        layers = [model.encode(params, x, None)]
         if cell.layers == 2:
-            seen["encoder_top"] = model.draw(params, x, None, z_key)[0]
-        moments = [functional.apply(parts[name])(params[name], h) for name, h in seen.items()]
-        return [jnp.split(both, 2)[0] for both in moments]
+            below, _ = model.draw(params, layers[0], z_key)
+            up = functional.apply(parts["encoder_top"])
+            layers.append(up(params["encoder_top"], below))
+        return [jnp.split(moments, 2)[0] for moments in layers]
 
     of_layers = jax.vmap(means)(jnp.asarray(images), jax.random.split(key, len(images)))
     return "+".join(str(likelihood.active_units(np.asarray(x)).sum()) for x in of_layers)
@@ -175,7 +176,7 @@ def paper(steps_per_epoch: int, size: int) -> Recipe:
 
     def bound(is_iwae: Array) -> objectives.Bound:
         def value(weigh: objectives.Weigh, params: Params, z: Any) -> Array:
-            log_w = weigh(params, z, params)
+            log_w = weigh(params, z)
             iwae = jax.nn.logsumexp(log_w) - jnp.log(len(log_w))
             return jnp.where(is_iwae, iwae, jnp.mean(log_w))
 

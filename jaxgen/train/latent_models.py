@@ -20,10 +20,15 @@ Latent = Any  # z [D], or a tuple of layers, the one next to the image first
 
 
 class LatentModel(NamedTuple):
-    """A model and its posterior; `label` is None or int32 []."""
+    """A model and its posterior; `label` is None or int32 [].
 
-    draw: Callable[[Params, Array, Any, Key], Latent]  # (params, x, label, key): z ~ q(z | x)
-    log_posterior: Callable[[Params, Latent, Array, Any], Array]  # log q(z | x)
+    The encoder's output is an argument of both parts of q, so that it is computed once for all
+    draws, and once in the backward pass.
+    """
+
+    encode: Apply  # (params, x, label) -> moments of the layer next to the image [2 D]
+    draw: Callable[[Params, Array, Key], Latent]  # (params, moments, key): z ~ q(z | x)
+    log_posterior: Callable[[Params, Latent, Array], Array]  # (params, z, moments): log q(z | x)
     log_prior: Callable[[Params, Latent], Array]  # log p(z)
     log_likelihood: Callable[[Params, Latent, Array, Any], Array]  # log p(x | z)
     generate: Callable[[Params, Key], Array]  # a draw of p(z): the layer next to the image [D]
@@ -36,10 +41,12 @@ class Prior(NamedTuple):
     draw: Callable[[Params, Key], Array]
 
 
-def log_weight(model: LatentModel, params: Params, z: Latent, x: Array, label: Any) -> Array:
-    """log p(x, z) / q(z | x) in nats, the importance weight of Burda et al. 2016, eq. 8."""
+def log_weight(model: LatentModel, params: Params, key: Key, x: Array, label: Any) -> Array:
+    """log p(x, z) / q(z | x) in nats of a draw z ~ q(z | x): Burda et al. 2016, eq. 8."""
+    moments = model.encode(params, x, label)
+    z = model.draw(params, moments, key)
     joint = model.log_likelihood(params, z, x, label) + model.log_prior(params, z)
-    return joint - model.log_posterior(params, z, x, label)
+    return joint - model.log_posterior(params, z, moments)
 
 
 def weight_of_images(model: LatentModel, binarize: bool) -> Callable[..., Array]:
@@ -51,8 +58,7 @@ def weight_of_images(model: LatentModel, binarize: bool) -> Callable[..., Array]
     def weigh(params: Params, example: Any, key: Key, weight_key: Key) -> Array:
         x = augment.to_unit_range(example["image"])
         x = losses.binarize(key, x) if binarize else x
-        z = model.draw(params, x, example["label"], weight_key)
-        return log_weight(model, params, z, x, example["label"])
+        return log_weight(model, params, weight_key, x, example["label"])
 
     return weigh
 
@@ -97,16 +103,18 @@ def one_layer(
 ) -> LatentModel:
     """Builds the VAE of Kingma & Welling 2014 with any prior: q(z | x) is N(mean, exp(logvar))."""
 
-    def draw(params: Params, x: Array, label: Any, key: Key) -> Array:
-        return losses.reparameterize(key, *_split(encode(params["encoder"], x, label)))
+    def draw(params: Params, moments: Array, key: Key) -> Array:
+        return losses.reparameterize(key, *_split(moments))
 
-    def log_posterior(params: Params, z: Array, x: Array, label: Any) -> Array:
-        return losses.gaussian_log_density(z, *_split(encode(params["encoder"], x, label)))
+    def log_posterior(params: Params, z: Array, moments: Array) -> Array:
+        return losses.gaussian_log_density(z, *_split(moments))
 
     def of_pixels(params: Params, z: Array, x: Array, label: Any) -> Array:
         return log_likelihood(params, decode(params["decoder"], z, label), x)
 
-    return LatentModel(draw, log_posterior, prior.log_density, of_pixels, prior.draw)
+    return LatentModel(
+        _of_encoder(encode), draw, log_posterior, prior.log_density, of_pixels, prior.draw
+    )
 
 
 def two_layers(
@@ -125,16 +133,16 @@ def two_layers(
     encode_top: (params, h1) -> moments of h2; decode_top: (params, h2) -> moments of h1.
     """
 
-    def draw(params: Params, x: Array, label: Any, key: Key) -> Latent:
+    def draw(params: Params, moments: Array, key: Key) -> Latent:
         first_key, second_key = jax.random.split(key)
-        h1 = losses.reparameterize(first_key, *_split(encode(params["encoder"], x, label)))
-        moments = _split(encode_top(params["encoder_top"], h1))
-        return h1, losses.reparameterize(second_key, *moments)
+        h1 = losses.reparameterize(first_key, *_split(moments))
+        of_top = _split(encode_top(params["encoder_top"], h1))
+        return h1, losses.reparameterize(second_key, *of_top)
 
-    def log_posterior(params: Params, z: Latent, x: Array, label: Any) -> Array:
-        first = losses.gaussian_log_density(z[0], *_split(encode(params["encoder"], x, label)))
-        moments = _split(encode_top(params["encoder_top"], z[0]))
-        return first + losses.gaussian_log_density(z[1], *moments)
+    def log_posterior(params: Params, z: Latent, moments: Array) -> Array:
+        of_top = _split(encode_top(params["encoder_top"], z[0]))
+        first = losses.gaussian_log_density(z[0], *_split(moments))
+        return first + losses.gaussian_log_density(z[1], *of_top)
 
     def log_prior(params: Params, z: Latent) -> Array:
         moments = _split(decode_top(params["decoder_top"], z[1]))
@@ -148,7 +156,12 @@ def two_layers(
         moments = decode_top(params["decoder_top"], top.draw(params, top_key))
         return losses.reparameterize(eps_key, *_split(moments))
 
-    return LatentModel(draw, log_posterior, log_prior, of_pixels, generate)
+    return LatentModel(_of_encoder(encode), draw, log_posterior, log_prior, of_pixels, generate)
+
+
+def _of_encoder(encode: Apply) -> Apply:
+    """Lifts a function of the encoder's parameters to one of all."""
+    return lambda params, x, label: encode(params["encoder"], x, label)
 
 
 def _split(moments: Array) -> tuple[Array, Array]:

@@ -22,14 +22,24 @@ from jaxgen.train.losses import Apply, Likelihood
 from jaxgen.types import Array, Example, Key, LossFn, Metrics, Params
 
 
+class Posterior(NamedTuple):
+    """What log q(z | x) is computed from, beside z."""
+
+    params: Params
+    moments: Array  # what the encoder says of x [2 D]
+
+
 class Weigh(NamedTuple):
     """log w [k] of draws z [k, ...]: log p(x | z) - beta (log q(z | x) - log p(z))."""
 
-    log_weights: Callable[[Params, Latent, Params], Array]  # (params, z, params of log q)
+    log_weights: Callable[[Params, Latent, Posterior], Array]
+    posterior: Posterior
     beta: Array  # []
 
-    def __call__(self, params: Params, z: Latent, of_posterior: Params) -> Array:
-        return self.log_weights(params, z, of_posterior)
+    def __call__(self, params: Params, z: Latent, fixed_posterior: bool = False) -> Array:
+        """fixed_posterior: log q(z | x) has a gradient by z alone, none by q's parameters."""
+        posterior = jax.lax.stop_gradient(self.posterior) if fixed_posterior else self.posterior
+        return self.log_weights(params, z, posterior)
 
 
 Bound = Callable[[Weigh, Params, Latent], Array]  # -> what is maximised []
@@ -37,12 +47,12 @@ Bound = Callable[[Weigh, Params, Latent], Array]  # -> what is maximised []
 
 def k_sample(weigh: Weigh, params: Params, z: Latent) -> Array:
     """The mean of log w_i: a bound that does not tighten with k; only its noise falls."""
-    return jnp.mean(weigh(params, z, params))
+    return jnp.mean(weigh(params, z))
 
 
 def iwae(weigh: Weigh, params: Params, z: Latent) -> Array:
     """The log of the mean of w_i: a bound that rises with k to log p(x) (theorem 1)."""
-    log_w = weigh(params, z, params)
+    log_w = weigh(params, z)
     return jax.nn.logsumexp(log_w) - jnp.log(len(log_w))
 
 
@@ -58,11 +68,11 @@ def dreg(weigh: Weigh, params: Params, z: Latent) -> Array:
     fixed z is left out, so its parameters get no gradient. In IWAE's it has the weight -beta v_i,
     and so the mean of -beta (dv_i / dz_i) (dz_i / dphi), with dv_i = v_i (1 - v_i) d log w_i.
     """
-    log_w = jax.lax.stop_gradient(weigh(params, z, params))
+    log_w = jax.lax.stop_gradient(weigh(params, z))
     shares = jax.nn.softmax(log_w)
     factors = 1 - weigh.beta * (1 - shares)
     z = jax.tree.map(lambda leaf: _scale_gradient(leaf, factors), z)
-    surrogate = jnp.sum(shares * weigh(params, z, jax.lax.stop_gradient(params)))
+    surrogate = jnp.sum(shares * weigh(params, z, fixed_posterior=True))
     value = jax.nn.logsumexp(log_w) - jnp.log(len(log_w))
     return value + surrogate - jax.lax.stop_gradient(surrogate)
 
@@ -93,15 +103,16 @@ def bound_loss(
         x, label = example["image"], example.get("label")
         x = losses.binarize(binarize_key, x) if dynamic_binarization else x
         keys = jax.random.split(draw_key, num_samples)
-        z = jax.vmap(lambda k: model.draw(params, x, label, k))(keys)
+        posterior = Posterior(params, model.encode(params, x, label))
+        z = jax.vmap(lambda k: model.draw(params, posterior.moments, k))(keys)
         weight = beta(example["step"])
 
-        def log_weights(params: Params, z: Latent, of_posterior: Params) -> Array:
-            log_p, kl = _terms(model, params, z, of_posterior, x, label)
+        def log_weights(params: Params, z: Latent, posterior: Posterior) -> Array:
+            log_p, kl = _terms(model, params, z, posterior, x, label)
             return log_p - weight * kl
 
-        value = -bound(Weigh(log_weights, weight), params, z)
-        log_p, kl = map(jnp.mean, _terms(model, params, z, params, x, label))
+        value = -bound(Weigh(log_weights, posterior, weight), params, z)
+        log_p, kl = map(jnp.mean, _terms(model, params, z, posterior, x, label))
         parts = {"recon_nats": -log_p, "kl_nats": kl, "neg_elbo_nats": kl - log_p, "beta": weight}
         return value, {"loss": value, **parts}
 
@@ -160,13 +171,13 @@ def check_prior(name: str, option: str) -> None:
 
 
 def _terms(
-    model: LatentModel, params: Params, z: Latent, of_posterior: Params, x: Array, label: Any
+    model: LatentModel, params: Params, z: Latent, posterior: Posterior, x: Array, label: Any
 ) -> tuple[Array, Array]:
     """Computes log p(x | z) and log q(z | x) - log p(z) of every draw z: [k] each."""
 
     def one(z: Latent) -> tuple[Array, Array]:
-        kl = model.log_posterior(of_posterior, z, x, label) - model.log_prior(params, z)
-        return model.log_likelihood(params, z, x, label), kl
+        log_q = model.log_posterior(posterior.params, z, posterior.moments)
+        return model.log_likelihood(params, z, x, label), log_q - model.log_prior(params, z)
 
     return jax.vmap(one)(z)
 
