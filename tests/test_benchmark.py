@@ -22,6 +22,7 @@ from benchmarks import (
     correctness,
     diffusion,
     grid,
+    iwae_step,
     lora_step,
     race,
     result_file,
@@ -126,7 +127,7 @@ def test_bad_arguments_get_one_line(call, capsys, flags, message):
 
 
 @pytest.mark.parametrize(
-    "module", [adapters, correctness, lora_step, start, deep_cache, eight_bits]
+    "module", [adapters, correctness, iwae_step, lora_step, start, deep_cache, eight_bits]
 )
 def test_a_result_that_cannot_be_written_is_refused_before_the_work(call, capsys, module):
     with pytest.raises(SystemExit):
@@ -467,3 +468,28 @@ def test_a_row_without_memory_or_limits_still_makes_a_table():
         "images_per_second": rate, "steps_per_second": rate,
     }  # fmt: skip
     assert len(show.cells(row, [row])) == len(show.headings([row]))
+
+
+def test_a_step_of_the_iwae_table_stands_beside_the_limits(call, monkeypatch, tmp_path, capsys):
+    """Products of 1x1: three for each weight and image, but two of the first layer's; 2 each."""
+    rates = ceilings.Ceilings(1e9, 1e10)
+    monkeypatch.setattr(iwae_step.ceilings, "measure", lambda dtype: rates)
+    monkeypatch.setattr(iwae_step, "NUM_IMAGES", 40)
+    path = tmp_path / "step.json"
+    flags = ["--cells", "1x1", "--turns", "1", "--seconds", "0.01", "--output", str(path)]
+    call(*flags, module=iwae_step)
+    (row,) = result_file.read(path)["rows"]
+    weights, first = 784 * 200 + 2 * 200 * 200 + 3 * 50 * 200 + 200 * 784, 784 * 200
+    assert row["product_flops"] == 2 * 20 * (3 * weights - first)
+    assert row["state_bytes"] == 8 * 4 * 425_284
+    assert row["product_us"] == pytest.approx(row["product_flops"] / 1e3)
+    assert row["state_us"] == pytest.approx(row["state_bytes"] / 1e4)
+    assert len(row["us_per_step"]) == 1
+    assert "1x1: " in capsys.readouterr().out
+    for flags, words in (
+        (["--cells", "3x1"], "use some of 1x1"),
+        (["--batch-size", "7"], "use a d"),
+    ):
+        with pytest.raises(SystemExit):
+            call(*flags, module=iwae_step)
+        assert words in capsys.readouterr().err
