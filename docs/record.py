@@ -58,33 +58,31 @@ def hinge() -> list[Run]:
     """Hinge with spectral norm on digits: by generator, slope and the generator's rate."""
     game = "--objective hinge --spectral --r1 0 --steps 1500"
     slow = "--slope 8 --learning-rate 2e-4 --discriminator-rate 1e-3"
-    kinds = [
-        ("128 units, slope 1", "--hidden 128 128 --slope 1", 3),
-        ("128 units, slope 8", "--hidden 128 128 --slope 8", 3),
-        ("512 units, slope 1", "--hidden 512 512 --slope 1", 1),
-        ("512 units, slope 8", "--hidden 512 512 --slope 8", 1),
-        ("512 units, slope 8, R1 of 0.1", "--hidden 512 512 --slope 8 --r1 0.1", 1),
-        ("512 units, slope 8, slow generator", f"--hidden 512 512 {slow}", 3),
-    ]
+    kinds = {
+        "128 units, slope 1": "--hidden 128 128 --slope 1",
+        "128 units, slope 8": "--hidden 128 128 --slope 8",
+        "512 units, slope 1": "--hidden 512 512 --slope 1",
+        "512 units, slope 8": "--hidden 512 512 --slope 8",
+        "512 units, slope 8, R1 of 0.1": "--hidden 512 512 --slope 8 --r1 0.1",
+        "512 units, slope 8, slow generator": f"--hidden 512 512 {slow}",
+    }
     return [
         gan(f"{kind}, seed {seed}", f"{game} {flags} --seed {seed}", "hinge")
-        for kind, flags, seeds in kinds
-        for seed in range(seeds)
+        for kind, flags in kinds.items()
+        for seed in range(3)
     ]
 
 
 def latents() -> list[Run]:
-    """Samples of an autoencoder and a VAE, by what their latents are drawn from."""
-    return [
-        Run(
-            name,
-            (
-                f"python experiments/{name}.py --steps 600 --run-dir runs/latents_{name}",
-                f"python experiments/{name}.py --run-dir runs/latents_{name} --action evaluate",
-            ),
-        )
-        for name in ("autoencoder", "vae")
-    ]
+    """Samples of an autoencoder and a VAE, by what their latents are drawn from; three seeds."""
+
+    def one(name: str, seed: int) -> Run:
+        folder = f"--run-dir runs/latents_{name}_{seed}"
+        script_path = f"python experiments/{name}.py"
+        train = f"{script_path} --steps 600 --seed {seed} {folder}"
+        return Run(f"{name}, seed {seed}", (train, f"{script_path} {folder} --action evaluate"))
+
+    return [one(name, seed) for name in ("autoencoder", "vae") for seed in range(3)]
 
 
 def compress() -> list[Run]:
@@ -150,7 +148,9 @@ def measure(name: str) -> Path:
     path = FOLDER / f"{name}.json"
     runs = files.read_object(path)["runs"] if path.is_file() else []
     known = {run["label"]: run["commands"] for run in runs}
-    for run in MEASUREMENTS[name]():
+    wanted = MEASUREMENTS[name]()
+    places = {run.label: place for place, run in enumerate(wanted)}
+    for run in wanted:
         if run.label in known:
             if known[run.label] != list(run.commands):
                 raise ValueError(f"{path} has {run.label!r} by other commands; delete it there")
@@ -160,6 +160,7 @@ def measure(name: str) -> Path:
             print(command, flush=True)
             lines = output(command)
         runs.append({"environment": where, **run._asdict(), "lines": lines})
+        runs.sort(key=lambda kept: places.get(kept["label"], len(places)))
         content = json.dumps({"runs": runs}, indent=1) + "\n"
         files.write_whole(path, lambda p, c=content: p.write_text(c))
     return path

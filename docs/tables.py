@@ -13,7 +13,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,7 +122,10 @@ def of_gan_runs(name: str, of_label: str, columns: list[str], means: bool) -> st
         by_column = [[float(row[i][0]) for row in figures] for i in range(len(columns))]
         cells = [f"{statistics.mean(c):.4f} +- {statistics.stdev(c):.4f}" for c in by_column]
         lines.append(["mean", *cells])
-    lines.append(["real images", *(real for _, real in figures[0])])
+    # older runs have not all of them; the real images are the same
+    by_column = zip(*figures, strict=True)
+    floors = [next((real for _, real in column if real), "") for column in by_column]
+    lines.append(["real images", *floors])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -193,18 +196,33 @@ LATENTS = {
 
 
 def of_latents() -> str:
-    """Tabulates the distances of samples by what their latents are drawn from."""
-    runs = evaluations("latents")
-    lines = ["| latents | " + " | ".join(run["label"] for run in runs) + " |", "|---|---|---|"]
+    """Tabulates the distances of samples by what their latents are drawn from, over seeds."""
+    by_system: dict[str, list[dict]] = {}
+    for run in evaluations("latents"):
+        by_system.setdefault(run["label"].split(",")[0], []).append(run)
+    lines = ["| latents | " + " | ".join(by_system) + " |", "|---|---|---|"]
     for label, word in LATENTS.items():
         cells = []
-        for run in runs:
-            match = re.search(rf"  {word} +(\S+) \+- \S+ +(\S+) \+-", "\n".join(run["lines"]))
-            if match is None:
-                raise ValueError(f"the run {run['label']} has no latents {word}")
-            cells.append(f"{match[1]} / {match[2]}")
+        for runs in by_system.values():
+            found = [distances_of(run, word) for run in runs]
+            pairs = zip(zip(*found, strict=True), (2, 4), strict=True)
+            cells.append(" / ".join(mean_and_deviation(values, n) for values, n in pairs))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def distances_of(run: dict, word: str) -> tuple[float, float]:
+    """Reads the Frechet and kernel distance of latents in the lines of a run."""
+    match = re.search(rf"  {word} +(\S+) \+- \S+ +(\S+) \+-", "\n".join(run["lines"]))
+    if match is None:
+        raise ValueError(f"the run {run['label']} has no latents {word}")
+    return float(match[1]), float(match[2])
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """Writes a mean and, of several values, their standard deviation."""
+    deviation = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
