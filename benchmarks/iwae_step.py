@@ -43,7 +43,7 @@ def candidate_of(config: Config, text: str) -> tuple[turns.Candidate, dict[str, 
     """Makes a cell's IWAE ready, on random images; also counts its products and its bytes."""
     cell, size = CELLS[text], config.batch_size
     images = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 28, 28, 1), dtype=np.uint8)
-    recipe = iwae_cells.recipe_of("paper", NUM_IMAGES // size, size, 1)
+    recipe = iwae_cells.paper(NUM_IMAGES // size, size)
     state = step.init_state(iwae_cells.init(cell, images, jax.random.key(0)), recipe.tx)
     epoch = iwae_cells.epoch_of(cell, recipe, size)
     keys, is_iwae = jax.random.split(jax.random.key(1), 1), jnp.array([cell.k > 1])

@@ -128,7 +128,7 @@ def draws(config: Config, source: Trained, count: int, model: int = 0) -> Any:
     z = latent_space.normal(z_key, count, config.latent_dim)
     labels = np.arange(count, dtype=np.int32) % max(len(source.examples.class_names), 1)
     parts = [generate(z[i : i + 500], labels[i : i + 500]) for i in range(0, count, 500)]
-    return images.to_uint8(np.concatenate(parts)), labels
+    return images.measurable(np.concatenate(parts)), labels
 
 
 def sample(config: Config) -> None:
@@ -151,7 +151,8 @@ def evaluate(config: Config) -> None:
     test = run.load_split(config.run, "test")
     train_judge = cache(lambda: judge.train(train_set, test))
     extract = features.by_name(config.features, train_judge)
-    train_floor = cache(lambda: judge.train(some(train_set, NUM_SAMPLES), test).accuracy)
+    count = min(NUM_SAMPLES, len(train_set.images))
+    train_floor = cache(lambda: judge.train(some(train_set, count), test).accuracy)
     has_classes = len(train_set.class_names) > 1
     if has_classes:
         print(f"classifier: {train_judge().accuracy:.4f} of the real test images right")
@@ -168,10 +169,10 @@ def evaluate(config: Config) -> None:
         print(*quality.report(pictures, train_set.images, test.images, extract), sep="\n")
         if config.classification_score:
             generated = Dataset(pictures, labels, train_set.class_names)
-            score = judge.train(generated, test).accuracy
+            score = judge.train(some(generated, count), test).accuracy
             print(
                 f"  classification   {score:.4f} of the real test images, by a classifier that "
-                f"generated images trained; {train_floor():.4f} by as many real ones"
+                f"{count} generated images trained; {train_floor():.4f} by as many real ones"
             )
 
 
@@ -189,7 +190,7 @@ def class_lines(
 
 
 def some(dataset: Dataset, count: int) -> Dataset:
-    """Takes so many images at random, or all where there are fewer."""
+    """Takes so many images at random."""
     rows = np.random.default_rng(0).permutation(len(dataset.images))[:count]
     return Dataset(dataset.images[rows], dataset.labels[rows], dataset.class_names)
 

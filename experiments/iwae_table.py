@@ -6,14 +6,15 @@ places: first weights of seed 123 in every layer (123 + our seed); Adam with b1 
 and a second moment that begins at 1, whose update uses the moments of the step before; gradients
 summed over batches of 20; no shuffling; the first 59,600 images; every use of an image binarizes it
 anew, in testing too; stages of 3^i epochs at rounded rates. Only the draws of pixels and of z are
-other numbers.
+other numbers. A swapped stage has the last stage's rate.
 
 `--mode modern` is a recipe of later years for the same models and as many epochs: shuffled batches
 of 128, Adam with a cosine of rates, the doubly reparameterized gradient for IWAE, and a moving
 average of the parameters.
 
 Each run has its own file of states and, in the end, of results: more seeds, cells and stages go on
-from those that are there, and a run that a signal stopped goes on after its last whole epoch.
+from those that are there, and a run that a signal stopped goes on after its last whole epoch: on a
+CPU to the same bits; where runs are computed side by side, up to the order of sums.
 
 Examples:
     python experiments/iwae_table.py --data path/to/mnist_idx --budget 3     # stages 0 to 3 of 7
@@ -29,15 +30,12 @@ if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,11 +44,11 @@ import tyro
 from jaxgen import files, script
 from jaxgen.data import sets
 from jaxgen.evaluate import likelihood
-from jaxgen.measure import environment
-from jaxgen.runs import plan
+from jaxgen.runs import command_line, plan, run_folder
 from jaxgen.train import latent_models, parallel, step
-from parts import iwae_cells, iwae_paper
+from parts import iwae_cells, iwae_paper, iwae_results
 from parts.iwae_cells import NUM_STAGES, Cell, Run
+from parts.iwae_states import Store
 
 CELLS = {f"{layers}x{k}": Cell(layers, k) for layers, k in iwae_paper.TABLE_1}
 Stop = Callable[[], int]  # the number of the signal that asks to stop, or 0
@@ -74,6 +72,12 @@ class Config:
     save_every: int = 27  # epochs; a run that ended early goes on from there
     folder: Path = Path("runs/iwae_table")  # states and raw results
     table: Path = Path("outputs/iwae_table.md")  # action table: the file to write
+
+
+OF_RUN = (
+    "data mode budget cells objectives seeds swap nll_samples test_images batch_size save_every"
+)
+READ_WITH = {("action", "run"): tuple(OF_RUN.split()), ("action", "table"): ("table",)}
 
 
 def training_images(data: str, size: int) -> np.ndarray:
@@ -100,28 +104,31 @@ def plain_epochs(config: Config) -> int:
 def train(config: Config, runs: Sequence[Run], images: np.ndarray, stop: Stop) -> Iterator[tuple]:
     """Trains runs to the end of the budget: yields (runs, their states, microseconds of a step).
 
-    Those of one program that have come equally far are trained side by side. Everything is a
-    function of seed and step, so a run that goes on from its file is the same.
+    Those of one program that have come equally far are trained side by side, and those that have
+    come furthest first. Everything is a function of seed and step. Raises ValueError for a state
+    that is further than the budget, and for numbers that are not finite any more.
     """
     size = batch_size(config)
     steps, plain = len(images) // size, plain_epochs(config)
     total = plain + 3**config.budget * config.swap
-    recipe = iwae_cells.recipe_of(config.mode, steps, size, total)
-    begun = [(run, begin(config, run, recipe, images, plain * steps)) for run in runs]
+    recipe = iwae_cells.recipe_of(config.mode, steps, size, total, plain)
+    store = store_of(config, len(images))
+    begun = [(run, begin(config, run, recipe, images)) for run in runs]
 
-    def where(of_run: tuple[Run, Any]) -> tuple[Cell, int]:
-        return of_run[0].program[0], int(of_run[1].step) // steps
+    def where(of_run: tuple[Run, Any]) -> tuple[int, Cell]:
+        return -(int(of_run[1].step) // steps), of_run[0].program[0]
 
-    for (cell, done), group in itertools.groupby(sorted(begun, key=where), where):
-        some, states = zip(*group, strict=True)
-        if done > total:
+    for run, state in begun:
+        if int(state.step) > total * steps:
             raise ValueError(
-                f"{state_path(config, some[0])} has seen {done} epochs, more than the {total} of "
-                f"--budget {config.budget}; use a larger budget or another --folder"
+                f"{store.path(run)} has seen {int(state.step) // steps} epochs, more than the "
+                f"{total} of --budget {config.budget}; use a larger budget or another --folder"
             )
+    for (done, cell), group in itertools.groupby(sorted(begun, key=where), where):
+        some, states = zip(*group, strict=True)
         epoch = iwae_cells.epoch_of(cell, recipe, size)
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-        yield some, *train_together(config, some, epoch, stacked, images, (done, total), stop)
+        yield some, *train_together(config, some, epoch, stacked, images, (-done, total), stop)
 
 
 def train_together(
@@ -134,7 +141,7 @@ def train_together(
     stop: Stop,
 ) -> tuple[Any, float | None]:
     """Trains stacked states over a span of epochs: them, and the microseconds of a step of one."""
-    seeds = [run.seed for run in runs]
+    seeds, store = [run.seed for run in runs], store_of(config, len(images))
     train_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[1])(jnp.array(seeds))
     is_iwae = jnp.array([run.program[1] for run in runs])
     steps, on_device, seconds = len(images) // batch_size(config), jnp.asarray(images), []
@@ -143,11 +150,12 @@ def train_together(
         states, values = epoch(states, on_device, train_keys, is_iwae, seeds, number)
         values, done = np.asarray(values), number + 1
         seconds.append(time.perf_counter() - start)
-        check_finite(config, runs, values, states, done * steps)
+        store.save_finite(runs, values, states, done * steps)
         signal = stop()
         if done % config.save_every == 0 or done == span[1] or signal:
-            save(config, runs, states)
-            print(f"{names(runs)}: epoch {done} of {span[1]}, {values}", flush=True)
+            store.save(runs, states)
+            names = ", ".join(run.name for run in runs)
+            print(f"{names}: epoch {done} of {span[1]}, {values}", flush=True)
         if signal and done < span[1]:
             message = f"saved after epoch {done} of {span[1]}; the same command goes on"
             raise script.Interrupted(message, signal)
@@ -156,93 +164,45 @@ def train_together(
     return states, float(np.median(seconds[1:]) / steps / len(runs) * 1e6)
 
 
-def names(runs: Sequence[Run]) -> str:
-    """Names several runs."""
-    return ", ".join(run.name for run in runs)
-
-
-def check_finite(
-    config: Config, runs: Sequence[Run], values: np.ndarray, states: Any, num_steps: int
-) -> None:
-    """Raises ValueError, with the step and the last good states, where any number is not finite.
-
-    values: the losses of an epoch, which do not show its last update; the states do.
-    """
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves((values, states))):
-        path = state_path(config, runs[0])
-        kept = f"{path} holds the last that were saved" if path.is_file() else "none are saved"
-        raise ValueError(
-            f"{names(runs)}: no longer finite after step {num_steps}, at {values} nats; "
-            f"of the states {kept}"
-        )
-
-
 def batch_size(config: Config) -> int:
     """Returns the number of images in a batch: --batch-size, or by mode."""
     return config.batch_size or (20 if config.mode == "paper" else 128)
 
 
-def settings(config: Config) -> str:
-    """Writes down what a continuation must have in common with the run that it goes on with."""
-    text = f"--data {config.data} --batch-size {batch_size(config)}"
-    return text if config.mode == "paper" else f"{text} --mode modern --budget {config.budget}"
+def store_of(config: Config, num_images: int) -> Store:
+    """Builds the store of the states; in paper mode all budgets begin alike and share them."""
+    settings = f"--data {config.data} of {num_images} images --batch-size {batch_size(config)}"
+    if config.mode == "modern":
+        more = f" --mode modern --budget {config.budget}"
+        return Store(config.folder, settings + more, f"-modern{config.budget}")
+    settings = f"revision {iwae_paper.REVISION} with {settings}"
+    if config.swap:
+        more = f" --swap --budget {config.budget}"
+        return Store(config.folder, settings + more, f"-swap{config.budget}")
+    return Store(config.folder, settings)
 
 
-def begin(
-    config: Config, run: Run, recipe: iwae_cells.Recipe, images: np.ndarray, plain_steps: int
-) -> Any:
+def begin(config: Config, run: Run, recipe: iwae_cells.Recipe, images: np.ndarray) -> Any:
     """Returns the state that a run goes on from: of its file, of the run before it, or the first.
 
-    plain_steps: those that the run before a swap has made.
+    Raises ValueError where the run before a swap is not at the end of its budget.
     """
     init_key, _ = jax.random.split(jax.random.key(run.seed))
     params = iwae_cells.init(run.cell, images, init_key)
     if config.mode == "paper":
         params = iwae_cells.with_weights_of_the_code(params, run.seed)
-    path = state_path(config, run)
-    files.check_writable(path)
-    first = recipe.start(params)
-    if not run.swapped or path.is_file():
-        return restored(config, path, first)
-    plain = restored(config, state_path(config, run.before), first)
-    assert int(plain.step) == plain_steps, "`run` trains it first"
-    return plain
-
-
-def save(config: Config, runs: Sequence[Run], states: Any) -> None:
-    """Writes the state of each run, and the settings that a continuation must have."""
-    on_host = jax.device_get(states)
-    for i, run in enumerate(runs):
-        state = jax.tree.map(lambda x, i=i: x[i], on_host)
-        content = flax.serialization.to_bytes({"settings": settings(config), "state": state})
-        sealed = files.sealed(content)
-        files.write_whole(state_path(config, run), lambda p, c=sealed: p.write_bytes(c))
-
-
-def restored(config: Config, path: Path, state: Any) -> Any:
-    """Reads the state in the file, or returns the caller's where there is none.
-
-    Raises ValueError for a damaged file, and for one of other settings.
-    """
-    if not path.is_file():
-        return state
-    with files.one_error(path):
-        content: Any = flax.serialization.msgpack_restore(files.unsealed(path.read_bytes()))
-        if content["settings"] != settings(config):
-            raise ValueError(f"{path} is of {content['settings']}, not of {settings(config)}")
-        return flax.serialization.from_state_dict(state, content["state"])
-
-
-def state_path(config: Config, run: Run) -> Path:
-    """Names the file of a run's state; in paper mode all budgets begin alike and share it."""
-    ending = f"-modern{config.budget}" if config.mode == "modern" else "-swap" * run.swapped
-    return config.folder / f"{run.name}{ending}.msgpack"
-
-
-def result_path(config: Config, run: Run) -> Path:
-    """Names the file of a run's results."""
-    ending = "-modern" if config.mode == "modern" else "-swap" * run.swapped
-    return config.folder / f"{run.name}-stage{config.budget}{ending}.json"
+    store, first = store_of(config, len(images)), recipe.start(params)
+    if not run.swapped or store.path(run).is_file():
+        return store.restored(run, first)
+    plain = store_of(replace(config, swap=False), len(images))
+    state = plain.restored(run.before, first)
+    wanted = plain_epochs(config) * (len(images) // batch_size(config))
+    if int(state.step) != wanted:
+        raise ValueError(
+            f"{plain.path(run.before)} is at step {state.step}, and a swap with --budget "
+            f"{config.budget} goes on from step {wanted}; use another --folder"
+        )
+    return state
 
 
 def facts_of(config: Config, run: Run, num_images: int, num_test: int) -> dict[str, Any]:
@@ -256,34 +216,15 @@ def facts_of(config: Config, run: Run, num_images: int, num_test: int) -> dict[s
     }  # fmt: skip
 
 
-def is_done(config: Config, run: Run, facts: dict[str, Any]) -> bool:
-    """Says whether a run has its results. Raises ValueError where they are of something else."""
-    path = result_path(config, run)
-    if not path.is_file():
-        return False
-    row = read(path)["rows"][0]
-    if others := [name for name, value in facts.items() if row.get(name) != value]:
-        raise ValueError(
-            f"{path} is of other {', '.join(others)}; use another --folder, or move it away"
-        )
-    print(f"{title(run)}: {row['nats']:.2f} nats, in {path}", flush=True)
-    return True
-
-
-def title(run: Run) -> str:
-    """Names a run for a reader."""
-    return run.name.replace("-", " ") + ", swapped" * run.swapped
-
-
 def evaluate(
     facts: dict[str, Any], log_weight: Any, units: Any, params: Any, test: dict[str, Any]
 ) -> dict[str, Any]:
     """Computes the results of a run, as plain numbers; on all devices.
 
-    log_weight, units: of its cell, (params, key) -> its active units; one of each for all runs,
-    which compiles once.
+    log_weight, units: of its cell, (params, key) -> its active units; one of each for all runs
+    compiles once.
     """
-    key, k, mesh = jax.random.key(facts["seed"] + 1000), facts["nll_samples"], parallel.data_mesh()
+    key, k, mesh = jax.random.key(facts["seed"] + 1000), facts["nll_samples"], parallel.local_mesh()
     nll = likelihood.importance_estimates(log_weight, params, test, key, [k], mesh=mesh)[k]
     pixel_key, unit_key = jax.random.split(jax.random.key(facts["seed"] + 2000))
     pixels = likelihood.redraw_noise(log_weight, params, test, pixel_key, mesh=mesh)
@@ -296,71 +237,51 @@ def run(config: Config) -> None:
     split = sets.load(config.data, "test")
     cut = slice(config.test_images)
     test = {"images": split.images[cut], "labels": split.labels[cut]}
-    with script.stop_requests() as stop:
+    files.check_writable(config.folder / run_folder.LOCK)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with run_folder.in_use(config.folder, "--folder"), script.stop_requests() as stop:
         for cell in map(CELLS.__getitem__, config.cells):
             facts = {
                 run: facts_of(config, run, len(images), len(test["images"]))
                 for run in runs_of(config, cell)
             }
-            missing = [run for run, of_run in facts.items() if not is_done(config, run, of_run)]
+            missing = [
+                run
+                for run, of_run in facts.items()
+                if not iwae_results.are_there(config.folder, run, of_run)
+            ]
             if config.swap:
                 train_first(config, missing, images, stop)
             model = iwae_cells.model_of(cell, images.shape[1:])
             log_weight = latent_models.weight_of_images(model, binarize=True)
-            units = partial(iwae_cells.active_units, cell, images[:500])
+            units = iwae_cells.active_units(cell, images[:500])
             for runs, states, micros in train(config, missing, images, stop):
                 kept = states.ema if isinstance(states, step.AveragedState) else states.params
                 for i, run in enumerate(runs):
                     params = jax.tree.map(lambda x, i=i: x[i], kept)
                     row = evaluate(facts[run], log_weight, units, params, test)
-                    write(config, run, row, micros)
+                    iwae_results.write(config.folder, run, row, micros)
                     if signal := stop():
                         raise script.Interrupted("the same command goes on", signal)
 
 
 def train_first(config: Config, runs: Sequence[Run], images: np.ndarray, stop: Stop) -> None:
     """Trains the runs that swapped ones go on from, as far as they have no state of their own."""
-    plain = [run.before for run in runs if not state_path(config, run).is_file()]
+    store = store_of(config, len(images))
+    plain = [run.before for run in runs if not store.path(run).is_file()]
     for _ in train(replace(config, swap=False), plain, images, stop):
         pass
 
 
-def write(config: Config, run: Run, row: dict[str, Any], micros: float | None) -> None:
-    """Writes the results of a run."""
-    results = {"environment": environment.record(), "us_per_step": micros, "rows": [row]}
-    content = json.dumps(results, indent=1) + "\n"
-    files.write_whole(result_path(config, run), lambda p: p.write_text(content))
-    print(f"{title(run)}: {row['nats']:.2f} nats", flush=True)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Reads the raw results in a file. Raises ValueError for another file."""
-    results = files.read_object(path)
-    try:
-        results["rows"][0], iwae_paper.table([results])
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} holds no results of this table; run its cell again") from error
-    return results
-
-
-def write_table(config: Config) -> None:
-    """Writes the table of all raw results in the folder."""
-    paths = sorted(config.folder.glob("*-stage*.json"))
-    if not paths:
-        raise ValueError(f"{config.folder} holds no results; run the cells first (--action run)")
-    content = iwae_paper.table([read(path) for path in paths])
-    files.write_whole(config.table, lambda p: p.write_text(content))
-    print(content + f"\n{config.table}")
-
-
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    command_line.check_read(config, READ_WITH)
     if not 0 <= config.budget < NUM_STAGES:
         raise ValueError(f"--budget is {config.budget}; use 0 to {NUM_STAGES - 1}")
     if config.swap and config.mode == "modern":
         raise ValueError("--swap is of the paper's Table 2; leave out --mode modern")
-    plan.check_range(config, 1, "seeds", "batch_size", "save_every", "test_images")
-    plan.check_range(config, 2, "nll_samples")  # one does not say how far off it is
+    plan.check_range(config, 1, "seeds", "batch_size", "save_every")
+    plan.check_range(config, 2, "nll_samples", "test_images")  # one of them shows no error
     likelihood.check_nll_samples(config.nll_samples)
     if not config.cells or not set(config.cells) <= CELLS.keys():
         given = " ".join(config.cells) or "none"
@@ -370,7 +291,10 @@ def main() -> None:
     if config.swap and any(CELLS[cell].k == 1 for cell in config.cells):
         raise ValueError("--swap needs --cells of k > 1: with k = 1 both objectives are one")
     script.set_up()
-    run(config) if config.action == "run" else write_table(config)
+    if config.action == "run":
+        run(config)
+    else:
+        iwae_results.write_table(config.folder, config.table)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def evaluate(config: Config) -> None:
     extract = features.by_name(config.features, lambda: judge.train(train, test))
     keys = jax.random.split(experiment.sample_key(config.run), 4)
     bound_key, weight_key, pictures_key, units_key = keys
-    mesh, units = parallel.data_mesh(), active_units(config, examples, test, units_key)
+    mesh, units = parallel.local_mesh(), active_units(config, examples, test, units_key)
     num_bytes = math.prod(examples.image_shape) if distribution.is_of_bytes else 0
 
     for i in range(config.run.num_models):
@@ -273,7 +273,7 @@ def active_units(
 
     def count(params: Params) -> str:
         layers = means(params, test.images[rows], test.labels[rows], jax.random.clone(keys))
-        counts = [likelihood.active_units(np.asarray(x)) for x in layers]
+        counts = [collapse.active_units(np.asarray(x)) for x in layers]
         return " + ".join(f"{active.sum()} of {len(active)}" for active in counts)
 
     return count

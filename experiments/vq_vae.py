@@ -184,7 +184,7 @@ def samples_of(
     """
     numbers = independent_numbers(key, numbers_of_set(encode, params, train), count)
     parts = [show(decode, params, numbers[i : i + 500]) for i in range(0, count, 500)]
-    return images.to_uint8(np.concatenate(parts))
+    return images.measurable(np.concatenate(parts))
 
 
 def sample(config: Config) -> None:

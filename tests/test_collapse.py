@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support import scripts
 
+from jaxgen.evaluate import collapse
 from jaxgen.runs.experiment import Examples
 
 FLAGS = ["--hidden", "16", "--latent-dim", "3", "--batch-size", "64", "--draw-every", "0"]
@@ -70,3 +71,14 @@ def test_a_model_that_uses_its_z_is_not_remarked_on():
 )
 def test_a_z_that_tells_nothing_is_named_with_its_units_and_nats(mean, flags, words):
     assert re.search(words, remark_on(mean, flags))
+
+
+def test_active_units_are_those_whose_mean_the_images_move():
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((500, 3)) * np.sqrt([0.5, 0.02, 0.002]) + 7
+    assert collapse.active_units(means).tolist() == [True, True, False]
+    assert collapse.active_units(means, 0.1).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match="a variance over 1 images; use 2"):
+        collapse.active_units(means[:1])
+    with pytest.raises(ValueError, match="posterior means that are not finite"):
+        collapse.active_units(means * np.nan)

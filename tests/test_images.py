@@ -16,8 +16,10 @@ def test_floats_are_rounded_to_the_nearest_level_and_clipped():
     x = np.array([-1.0, 1.0, 0.0, -5.0, 7.0, 0.5 / 127.5 - 1 - 1e-4, 0.5 / 127.5 - 1 + 1e-4])
     np.testing.assert_array_equal(images.to_uint8(x), [0, 255, 128, 0, 255, 0, 1])
     np.testing.assert_array_equal(images.to_uint8(np.array([np.inf, -np.inf])), [255, 0])
+    np.testing.assert_array_equal(images.to_uint8(np.array([1.0, np.nan])), [255, 0])
     with pytest.raises(ValueError, match="pixels that are no number"):
-        images.to_uint8(np.array([0.0, np.nan]))
+        images.measurable(np.array([0.0, np.nan]))
+    np.testing.assert_array_equal(images.measurable(x), images.to_uint8(x))
 
 
 def test_all_256_levels_come_back_exactly():

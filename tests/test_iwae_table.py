@@ -77,6 +77,9 @@ def test_the_schedule_is_the_papers():
         for i, end in enumerate(ends):
             assert float(rate(end - 1)) == pytest.approx(rates[i])
         assert float(rate(ends[-1] + 1)) == pytest.approx(1e-4)  # the swapped stage
+        early = cells.learning_rate(2980, plain_epochs=4)
+        assert float(early(4 * 2980 - 1)) == pytest.approx(rates[1])
+        assert float(early(4 * 2980)) == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize(("text", "count"), [("1x1", 425_284), ("2x50", 521_084)])
@@ -179,6 +182,17 @@ def test_a_modern_run_goes_on_with_its_moving_average_after_a_signal(data, tmp_p
     assert f"| modern | 1 | 5 | DReG | 4 | 40 {line}" in text
 
 
+def test_swaps_of_two_budgets_do_not_go_on_from_each_other(data, tmp_path):
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    vae = ["--swap", "--objectives", "vae"]
+    call("iwae_table", *flags(data, both, 0, *vae))
+    for folder in (both, alone):
+        call("iwae_table", *flags(data, folder, 1, *vae))
+    assert rows_of(both, "stage1-swap") == rows_of(alone, "stage1-swap")
+    message = refusal("iwae_table", *flags(data, both, 0, "--objectives", "vae", "--cells", "1x1"))
+    assert "1x1-vae-seed0.msgpack has seen 4 epochs, more than the 1 of --budget 0" in message
+
+
 def test_a_swap_goes_on_from_the_vae_of_one_sample_and_from_the_iwae(data, tmp_path):
     """The authors' `experiment2`: VAE of k = 1, then IWAE of k; IWAE of k, then VAE of k = 1."""
     after, alone = tmp_path / "after", tmp_path / "alone"
@@ -241,18 +255,25 @@ def test_runs_in_turn_are_the_runs_at_once(monkeypatch):
             jax.tree.map(np.testing.assert_array_equal, in_turn, at_once)
 
 
-def test_a_run_that_is_not_finite_names_its_step_and_what_is_saved(tmp_path):
-    losses, states = np.array([3.0, np.nan]), {"w": jnp.ones(2), "step": jnp.array([40])}
+def test_a_run_that_is_not_finite_names_its_step_and_the_others_are_saved(tmp_path):
+    losses = np.array([3.0, np.nan])
+    states = {"w": jnp.array([[1.0, 2], [3, 4]]), "step": jnp.array([40, 40])}
     with loaded("iwae_table") as table:
-        runs = [table.Run(table.CELLS["1x1"], "vae", 0)]
-        config = table.Config(folder=tmp_path)
-        table.check_finite(config, runs, losses[:1], states, 40)
-        with pytest.raises(ValueError, match="after step 40, at .*nan.* none are saved"):
-            table.check_finite(config, runs, losses, states, 40)
-        table.state_path(config, runs[0]).touch()
-        overflown = states | {"w": jnp.array([1, np.inf])}  # by the last update
-        with pytest.raises(ValueError, match="1x1-vae-seed0.msgpack holds the last that were sa"):
-            table.check_finite(config, runs, losses[:1], overflown, 40)
+        runs = [table.Run(table.CELLS["1x1"], "vae", seed) for seed in (0, 1)]
+        store = table.Store(tmp_path, "these settings")
+        store.save_finite(runs, np.ones(2), states, 40)
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(ValueError, match="^1x1-vae-seed1: no longer finite after step 40, at"):
+            store.save_finite(runs, losses, states, 40)
+        first = jax.tree.map(lambda x: x[0], states)
+        empty = jax.tree.map(jnp.zeros_like, first)
+        restored = store.restored(runs[0], empty)
+        jax.tree.map(np.testing.assert_array_equal, restored, first)
+        assert store.restored(runs[1], empty) is empty
+        overflown = states | {"w": jnp.array([[1, np.inf], [3, 4]])}  # by the last update
+        with pytest.raises(ValueError, match="last good states: .*1x1-vae-seed0.msgpack"):
+            store.save_finite(runs, np.ones(2), overflown, 40)
+        assert [path.name for path in tmp_path.iterdir()].count("1x1-vae-seed1.msgpack") == 1
 
 
 def test_the_modern_gradient_for_iwae_is_dreg_and_for_the_vae_the_mean():
@@ -292,11 +313,14 @@ def test_bad_input_of_the_table_is_one_line(data, tmp_path):
     assert "holds no results; run the cells first" in refusal(
         "iwae_table", "--action", "table", "--folder", tmp_path
     )
+    assert "--seeds needs --action run" in refusal(
+        "iwae_table", "--action", "table", "--seeds", "3"
+    )
     call("iwae_table", *flags(data, tmp_path, 1))
     assert "has seen 4 epochs, more than the 1 of --budget 0" in refusal(
         "iwae_table", *flags(data, tmp_path, 0)
     )
-    assert "1x5-vae-seed0.msgpack cannot be written (Not a directory)" in refusal(
+    assert f"{data}/in-use cannot be written (Not a directory)" in refusal(
         "iwae_table", *flags(data, data, 0)
     )
     states = tmp_path / "1x5-vae-seed0.msgpack"

@@ -130,17 +130,6 @@ def test_a_test_set_on_a_mesh_has_the_same_figures():
     )
 
 
-def test_active_units_are_those_whose_mean_the_images_move():
-    rng = np.random.default_rng(0)
-    means = rng.standard_normal((500, 3)) * np.sqrt([0.5, 0.02, 0.002]) + 7
-    assert likelihood.active_units(means).tolist() == [True, True, False]
-    assert likelihood.active_units(means, 0.1).tolist() == [True, False, False]
-    with pytest.raises(ValueError, match="a variance over 1 images; use 2"):
-        likelihood.active_units(means[:1])
-    with pytest.raises(ValueError, match="posterior means that are not finite"):
-        likelihood.active_units(means * np.nan)
-
-
 def test_samples_taken_in_chunks_are_all_counted_once():
     """With posteriors of the model, no chunk may be lost or counted double: log k would shift."""
     test = drawn(5)

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgen.evaluate import likelihood
+from jaxgen.evaluate import collapse
 from jaxgen.nn import autoencoder, functional
 from jaxgen.train import augment, latent_models, losses, objectives, optimizer, step
 from jaxgen.types import Array, Key, LossFn, Params, TrainState
@@ -63,11 +64,18 @@ def stage_rates() -> list[float]:
     return [1e-4 * round(10 ** (1 - i / (NUM_STAGES - 1)), 1) for i in range(NUM_STAGES)]
 
 
-def learning_rate(steps_per_epoch: int) -> optax.Schedule:
-    """Builds the rate by step: that of stage i for 3^i epochs; the last one's from then on."""
+def learning_rate(steps_per_epoch: int, plain_epochs: int | None = None) -> optax.Schedule:
+    """Builds the rate by step: that of stage i for 3^i epochs; the last one's from then on.
+
+    After `plain_epochs`, in a swapped stage, it is also the last one's, as in the code.
+    """
     rates = stage_rates()
     ends = np.cumsum([3**i for i in range(NUM_STAGES - 1)]) * steps_per_epoch
-    return optax.join_schedules([optax.constant_schedule(r) for r in rates], ends.tolist())
+    stages = optax.join_schedules([optax.constant_schedule(r) for r in rates], ends.tolist())
+    if plain_epochs is None:
+        return stages
+    swapped = optax.constant_schedule(rates[-1])
+    return optax.join_schedules([stages, swapped], [plain_epochs * steps_per_epoch])
 
 
 def networks(cell: Cell, image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -100,14 +108,16 @@ def model_of(cell: Cell, image_shape: tuple[int, int, int]) -> latent_models.Lat
     return latent_models.two_layers(encode, up, down, decode, losses.bernoulli, prior)
 
 
-def active_units(cell: Cell, images: np.ndarray, params: Params, key: Key) -> str:
-    """Counts each layer's active units over the images, as "19" or "16+5".
+def active_units(cell: Cell, images: np.ndarray) -> Callable[[Params, Key], str]:
+    """Builds the count of each layer's active units over the images, "19" or "16+5".
 
     As in the code: pixels are drawn as 0 or 1, and the upper layer sees a draw of the lower one.
     """
     model, parts = model_of(cell, images.shape[1:]), networks(cell, images.shape[1:])
 
-    def means(image: Array, key: Key) -> list[Array]:
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0, 0))
+    def means(params: Params, image: Array, key: Key) -> list[Array]:
         pixel_key, z_key = jax.random.split(key)
         x = losses.binarize(pixel_key, augment.to_unit_range(image))
         layers = [model.encode(params, x, None)]
@@ -117,8 +127,11 @@ def active_units(cell: Cell, images: np.ndarray, params: Params, key: Key) -> st
             layers.append(up(params["encoder_top"], below))
         return [jnp.split(moments, 2)[0] for moments in layers]
 
-    of_layers = jax.vmap(means)(jnp.asarray(images), jax.random.split(key, len(images)))
-    return "+".join(str(likelihood.active_units(np.asarray(x)).sum()) for x in of_layers)
+    def count(params: Params, key: Key) -> str:
+        of_layers = means(params, jnp.asarray(images), jax.random.split(key, len(images)))
+        return "+".join(str(collapse.active_units(np.asarray(x)).sum()) for x in of_layers)
+
+    return count
 
 
 def init(cell: Cell, images: np.ndarray, key: Key) -> Params:
@@ -171,7 +184,7 @@ class Recipe(NamedTuple):
         return step.AveragedState(state, jax.tree.map(jnp.copy, params))  # both are donated
 
 
-def paper(steps_per_epoch: int, size: int) -> Recipe:
+def paper(steps_per_epoch: int, size: int, plain_epochs: int | None = None) -> Recipe:
     """Builds the recipe of the authors' code, with batches of `size` images."""
 
     def bound(is_iwae: Array) -> objectives.Bound:
@@ -182,7 +195,8 @@ def paper(steps_per_epoch: int, size: int) -> Recipe:
 
         return value
 
-    return Recipe(optimizer.adam_of_ones(learning_rate(steps_per_epoch)), bound, size)
+    rate = learning_rate(steps_per_epoch, plain_epochs)
+    return Recipe(optimizer.adam_of_ones(rate), bound, size)
 
 
 def modern(steps_per_epoch: int, num_epochs: int) -> Recipe:
@@ -199,9 +213,13 @@ def modern(steps_per_epoch: int, num_epochs: int) -> Recipe:
     return Recipe(optimizer.adam(rate), bound, ema_decay=0.999, shuffled=True)
 
 
-def recipe_of(mode: str, steps_per_epoch: int, size: int, num_epochs: int) -> Recipe:
-    """Chooses the recipe of a mode: "paper" or "modern"."""
-    return paper(steps_per_epoch, size) if mode == "paper" else modern(steps_per_epoch, num_epochs)
+def recipe_of(
+    mode: str, steps_per_epoch: int, size: int, num_epochs: int, plain_epochs: int
+) -> Recipe:
+    """Chooses the recipe of a mode, "paper" or "modern"; the former may swap after plain epochs."""
+    if mode == "paper":
+        return paper(steps_per_epoch, size, plain_epochs if num_epochs > plain_epochs else None)
+    return modern(steps_per_epoch, num_epochs)
 
 
 def loss_of(cell: Cell, recipe: Recipe, image_shape: Any, is_iwae: Array) -> LossFn:

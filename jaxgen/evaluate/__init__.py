@@ -3,7 +3,7 @@
 
 Users import
 
-    likelihood                             mean_terms, importance_estimates, active_units
+    likelihood                             mean_terms, importance_estimates
     quality                                compare, compare_each: beside the floor of real images
     features                               what they are compared by: by_name, RANDOM
     rate_distortion                        train, points: the curve of a VAE over beta

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Tells whether a VAE's posterior has collapsed onto its prior: then z says nothing of the image.
+"""Which entries of z a VAE uses, and whether its posterior has collapsed onto its prior.
 
-Bowman et al. 2016 (arXiv:1511.06349), section 3.1, met it in sentences; it is as common in images.
+A collapsed one says nothing of the image. Bowman et al. 2016 (arXiv:1511.06349), section 3.1, met
+it in sentences; it is as common in images.
 """
 
 import math
@@ -9,11 +10,25 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.evaluate import likelihood
 from jaxgen.train import losses
 from jaxgen.types import Array
 
 FEW_NATS = 0.1  # a code of fewer nats than these tells nothing about an image
+
+
+def active_units(means: np.ndarray, threshold: float = 0.01) -> np.ndarray:
+    """Says which latent entries the images move: [N, D] -> bool [D].
+
+        var over x of E_q(z | x) z_d > threshold
+
+    means: the posterior means of N images. Burda et al. 2016 (arXiv:1509.00519), section 5.2.
+    Raises ValueError for less than two images and for means that are not finite.
+    """
+    if not np.isfinite(means).all():
+        raise ValueError("posterior means that are not finite; look at the images or the encoder")
+    if len(means) < 2:
+        raise ValueError(f"a variance over {len(means)} images; use 2 or more")
+    return np.var(np.asarray(means, np.float64), axis=0) > threshold
 
 
 def remark(mean: Array, logvar: Array, alike: str, cure: str, has_own_prior: bool = False) -> str:
@@ -22,7 +37,7 @@ def remark(mean: Array, logvar: Array, alike: str, cure: str, has_own_prior: boo
     mean, logvar: the posteriors [N, D] of N images. alike, cure: what follows from a collapse and
     what to do about it, in words. has_own_prior: the prior is not N(0, I), so no KL is known.
     """
-    active = likelihood.active_units(np.asarray(mean)).sum()
+    active = active_units(np.asarray(mean)).sum()
     nats = math.inf if has_own_prior else float(jnp.mean(losses.kl_divergence(mean, logvar)))
     if active and nats >= FEW_NATS:
         return ""

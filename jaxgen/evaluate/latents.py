@@ -50,7 +50,7 @@ def on_host(
 
     def pictures(z: np.ndarray) -> np.ndarray:
         parts = ((i, jnp.asarray(z[i : i + at_once], jnp.float32)) for i in starts(z))
-        return np.concatenate([images.to_uint8(decode(part, i)) for i, part in parts])
+        return np.concatenate([images.measurable(decode(part, i)) for i, part in parts])
 
     return codes, pictures
 

@@ -171,21 +171,6 @@ def lines(terms: dict[str, MeanAndError], num_bytes: int = 0) -> list[str]:
     return text
 
 
-def active_units(means: np.ndarray, threshold: float = 0.01) -> np.ndarray:
-    """Says which latent entries the images move: [N, D] -> bool [D].
-
-        var over x of E_q(z | x) z_d > threshold
-
-    means: the posterior means of N images. Burda et al. 2016 (arXiv:1509.00519), section 5.2.
-    Raises ValueError for less than two images and for means that are not finite.
-    """
-    if not np.isfinite(means).all():
-        raise ValueError("posterior means that are not finite; look at the images or the encoder")
-    if len(means) < 2:
-        raise ValueError(f"a variance over {len(means)} images; use 2 or more")
-    return np.var(np.asarray(means, np.float64), axis=0) > threshold
-
-
 def check_binary(images: np.ndarray) -> None:
     """Raises ValueError for images that are not uint8, and for other values than 0 and 255.
 

@@ -23,14 +23,21 @@ _MOST_BYTES = 2**28  # of a picture that is read back
 
 
 def to_uint8(x: Any) -> np.ndarray:
-    """float [-1, 1] -> uint8 [0, 255], rounded and clipped.
-
-    Raises ValueError for pixels that are no number, which would look black.
-    """
-    levels = np.rint((np.asarray(x, np.float32) + 1) * 127.5)
-    if np.isnan(levels).any():
-        raise ValueError("pictures with pixels that are no number (nan); look at the model")
+    """float [-1, 1] -> uint8 [0, 255], rounded and clipped; what is no number becomes black."""
+    levels = np.rint(
+        (np.nan_to_num(np.asarray(x, np.float32), nan=-1, posinf=1, neginf=-1) + 1) * 127.5
+    )
     return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def measurable(x: Any) -> np.ndarray:
+    """Converts as `to_uint8` does, pictures of which figures are made.
+
+    Raises ValueError for pixels that are no number: black ones would have figures too.
+    """
+    if np.isnan(x).any():
+        raise ValueError("pictures with pixels that are no number (nan); look at the model")
+    return to_uint8(x)
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:

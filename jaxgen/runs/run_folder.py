@@ -76,11 +76,12 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def in_use(path: Path) -> Iterator[None]:
+def in_use(path: Path, flag: str = "--run-dir") -> Iterator[None]:
     """Keeps other processes from writing into the folder while it is open.
 
     A file lock, which the system lets go of when the process ends, however it ends. Raises
-    BlockingIOError, saying who has it, if another process is at work there.
+    BlockingIOError, saying who has it, if another process is at work there; flag: that of the
+    command line which names the folder.
     """
     lock = path / LOCK
     with lock.open("ab+", buffering=0) as file:  # no text left to write when the disk is full
@@ -90,7 +91,7 @@ def in_use(path: Path) -> Iterator[None]:
             file.seek(0)
             owner = files.printable(_owner(file.read(200)))
             raise BlockingIOError(
-                f"{path} is in use by {owner}; wait for it or use another --run-dir. If that "
+                f"{path} is in use by {owner}; wait for it or use another {flag}. If that "
                 f"process is gone, delete {lock}"
             ) from None
         except OSError:

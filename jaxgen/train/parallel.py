@@ -34,6 +34,13 @@ def data_mesh(num_devices: int | None = None) -> Mesh:
     return jax.make_mesh((size,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def local_mesh() -> Mesh:
+    """Makes a mesh with one axis, `DATA_AXIS`, over the devices of this process."""
+    devices = jax.local_devices()
+    axes = (len(devices),), (DATA_AXIS,)
+    return jax.make_mesh(*axes, axis_types=(AxisType.Auto,), devices=devices)
+
+
 def parallelize(step: Step, mesh: Mesh, how: str = "jit", batch_spec: Any = EXAMPLES) -> Run:
     """Turns the step into a compiled function (state, global batch, key) -> (state, metrics).
 
