@@ -46,7 +46,10 @@ SCRIPTS: dict[str, tuple[list[str], list[tuple[object | str, str]]]] = {
     "text_to_image": (["--prompt", "a red circle"], [(StableDiffusion, "__init__")]),
     "prompt_following": ([], [(StableDiffusion, "__init__")]),
     "compress": (["--run-dir", "no-run", "--file", "no-file"], [(run, "restore")]),
-    "iwae_table": (["--data", "mnist5k"], [("iwae_table", "run"), ("iwae_table", "write_table")]),
+    "iwae_table": (
+        ["--data", "mnist5k"],
+        [("iwae_table", "run"), ("parts.iwae_results", "write_table")],
+    ),
     "gan_study": ([], [("gan_study", "study")]),
     "studies.rate_distortion": ([], [("studies.rate_distortion", "curve")]),
     "vae_speedrun": (["--data", "mnist5k"], [("vae_speedrun", "race")]),
