@@ -171,3 +171,21 @@ def test_shares_of_the_judge_of_stacked_digits_are_those_of_its_runs():
     text = text_of("docs/objectives.md").replace("\n", " ")
     assert len(shares) == len(runs)
     assert f"has {min(shares):.3f} to {max(shares):.3f} of the test images right" in text
+
+
+def test_differences_between_the_revisions_of_the_iwae_table_are_those_of_the_results():
+    paths = (ROOT / "docs" / "iwae_table").glob("*-stage4.json")
+    rows = [row for path in paths for row in json.loads(path.read_text())["rows"]]
+
+    def nats(k, objective):
+        """Of revision 1, and of the code."""
+        of = [row for row in rows if (row["k"], row["objective"]) == (k, objective)]
+        return [[row["nats"] for row in of if row.get("revision", 1) == i] for i in (1, 2)]
+
+    text = text_of("docs/objectives.md").replace("\n", " ")
+    of_k1, *of_k5 = (nats(*pair) for pair in ((1, "vae"), (5, "vae"), (5, "iwae")))
+    costs = [statistics.mean(new) - statistics.mean(old) for old, new in (of_k1, *of_k5)]
+    old, new = map(statistics.stdev, of_k1)
+    assert f"five stages {costs[0]:.2f} nats with k = 1 (three seeds each" in text
+    assert f"standard deviations of {new:.2f} and {old:.2f})" in text
+    assert f"{costs[1]:.2f} of the VAE and {costs[2]:.2f} of IWAE." in text
