@@ -89,6 +89,22 @@ def of_cifar_gan() -> str:
     return "\n".join([head, "|---|---|---|---|---|", *lines])
 
 
+def of_cifar_codes(name: str, columns: dict[str, str]) -> str:
+    """Tabulates the curve of a CIFAR-10 preset of an autoencoder or a VQ-VAE, as far as it was run.
+
+    columns: the metrics and their titles; `mse`, of pixels in [-1, 1], has its PSNR beside it.
+    """
+    record = files.read_object(DOCS / f"cifar10_{name}.json")
+    rows = [row for row in record["rows"] if row["step"] in (1, record["steps"], *record["shown"])]
+    lines = [
+        f"| {row['step']} | {' | '.join(f'{row[key]:.4g}' for key in columns)} "
+        f"| {-10 * math.log10(row['mse'] / 4):.1f} |"
+        for row in rows
+    ]
+    head = f"| step | {' | '.join(columns.values())} | PSNR, dB |"
+    return "\n".join([head, "|---" * (len(columns) + 2) + "|", *lines])
+
+
 def evaluations(name: str) -> list[dict]:
     """Reads the runs that docs/record.py made: their labels, commands and printed lines."""
     return files.read_object(DOCS / "evaluations" / f"{name}.json")["runs"]
@@ -234,6 +250,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "vae_speedrun": of_races,
     "cifar10_vae": of_cifar_vae,
     "cifar10_gan": of_cifar_gan,
+    "cifar10_autoencoder": partial(of_cifar_codes, "autoencoder", {"mse": "mse on [-1, 1]"}),
+    "cifar10_vq_vae": partial(
+        of_cifar_codes, "vq_vae", {"mse": "mse on [-1, 1]", "perplexity": "perplexity of 512"}
+    ),
     "latents": of_latents,
     "compress": of_compression,
     "stacked": of_stacked,

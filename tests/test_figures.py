@@ -189,3 +189,27 @@ def test_differences_between_the_revisions_of_the_iwae_table_are_those_of_the_re
     assert f"five stages {costs[0]:.2f} nats with k = 1 (three seeds each" in text
     assert f"standard deviations of {new:.2f} and {old:.2f})" in text
     assert f"{costs[1]:.2f} of the VAE and {costs[2]:.2f} of IWAE." in text
+
+
+def test_microseconds_of_the_iwae_table_are_those_of_the_measurements():
+    after, before = (
+        json.loads((ROOT / "docs" / f"iwae_step{name}.json").read_text())["rows"]
+        for name in ("", "_before")
+    )
+    now, then = (
+        [statistics.median(row["us_per_step"]) / 1e3 for row in rows] for rows in (after, before)
+    )
+    products, states = ([row[name] / 1e3 for row in after] for name in ("product_us", "state_us"))
+    shares = [100 * (p + s) / t for p, s, t in zip(products, states, now, strict=True)]
+    text = text_of("docs/objectives.md").replace("\n", " ")
+    assert (
+        f"first cell takes {now[0]:.2f} ms of a quiet CPU core, and of 1x5 {now[1]:.2f} ms" in text
+    )
+    assert f"take {products[0]:.2f} and {products[1]:.2f} ms" in text
+    assert (
+        f"state {states[0]:.2f} ms: a step comes to {shares[0]:.0f} and {shares[1]:.0f} %" in text
+    )
+    assert f"they took {then[0]:.2f} and {then[1]:.2f} ms" in text
+    assert f"cell takes {now[0] / then[0]:.2f} of its time" in text_of("CHANGELOG.md").replace(
+        "\n", " "
+    )

@@ -165,6 +165,8 @@ OF_LONG_RUNS = {
     "gan_mnist_samples.png": "gan.py --preset mnist: samples.png",
     # docs/cifar10_vae.json and cifar10_gan.json say of how many steps
     "cifar10_vae.png": "vae.py --preset cifar10, cut short: reconstructions.png and samples.png",
+    "cifar10_autoencoder.png": "autoencoder.py --preset cifar10: of reconstructions.png",
+    "cifar10_vq_vae.png": "vq_vae.py --preset cifar10: of reconstructions.png and samples.png",
     "cifar10_gan.png": "gan.py --preset cifar10, cut short: of samples.png",
     "latent_progress.gif": "latent_diffusion.py, the run of jaxgen/models/shapes: progress.gif",
 }
