@@ -153,6 +153,7 @@ def evaluate(config: Config) -> None:
     extract = features.by_name(config.features, train_judge)
     count = min(NUM_SAMPLES, len(train_set.images))
     train_floor = cache(lambda: judge.train(some(train_set, count), test).accuracy)
+    of_real = cache(lambda: classes.report(train_judge().classify(test.images)))
     has_classes = len(train_set.class_names) > 1
     if has_classes:
         print(f"classifier: {train_judge().accuracy:.4f} of the real test images right")
@@ -160,15 +161,15 @@ def evaluate(config: Config) -> None:
         print("the data has no classes: the figures by class are left out")
     for i in range(config.run.num_models):
         pictures, labels = draws(config, source, NUM_SAMPLES, i)
+        generated = Dataset(pictures, labels, train_set.class_names)
         print(
             f"model {i} of seed {config.run.seed}, step {source.done}, {NUM_SAMPLES} samples of "
             f"the moving average, against the test split:"
         )
         if has_classes:
-            print(*class_lines(config, train_judge(), pictures, labels, test), sep="\n")
-        print(*quality.report(pictures, train_set.images, test.images, extract), sep="\n")
+            print(*class_lines(config, train_judge(), generated, of_real()), sep="\n")
+        print(*quality.report(generated.images, train_set.images, test.images, extract), sep="\n")
         if config.classification_score:
-            generated = Dataset(pictures, labels, train_set.class_names)
             score = judge.train(some(generated, count), test).accuracy
             print(
                 f"  classification   {score:.4f} of the real test images, by a classifier that "
@@ -177,14 +178,16 @@ def evaluate(config: Config) -> None:
 
 
 def class_lines(
-    config: Config, real: judge.Judge, pictures: np.ndarray, labels: np.ndarray, test: Dataset
+    config: Config,
+    real: judge.Judge,
+    generated: Dataset,
+    of_real: classes.ClassReport,
 ) -> list[str]:
     """Writes the classifier's figures of samples, beside those of the real test images."""
-    probabilities = real.classify(pictures)
-    of_real = classes.report(real.classify(test.images))
-    text = classes.lines(classes.report(probabilities), of_real, test.class_names)
+    probabilities = real.classify(generated.images)
+    text = classes.lines(classes.report(probabilities), of_real, generated.class_names)
     if config.conditional:
-        asked = classes.agreement(probabilities, labels)
+        asked = classes.agreement(probabilities, generated.labels)
         text.append(f"  as asked         {asked:.4f}   real {real.accuracy:.4f}")
     return text
 

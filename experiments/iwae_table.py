@@ -150,7 +150,7 @@ def train_together(
         states, values = epoch(states, on_device, train_keys, is_iwae, seeds, number)
         values, done = np.asarray(values), number + 1
         seconds.append(time.perf_counter() - start)
-        store.save_finite(runs, values, states, done * steps)
+        store.check_finite(runs, values, states, done * steps)
         signal = stop()
         if done % config.save_every == 0 or done == span[1] or signal:
             store.save(runs, states)

@@ -261,10 +261,10 @@ def test_a_run_that_is_not_finite_names_its_step_and_the_others_are_saved(tmp_pa
     with loaded("iwae_table") as table:
         runs = [table.Run(table.CELLS["1x1"], "vae", seed) for seed in (0, 1)]
         store = table.Store(tmp_path, "these settings")
-        store.save_finite(runs, np.ones(2), states, 40)
+        store.check_finite(runs, np.ones(2), states, 40)
         assert not list(tmp_path.iterdir())
         with pytest.raises(ValueError, match="^1x1-vae-seed1: no longer finite after step 40, at"):
-            store.save_finite(runs, losses, states, 40)
+            store.check_finite(runs, losses, states, 40)
         first = jax.tree.map(lambda x: x[0], states)
         empty = jax.tree.map(jnp.zeros_like, first)
         restored = store.restored(runs[0], empty)
@@ -272,8 +272,12 @@ def test_a_run_that_is_not_finite_names_its_step_and_the_others_are_saved(tmp_pa
         assert store.restored(runs[1], empty) is empty
         overflown = states | {"w": jnp.array([[1, np.inf], [3, 4]])}  # by the last update
         with pytest.raises(ValueError, match="last good states: .*1x1-vae-seed0.msgpack"):
-            store.save_finite(runs, np.ones(2), overflown, 40)
-        assert [path.name for path in tmp_path.iterdir()].count("1x1-vae-seed1.msgpack") == 1
+            store.check_finite(runs, np.ones(2), overflown, 40)
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        assert set(before) == {store.path(run) for run in runs}
+        with pytest.raises(ValueError, match="^1x1-vae-seed0, 1x1-vae-seed1: no longer finite"):
+            store.check_finite(runs, losses * np.nan, states, 80)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_modern_gradient_for_iwae_is_dreg_and_for_the_vae_the_mean():

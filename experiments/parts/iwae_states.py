@@ -50,7 +50,7 @@ class Store(NamedTuple):
                 raise ValueError(f"{path} is of {content['settings']}, not of {self.settings}")
             return flax.serialization.from_state_dict(state, content["state"])
 
-    def save_finite(self, runs: Sequence[Run], values: np.ndarray, states: Any, num: int) -> None:
+    def check_finite(self, runs: Sequence[Run], values: np.ndarray, states: Any, num: int) -> None:
         """Raises ValueError where a run is not finite, with its step, once the others are saved.
 
         values: the losses [S] of an epoch, which do not show its last update; the states do.
@@ -59,8 +59,8 @@ class Store(NamedTuple):
         finite = np.all([jnp.isfinite(x).reshape(len(x), -1).all(axis=1) for x in leaves], axis=0)
         if finite.all():
             return
-        healthy, faulty = np.flatnonzero(finite).tolist(), np.flatnonzero(~finite).tolist()
-        self.save([runs[i] for i in healthy], jax.tree.map(lambda x: x[np.array(healthy)], states))
+        healthy, faulty = np.flatnonzero(finite), np.flatnonzero(~finite).tolist()
+        self.save([runs[i] for i in healthy.tolist()], jax.tree.map(lambda x: x[healthy], states))
         kept = [self.path(runs[i]) for i in faulty if self.path(runs[i]).is_file()]
         raise ValueError(
             f"{', '.join(runs[i].name for i in faulty)}: no longer finite after step {num}, at "
