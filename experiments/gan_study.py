@@ -47,8 +47,9 @@ from jaxgen.types import Array, Key
 from parts import gan_targets
 from parts.gan_targets import Target
 
+RESULTS = Path("outputs/gan_study.json")
 NUM_DRAWS = 2500  # of each generator, to count their modes
-OF_RUN = "target variants num_runs steps batch_size width rates b1 penalties seed"
+OF_RUN = "target variants num_runs steps batch_size width rates b1 penalties seed output"
 READ_WITH = {("action", "run"): tuple(OF_RUN.split()), ("action", "table"): ("results",)}
 
 
@@ -88,9 +89,9 @@ class Config:
     b1: tuple[float, float] = (0.0, 0.5)  # Adam's momentum, uniformly
     penalties: tuple[float, float] = (1e-3, 0.3)  # weights of gradient penalties, log-uniformly
     seed: int = 0
-    output: Path = Path("outputs/gan_study.json")  # the raw results of action run
-    # action table: files of raw results, each a table and a column of the figure; --output if none
-    results: tuple[Path, ...] = ()
+    output: Path = RESULTS  # action run: its raw results
+    # action table: files of raw results, each a table and a column of the figure
+    results: tuple[Path, ...] = (RESULTS,)
     figure: Path = Path("outputs/gan_study.png")  # the picture of either action
 
 
@@ -272,6 +273,8 @@ def check(config: Config) -> None:
             )
     if not 0 <= config.b1[0] <= config.b1[1] < 1:
         raise ValueError(f"--b1 is {config.b1}; give a lower and an upper number from 0 to below 1")
+    if not config.results:
+        raise ValueError("--results names no file; give files of raw results")
     if not config.variants:
         raise ValueError(f"--variants names none; use some of {', '.join(VARIANTS)}")
     unknown = [name for name in config.variants if name not in VARIANTS]
@@ -289,7 +292,7 @@ def main() -> None:
         script.set_up()
         records = [run(config)]
     else:
-        records = [read(path) for path in config.results or (config.output,)]
+        records = [read(path) for path in config.results]
         print("\n\n".join(table(record) for record in records))
     images.save(config.figure, figure(records))
     print(config.figure)

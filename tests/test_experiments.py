@@ -305,6 +305,8 @@ def as_after_checkpoint(run: pathlib.Path, folder: pathlib.Path, step: int) -> N
             ],
         ),
         ("vae", ["--objective", "beta_tc", "--hidden", "8"]),
+        ("vae", ["--objective", "iwae", "--bound-samples", "2", "--hidden", "8"]),
+        ("vae", ["--objective", "free_bits", "--free-bits", "0.2", "--hidden", "8"]),
         (
             "gan",
             [

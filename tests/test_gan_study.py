@@ -136,6 +136,8 @@ def test_a_file_of_something_else_is_no_study(tmp_path):
         (["--num-runs", "0"], "--num-runs is 0; use 1 or more"),
         (["--results", "x.json"], "--results needs --action table; leave it out"),
         (["--action", "table", "--num-runs", "9"], "--num-runs needs --action run; leave it out"),
+        (["--action", "table", "--output", "x.json"], "--output needs --action run; leave it out"),
+        (["--action", "table", "--results"], "--results names no file; give files of raw results"),
     ],
 )
 def test_bad_input_of_a_study_is_one_line(flags, words):

@@ -132,18 +132,7 @@ def parse(
     is a flag that nothing will read, by `read_with` and `OF_TRAINING`.
     """
     argv = sys.argv[1:] if argv is None else argv
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--preset", default=next(iter(presets)))
-    first.add_argument("--run-dir", "--run_dir", default=None)
-    first.add_argument("--resume", action="store_true")
-    first.add_argument("--action", default="train")
-    first.add_argument("--steps")
-    first.add_argument("--epochs")
-    try:
-        flags, _ = first.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error}; --help lists the options") from None
-
+    flags = _first_flags(argv, next(iter(presets)))
     if flags.preset not in presets:
         raise ValueError(f"unknown preset {flags.preset!r}; use one of {', '.join(presets)}")
     default = presets[flags.preset]
@@ -166,6 +155,21 @@ def parse(
     check_read(config, OF_TRAINING, argv)
     check_read(config, read_with, argv)
     return config
+
+
+def _first_flags(argv: list[str], preset: str) -> argparse.Namespace:
+    """Reads the flags that say which configuration the others change."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset", default=preset)
+    first.add_argument("--run-dir", "--run_dir", default=None)
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--action", default="train")
+    first.add_argument("--steps")
+    first.add_argument("--epochs")
+    try:
+        return first.parse_known_args(argv)[0]
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}; --help lists the options") from None
 
 
 def _from_flags(default: Config, argv: list[str], description: str) -> Config:
