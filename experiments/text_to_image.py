@@ -46,7 +46,7 @@ from jaxgen.types import Array
 from jaxgen.warm import saved_pipeline
 from jaxgen.weights import autoencoder, hub
 from jaxgen.weights.diffusers import Component
-from parts.text_to_image_options import Config
+from parts.text_to_image_options import Config, FromImage
 
 OPTIONS = ("spacing", "levels", "eta", "guidance_rescale", "clip_skip")  # noted in the PNG file
 OWN = "own"  # a value of --preview
@@ -105,9 +105,13 @@ def request_of(config: Config) -> Request:
     files.check_writable(config.output / "0.png")
     image, mask, hints = read_pictures(config)
     steps, scale = steps_and_guidance(config)
-    interval = config.sampling.guidance_interval  # which is no field of Request
-    if interval and scale is None:
-        raise ValueError("--guidance-interval needs --guidance, the scale between its two shares")
+    of_rows: Any = scale
+    if interval := config.sampling.guidance_interval:  # which is no field of Request
+        if scale is None or scale <= 1:  # 1 and less is none, as it is outside of the interval
+            raise ValueError(
+                "--guidance-interval needs --guidance, the scale between its two shares, above 1"
+            )
+        of_rows = guidance.interval(scale, *interval)
     if config.sampling.pag_layers != ("mid",) and not config.sampling.pag_scale:
         raise ValueError("--pag-layers needs --pag-scale, how strongly they guide")
     sampling: dict[str, Any] = {
@@ -116,7 +120,7 @@ def request_of(config: Config) -> Request:
     return Request(
         prompt=[prompt for prompt in config.prompt for _ in range(config.batch_size)],
         negative_prompt=config.negative, num_steps=steps, seed=config.seed,
-        guidance_scale=guidance.interval(scale, *interval) if interval and scale else scale,
+        guidance_scale=of_rows,
         height=config.height, width=config.width, image=image, mask=mask,
         strength=config.from_image.strength, **sampling,
         hires=hires_of(config),
@@ -127,6 +131,9 @@ def request_of(config: Config) -> Request:
 def hires_of(config: Config) -> Hires | None:
     """Returns how the second pass begins, if there is one."""
     own = config.from_image
+    given = own.hires_strength, own.hires_upscale
+    if own.hires is None and given != (FromImage.hires_strength, FromImage.hires_upscale):
+        raise ValueError("--hires-strength and --hires-upscale need --hires, how much is enlarged")
     if own.hires is None:
         return None
     return Hires(own.hires, own.hires_strength, own.hires_upscale)
@@ -144,6 +151,8 @@ def read_pictures(config: Config) -> tuple[Image.Image | None, Image.Image | Non
     if own.control_image:
         hints = picture_files.hints(own.control_image, width, height, own.control_edges)
         hints = hints[0] if len(hints) == 1 else hints
+    elif own.control_edges:
+        raise ValueError("--control-edges are of --control-image; give both")
     return image, mask, hints
 
 

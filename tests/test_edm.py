@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from jaxgen.diffusion import config, sample
+from jaxgen.diffusion import config, sample, schedule, sigmas
 
 EDM = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}
 
@@ -36,6 +36,11 @@ def test_levels_and_times_are_edms():
     np.testing.assert_allclose(table.scale[:20], 1 / np.sqrt(sigma**2 + 0.25))
     np.testing.assert_allclose(table.noising[:20], np.stack([np.ones(20), sigma], 1))
     assert table.init_noise_sigma == np.sqrt(80**2 + 1)
+
+
+def test_one_step_reaches_the_lowest_level():
+    grid = sigmas.edm_grid(schedule.noise_schedule(), 1, final_sigma="sigma_min")
+    np.testing.assert_allclose(grid.sigma, [80, 0.002])
 
 
 def test_other_samplers_and_options_are_refused():

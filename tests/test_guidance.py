@@ -74,6 +74,10 @@ def test_intervals_and_ramps():
     np.testing.assert_array_equal(guidance.ramp(1.0, 4.0)(table).T, [[1, 2, 3, 4]])
     with pytest.raises(ValueError, match=r"from 0.7 to 0.2 of a run"):
         guidance.interval(3.0, 0.7, 0.2)
+    with pytest.raises(
+        ValueError, match="strength of CFG\\+\\+ is 7.5; it must lie between 0 and 1"
+    ):
+        guidance.cfg_plus_plus(7.5)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

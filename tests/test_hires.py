@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from support import checkpoints, controlnets, pipeline_cases
 
+from jaxgen.diffusion import config
 from jaxgen.stable_diffusion import hires, loading
 from jaxgen.stable_diffusion.hires import Hires
 from jaxgen.stable_diffusion.request import Request, completed
@@ -71,6 +72,14 @@ def test_what_controlnets_follow_is_enlarged_with_the_picture():
             np.testing.assert_array_equal(own[0], np.asarray(expected))
 
 
+def test_a_factor_is_rounded_to_whole_pixels():
+    pipe = pipeline_cases.pipeline("sd1")
+    request = completed(Request(**CALL | {"height": 100, "width": 100, "hires": 1.1}))
+    _, second = hires.passes(request, pipe.networks, pipe.scheduler)
+    assert 100 * 1.1 > 110  # as floats
+    assert (second.height, second.width) == (110, 110)
+
+
 def test_an_inpainting_model_takes_pixels():
     pipe = pipeline_cases.pipeline("inpaint")
     call = CALL | {"image": np.zeros((16, 16, 3), np.uint8), "mask": np.ones((16, 16), np.uint8)}
@@ -94,6 +103,10 @@ def test_latents_given_back_unchanged_are_the_picture(pipe):
         ({"hires": "2"}, "give a factor such as 2, or Hires"),
         ({"hires": Hires(2, 0)}, "strength of hires is 0"),
         ({"hires": Hires(2, 0.6, "cubic")}, "upscale one of latent, pixels"),
+        (
+            {"hires": 2, "sampler": config.from_config(checkpoints.SCHEDULERS["sd1"])(4)},
+            "a Table has one begin",
+        ),
         ({"hires": 1.1}, "16 x 16 pixels 17.6 x 17.6; both must be multiples"),
         ({"hires": 2, "denoising_end": 0.5, "output": "latent"}, "denoising_end cannot be"),
         (
@@ -101,7 +114,7 @@ def test_latents_given_back_unchanged_are_the_picture(pipe):
             "they must be of one",
         ),
         ({"hires": 2, "guidance_scale": np.full((4, 1), 3.0)}, "a row for each evaluation"),
-        ({"hires": Hires(2, 0.1)}, "no whole step"),
+        ({"hires": Hires(2, 0.1)}, "no whole step of 4; use at least 0.25$"),
         ({"hires": float("nan")}, "hires is nan; give a factor"),
         ({"hires": 1e9}, "which are too many; at most 67108864"),
         ({"image_latents": np.ones((1, 8, 8, 3))}, "image_latents have shape"),
@@ -112,5 +125,5 @@ def test_latents_given_back_unchanged_are_the_picture(pipe):
 def test_what_cannot_be_drawn_is_refused_before_any_step(pipe, wrong, message):
     steps = []
     with pytest.raises(ValueError, match=message):
-        pipe(on_step=lambda *step: steps.append(step), **CALL, **SMALL | wrong)
+        pipe(on_step=lambda *step: steps.append(step), **CALL | SMALL | wrong)
     assert not steps

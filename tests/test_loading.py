@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from support import checkpoints, systems
+from support import checkpoints, controlnets, systems
 
 from jaxgen.nn.stable_diffusion.autoencoder_kl import AutoencoderKL
 from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
@@ -47,6 +47,21 @@ def test_channels_of_network_and_autoencoder_must_fit():
         match="takes 7 channels; with this autoencoder 4, or 9 for .* returns 8 channels",
     ):
         loading.networks(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("vae", "in_channels"), ("vae", "out_channels"), (None, "conditioning")]
+)
+def test_pictures_have_three_channels(name, field):
+    checkpoint, controls = checkpoints.checkpoint("sd1"), []
+    if name is None:
+        controls = [controlnets.component("sd1", conditioning_channels=1)]
+    else:
+        part = checkpoint.components[name]
+        part = part._replace(config=part.config | {field: 4})
+        checkpoint = checkpoint._replace(components=checkpoint.components | {name: part})
+    with pytest.raises(ValueError, match=rf"has {field}\w* [14]; pictures have 3"):
+        loading.networks(checkpoint, controlnets=controls)
 
 
 def test_a_fault_in_the_weights_names_the_component():
@@ -176,6 +191,23 @@ def test_a_tokenizer_of_another_vocabulary_is_refused():
     components = checkpoint.components | {"text_encoder": smaller}
     with pytest.raises(ValueError, match=f"tokenizer gives ids up to {size}, and text_encoder has"):
         loading.networks(checkpoint._replace(components=components))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths", "message"),
+    [
+        ("sd1", (100,), "rows of 100 tokens, and text_encoder has 77 positions"),
+        ("xl", (77, 64), "rows of 77 and 64 tokens, which must be equally long"),
+    ],
+)
+def test_rows_of_a_tokenizer_are_those_of_its_encoder(kind, lengths, message):
+    checkpoint = checkpoints.checkpoint(kind)
+    tokenizers = {
+        name: tokens._replace(max_length=length)
+        for (name, tokens), length in zip(checkpoint.tokenizers.items(), lengths, strict=True)
+    }
+    with pytest.raises(ValueError, match=message):
+        loading.networks(checkpoint._replace(tokenizers=tokenizers))
 
 
 @pytest.mark.parametrize(

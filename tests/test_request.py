@@ -136,7 +136,16 @@ def test_spacing_alone_changes_the_checkpoints_own_sampler():
     assert batch(num_steps=4, spacing="trailing").table.t[0] == 999
 
 
+TABLE = maps.table("euler", schedule.noise_schedule(), 10)
 BAD = [
+    ({"sampler": TABLE, "num_steps": 50}, "a Table, which has its own, of 10 eval"),
+    ({"sampler": TABLE, "image": PICTURE, "strength": 0.2}, "build it with start_step"),
+    ({"sampler": "lms", "spacing": "leading", "num_steps": 1000}, "steps 1 and 2 of 1000 begin"),
+    ({"sampler": "deis", "spacing": "leading", "num_steps": 999}, "begin at the same one"),
+    ({"times": []}, "times is an empty list"),
+    ({"strength": 0.3}, "no image is given"),
+    ({"control_scale": 0.3, "guess_mode": True}, "control_scale and guess_mode are of ControlNets"),
+    ({"pag_layers": "nonsense"}, "'nonsense', which is no self-attention"),
     ({"prompt": []}, "prompt is an empty list"),
     ({"prompt": None}, "give a prompt"),
     ({"prompt": 7}, "prompt holds 7; expected a string"),
@@ -297,6 +306,7 @@ def text(*shape, pooled=None):
         ("xl", {"prompt_embeds": text(1, 77, 40)}, "this model needs pooled as well"),
         ("xl", {"prompt_embeds": text(1, 77, 40, pooled=np.zeros(20))}, r"pooled of shape \(20,\)"),
         ("sd1", {"prompt_embeds": text(1, 77, 24, pooled=np.zeros((1, 20)))}, "takes no pooled"),
+        ("refiner", {"target_size": (64, 64)}, "no input of XL's refiner"),
         ("xl", {"crop": (1, 2, 3)}, "original_size, crop and target_size are two numbers each"),
         ("sd1", {"crop": (1, 2)}, "inputs of Stable Diffusion XL"),
         ("inpaint", {}, "this is an inpainting model"),

@@ -197,10 +197,21 @@ def test_the_last_preview_is_the_picture(model, tmp_path):
             ["--model", "MODEL", "--prompt", "a", "--guidance-interval", "0.2", "0.8"],
             "needs --guidance",
         ),
+        (["--prompt", "a", "--guidance", "0", "--guidance-interval", "0", "1"], "above 1"),
+        (["--prompt", "a", "--hires-strength", "0.2"], "need --hires"),
+        (["--prompt", "a", "--control-edges"], "--control-edges are of --control-image"),
+        (["--prompt", "a", "--strength", "0.3"], "strength is 0.3, the share of an image"),
+        (
+            ["--prompt", "a", "--image", "PICTURE", "--width", "99992", "--height", "99992"],
+            "99992 x 99992 pixels are too many",
+        ),
+        (["--prompt", "a", "--control-image", "PICTURE"], "4 x 4 pixels are too few"),
     ],
 )
 def test_bad_use_is_one_line(model, tmp_path, monkeypatch, flags, message):
-    flags = [model if flag == "MODEL" else flag for flag in flags]
+    Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
+    values = {"MODEL": model, "PICTURE": tmp_path / "picture.png"}
+    flags = [values.get(flag, flag) for flag in flags]
     monkeypatch.chdir(tmp_path)
     assert message in scripts.refusal("text_to_image", *flags)
     assert not (tmp_path / "outputs").exists()

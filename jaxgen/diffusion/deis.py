@@ -28,6 +28,8 @@ def deis(
         raise ValueError(f"order is {order}; known are 1, 2 and 3")
     if grid.sigma[-1] == 0:
         raise ValueError('deis cannot step to sigma 0; use a grid with final_sigma="sigma_min"')
+    if order > 1:
+        table.check_descends("deis", grid, start_step)
     num_steps = grid.num_steps
     few = lower_order_final and num_steps < 15
     rows = []

@@ -63,6 +63,8 @@ def dpm_multistep(
     `sigmas.edm_grid`, for the ++ forms; mirrors EDMDPMSolverMultistepScheduler.
     """
     _check(order, algorithm, solver_type, grid)
+    if order > 1:
+        table.check_descends("dpm_multistep", grid, start_step)
     num_steps = grid.num_steps
     euler_last = euler_at_final or grid.sigma[-1] == 0
     rows = []
@@ -99,6 +101,8 @@ def dpmpp_2s(
     restarting from the latent that the group began with.
     """
     _check(order, algorithm, solver_type, grid)
+    if order > 1:
+        table.check_descends("dpmpp_2s", grid, start_step)
     if algorithm == "sde-dpmsolver":
         raise ValueError("sde-dpmsolver has no singlestep form; use sde-dpmsolver++")
     orders = _singlestep_orders(grid, order, lower_order_final)

@@ -167,6 +167,8 @@ def cfg_plus_plus(strength: float) -> Scales:
     instead of scale dlatent/d_output: it is guidance with a scale of its own at every row. Raises
     ValueError for samplers with a history.
     """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"the strength of CFG++ is {strength}; it must lie between 0 and 1")
 
     def scales(table: Table) -> np.ndarray:
         rows = slice(int(table.start_row), int(table.num_rows))

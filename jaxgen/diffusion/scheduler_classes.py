@@ -147,7 +147,9 @@ CLASSES: Mapping[str, SchedulerClass] = {
         samplers.lcm, sigmas.distilled_grid, {**_DISTILLED, "timestep_scaling": 10.0}
     ),
     "TCDScheduler": SchedulerClass(samplers.tcd, sigmas.distilled_grid, _DISTILLED),
-    "EDMEulerScheduler": SchedulerClass(samplers.euler, sigmas.edm_grid, _EDM),
+    "EDMEulerScheduler": SchedulerClass(
+        samplers.euler, functools.partial(sigmas.edm_grid, repeat_last=True), _EDM
+    ),
     "EDMDPMSolverMultistepScheduler": SchedulerClass(
         samplers.dpm_multistep, sigmas.edm_grid,
         {

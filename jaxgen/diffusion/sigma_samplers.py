@@ -94,6 +94,7 @@ def lms(model: Schedule, grid: Grid, *, start_step: int = 0) -> Table:
     Mirrors LMSDiscreteScheduler, also where a run skips steps: it then takes the coefficients of
     full order at once, with the missing derivatives as zero.
     """
+    table.check_descends("lms", grid, start_step)
     rows = []
     for i in table.steps_from(start_step, grid):
         sigma = grid.sigma[i]

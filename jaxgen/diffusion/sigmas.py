@@ -164,10 +164,16 @@ def edm_grid(
     sigma_max: float = 80.0,
     sigma_schedule: str = "karras",
     final_sigma: str = "zero",
+    repeat_last: bool = False,
 ) -> Grid:
-    """The grid of EDMEuler and EDMDPMSolverMultistep in diffusers: no schedule, log(sigma) / 4."""
+    """The grid of EDMEuler and EDMDPMSolverMultistep in diffusers: no schedule, log(sigma) / 4.
+
+    repeat_last: final_sigma "sigma_min" is the last level that is visited, as EDMEuler has it; of
+    one step that is the highest.
+    """
     sigma = placed(sigma_schedule, sigma_min, sigma_max, num_steps)
-    levels = np.append(sigma, final_level(final_sigma, sigma[-1]))
+    lowest = sigma[-1] if repeat_last else sigma_min
+    levels = np.append(sigma, final_level(final_sigma, lowest))
     return Grid(np.log(sigma) / 4, levels, math.sqrt(sigma_max**2 + 1))
 
 

@@ -64,6 +64,21 @@ def steps_from(start_step: int, grid: Grid) -> range:
     return range(start_step, grid.num_steps)
 
 
+def check_descends(name: str, grid: Grid, start_step: int) -> None:
+    """Raises ValueError where steps of a method with a history begin at one and the same level.
+
+    So they do where a spacing reaches beyond the training times: the method divides by distances.
+    """
+    same = np.flatnonzero(np.diff(grid.sigma[start_step:-1]) >= 0)
+    if same.size:
+        i = start_step + int(same[0])
+        raise ValueError(
+            f"{name} looks back on earlier noise levels, and steps {i + 1} and {i + 2} of "
+            f"{grid.num_steps} begin at the same one, {grid.sigma[i]:.4g}; use fewer steps, "
+            "another spacing, or a sampler without a history such as euler"
+        )
+
+
 def assemble(
     name: str, rows: Sequence[Row], start_row: int = 0, init_noise_sigma: float = 1.0
 ) -> Table:

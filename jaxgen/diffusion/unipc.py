@@ -32,6 +32,8 @@ def unipc(
     rather than eps. disable_corrector: steps whose result is left as predicted.
     """
     _check(order, solver_type, grid, predict_x0, lower_order_final)
+    if order > 1:
+        table.check_descends("unipc", grid, start_step)
     num_steps = grid.num_steps
     update = functools.partial(_update, solver_type, predict_x0)
     rows, used = [], 0

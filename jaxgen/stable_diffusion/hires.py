@@ -15,9 +15,11 @@ import numpy as np
 from PIL import Image
 
 from jaxgen import fields
+from jaxgen.diffusion import schedule
+from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.call import arguments, control_arguments, image_arguments
 from jaxgen.stable_diffusion.networks import Networks
-from jaxgen.stable_diffusion.request import Request, is_number
+from jaxgen.stable_diffusion.request import Request, completed, is_number, is_whole
 
 UPSCALE = ("latent", "pixels")
 
@@ -43,7 +45,7 @@ def passes(
     first = replace(request, hires=None, output="latent" if by_latent else "image")
     batch = arguments.batch(first, networks, scheduler)
     f = networks.vae.factor
-    height, width = (own.scale * side for side in batch.size)
+    height, width = (_pixels(own.scale, side) for side in batch.size)
     if height % f or width % f or min(height, width) <= 0:
         raise ValueError(
             f"hires makes {batch.size[0]} x {batch.size[1]} pixels {height:g} x {width:g}; both "
@@ -68,6 +70,12 @@ def passes(
         second = replace(second, image_latents=None, image=np.zeros((b, h, w, 3), np.float32))
     arguments.batch(second, networks, scheduler)
     return first, second
+
+
+def _pixels(scale: float, side: int) -> float:
+    """A side times a factor; 1.1 times 400 is 440, where floats come to 440.00000000000006."""
+    exact = scale * side
+    return round(exact) if abs(exact - round(exact)) < 1e-6 else exact
 
 
 def enlarged(second: Request, small: np.ndarray) -> Request:
@@ -116,6 +124,17 @@ def _checked(request: Request) -> Hires:
     if not is_number(own.strength) or not 0 < own.strength <= 1:
         raise ValueError(
             f"the strength of hires is {fields.shown(own.strength)}; it must be above 0, to 1"
+        )
+    if isinstance(request.sampler, Table):
+        raise ValueError(
+            "hires begins its second pass in the middle of the run, and a Table has one begin; "
+            "give the sampler's name, or a function (num_steps, start_step) -> Table"
+        )
+    num_steps = completed(request).num_steps
+    if is_whole(num_steps) and 0 < num_steps <= schedule.start_step(num_steps, own.strength):
+        raise ValueError(
+            f"the strength of hires, {own.strength}, is no whole step of {num_steps}; use at least "
+            f"{1 / num_steps:.3g}"
         )
     unfit = ("denoising_start", "denoising_end")
     both = [name for name in unfit if getattr(request, name) is not None]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The networks of a pipeline, what follows from their configurations, and whether they fit."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxgen.nn.stable_diffusion.autoencoder_tiny import Autoencoder
 from jaxgen.nn.stable_diffusion.clip import CLIPTextModel
@@ -54,7 +54,7 @@ class Networks(NamedTuple):
 def check_together(networks: Networks) -> None:
     """Raises ValueError where the parts are of different models, though each may be sound."""
     unet, channels = networks.unet, networks.vae.latent_channels
-    faults = []
+    faults = _faults_of_pictures("the autoencoder", networks.vae)
     if unet.in_channels not in (channels, 2 * channels + 1):
         faults.append(
             f"the UNet takes {unet.in_channels} channels; with this autoencoder {channels}, or "
@@ -84,10 +84,35 @@ def check_together(networks: Networks) -> None:
         raise ValueError("the parts of the checkpoint do not fit: " + "; ".join(faults))
 
 
+def _faults_of_pictures(name: str, net: Any) -> list[str]:
+    """Says where a network's pictures have not the three channels that all pictures here have."""
+    return [
+        f"{name} has {field} {getattr(net, field)}; pictures have 3"
+        for field in ("in_channels", "out_channels")
+        if getattr(net, field) != 3
+    ]
+
+
 def check_vocabularies(networks: Networks, checkpoint: Checkpoint) -> None:
-    """Raises ValueError where a tokenizer can give an id that its text encoder has no row for."""
+    """Raises ValueError where a tokenizer's ids or rows are not those that its encoder takes."""
+    lengths = {
+        TOKENIZERS[name]: checkpoint.tokenizers[TOKENIZERS[name]].max_length
+        for name in networks.encoders
+        if TOKENIZERS[name] in checkpoint.tokenizers
+    }
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"the tokenizers make rows of {' and '.join(map(str, lengths.values()))} tokens, which "
+            "must be equally long; take both of this model"
+        )
     for name, encoder in networks.encoders.items():
         tokens = checkpoint.tokenizers.get(TOKENIZERS[name])
+        positions = encoder.max_position_embeddings
+        if tokens and tokens.max_length > positions:
+            raise ValueError(
+                f"{TOKENIZERS[name]} makes rows of {tokens.max_length} tokens, and {name} has "
+                f"{positions} positions; take the tokenizer that belongs to this model"
+            )
         largest = max(tokens.vocab.values(), default=0) if tokens else 0
         if largest >= encoder.vocab_size:
             raise ValueError(
@@ -109,6 +134,10 @@ def _faults_of_control(name: str, net: ControlNetModel, networks: Networks) -> l
             faults.append(
                 f"{name} has {field} {getattr(net, field)} and the UNet {getattr(unet, field)}"
             )
+    if net.conditioning_channels != 3:
+        faults.append(
+            f"{name} has conditioning_channels {net.conditioning_channels}; pictures have 3"
+        )
     if net.in_channels != networks.vae.latent_channels:
         faults.append(f"{name} takes {net.in_channels} channels, not the latents'")
     if net.addition_embed_type != unet.addition_embed_type:

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from jaxgen.data import pixels
 from jaxgen.pictures import edges, images, parameters
+from jaxgen.stable_diffusion.call.image_arguments import MOST_PIXELS
 
 Picture = Image.Image
 
@@ -30,8 +31,6 @@ def image_and_mask(
             f"{image.width} x {image.height}; they must be of one size"
         )
     size = _size(image, width, height)
-    if min(size) < 8:
-        raise ValueError(f"{size[0]} x {size[1]} pixels are too few; use 8 at least")
     image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     return image, mask and ImageOps.fit(mask, size, Image.Resampling.NEAREST)
 
@@ -75,4 +74,10 @@ def save(
 
 
 def _size(picture: Picture, width: int | None, height: int | None) -> tuple[int, int]:
-    return width or picture.width // 8 * 8, height or picture.height // 8 * 8
+    width = picture.width // 8 * 8 or picture.width if width is None else width
+    height = picture.height // 8 * 8 or picture.height if height is None else height
+    if min(width, height) < 8:
+        raise ValueError(f"{width} x {height} pixels are too few; use 8 at least")
+    if width * height > MOST_PIXELS:  # before anything of this size is made
+        raise ValueError(f"{width} x {height} pixels are too many; at most {MOST_PIXELS}")
+    return width, height

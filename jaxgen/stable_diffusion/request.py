@@ -80,14 +80,26 @@ class Request:
 
 
 def completed(request: Request, num_steps: int = 50, guidance_scale: float = 7.5) -> Request:
-    """Returns the request with these in place of a None; times say how many steps there are."""
-    if request.times is not None and is_list(request.times):
+    """Returns the request with these in place of a None; times say how many steps there are.
+
+    A Table has rows of its own, and no number of steps is put beside it.
+    """
+    if request.times is not None and is_list(request.times) and len(request.times):
         num_steps = len(request.times)
-    own = {"num_steps": num_steps, "guidance_scale": guidance_scale}
+    own: dict[str, Any] = {"num_steps": num_steps, "guidance_scale": guidance_scale}
+    if isinstance(request.sampler, Table):
+        del own["num_steps"]
     missing: dict[str, Any] = {
         name: value for name, value in own.items() if getattr(request, name) is None
     }
     return replace(request, **missing) if missing else request
+
+
+def is_given(request: Request, name: str) -> bool:
+    """Whether an argument differs from its default, which is a number, True or False, or a text."""
+    value = getattr(request, name)
+    is_plain = isinstance(value, bool | int | float | str)  # others may not compare
+    return not (is_plain and value == getattr(Request, name))
 
 
 class BatchRequest(NamedTuple):

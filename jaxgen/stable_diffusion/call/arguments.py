@@ -22,6 +22,7 @@ from jaxgen.stable_diffusion.request import (
     Request,
     completed,
     each,
+    is_given,
     is_list,
     is_number,
     is_whole,
@@ -58,6 +59,11 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     if clean is not None and latents is not None and clean.shape[1:] != latents.shape[1:]:
         raise ValueError(f"latents have shape {latents.shape}, image_latents {clean.shape}")
     has_image = image is not None or clean is not None
+    if is_given(request, "strength") and not has_image:
+        raise ValueError(
+            f"strength is {request.strength}, the share of an image that is made anew, and no "
+            "image is given; give one, or leave strength out"
+        )
     hints = control_arguments.images(request, len(networks.controlnets))
     size = image_arguments.size(
         request, networks, image, clean if latents is None else latents, hints[0] if hints else None
@@ -71,7 +77,8 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     needs_pair = bool((guidance["guidance_scale"] != 1).any())
     twice = guidance["pag_scale"] is not None
     depths = networks.unet.attention_depths()
-    layers = perturbed.layers(request.pag_layers, depths) if twice else None
+    is_read = twice or is_given(request, "pag_layers")
+    layers = perturbed.layers(request.pag_layers, depths) if is_read else None
     texts = _phases(request, networks, table, num_steps, needs_pair, twice, b)
     return BatchRequest(
         phases=texts,
@@ -81,7 +88,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
         weighting=request.weighting,
         guided=bool(texts.negatives),
         **guidance,
-        pag_layers=layers,
+        pag_layers=layers if twice else None,
         seeds=_seeds(request.seed, b),
         size=size,
         time_ids=_time_ids(request, networks, size, texts, b),
@@ -214,6 +221,11 @@ def _time_ids(
         )
     if not networks.is_xl:
         return None
+    if target is not None:
+        raise ValueError(
+            "target_size is no input of XL's refiner, which takes aesthetic scores in its place; "
+            "leave it out"
+        )
     counts = [len(texts.negatives), len(texts.positives)]
     scores = np.repeat(np.asarray([NEGATIVE_SCORE, POSITIVE_SCORE], np.float32), counts)
     sized = np.repeat(sizes[:, None, :4], len(scores), axis=1)

@@ -12,7 +12,7 @@ from jaxgen.data import pixels
 from jaxgen.diffusion.table import Table
 from jaxgen.nn.stable_diffusion.controlnet import ControlNetModel
 from jaxgen.stable_diffusion import control
-from jaxgen.stable_diffusion.request import Request, is_number
+from jaxgen.stable_diffusion.request import Request, is_given, is_number
 
 
 class ControlRequest(NamedTuple):
@@ -33,6 +33,7 @@ def images(request: Request, count: int) -> list[np.ndarray]:
     if value is None:
         if count:
             raise ValueError(f"this pipeline has {count} ControlNets; give control_image")
+        _check_unused(request)
         return []
     if not count:
         raise ValueError("control_image needs a ControlNet; load the pipeline with controlnet=")
@@ -46,6 +47,17 @@ def images(request: Request, count: int) -> list[np.ndarray]:
     if len(sizes) > 1:
         raise ValueError(f"control images have sizes {sorted(sizes)}; give all of one size")
     return read
+
+
+def _check_unused(request: Request) -> None:
+    """Raises ValueError for arguments of ControlNets in a pipeline without any."""
+    names = ("control_scale", "control_start", "control_end", "guess_mode")
+    given = [name for name in names if is_given(request, name)]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} are of ControlNets, and this pipeline has none; leave out, or "
+            "load the pipeline with controlnet="
+        )
 
 
 def requests(

@@ -16,6 +16,7 @@ from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.request import (
     Request,
     each,
+    is_given,
     is_list,
     is_number,
     is_whole,
@@ -41,6 +42,7 @@ def table(
     if isinstance(sampler, Table):
         if request.denoising_start is not None or request.denoising_end is not None:
             raise ValueError("a Table says itself where it begins and ends; cut its rows instead")
+        _check_beside_table(request, sampler, has_image)
         return sampler, int(sampler.num_rows) - int(sampler.start_row)
     if not is_whole(num_steps) or not 1 <= num_steps <= MOST_STEPS:
         raise ValueError(
@@ -188,9 +190,27 @@ def _is_infinite(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value == math.inf)
 
 
+def _check_beside_table(request: Request, table: Table, has_image: bool) -> None:
+    """Raises ValueError for what a Table leaves no room for; a strength of 1 leaves out no step."""
+    n, rows = request.num_steps, int(table.num_rows)
+    of_steps = (n, 2 * n - 1, 2 * n) if is_whole(n) else ()
+    if n is not None and rows not in of_steps and rows - int(table.start_row) != n:
+        raise ValueError(
+            f"num_steps is {fields.shown(n)}, and the sampler is a Table, which has its own, of "
+            f"{rows} evaluations; leave num_steps out"
+        )
+    if has_image and is_given(request, "strength") and request.strength != 1:
+        raise ValueError(
+            f"strength is {request.strength}, and the sampler is a Table, which says itself where "
+            "it begins; build it with start_step, and leave strength out"
+        )
+
+
 def _check_options(request: Request, by_name: bool) -> None:
     for name, example in OPTIONS.items():
         value = getattr(request, name)
+        if name == "times" and is_list(value) and not len(value):
+            raise ValueError("times is an empty list; give the training time of each step")
         if value is not None and not by_name:
             raise ValueError(
                 f"{name} is an option of samplers by name, and this sampler is configured "
