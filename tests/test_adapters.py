@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import re
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from support import checkpoints, compilations
 from support.adapters import KOHYA, LDM, RESNET, TEXT, UNET, draw, weight, write
 
-from jaxgen.adapters import ldm_stems, spec, spellings
+from jaxgen.adapters import ldm_stems, peft_config, spec, spellings
 from jaxgen.stable_diffusion import placement
 from jaxgen.stable_diffusion.pipeline import StableDiffusion
 from jaxgen.weights import diffusers, layout, ldm_names
@@ -115,6 +116,52 @@ def test_the_scale_comes_from_pefts_configuration(pipe, layout_of, tmp_path):
     for module, base, (a, b), alpha in zip(modules, before, (first, second), (6, 9), strict=True):
         expected = base + alpha / np.sqrt(RANK) * np.float64(b) @ np.float64(a)
         np.testing.assert_allclose(weight(pipe, "unet", module), expected, atol=1e-6)
+
+
+PATTERNS = ("attn2.to_k", UNET, "^" + UNET, "^to_k", r".*attn\d\.to_k", r"attn\d+.to_.+", "2.to_k")
+
+
+@pytest.mark.parametrize("key", PATTERNS)
+@pytest.mark.parametrize("name", [UNET, UNET.replace("attn2", "attn12"), "to_k", "a.attnX.to_k"])
+def test_patterns_fit_the_names_that_they_fit_in_peft(key, name):
+    module = spellings.Module("unet", name)
+    config = {"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {key: 6, name[1:]: 7}}
+    fits = re.match(rf"(.*\.)?({key})$", name)  # get_pattern_key of peft.utils.other
+    assert peft_config.scales(config, {module: 2}) == {module: 3 if fits else 2}
+
+
+def test_a_pattern_of_many_stars_takes_no_time():
+    config = {"alpha_pattern": {".*a" * 66: 1}}
+    module = spellings.Module("unet", "a" * 200)
+    assert peft_config.scales(config, {module: 8}) == {module: 1 / 8}
+
+
+WRONG_CONFIGS = {
+    "a group": ({"alpha_pattern": {"(a+)+b": 4}}, r"the key '\(a\+\)\+b'; expected a name, or one"),
+    "a repeated letter": ({"alpha_pattern": {"a*": 4}}, "Write out the names"),
+    "an empty key": ({"alpha_pattern": {"": 4}}, "Write out the names"),
+    "a long key": ({"alpha_pattern": {"a" * 201: 4}}, "at most 200 characters"),
+    "no object": ({"alpha_pattern": ["to_k"]}, "alpha_pattern of unet is .*expected an object"),
+    "words": ({"alpha_pattern": {"to_k": "4"}}, 'is "4"; expected a finite number'),
+    "infinite": ({"alpha_pattern": {"to_k": float("inf")}}, "expected a finite number"),
+    "huge": ({"lora_alpha": 10**400}, "lora_alpha of unet is 1000.*expected a finite number"),
+    "a word": ({"use_rslora": "false"}, "use_rslora of unet is 'false'; expected true or false"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CONFIGS)
+def test_a_configuration_that_says_nothing_clear_is_refused(name):
+    own, message = WRONG_CONFIGS[name]
+    config = {f"unet.{key}": value for key, value in own.items()}
+    with pytest.raises(ValueError, match=message):
+        peft_config.scales(config, {spellings.Module("unet", UNET): 2})
+
+
+@pytest.mark.parametrize("config", [{"lora_alpha": 4}, {"use_rslora": False, "r": 2}])
+def test_alpha_counts_without_the_rank_and_has_pefts_default(config):
+    module = spellings.Module("unet", UNET)
+    assert peft_config.scales(config, {module: 2}) == {module: config.get("lora_alpha", 8) / 2}
+    assert peft_config.scales({"text_encoder.lora_alpha": 4}, {module: 2}) == {}
 
 
 def tucker(core, first, second):
@@ -334,6 +381,8 @@ def test_of_xl_both_text_encoders_and_ldms_names_are_found():
     assert table[te1].component == "text_encoder"
     assert table[te2].component == "text_encoder_2"
     assert table["lora_te2_text_projection"].name == "text_projection"
+    refiner = spellings.stems(modules_of("refiner"))
+    assert refiner[te2] == refiner[f"text_encoder_2.{TEXT}"] == ("text_encoder_2", TEXT)
     name = "lora_unet_input_blocks_3_1_transformer_blocks_1_attn1_to_out_0"
     assert table[name].name == "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_out.0"
 
@@ -356,7 +405,55 @@ def test_ldms_names_lead_back_to_diffusers_names(kind):
     assert set(names) == set(modules_of(kind)["unet"])
 
 
+PLACE = KOHYA["unet", UNET]  # of a weight [16, 24]
+NORM = "lora_unet_" + RESNET.replace(".", "_")  # of one that has a bias
+
+
+def at_place(**shapes):
+    """Ones of these shapes, by what they are in kohya's and LyCORIS' names."""
+    names = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
+    return {f"{PLACE}.{names.get(k, k)}": np.ones(shape) for k, shape in shapes.items()}
+
+
+PAIR = {"down": (2, 24), "up": (16, 2)}
+HADA = {"hada_w1_a": (16, 2), "hada_w1_b": (2, 24), "hada_w2_a": (16, 2), "hada_w2_b": (2, 24)}
+WHOLE, NOT_WHOLE = {"lokr_w1": (4, 4), "lokr_w2": (4, 6)}, "not a whole set"
+NO_FACTOR = r"expected lokr_w2_a \[O, r\] and lokr_w2_b \[r, I\]"
 REFUSED = {
+    "a LoRA and a difference": (at_place(**PAIR, diff=(16, 24)), NOT_WHOLE),
+    "norms of a difference": (at_place(diff=(16, 24), dora_scale=(16, 1)), NOT_WHOLE),
+    "an alpha alone": (at_place(alpha=()), "has the tensors alpha, not a whole set"),
+    "norms alone": (at_place(dora_scale=(16, 1)), NOT_WHOLE),
+    "norms beside a bias": (
+        {f"{NORM}.{end}": np.ones(16) for end in ("dora_scale", "diff_b")},
+        NOT_WHOLE,
+    ),
+    "one core": (at_place(**HADA, hada_t1=(2, 2, 1, 1)), NOT_WHOLE),
+    "a factor twice": (at_place(**WHOLE, lokr_w1_a=(4, 2), lokr_w1_b=(2, 4)), NOT_WHOLE),
+    "a core of nothing": (at_place(**WHOLE, lokr_t2=(2, 2, 1, 1)), NOT_WHOLE),
+    "half a LoKr": (at_place(lokr_w1=(4, 4)), NOT_WHOLE),
+    "two norms": (
+        at_place(**PAIR, dora_scale=(16, 1), lora_magnitude_vector=(16,)),
+        "two tensors of magnitudes",
+    ),
+    "a LoHa of one row": (at_place(**HADA | {"hada_w2_a": (1, 2)}), "two products of one shape"),
+    "inner sizes of LoHa": (
+        at_place(**HADA | {"hada_w2_b": (3, 24)}),
+        r"hada_w2_b \[r, I\]. Fetch",
+    ),
+    "cores of LoHa": (
+        at_place(**HADA, hada_t1=(2, 3, 1, 1), hada_t2=(2, 2, 1, 1)),
+        r"hada_t1 \[2, 3, 1, 1\].*expected hada_t1 \[r, r, kh, kw\]",
+    ),
+    "numbers for factors": (at_place(lokr_w1=(4, 4), lokr_w2_a=(), lokr_w2_b=()), NO_FACTOR),
+    "inner sizes of LoKr": (
+        at_place(lokr_w1=(4, 4), lokr_w2_a=(4, 2), lokr_w2_b=(3, 6)),
+        NO_FACTOR,
+    ),
+    "a number for LoKr": (at_place(lokr_w1=(), lokr_w2=(16, 24)), r"expected w1 \[O1, I1\]"),
+    "a product of another shape": (at_place(lokr_w1=(8, 2), lokr_w2=(4, 6)), "the weight is"),
+    "a core of another rank": (at_place(**PAIR, mid=(3, 2, 1, 1)), r"expected up \[O, r\], mid"),
+    "rank 0": (at_place(down=(0, 24), up=(16, 0)), r"is empty, \[.*a rank of at least 1"),
     "no such module": ({"lora_unet_nothing.lora_down.weight": [[1.0]]}, "fit nothing"),
     "half a pair": ({f"unet.{UNET}.lora.down.weight": np.ones((2, 24))}, "not a whole set"),
     "another width": (
@@ -394,6 +491,26 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.bool_, np.complex64])
+@pytest.mark.parametrize("shapes", [PAIR, {"diff": (16, 24)}, {"alpha": (), **PAIR}], ids=list)
+def test_numbers_of_another_kind_are_no_factors(pipe, shapes, dtype, tmp_path):
+    file = write(tmp_path / "a.safetensors", at_place(**shapes), dtype=dtype)
+    with pytest.raises(ValueError, match=r"has the type .*; expected floating point.*float16"):
+        pipe.set_adapters([file])
+
+
+def test_what_belongs_to_no_kind_alone_may_stand_beside_any(pipe, tmp_path):
+    for i, extra in enumerate(
+        ({"diff": (16, 16, 3, 3)}, {}, {"down": (2, 16, 3, 3), "up": (16, 2)})
+    ):
+        values = at_place(**extra, alpha=(), diff_b=(16,))
+        own = {name.replace(PLACE, NORM): value for name, value in values.items()}
+        before = weight(pipe, "unet", RESNET, "bias")
+        pipe.set_adapters([write(tmp_path / f"{i}.safetensors", own)])
+        np.testing.assert_allclose(weight(pipe, "unet", RESNET, "bias"), before + 1, atol=1e-6)
+        pipe.set_adapters([])
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(pipe, name, tmp_path):
     values, message = REFUSED[name]
@@ -406,6 +523,14 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(pipe, name, tmp
     assert "bad.safetensors" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert pipe.params is before
+
+
+def test_a_strength_of_an_encoder_that_the_model_lacks_is_refused(pipe, tmp_path):
+    file = simple(pipe, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match="text_encoder_2, which this model does not have; use text"
+    ):
+        pipe.set_adapters([(file, 1.0, {"text_encoder_2": 0})])
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,15 @@ BAD = {
     "nan": ({"emb_params": vectors(1) * np.nan}, "emb_params holds NaN or infinity"),
     "many": ({"emb_params": vectors(7)}, "have 7 vectors.*room for 6.*embedding_rows=7"),
     "a(b": ({"emb_params": vectors(1)}, "cannot be a word.*another one, as .path, word."),
+    "AND": (
+        {"emb_params": vectors(1)},
+        "'AND' cannot be a word of prompts, in which AND separates",
+    ),
+    "break": ({"Do BREAK it": vectors(1)}, "in which BREAK separates texts; give another one"),
+    "you and me": ({"you AND me": vectors(1)}, "in which AND separates texts; give another one"),
+    "two": ({"emb_params": vectors(1), "clip_l": vectors(3)}, "has emb_params and clip_l, both"),
+    "own": ({"emb_params": vectors(1), "own": vectors(1)}, "has emb_params and own, both the"),
+    "case": ({"<Cat>": vectors(1), "<cat>": vectors(2)}, "do not tell apart.*in any case"),
     "empty": ({}, "holds no tensors"),
 }
 
@@ -167,6 +176,8 @@ def test_wrong_lists_are_refused(pipes, tmp_path):
         ([(one, 2)], "give a path or .path, word."),
         ([one, (two, "z")], "2 words .<x>, <y>."),
         ([two, (one, "<X>")], "both have the word"),
+        ([one, one], "gives the words 'a' and 'a', which prompts do not tell apart"),
+        ([(write(tmp_path / "i.safetensors", {"x": vectors(1)}, dtype=np.int8))], "type int8; exp"),
         ([(one, "")], "cannot be a word"),
         ([tmp_path], "learned_embeds"),
     ):

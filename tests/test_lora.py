@@ -182,7 +182,7 @@ def in_torchs_layout(factor):
 
 
 @pytest.mark.parametrize("write", [lora_file.write_peft, lora_file.write_kohya])
-@pytest.mark.parametrize("kind", ["sd1", "xl"])
+@pytest.mark.parametrize("kind", ["sd1", "xl", "refiner"])
 def test_files_give_back_the_factors_bit_for_bit(write, kind, tmp_path):
     checkpoint, nets, base = model(checkpoints.small(kind))
     kinds = [kind for kind in EVERY_KIND if "samplers" not in kind]  # it has but one level

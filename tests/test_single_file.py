@@ -458,6 +458,19 @@ def test_an_autoencoder_may_come_from_a_folder(save, words, tmp_path):
         hub.open_checkpoint(save(_arrays(TINY_V1)), tokenizer=words, vae=folder / "unet")
 
 
+def test_what_is_passed_over_of_an_autoencoder_is_said_with_the_rest(save, words, tmp_path):
+    strays = {"lora_te_x.alpha": np.zeros(()), "first_stage_model.decoder.novelty": np.zeros(3)}
+    file = tmp_path / "vae.safetensors"
+    safetensors.numpy.save_file(_autoencoder("first_stage_model.") | strays, file)
+    diffusers.write(tmp_path / "model", checkpoints.checkpoint())
+    for path, more in ((tmp_path / "model", {}), (save(_arrays(TINY_V1)), {"tokenizer": words})):
+        with pytest.warns(UserWarning, match="vae.safetensors: passed over 2 tensors") as caught:
+            checkpoint = hub.open_checkpoint(path, vae=file, **more)
+        assert len(caught) == 1
+        assert "a LoRA, without effect here" in str(caught[0].message)
+        assert "decoder.novelty" not in checkpoint.components["vae"].tensors
+
+
 def test_thousands_of_numbered_layers_take_no_quadratic_time(save, words):
     extras = {}
     for i in range(10_000):

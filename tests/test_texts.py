@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Several texts for one image: AND, BREAK, texts that change with the step; all of it data."""
 
+import re
+import time
+
 import numpy as np
 import pytest
 from support import clip_words, compilations, pipeline_cases
@@ -90,6 +93,34 @@ def test_what_it_cannot_mean_is_an_error_with_its_position(pipe, prompt, place, 
         pipe(prompt, **CALL)
     batch = phases.phases([prompt], [None], True, False, table(), 4)  # weighting=False: text
     assert batch.positives == [[prompt]]
+
+
+LONG = {
+    "brackets of emphasis": "(" * 8000,
+    "open brackets": "[a:" * 8000,
+    "spaces": "a" + " " * 20000 + "b",
+    "spaces after AND": "a AND b" + " " * 20000 + "c",
+    "digits": "[a:" + "1" * 20000 + "x]",
+    "digits after AND": "a AND b:" + "1" * 20000 + "x",
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_prompt_takes_time_that_grows_with_its_length_alone(name):
+    start = time.process_time()
+    parts = notation.parts_of(LONG[name])
+    for text in (notation.text_at(part.nodes, 0, 2) for part in parts):
+        prompts.tokenize(TOKENS, text)
+    assert time.process_time() - start < 2  # squared, each takes from 3 to 40 s
+
+
+@pytest.mark.parametrize(
+    "text", ["a \n BREAK  b", "BREAK BREAK", " a BREAKS ", "a\u3000BREAK, b", "aBREAK", "BREAK "]
+)
+def test_spaces_beside_break_belong_to_no_text(text):
+    parts = re.split(r"\s*\bBREAK\b\s*", text)  # the definition, which takes squared time
+    chunks = prompts.chunk(TOKENS, [text], len(parts))
+    np.testing.assert_array_equal(chunks.ids[0], tokenizer.tokenize(TOKENS, parts))
 
 
 def table(name="euler", num_steps=4, **options):

@@ -81,6 +81,22 @@ def test_a_folder_brings_its_own_config(base, tmp_path):
     np.testing.assert_array_equal(found, np.ones((8, 16)))
 
 
+def test_what_is_passed_over_is_said_in_one_warning(base, tmp_path):
+    values = arrays(base)
+    extras = {name: np.ones(2) for name in ("lora_unet_x.alpha", "vae.decoder.x", "loss.logvar")}
+    file = write(tmp_path / "ldm.safetensors", in_ldm_names(values) | extras)
+    config = base.components["unet"].config | {"novelty": 3}
+    passed_over = {
+        file: "passed over 2 tensors that are no part .*among them is a LoRA",
+        folder(tmp_path / "alone", values, config): r"passed over 1 unknown keys .novelty.",
+    }
+    for source, message in passed_over.items():
+        with pytest.warns(UserWarning, match=message) as caught:
+            checkpoint = unet_file.with_unet(base, source)
+        assert len(caught) == 1
+        check(checkpoint, values)
+
+
 def test_what_does_not_fit_is_refused(base, tmp_path):
     other = arrays(checkpoints.checkpoint("sd1"))
     file = write(tmp_path / "other.safetensors", other)

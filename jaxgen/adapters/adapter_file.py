@@ -5,15 +5,13 @@ Read are safetensors files of kohya's scripts, LyCORIS, diffusers (old and new) 
 ranks' scales from the tensors, from the file's metadata, or from PEFT's adapter_config.json.
 """
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxgen import files
-from jaxgen.adapters import spellings
+from jaxgen.adapters import peft_config, spellings
 from jaxgen.adapters.spellings import Module
 from jaxgen.weights import hub, tensors
 from jaxgen.weights.tensors import Tensor
@@ -66,10 +64,13 @@ OTHERS = {
     "lora_embedding_A": "a LoRA of embeddings",
 }
 WEIGHTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-CONFIG = "adapter_config.json"
 TITLES = ("modelspec.title", "ss_output_name")  # entries of a file's metadata
-METADATA = "lora_adapter_metadata"  # diffusers' entry of a file's metadata
-BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+BASES = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "Stable Diffusion XL's refiner",
+    2048: "Stable Diffusion XL",
+}
 ADAPTER = (
     "a LoRA: a .safetensors file, a folder that holds one, or a Hub id such as "
     "latent-consistency/lcm-lora-sdv1-5"
@@ -83,7 +84,7 @@ class Adapter(NamedTuple):
 
     name: str  # of the file, for messages
     parts: dict[Module, Parts]
-    scales: dict[Module, float | None]  # by the file's configuration, where it says any
+    scales: dict[Module, float]  # by the file's configuration, where it says any
     base: str  # the base model as the file's metadata name it, or ""
     names: tuple[str, ...] = ()  # of the file, or of its folder, and as its metadata have it
 
@@ -118,8 +119,10 @@ def _read(path_or_id: str | Path, modules: Mapping[str, Iterable[str]]) -> Adapt
             parts[module][role] = tensor
     if unknown:
         raise ValueError(_strangers(file, unknown, len(stored), _base(metadata, stored)))
-    config = _config(file, metadata)
-    scales = {module: _scale(module, own, config) for module, own in parts.items()}
+    config = peft_config.read(file, metadata, is_beside=file.name in WEIGHTS)
+    downs = {module: own["down"].shape for module, own in parts.items() if "down" in own}
+    ranks = {module: shape[0] for module, shape in downs.items() if shape}
+    scales = peft_config.scales(config, ranks)
     base = _base(metadata, stored)
     return Adapter(str(file), parts, scales, base, _names(path_or_id, metadata))
 
@@ -148,7 +151,7 @@ def _wanted(names: list[str], where: str) -> list[str]:
             f"{where} has neither {' nor '.join(WEIGHTS)}, and {len(others)} other safetensors "
             "files; give the path of the file itself"
         )
-    return [(present or others)[0], *(name for name in names if name == CONFIG)]
+    return [(present or others)[0], *(name for name in names if name == peft_config.CONFIG)]
 
 
 def _place(name: str, table: Mapping[str, Module]) -> tuple[Module | None, str | None]:
@@ -199,36 +202,3 @@ def _names(path_or_id: str | Path, metadata: Mapping[str, str]) -> tuple[str, ..
     own = path.parent.name if path.name in WEIGHTS and path.parent.name else path.name
     titles = (files.printable(metadata[key], 80) for key in TITLES if metadata.get(key))
     return (files.printable(own, 80), *titles)
-
-
-def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Reads PEFT's configuration, from the file's metadata or from beside the file; {} if none.
-
-    diffusers puts the component before each key ("unet.lora_alpha"); PEFT itself does not.
-    """
-    if METADATA in metadata:
-        return files.parse_object(metadata[METADATA].encode(), f"{METADATA} of {file}")
-    beside = file.parent / CONFIG
-    own = beside.is_file() and file.name in WEIGHTS
-    return files.read_object(beside) if own else {}
-
-
-def _scale(module: Module, parts: Parts, config: Mapping[str, Any]) -> float | None:
-    """Returns alpha / r of a module; rank-stabilised LoRA (arXiv:2312.03732) has alpha / sqrt(r).
-
-    PEFT's patterns give single modules an alpha of their own.
-    """
-    prefix = f"{module.component}." if f"{module.component}.r" in config else ""
-    if "down" not in parts or f"{prefix}r" not in config:
-        return None  # the configuration says nothing of it
-    patterns = config.get(f"{prefix}alpha_pattern") or {}
-    own = [
-        value
-        for key, value in (patterns.items() if isinstance(patterns, dict) else [])
-        if module.name == key or module.name.endswith(f".{key}")
-    ]
-    alpha = own[0] if own else config.get(f"{prefix}lora_alpha", 8)
-    rank = parts["down"].shape[0]
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
-        raise ValueError(f"lora_alpha of {module} is {json.dumps(alpha)[:80]}; expected a number")
-    return alpha / (math.sqrt(rank) if config.get(f"{prefix}use_rslora") else rank)

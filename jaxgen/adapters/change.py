@@ -11,8 +11,11 @@ A weight is PyTorch's, [O, I] or [O, I, kh, kw]; its matrix [O, K] has K = I kh 
     DoRA    Liu et al. 2024 (arXiv:2402.09353) eq. 5: any of these, then new norms; `merge` does it
 """
 
+import itertools
+from collections.abc import Collection
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.adapters.adapter_file import Parts
@@ -20,10 +23,25 @@ from jaxgen.adapters.spellings import Module
 from jaxgen.weights.tensors import Tensor
 
 Shape = tuple[int, ...]
-LORA, LOHA = {"down", "up"}, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
-LOHA_CORES, MAGNITUDES = {"hada_t1", "hada_t2"}, {"magnitude", "magnitude_out"}
-LOKR = {f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")}
+LORA = frozenset({"down", "up"})
+LOHA = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
+LOKR_FIRST = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
+LOKR_SECOND = ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"}, {"lokr_w2_a", "lokr_w2_b", "lokr_t2"})
+# the whole sets of tensors that describe the change of a weight -> its kind
+WHOLE = {
+    frozenset({"weight_difference"}): "full",
+    LORA: "LoRA",
+    LORA | {"mid"}: "LoRA",
+    LOHA: "LoHa",
+    LOHA | {"hada_t1", "hada_t2"}: "LoHa",
+    **{frozenset(a | b): "LoKr" for a, b in itertools.product(LOKR_FIRST, LOKR_SECOND)},
+}
+MAGNITUDES = {"magnitude", "magnitude_out"}
 LARGEST = 1e10  # of an adapter's values; those of real ones are far below 1e4
+
+
+class MalformedError(ValueError):
+    """A file's tensors are wrong in themselves, for every model."""
 
 
 class Change(NamedTuple):
@@ -48,27 +66,65 @@ def of_weight(
     scale: alpha / r by the file's configuration; a tensor "alpha" of the module comes before it,
     and without either it is 1. Raises ValueError where tensors are missing or of another shape.
     """
-    if "weight_difference" in parts:
-        return Change(dense=_read(module, parts["weight_difference"], shape))
-    roles = set(parts) - {"alpha", "bias_difference"} - MAGNITUDES
-    if not roles:
-        return None
-    if LORA <= roles <= LORA | {"mid"}:
-        change = _lora(module, parts, shape)
-        rank = parts["down"].shape[0]
-    elif LOHA <= roles <= LOHA | LOHA_CORES:
-        change = _loha(module, parts, shape)
-        rank = parts["hada_w1_b"].shape[0]
-    elif roles <= LOKR:
-        change, rank = _lokr(module, parts, shape)
-    else:
-        raise ValueError(f"{module} has the tensors {', '.join(sorted(roles))}, not a whole set")
+    kind = _kind(module, parts)
+    _check_values(module, parts)
+    match kind:
+        case "bias alone":
+            return None
+        case "full":
+            return Change(dense=_read(module, parts["weight_difference"], shape))
+        case "LoRA":
+            change, rank = _lora(module, parts, shape), parts["down"].shape[0]
+        case "LoHa":
+            change, rank = _loha(module, parts, shape), parts["hada_w1_b"].shape[0]
+        case _:
+            change, rank = _lokr(module, parts, shape)
     if "alpha" in parts and rank:
         scale = float(_read(module, parts["alpha"], ())) / rank
     magnitude, by_output = _magnitude(module, parts, shape)
     return change._replace(
         scale=1.0 if scale is None else scale, magnitude=magnitude, by_output=by_output
     )
+
+
+def _kind(module: Module, parts: Collection[str]) -> str:
+    """Names the kind of change that these tensors describe, all of them together.
+
+    Raises ValueError where one is missing, or where one would be left out or without effect.
+    """
+    magnitudes = MAGNITUDES.intersection(parts)
+    kind = WHOLE.get(frozenset(parts) - {"alpha", "bias_difference"} - MAGNITUDES)
+    if kind is None and set(parts) <= {"alpha", "bias_difference"} and "bias_difference" in parts:
+        return "bias alone"
+    if kind is None or (kind == "full" and magnitudes):
+        raise MalformedError(
+            f"{module} has the tensors {', '.join(sorted(parts))}, not a whole set; "
+            "expected all of one kind and no others. Fetch or export the file again"
+        )
+    if len(magnitudes) > 1:
+        raise MalformedError(
+            f"{module} has two tensors of magnitudes (DoRA), dora_scale and lora_magnitude_vector; "
+            "expected one, and nothing says which counts"
+        )
+    return kind
+
+
+def _check_values(module: Module, parts: Parts) -> None:
+    """Raises ValueError for tensors that hold nothing, or what no weight can be changed by."""
+    for role, tensor in parts.items():
+        is_number = jnp.issubdtype(tensor.dtype, jnp.floating) or (
+            role == "alpha" and jnp.issubdtype(tensor.dtype, jnp.integer)
+        )
+        if not is_number:
+            raise MalformedError(
+                f"the tensor {role} of {module} has the type {tensor.dtype}; expected floating "
+                "point. Quantised adapters are not implemented: fetch the float16 or float32 file"
+            )
+        if 0 in tensor.shape:
+            raise MalformedError(
+                f"the tensor {role} of {module} is empty, {list(tensor.shape)}; expected at least "
+                "one value, and so a rank of at least 1. Fetch or export the file again"
+            )
 
 
 def _lora(module: Module, parts: Parts, shape: Shape) -> Change:
@@ -78,18 +134,19 @@ def _lora(module: Module, parts: Parts, shape: Shape) -> Change:
     left = up.reshape(up.shape[0], -1)
     if "mid" in parts:
         mid = _whole(parts["mid"])
+        if mid.ndim != 4 or mid.shape[:2] != (up.shape[1], down.shape[0]):
+            raise _misfit(module, parts, "up [O, r], mid [r, r, kh, kw] and down [r, I]")
         down = np.einsum("ijhw,jc->ichw", mid, down.reshape(down.shape[0], -1))
     _check(module, "up x down", (left.shape[0], *down.shape[1:]), shape)
     return Change(left=left, right=down.reshape(down.shape[0], -1))
 
 
 def _loha(module: Module, parts: Parts, shape: Shape) -> Change:
-    a1, b1, a2, b2 = (_whole(parts[f"hada_{n}"]) for n in ("w1_a", "w1_b", "w2_a", "w2_b"))
-    if "hada_t1" in parts and "hada_t2" in parts:
-        first = np.einsum("ijhw,jc,io->ochw", _whole(parts["hada_t1"]), b1, a1)
-        second = np.einsum("ijhw,jc,io->ochw", _whole(parts["hada_t2"]), b2, a2)
-    else:
-        first, second = a1 @ b1, a2 @ b2
+    first, second = (
+        _product(module, parts, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2)
+    )
+    if first.shape != second.shape:
+        raise _misfit(module, parts, "two products of one shape, w1_a w1_b and w2_a w2_b")
     return Change(dense=_fit(module, first * second, shape))
 
 
@@ -97,6 +154,8 @@ def _lokr(module: Module, parts: Parts, shape: Shape) -> tuple[Change, int]:
     """The Kronecker product, and the rank that alpha is divided by: 0 where both are whole."""
     first, rank1 = _factor(module, parts, "w1")
     second, rank2 = _factor(module, parts, "w2")
+    if first.ndim < 2 or second.ndim < first.ndim:
+        raise _misfit(module, parts, "w1 [O1, I1] and w2 [O2, I2] or [O2, I2, kh, kw]")
     first = first.reshape(*first.shape, *(1,) * (second.ndim - first.ndim))
     return Change(dense=_fit(module, np.kron(first, second), shape)), rank2 or rank1
 
@@ -105,13 +164,35 @@ def _factor(module: Module, parts: Parts, name: str) -> tuple[np.ndarray, int]:
     """One factor of LoKr: whole (rank 0), a product, or one with a core."""
     if f"lokr_{name}" in parts:
         return _whole(parts[f"lokr_{name}"]), 0
-    if f"lokr_{name}_a" not in parts or f"lokr_{name}_b" not in parts:
-        raise ValueError(f"{module} lacks lokr_{name}, or lokr_{name}_a and lokr_{name}_b")
-    a, b = _whole(parts[f"lokr_{name}_a"]), _whole(parts[f"lokr_{name}_b"])
-    if name == "w2" and "lokr_t2" in parts:
-        return np.einsum("ijhw,jc,io->ochw", _whole(parts["lokr_t2"]), b, a), b.shape[0]
-    product = a @ b.reshape(b.shape[0], -1)
-    return product.reshape(a.shape[0], *b.shape[1:]), b.shape[0]
+    a, b = f"lokr_{name}_a", f"lokr_{name}_b"
+    core = "lokr_t2" if name == "w2" else ""
+    return _product(module, parts, a, b, core), parts[b].shape[0]
+
+
+def _product(module: Module, parts: Parts, a: str, b: str, core: str) -> np.ndarray:
+    """The product of two factors of LoHa or LoKr: [O, ...], with the core's kernel if it has one.
+
+    a: [O, r], b: [r, I] or [r, I, kh, kw]; with a core [r, r, kh, kw] a: [r, O] and b: [r, I].
+    """
+    first, second = _whole(parts[a]), _whole(parts[b])
+    if core in parts:
+        middle = _whole(parts[core])
+        ranks = (len(first), len(second)) if first.ndim == second.ndim == 2 else ()
+        if middle.ndim != 4 or middle.shape[:2] != ranks:
+            raise _misfit(module, parts, f"{core} [r, r, kh, kw], {a} [r, O] and {b} [r, I]")
+        return np.einsum("ijhw,jc,io->ochw", middle, second, first)
+    if first.ndim != 2 or second.ndim < 2 or first.shape[1] != second.shape[0]:
+        raise _misfit(module, parts, f"{a} [O, r] and {b} [r, I]")
+    product = first @ second.reshape(second.shape[0], -1)
+    return product.reshape(first.shape[0], *second.shape[1:])
+
+
+def _misfit(module: Module, parts: Parts, expected: str) -> MalformedError:
+    """The error about factors whose shapes do not go together."""
+    shapes = ", ".join(f"{role} {list(parts[role].shape)}" for role in sorted(parts))
+    return MalformedError(
+        f"{module} has {shapes} in the file; expected {expected}. Fetch or export it again"
+    )
 
 
 def _magnitude(module: Module, parts: Parts, shape: Shape) -> tuple[np.ndarray | None, bool]:
@@ -119,10 +200,9 @@ def _magnitude(module: Module, parts: Parts, shape: Shape) -> tuple[np.ndarray |
 
     PEFT's are; LyCORIS has both, and the shapes tell: [O, 1, ...] or [1, I, ...].
     """
-    present = MAGNITUDES & set(parts)
-    if not present:
+    role = next((role for role in parts if role in MAGNITUDES), None)
+    if role is None:
         return None, True
-    role = present.pop()
     norms = _whole(parts[role])
     by_output = role == "magnitude_out" or norms.ndim < 2 or norms.shape[0] != 1
     count = shape[0] if by_output else shape[1]
@@ -138,6 +218,7 @@ def of_bias(module: Module, parts: Parts, shape: Shape) -> Change | None:
     """Reads the change of a module's bias [O]; None if the file has none."""
     if "bias_difference" not in parts:
         return None
+    _check_values(module, parts)
     return Change(dense=_read(module, parts["bias_difference"], shape))
 
 
@@ -151,8 +232,8 @@ def _check_ranks(module: Module, up: Shape, down: Shape, shape: Shape) -> None:
 
 def _fit(module: Module, values: np.ndarray, shape: Shape) -> np.ndarray:
     """A product in the shape of the weight, as which it may be stored flat: [O, I kh kw]."""
-    if values.ndim == 2 and len(shape) == 4 and values.size == np.prod(shape):
-        values = values.reshape(values.shape[0], *shape[1:])
+    if values.ndim == 2 and len(shape) == 4 and values.shape == (shape[0], np.prod(shape[1:])):
+        values = values.reshape(shape)
     _check(module, "the change", values.shape, shape)
     return values.reshape(shape)
 
@@ -188,7 +269,7 @@ def check_finite(module: Module, change: Change) -> None:
     """
     arrays = (change.left, change.right, change.dense, change.magnitude, np.float32(change.scale))
     if not all(array is None or (np.abs(array) <= LARGEST).all() for array in arrays):
-        raise ValueError(
+        raise MalformedError(
             f"the adapter's tensors for {module} are not finite, or beyond {LARGEST:g}; fetch the "
             "file again"
         )

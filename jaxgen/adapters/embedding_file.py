@@ -73,14 +73,20 @@ def read(entry: Spec, widths: Mapping[str, int]) -> list[Embedding]:
 
 
 def check_words(embeddings: Sequence[Embedding], rows: int) -> None:
-    """Raises ValueError where two files have one word, or all together too many vectors."""
-    files_by_word: dict[str, str] = {}
-    for embedding in embeddings:
-        other = files_by_word.setdefault(embedding.word.lower(), embedding.file)
-        if other != embedding.file:
+    """Raises ValueError where two entries have one word, or all together too many vectors."""
+    by_word: dict[str, Embedding] = {}
+    for own in embeddings:
+        other = by_word.setdefault(own.word.lower(), own)
+        if other.file != own.file:
             raise ValueError(
-                f"{other} and {embedding.file} both have the word {fields.shown(embedding.word)}; "
+                f"{other.file} and {own.file} both have the word {fields.shown(own.word)}; "
                 "give one of them another word, as (path, word)"
+            )
+        if other is not own:
+            raise ValueError(
+                f"{own.file} gives the words {fields.shown(other.word)} and "
+                f"{fields.shown(own.word)}, which prompts do not tell apart, for a word is found "
+                "in any case; give each file and each word once"
             )
     count = sum(len(next(iter(one.vectors.values()))) for one in embeddings)
     if count > rows:
@@ -137,9 +143,16 @@ def _wanted(names: list[str]) -> list[str]:
 def _words_in(file: Path, encoder: str) -> Stored:
     """The tensors of a file by word; those with a name of their own belong to `encoder`."""
     stored: Stored = {}
+    names: dict[tuple[str, str], str] = {}  # of the tensors by word and encoder
     for name, tensor in tensors.open_file(file).items():
-        word = file.stem if name in UNNAMED else name
-        stored.setdefault(word, {})[UNNAMED.get(name, encoder)] = tensor
+        word, owner = file.stem if name in UNNAMED else name, UNNAMED.get(name, encoder)
+        other = names.setdefault((word, owner), name)
+        if other != name:
+            raise ValueError(
+                f"{file} has {files.printable(other, 60)} and {files.printable(name, 60)}, both "
+                f"the vectors of {files.printable(word, 60)!r} for {owner}; expected one of them"
+            )
+        stored.setdefault(word, {})[owner] = tensor
     if not stored:
         raise ValueError(f"{file} holds no tensors; expected the vectors of a word")
     return stored
@@ -159,12 +172,17 @@ def _checked(
     own = {encoder: shape[-1] for encoder, shape in shapes.items()}
     if own != dict(widths):
         raise ValueError(_of_another_model(named, own, widths))
+    dtypes = {str(tensor.dtype) for tensor in stored.values()}
+    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        raise ValueError(
+            f"{named} have the type {' and '.join(sorted(dtypes))}; expected floating point, such "
+            "as float16 or float32"
+        )
     vectors = {
         encoder: np.atleast_2d(np.asarray(tensor.read(), np.float32))
         for encoder, tensor in stored.items()
-        if jnp.issubdtype(tensor.dtype, jnp.floating)
     }
-    if len(vectors) < len(stored) or not all(np.isfinite(v).all() for v in vectors.values()):
+    if not all(np.isfinite(own).all() for own in vectors.values()):
         raise ValueError(f"{named} hold values that are no finite numbers")
     if len({len(own) for own in vectors.values()}) > 1:
         counts = " and ".join(str(len(own)) for own in vectors.values())

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from jaxgen.adapters.adapter_file import METADATA, WEIGHTS
-from jaxgen.adapters.spellings import TEXT_PREFIXES, Module
+from jaxgen.adapters import spellings
+from jaxgen.adapters.adapter_file import WEIGHTS
+from jaxgen.adapters.peft_config import METADATA
+from jaxgen.adapters.spellings import Module
 from jaxgen.types import Params
 from jaxgen.weights import configs, layout, tensors
 from jaxgen.weights.diffusers import Component
@@ -62,9 +64,7 @@ def write_kohya(
 
     base: the model's name, for metadata, where its sizes are none of BASES.
     """
-    encoders = [name for name in components if name.startswith("text_encoder")]
-    prefixes = {"unet": "lora_unet_"}
-    prefixes |= {name: names[0] for name, names in TEXT_PREFIXES[len(encoders)].items()}
+    prefixes = {name: starts[0] for name, starts in spellings.kohya_prefixes(components).items()}
     values, rank = {}, 0
     for module, down, up in _pairs(components, factors):
         stem, rank = prefixes[module.component] + module.name.replace(".", "_"), down.shape[0]

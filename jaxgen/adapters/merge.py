@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxgen import files
 from jaxgen.adapters import adapter_file, change, spec
 from jaxgen.adapters.adapter_file import Adapter
 from jaxgen.adapters.change import Change
@@ -82,6 +83,12 @@ def module_names(leaves: Mapping[Path_, Any]) -> list[str]:
 
 def _open(entry: Spec, modules: Mapping[str, Sequence[str]]) -> Weighted:
     path, strength, factors = spec.parts_of(entry)
+    absent = sorted(factors.keys() - {"text"} - modules.keys())
+    if absent:
+        raise ValueError(
+            f"adapter {files.printable(path)} has a strength for {', '.join(absent)}, which this "
+            f"model does not have; use text, or {', '.join(modules)}"
+        )
     adapter = adapter_file.read(path, modules)
     strengths = {}
     for component in modules:
@@ -121,6 +128,8 @@ def named(adapter: Adapter) -> Iterator[None]:
         yield
     except tensors.NotFiniteError:  # which no other model mends
         raise
+    except change.MalformedError as error:
+        raise ValueError(f"{adapter.name}: {error}") from None
     except ValueError as error:
         base = f" The file was made for {adapter.base}." if adapter.base else ""
         raise ValueError(

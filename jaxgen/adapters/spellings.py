@@ -18,10 +18,12 @@ from typing import NamedTuple
 
 from jaxgen.adapters import ldm_stems
 
-TEXT_PREFIXES = {
-    # encoders of the model -> component -> prefixes of kohya's stems
-    1: {"text_encoder": ("lora_te_", "lora_te1_")},
-    2: {"text_encoder": ("lora_te1_", "lora_te_"), "text_encoder_2": ("lora_te2_",)},
+UNET_PREFIXES = ("lora_unet_", "lycoris_")
+TEXT_PREFIXES: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
+    # encoders of the model -> prefixes of kohya's stems, of each; the first is written
+    ("text_encoder",): (("lora_te_", "lora_te1_"),),
+    ("text_encoder", "text_encoder_2"): (("lora_te1_", "lora_te_"), ("lora_te2_",)),
+    ("text_encoder_2",): (("lora_te2_", "lora_te_"),),  # XL's refiner has the second alone
 }
 ONE_PROJECTION = re.compile(r"(.*\.attn[12])\.(to_[qkv]|to_out)(?:\.0)?")
 TEXT_PROJECTION = re.compile(r"(.*\.self_attn)\.(q|k|v|out)_proj")
@@ -44,15 +46,11 @@ def stems(modules: Mapping[str, Iterable[str]]) -> dict[str, Module]:
     Where two modules could have one spelling, the one of the earlier component has it.
     """
     table: dict[str, Module] = {}
-    encoders = [component for component in modules if component.startswith("text_encoder")]
+    prefixes = kohya_prefixes(modules)
     for component, names in modules.items():
         names = list(names)
         ldm = ldm_stems.of_unet(names) if component == "unet" else {}
-        kohya = (
-            ("lora_unet_", "lycoris_")
-            if component == "unet"
-            else TEXT_PREFIXES[len(encoders)][component]
-        )
+        kohya = prefixes[component]
         for name in names:
             module = Module(component, name)
             spellings = [f"{component}.{n}" for n in (name, *_old(name))]
@@ -64,6 +62,13 @@ def stems(modules: Mapping[str, Iterable[str]]) -> dict[str, Module]:
             for spelling in spellings:
                 table.setdefault(spelling, module)
     return table
+
+
+def kohya_prefixes(components: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The beginnings of kohya's stems for the UNet and the text encoders among these components."""
+    encoders = tuple(sorted(name for name in components if name.startswith("text_encoder")))
+    texts = zip(encoders, TEXT_PREFIXES.get(encoders, ()), strict=True)
+    return {"unet": UNET_PREFIXES, **dict(texts)}
 
 
 def _old(name: str) -> list[str]:

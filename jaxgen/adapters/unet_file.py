@@ -7,6 +7,7 @@ file     tensors in diffusers' names, or in LDM's under "model.diffusion_model."
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def with_unet(
     """The checkpoint with the UNet of a folder, a file or a Hub id; no weight is read yet.
 
     The UNet's name counts where the checkpoint's own says nothing of a distilled model. Raises
-    ValueError where there is no UNet, or one that does not fit.
+    ValueError where there is no UNet, or one that does not fit. One warning says what was passed
+    over.
     """
 
     def wanted(names: list[str]) -> list[str]:
@@ -51,6 +53,9 @@ def with_unet(
     own = checkpoint.components["unet"]
     with files.one_error(path):
         component = _from_folder(path, variant) if path.is_dir() else _from_file(path, own)
+    if component.notes:
+        text = f"{path}: {'; '.join(component.notes)}"
+        warnings.warn(files.printable(text, 2000), stacklevel=2)
     index = checkpoint.index | {"_name_or_path": hub.name_of(path_or_id)}
     return checkpoint._replace(index=index, components={**checkpoint.components, "unet": component})
 
@@ -65,12 +70,13 @@ def _from_folder(path: Path, variant: str | None) -> Component:
     own = files.read_object(folder / "config.json").get("_class_name", CLASS)
     if own != CLASS:
         raise ValueError(f"{folder} holds a {files.printable(own, 80)}; jaxgen implements {CLASS}")
-    return diffusers.read_component(folder, "unet", CLASS, variant)
+    component = diffusers.read_component(folder, "unet", CLASS, variant)
+    return component._replace(notes=tuple(diffusers.config_notes("unet", component)))
 
 
 def _from_file(path: Path, own: Component) -> Component:
     weight_files.check_ending(path)
-    part = _in_diffusers_names(tensors.open_file(path))
+    part, strays = _in_diffusers_names(tensors.open_file(path))
     # sizes, for a linear layer may be a 1x1 convolution in a file
     expected = {name: math.prod(tensor.shape) for name, tensor in own.tensors.items()}
     sizes = {name: math.prod(tensor.shape) for name, tensor in part.items()}
@@ -80,13 +86,15 @@ def _from_file(path: Path, own: Component) -> Component:
             f"{path} is no UNet for this model: {len(odd)} tensors differ from its own, first "
             f"{files.printable(odd[0])}. Expected {UNET}"
         )
-    return own._replace(tensors=part)
+    return own._replace(tensors=part, notes=tuple(ldm_kinds.stray_notes(strays)))
 
 
-def _in_diffusers_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _in_diffusers_names(stored: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of the UNet in diffusers' names, and the names that are of no model's part."""
     start = ldm_kinds.UNET
     inside = {n.removeprefix(start): t for n, t in stored.items() if n.startswith(start)}
     if not inside:
-        return dict(stored)
+        return dict(stored), []
     namer = ldm_names.unet_names(inside)
-    return {namer(name) or name: tensor for name, tensor in inside.items()}
+    part = {namer(name) or name: tensor for name, tensor in inside.items()}
+    return part, ldm_names.strays_of_part(stored, start)

@@ -16,6 +16,7 @@ from jaxgen import files
 from jaxgen.weights import (
     diffusers,
     ldm_configs,
+    ldm_kinds,
     ldm_names,
     model_index,
     tensors,
@@ -81,15 +82,18 @@ def _from_file(path: Path) -> Component:
     part = {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}
     if not any(name.startswith("decoder.") for name in part):
         raise ValueError(f"{path} holds no autoencoder: none of its tensors is of a decoder")
-    part = _in_diffusers_names(part)
-    return Component(CLASS, ldm_configs.infer(CLASS, part, None), part)
+    part, unnamed = _in_diffusers_names(part)
+    strays = ldm_names.strays_of_part(stored, prefix, unnamed)
+    notes = tuple(f"{path.name}: {note}" for note in ldm_kinds.stray_notes(strays))
+    return Component(CLASS, ldm_configs.infer(CLASS, part, None), part, notes)
 
 
-def _in_diffusers_names(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _in_diffusers_names(part: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors in diffusers' names, and the names of those that have no place there."""
     if any(name.startswith("decoder.up_blocks.") for name in part):
-        return dict(part)
-    renamed, _ = ldm_names.rename_part(part, ldm_names.vae_names(part))
-    return {name: ldm_names.as_linear(name, tensor) for name, tensor in renamed.items()}
+        return dict(part), []
+    renamed, strays = ldm_names.rename_part(part, ldm_names.vae_names(part))
+    return {name: ldm_names.as_linear(name, tensor) for name, tensor in renamed.items()}, strays
 
 
 # --- the tiny one ------------------------------------------------------------------------------

@@ -29,11 +29,15 @@ DIFFUSERS_VERSION = "0.35.0"  # the oldest diffusers that what is written here i
 
 
 class Component(NamedTuple):
-    """One network of a checkpoint: its class in diffusers, its config.json and its weights."""
+    """One network of a checkpoint: its class in diffusers, its config.json and its weights.
+
+    `notes` says in plain sentences what of a file of its own was passed over.
+    """
 
     class_name: str
     config: dict[str, Any]
     tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 class Checkpoint(NamedTuple):
@@ -115,6 +119,7 @@ def _read(folder: Path, variant: str | None, vae: Component | None) -> Checkpoin
         )
     if vae:
         components["vae"] = with_scaling(vae, _vae_scaling(folder))
+        notes += vae.notes
     notes += [note for name in components for note in config_notes(name, components[name])]
     tokens = {
         name: tokenizer.read(folder / name)

@@ -122,6 +122,17 @@ def rename_part(part: Mapping[str, Tensor], namer: Namer) -> tuple[dict[str, Ten
     return result, strays
 
 
+def strays_of_part(stored: Iterable[str], prefix: str, unnamed: Iterable[str] = ()) -> list[str]:
+    """The names that have no place, in a file that is opened for one part of a model alone.
+
+    prefix: of that part's names. unnamed: those of its names that `rename_part` gave back. The
+    other parts of a whole checkpoint are no strays.
+    """
+    texts = [start for kind in TEXT.values() for starts in kind.values() for start in starts]
+    beside = [name for name in stored if not name.startswith((prefix, UNET, *VAE, *texts))]
+    return [name for name in (*unnamed, *beside) if not IGNORED.fullmatch(name)]
+
+
 def used_layers(part: Mapping[str, Tensor], kind: str) -> tuple[dict[str, Tensor], list[str]]:
     """A text encoder without what its model never runs, and the names of that.
 

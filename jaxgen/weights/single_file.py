@@ -73,6 +73,8 @@ def _read(
     tokens = _tokenizers(folder, kind)
     index = ldm_configs.index(kind, inpainting) | _title(path)
     notes = ldm_kinds.stray_notes(strays)
+    if vae:
+        notes += [*vae.notes, *diffusers.config_notes("vae", vae)]
     if prefix:
         notes.append(f"took names without the {files.printable(prefix, 80)!r} before them")
     return Checkpoint(index, components, tokens, scheduler, tuple(notes))

@@ -18,16 +18,16 @@ KOHYA = {
 LDM = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k"
 
 
-def write(path, values, metadata=None):
+def write(path, values, metadata=None, dtype=np.float32):
     """A safetensors file of arrays, written by hand, with metadata as trainers leave them."""
-    arrays = {name: np.asarray(array, np.float32) for name, array in values.items()}
+    arrays = {name: np.asarray(array, dtype) for name, array in values.items()}
     header, offset = {}, 0
     if metadata:
         header["__metadata__"] = metadata
     for name, array in arrays.items():
         end = offset + array.nbytes
         header[name] = {
-            "dtype": "F32",
+            "dtype": tensors.CODES[array.dtype],
             "shape": list(array.shape),
             "data_offsets": [offset, end],
         }

@@ -15,7 +15,7 @@ from jaxgen.stable_diffusion.networks import Networks
 from jaxgen.stable_diffusion.programs import Programs
 from jaxgen.stable_diffusion.request import BatchRequest
 from jaxgen.stable_diffusion.text_encoding import Text
-from jaxgen.stable_diffusion.texts import prompts
+from jaxgen.stable_diffusion.texts import notation, prompts
 from jaxgen.types import Params
 from jaxgen.weights import tokenizer
 from jaxgen.weights.tokenizer import Tokenizer
@@ -42,6 +42,8 @@ class Embedder(NamedTuple):
         """
         widths = {name: encoder.hidden_size for name, encoder in self.networks.encoders.items()}
         embeddings = [one for entry in entries for one in embedding_file.read(entry, widths)]
+        for one in embeddings:
+            _check_can_be_found(one)
         embedding_file.check_words(embeddings, self._num_rows())
         tokenizers, vectors = {}, {}
         for name, encoder in self.networks.encoders.items():
@@ -138,3 +140,13 @@ class Embedder(NamedTuple):
     def _placed(self, text: Text | None) -> Text | None:
         """Divides texts that the caller has encoded over the mesh."""
         return text if self.mesh is None or text is None else placement.place(self.mesh, text)
+
+
+def _check_can_be_found(embedding: embedding_file.Embedding) -> None:
+    """Raises ValueError for a word that a prompt would be cut at, before it is looked for."""
+    sign = notation.AND.search(embedding.word) or prompts.BREAK.search(embedding.word)
+    if sign:
+        raise ValueError(
+            f"{embedding.file}: {fields.shown(embedding.word)} cannot be a word of prompts, in "
+            f"which {sign[0]} separates texts; give another one, as (path, word)"
+        )

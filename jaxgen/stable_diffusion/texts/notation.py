@@ -18,8 +18,7 @@ from typing import NamedTuple
 from jaxgen import fields
 
 AND = re.compile(r"\bAND\b")
-WEIGHT = re.compile(r"(.*?)(?:\s*:\s*([+-]?(?:\d+\.?\d*|\.\d+)))?\s*", re.DOTALL)
-NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*")
+NUMBER = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*")
 CLOSERS = {"(": ")", "[": "]"}
 MOST_DEPTH = 40
 MOST_WEIGHT = 1e3  # a larger one is a typing error
@@ -67,9 +66,10 @@ def parts_of(prompt: str) -> list[Part]:
     for start, end in zip(starts, ends, strict=True):
         weight, stop = 1.0, end
         if cuts:
-            match = WEIGHT.fullmatch(prompt[start:end])
-            if match and match[2]:
-                weight, stop = float(match[2]), start + match.end(1)
+            text, _, number = prompt[start:end].rpartition(":")
+            match = NUMBER.fullmatch(number) if len(number) < end - start else None
+            if match:
+                weight, stop = float(match[1]), start + len(text.rstrip())
             if not prompt[start:stop].strip():
                 raise _error(prompt, start, "AND joins two texts, and one of them is empty")
             if abs(weight) > MOST_WEIGHT:
@@ -158,12 +158,18 @@ def _split(source: _Source, start: int, end: int, sign: str) -> list[tuple[int, 
 
 
 def _check_open(source: _Source, opened: list[int], end: int) -> None:
-    """Brackets of emphasis may stay open; raises ValueError for others."""
+    """Brackets of emphasis may stay open; raises ValueError for others.
+
+    No closed bracket holds one that stays open, so one walk from the first of them sees the signs
+    that follow each.
+    """
+    if not opened:
+        return
+    last = {sign: _split(source, opened[0] + 1, end, sign)[-1][0] - 1 for sign in ":|"}
+    has_moment = NUMBER.fullmatch(source.prompt, last[":"] + 1, end) is not None
     for place in opened:
-        spans = _split(source, place + 1, end, ":")
-        has_moment = len(spans) > 1 and NUMBER.fullmatch(source.prompt, *spans[-1])
-        has_turns = len(_split(source, place + 1, end, "|")) > 1
-        if source.prompt[place] == "[" and (has_moment or has_turns):
+        is_open = (has_moment and place < last[":"]) or place < last["|"]
+        if source.prompt[place] == "[" and is_open:
             raise _error(source.prompt, place, "this bracket is never closed")
 
 

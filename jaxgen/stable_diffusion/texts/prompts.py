@@ -24,12 +24,12 @@ from jaxgen.weights import tokenizer as tokenizer_io
 from jaxgen.weights.tokenizer import Tokenizer
 
 STRONGER = 1.1
-BREAK = re.compile(r"\s*\bBREAK\b\s*")
+BREAK = re.compile(r"\bBREAK\b")
 MOST_WEIGHT = 1e3  # beyond it hidden states lose all precision; a typing error
 _PARTS = re.compile(
     r"\\[()\[\]\\]"  # an escaped bracket or backslash
     r"|[(\[\]]"
-    r"|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)"  # ":1.3)"
+    r"|:\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*\)"  # ":1.3)"
     r"|\)"
     r"|[^\\()\[\]:]+|[\\:]"
 )
@@ -76,7 +76,7 @@ def _sections(
     """The ids and weights of what BREAK separates."""
     sections: list[tuple[list[int], list[float]]] = [([], [])]
     pieces = parse(prompt) if weighting else [(prompt, 1.0)]
-    split = [(BREAK.split(text) if weighting else [text], weight) for text, weight in pieces]
+    split = [(_split_at_break(text) if weighting else [text], weight) for text, weight in pieces]
     _check_known(tokenizer, [text for texts, _ in split for text in texts])
     for texts, weight in split:
         if not abs(weight) <= MOST_WEIGHT:
@@ -90,6 +90,17 @@ def _sections(
             sections[-1][0].extend(ids)
             sections[-1][1].extend([weight] * len(ids))
     return sections
+
+
+def _split_at_break(text: str) -> list[str]:
+    """The texts between BREAKs, without the spaces beside these.
+
+    A pattern with spaces before the word would take time that grows with their number squared.
+    """
+    first, *rest = BREAK.split(text)
+    if not rest:
+        return [first]
+    return [first.rstrip(), *(part.strip() for part in rest[:-1]), rest[-1].lstrip()]
 
 
 def _cuts(
@@ -145,7 +156,7 @@ def _closed_by(part: str) -> tuple[str, float]:
     if part == ")":
         return "(", STRONGER
     if part[0] == ":" and part[-1] == ")":
-        return "(", float(part[1:-1])
+        return "(", float(part[1:-1].strip())  # float leaves some of what \s is
     return "", 1.0
 
 
