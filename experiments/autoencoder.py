@@ -18,7 +18,6 @@ if __name__ == "__main__":
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -198,12 +197,12 @@ def picture_of(config: Config, decode: Any, params: Params, z: Array) -> Array:
 
 def sample(config: Config) -> None:
     """Decodes draws from --codes, fitted to the training images' codes: it has no prior itself."""
+    path = run.samples_file(config.run, config.output)
     state, done, examples = run.restore(config, build)
     encode, decode = on_pictures(config, examples, experiment.model(state, config.run).params)
     codes = encode(run.load_split(config.run, "train").images)
     z = latents.draw(config.codes, codes, config.num_samples, config.run.seed)
 
-    path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(decode(z)))
     print(f"{config.num_samples} samples of {latents.SOURCES[config.codes]}, step {done}: {path}")
 

@@ -238,6 +238,7 @@ def negative_bound(
 
 def write_compressed(config: Config, model: vae_model.Config) -> None:
     """Compresses the images of a split; prints their size beside the bound."""
+    files.check_new(config.file, "--file")
     files.check_writable(config.file)
     state, _, examples = run.restore(model, vae.build)
     params = experiment.model(state, model.run).params
@@ -260,8 +261,7 @@ def write_compressed(config: Config, model: vae_model.Config) -> None:
 def write_restored(config: Config, model: vae_model.Config) -> None:
     """Restores the images in the file and writes them, if each bit is as it was."""
     output = config.output or config.file.with_suffix(".npz")
-    if output.exists():
-        raise ValueError(f"{output} is there already; remove it, or give another --output")
+    files.check_new(output, "--output")
     files.check_writable(output)
     shape, model_digest, images_digest, words = read(config.file)
     state, _, examples = run.restore(model, vae.build, open_blank)

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -133,9 +132,9 @@ def draws(config: Config, source: Trained, count: int, model: int = 0) -> Any:
 
 def sample(config: Config) -> None:
     """Draws from the moving average and writes one grid."""
+    path = run.samples_file(config.run, config.output)
     source = trained(config)
     pictures, labels = draws(config, source, config.num_samples)
-    path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     columns = int(labels.max()) + 1 if config.conditional else None
     images.save(path, images.grid(pictures, columns))
     print(f"{config.num_samples} samples after step {source.done}: {path}")

@@ -19,10 +19,9 @@ from jaxgen import at_start
 if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +35,6 @@ from PIL import Image
 from scipy import stats
 
 from jaxgen import files, script
-from jaxgen.measure import environment
 from jaxgen.nn import functional
 from jaxgen.nn.linear import Dense
 from jaxgen.pictures import images, plots
@@ -44,7 +42,7 @@ from jaxgen.runs import command_line, plan
 from jaxgen.train import adversarial, step
 from jaxgen.train.adversarial import Penalties
 from jaxgen.types import Array, Key
-from parts import gan_targets
+from parts import gan_targets, raw_results
 from parts.gan_targets import Target
 
 RESULTS = Path("outputs/gan_study.json")
@@ -254,11 +252,7 @@ def run(config: Config) -> dict[str, Any]:
     print(HEAD)
     rows, real = study(config, target), target.count(target.held_out)
     print(real_line(real))
-    settings = json.loads(json.dumps(asdict(config), default=str))
-    record = {"config": settings, "rows": rows, "real": real, "environment": environment.record()}
-    files.write_whole(config.output, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
-    print(config.output)
-    return record
+    return raw_results.write(config.output, config, {"rows": rows, "real": real})
 
 
 def check(config: Config) -> None:
@@ -280,15 +274,17 @@ def check(config: Config) -> None:
     unknown = [name for name in config.variants if name not in VARIANTS]
     if unknown:
         raise ValueError(f"unknown variant {unknown[0]!r}; use some of {', '.join(VARIANTS)}")
+    if len(set(config.variants)) < len(config.variants):
+        raise ValueError(f"--variants are {' '.join(config.variants)}; give each once")
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     command_line.check_read(config, READ_WITH)
     check(config)
+    images.check_file(config.figure, "--figure")
     if config.action == "run":
-        files.check_writable(config.output)
-        files.check_writable(config.figure)
+        raw_results.check_file(config.output)
         script.set_up()
         records = [run(config)]
     else:

@@ -42,12 +42,12 @@ import numpy as np
 import tyro
 
 from jaxgen import files, script
-from jaxgen.data import sets
 from jaxgen.evaluate import likelihood
 from jaxgen.runs import command_line, plan, run_folder
 from jaxgen.train import latent_models, parallel, step
-from parts import iwae_cells, iwae_paper, iwae_results
+from parts import iwae_cells, iwae_data, iwae_paper, iwae_results
 from parts.iwae_cells import NUM_STAGES, Cell, Run
+from parts.iwae_data import Data
 from parts.iwae_states import Store
 
 CELLS = {f"{layers}x{k}": Cell(layers, k) for layers, k in iwae_paper.TABLE_1}
@@ -80,15 +80,6 @@ OF_RUN = (
 READ_WITH = {("action", "run"): tuple(OF_RUN.split()), ("action", "table"): ("table",)}
 
 
-def training_images(data: str, size: int) -> np.ndarray:
-    """Reads the first 59,600 images of MNIST, as the code does; of other sets, whole batches."""
-    images = sets.load(data, "train").images
-    count = 59_600 if len(images) == 60_000 else len(images)
-    if count < size:
-        raise ValueError(f"{data} has {count} training images, less than --batch-size {size}")
-    return images[: count // size * size]
-
-
 def runs_of(config: Config, cell: Cell) -> list[Run]:
     """Lists the runs of a cell; for k = 1 both objectives are one."""
     kinds = [kind for kind in iwae_paper.KINDS if kind in config.objectives]
@@ -101,7 +92,7 @@ def plain_epochs(config: Config) -> int:
     return sum(3**i for i in range(config.budget + 1))
 
 
-def train(config: Config, runs: Sequence[Run], images: np.ndarray, stop: Stop) -> Iterator[tuple]:
+def train(config: Config, runs: Sequence[Run], data: Data, stop: Stop) -> Iterator[tuple]:
     """Trains runs to the end of the budget: yields (runs, their states, microseconds of a step).
 
     Those of one program that have come equally far are trained side by side, and those that have
@@ -109,11 +100,11 @@ def train(config: Config, runs: Sequence[Run], images: np.ndarray, stop: Stop) -
     that is further than the budget, and for numbers that are not finite any more.
     """
     size = batch_size(config)
-    steps, plain = len(images) // size, plain_epochs(config)
+    steps, plain = len(data.images) // size, plain_epochs(config)
     total = plain + 3**config.budget * config.swap
     recipe = iwae_cells.recipe_of(config.mode, steps, size, total, plain)
-    store = store_of(config, len(images))
-    begun = [(run, begin(config, run, recipe, images)) for run in runs]
+    store = store_of(config, data)
+    begun = [(run, begin(config, run, recipe, data)) for run in runs]
 
     def where(of_run: tuple[Run, Any]) -> tuple[int, Cell]:
         return -(int(of_run[1].step) // steps), of_run[0].program[0]
@@ -128,7 +119,7 @@ def train(config: Config, runs: Sequence[Run], images: np.ndarray, stop: Stop) -
         some, states = zip(*group, strict=True)
         epoch = iwae_cells.epoch_of(cell, recipe, size)
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-        yield some, *train_together(config, some, epoch, stacked, images, (-done, total), stop)
+        yield some, *train_together(config, some, epoch, stacked, data, (-done, total), stop)
 
 
 def train_together(
@@ -136,15 +127,16 @@ def train_together(
     runs: Sequence[Run],
     epoch: Any,
     states: Any,
-    images: np.ndarray,
+    data: Data,
     span: tuple[int, int],
     stop: Stop,
 ) -> tuple[Any, float | None]:
     """Trains stacked states over a span of epochs: them, and the microseconds of a step of one."""
-    seeds, store = [run.seed for run in runs], store_of(config, len(images))
+    seeds, store = [run.seed for run in runs], store_of(config, data)
     train_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[1])(jnp.array(seeds))
     is_iwae = jnp.array([run.program[1] for run in runs])
-    steps, on_device, seconds = len(images) // batch_size(config), jnp.asarray(images), []
+    steps, on_device = len(data.images) // batch_size(config), jnp.asarray(data.images)
+    seconds: list[float] = []
     for number in range(*span):
         start = time.perf_counter()
         states, values = epoch(states, on_device, train_keys, is_iwae, seeds, number)
@@ -169,34 +161,35 @@ def batch_size(config: Config) -> int:
     return config.batch_size or (20 if config.mode == "paper" else 128)
 
 
-def store_of(config: Config, num_images: int) -> Store:
+def store_of(config: Config, data: Data) -> Store:
     """Builds the store of the states; in paper mode all budgets begin alike and share them."""
-    settings = f"--data {config.data} of {num_images} images --batch-size {batch_size(config)}"
+    settings = f"--data {config.data} of {len(data.images)} images"
+    settings += f" --batch-size {batch_size(config)}"
     if config.mode == "modern":
         more = f" --mode modern --budget {config.budget}"
-        return Store(config.folder, settings + more, f"-modern{config.budget}")
+        return Store(config.folder, settings + more, data.digest, f"-modern{config.budget}")
     settings = f"revision {iwae_paper.REVISION} with {settings}"
     if config.swap:
         more = f" --swap --budget {config.budget}"
-        return Store(config.folder, settings + more, f"-swap{config.budget}")
-    return Store(config.folder, settings)
+        return Store(config.folder, settings + more, data.digest, f"-swap{config.budget}")
+    return Store(config.folder, settings, data.digest)
 
 
-def begin(config: Config, run: Run, recipe: iwae_cells.Recipe, images: np.ndarray) -> Any:
+def begin(config: Config, run: Run, recipe: iwae_cells.Recipe, data: Data) -> Any:
     """Returns the state that a run goes on from: of its file, of the run before it, or the first.
 
     Raises ValueError where the run before a swap is not at the end of its budget.
     """
     init_key, _ = jax.random.split(jax.random.key(run.seed))
-    params = iwae_cells.init(run.cell, images, init_key)
+    params = iwae_cells.init(run.cell, data.images, init_key)
     if config.mode == "paper":
         params = iwae_cells.with_weights_of_the_code(params, run.seed)
-    store, first = store_of(config, len(images)), recipe.start(params)
+    store, first = store_of(config, data), recipe.start(params)
     if not run.swapped or store.path(run).is_file():
         return store.restored(run, first)
-    plain = store_of(replace(config, swap=False), len(images))
+    plain = store_of(replace(config, swap=False), data)
     state = plain.restored(run.before, first)
-    wanted = plain_epochs(config) * (len(images) // batch_size(config))
+    wanted = plain_epochs(config) * (len(data.images) // batch_size(config))
     if int(state.step) != wanted:
         raise ValueError(
             f"{plain.path(run.before)} is at step {state.step}, and a swap with --budget "
@@ -205,14 +198,14 @@ def begin(config: Config, run: Run, recipe: iwae_cells.Recipe, images: np.ndarra
     return state
 
 
-def facts_of(config: Config, run: Run, num_images: int, num_test: int) -> dict[str, Any]:
+def facts_of(config: Config, run: Run, data: Data) -> dict[str, Any]:
     """Says what a run's results are of."""
     return {
         "layers": run.cell.layers, "k": run.cell.k, "objective": run.objective, "seed": run.seed,
         "mode": config.mode, "revision": iwae_paper.REVISION, "swapped": run.swapped,
-        "stages": config.budget + 1, "data": config.data, "training_images": num_images,
-        "nll_samples": config.nll_samples, "test_images": num_test,
-        "batch_size": batch_size(config),
+        "stages": config.budget + 1, "data": config.data, "training_images": len(data.images),
+        "nll_samples": config.nll_samples, "test_images": len(data.test["images"]),
+        "batch_size": batch_size(config), "digest": data.digest, "test_digest": data.test_digest,
     }  # fmt: skip
 
 
@@ -233,43 +226,37 @@ def evaluate(
 
 def run(config: Config) -> None:
     """Trains and evaluates the cells one after the other; each run leaves a file of raw results."""
-    images = training_images(config.data, batch_size(config))
-    split = sets.load(config.data, "test")
-    cut = slice(config.test_images)
-    test = {"images": split.images[cut], "labels": split.labels[cut]}
+    data = iwae_data.read(config.data, batch_size(config), config.test_images)
     files.check_writable(config.folder / run_folder.LOCK)
     config.folder.mkdir(parents=True, exist_ok=True)
     with run_folder.in_use(config.folder, "--folder"), script.stop_requests() as stop:
         for cell in map(CELLS.__getitem__, config.cells):
-            facts = {
-                run: facts_of(config, run, len(images), len(test["images"]))
-                for run in runs_of(config, cell)
-            }
+            facts = {run: facts_of(config, run, data) for run in runs_of(config, cell)}
             missing = [
                 run
                 for run, of_run in facts.items()
                 if not iwae_results.are_there(config.folder, run, of_run)
             ]
             if config.swap:
-                train_first(config, missing, images, stop)
-            model = iwae_cells.model_of(cell, images.shape[1:])
+                train_first(config, missing, data, stop)
+            model = iwae_cells.model_of(cell, data.images.shape[1:])
             log_weight = latent_models.weight_of_images(model, binarize=True)
-            units = iwae_cells.active_units(cell, images[:500])
-            for runs, states, micros in train(config, missing, images, stop):
+            units = iwae_cells.active_units(cell, data.images[:500])
+            for runs, states, micros in train(config, missing, data, stop):
                 kept = states.ema if isinstance(states, step.AveragedState) else states.params
                 for i, run in enumerate(runs):
                     params = jax.tree.map(lambda x, i=i: x[i], kept)
-                    row = evaluate(facts[run], log_weight, units, params, test)
+                    row = evaluate(facts[run], log_weight, units, params, data.test)
                     iwae_results.write(config.folder, run, row, micros)
                     if signal := stop():
                         raise script.Interrupted("the same command goes on", signal)
 
 
-def train_first(config: Config, runs: Sequence[Run], images: np.ndarray, stop: Stop) -> None:
+def train_first(config: Config, runs: Sequence[Run], data: Data, stop: Stop) -> None:
     """Trains the runs that swapped ones go on from, as far as they have no state of their own."""
-    store = store_of(config, len(images))
+    store = store_of(config, data)
     plain = [run.before for run in runs if not store.path(run).is_file()]
-    for _ in train(replace(config, swap=False), plain, images, stop):
+    for _ in train(replace(config, swap=False), plain, data, stop):
         pass
 
 

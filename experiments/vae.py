@@ -23,7 +23,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -168,6 +167,7 @@ def prior_draws(config: Config, examples: Examples, params: Params, key: Key, co
 
 def sample(config: Config) -> None:
     """Decodes draws from --codes and writes one grid."""
+    path = run.samples_file(config.run, config.output)
     state, done, examples = run.restore(config, build)
     functions, params = functions_of(config, examples), experiment.model(state, config.run).params
     key, count = experiment.sample_key(config.run), config.num_samples
@@ -180,7 +180,6 @@ def sample(config: Config) -> None:
     labels = np.arange(count, dtype=np.int32) % max(len(examples.class_names), 1)
     means = functions.picture(params, z, labels)
 
-    path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(images.to_uint8(means)))
     source = latents.SOURCES.get(config.codes, "the prior")
     print(f"{count} samples of {source}, step {done}: {path}")
@@ -197,6 +196,8 @@ def evaluate(config: Config) -> None:
     binary, distribution = vae_model.is_binarized(config), losses.LIKELIHOODS[config.likelihood]
     log_weight = latent_models.weight_of_images(vae_model.model_of(config, examples), binary)
     train, test = (run.load_split(config.run, split) for split in ("train", "test"))
+    if len(test.images) < 2:
+        raise ValueError(f"{config.run.data} has 1 test image; evaluating needs 2 or more")
     if distribution.is_binary and not binary:
         likelihood.check_binary(test.images)
     extract = features.by_name(config.features, lambda: judge.train(train, test))

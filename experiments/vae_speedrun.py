@@ -192,6 +192,8 @@ def main() -> None:
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
     if not config.targets:
         raise ValueError("--targets names none; give one or more, in nats")
+    if len(set(config.targets)) < len(config.targets):
+        raise ValueError(f"--targets are {' '.join(map(str, config.targets))}; give each once")
     if config.record is not None:
         files.check_writable(config.record)
     script.set_up()

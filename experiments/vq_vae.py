@@ -17,7 +17,6 @@ if __name__ == "__main__":
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -189,12 +188,12 @@ def samples_of(
 
 def sample(config: Config) -> None:
     """Draws images of independent numbers, and writes one grid."""
+    path = run.samples_file(config.run, config.output)
     state, done, examples = run.restore(config, build)
     encode, decode = map(functional.apply, networks_of(config, examples))
     params = experiment.model(state, config.run).params
     train, key = run.load_split(config.run, "train").images, experiment.sample_key(config.run)
     pictures = samples_of(encode, decode, params, train, config.num_samples, key)
-    path = Path(config.output or run.folder(config.run) / "samples-drawn.png")
     images.save(path, images.grid(pictures))
     print(f"{config.num_samples} samples of independent numbers, step {done}: {path}")
 

@@ -50,10 +50,13 @@ def expanded(text: str | Path) -> Path:
         raise ValueError(f"{printable(text)} has no home folder; give the whole path") from None
 
 
-def check_new(path: Path) -> None:
-    """Raises ValueError for a path that exists: what a user has is never overwritten."""
+def check_new(path: Path, kind: str = "folder") -> None:
+    """Raises ValueError for a path that exists: what a user has is never overwritten.
+
+    kind: what the path is of, in the message.
+    """
     if path.exists():
-        raise ValueError(f"{path} exists; choose a new folder or remove it first")
+        raise ValueError(f"{path} exists; choose a new {kind} or remove it first")
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

@@ -21,7 +21,7 @@ import jax
 
 from jaxgen import at_start, files
 from jaxgen.cpu import tune
-from jaxgen.train import loop
+from jaxgen.train import hosts, loop
 from jaxgen.types import Array
 
 # JAX's warning; it compiles the program then
@@ -181,7 +181,7 @@ def set_up(distributed: bool = False) -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
     compilation_cache()
     if distributed:
-        _join_hosts()
+        hosts.join()
     try:
         tune.tune_cpu()  # asks JAX for its devices
     except (AssertionError, RuntimeError) as error:
@@ -211,14 +211,6 @@ def cache_folder() -> Path | None:
     # "~" where neither HOME nor a password entry says where that is: then nothing is kept
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return None if home.startswith("~") else Path(home) / "jaxgen"
-
-
-def _join_hosts() -> None:
-    """Finds the other processes, through the cluster manager or the environment's variables."""
-    texts = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
-    count, index = (None if text is None else int(text) for text in texts)
-    # a dead process is noticed after this long instead of 100 s, and ends the others
-    jax.distributed.initialize(num_processes=count, process_id=index, heartbeat_timeout_seconds=30)
 
 
 @contextmanager

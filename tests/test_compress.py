@@ -39,7 +39,9 @@ def test_a_file_holds_each_bit_and_weighs_what_the_bound_says(trained, tmp_path,
         out = call("compress", *flags, "--action", "restore")
     assert f"1501 images restored, each bit as it was: {output}" in out
     np.testing.assert_array_equal(npz.read_split(output, "train", 2**20).images, 255 * images)
-    assert f"{output} is there already" in refusal("compress", *flags, "--action", "restore")
+    assert f"{output} exists; choose a new --output" in refusal(
+        "compress", *flags, "--action", "restore"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,11 @@ def test_a_file_that_is_damaged_anywhere_is_said_to_be_that(nine, tmp_path):
 def test_more_images_than_there_are_are_refused(trained, tmp_path):
     flags = ["--run-dir", trained, "--file", tmp_path / "x.vae", "--num-images", "297"]
     assert "--num-images is 297, and digits has 296 test images" in refusal("compress", *flags)
-    assert "cannot be written" in refusal("compress", *flags[:2], "--file", tmp_path)
+    assert "cannot be written" in refusal("compress", *flags[:2], "--file", f"{__file__}/x.vae")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "x.vae").write_text("somebody's")
+    assert "x.vae exists; choose a new --file or remove it" in refusal("compress", *flags[:4])
+    assert (tmp_path / "x.vae").read_text() == "somebody's"
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,12 @@ def decomposition(z, mean, logvar, num_examples):
     return np.array(parts)
 
 
-@pytest.mark.parametrize("weight", [1.0, 6.0])
-def test_total_correlation_is_weighted_as_in_the_paper(weight):
+# images and batch together are more than 32 bits hold
+@pytest.mark.parametrize(("weight", "num_examples"), [(1.0, 1000), (6.0, 1000), (6.0, 2**31)])
+def test_total_correlation_is_weighted_as_in_the_paper(weight, num_examples):
     z, mean, logvar = moments()
-    parts = decomposition(z, mean, logvar, 1000)
-    divergence = divergences.total_correlation(1000)
+    parts = decomposition(z, mean, logvar, num_examples)
+    divergence = divergences.total_correlation(num_examples)
     got = of_batch(divergence, z, mean, logvar, weight)
     np.testing.assert_allclose(got, parts @ [1, weight, 1], rtol=1e-4, atol=1e-3)
 

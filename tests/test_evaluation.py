@@ -49,6 +49,16 @@ def test_grey_pixels_under_a_bernoulli_likelihood_are_neither_trained_on_nor_giv
     assert words in scripts.refusal("vae", "--run-dir", run_dir, "--action", "evaluate")
 
 
+def test_one_test_image_is_too_few_to_evaluate_a_vae(tmp_path, monkeypatch):
+    images = np.full((9, 8, 8), 255, np.uint8)
+    np.savez(tmp_path / "one.npz", x_train=images, x_test=images[:1])
+    run = ["--run-dir", tmp_path / "run"]
+    scripts.leave_out_pictures("vae", monkeypatch)
+    scripts.call("vae", *TINY, "--data", tmp_path / "one.npz", *run)
+    message = scripts.refusal("vae", *run, "--action", "evaluate")
+    assert "one.npz has 1 test image; evaluating needs 2 or more" in message
+
+
 @pytest.mark.slow
 def test_a_conditional_vae_is_compared_and_drawn_by_its_codes_with_labels(tmp_path, monkeypatch):
     labels = np.repeat([2, 0, 1], [10, 20, 30])

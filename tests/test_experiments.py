@@ -335,6 +335,7 @@ def test_objectives_resume_to_the_same_bits_and_are_drawn_and_evaluated(
         assert "+-" in call(script, "--run-dir", tmp_path / "parts", "--action", "evaluate")
     flags = ["--run-dir", tmp_path / "parts", "--action", "sample", "--num-samples", "9"]
     drawn = call(script, *flags)
+    assert "pictures are PNG: end it in .png" in refusal(script, *flags, "--output", "notes.txt")
     assert "9 samples" in drawn
     assert "step 8" in drawn
     assert width_of(tmp_path / "parts" / "samples-drawn.png") > 100
@@ -446,6 +447,10 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_as_another(straigh
         ("vq_vae", ["--stages", "4"], "8x8 is no multiple of 16"),
         ("vq_vae", ["--codebook-decay", "1"], "a codebook's decay of 1.0; use 0 to below 1"),
         ("vq_vae", ["--accumulate", "2"], "use --accumulate 1"),
+        ("vae", ["--steps", "2147483648"], "--steps is 2147483648; use 1 to 2147483647"),
+        ("vae", ["--epochs", "1e9"], "--epochs 1e+09 are 1.17e+10 steps; use fewer, at most 2147"),
+        ("gan", ["--warmup-steps", "3000000000"], "use 0 to 2147483647"),
+        ("vae", ["--kl-warmup-steps", "3000000000"], "--kl-warmup-steps is 3000000000; use 0 to 2"),
         ("vae", ["--hidden", "0"], "--hidden is 0; use 1 or more"),
         ("vae", ["--seed", "99999999999999999999"], "--seed is 99999999999999999999"),
         ("vae", ["--epochs", "inf"], "--epochs is inf; use a positive number"),

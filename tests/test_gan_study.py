@@ -129,6 +129,7 @@ def test_a_file_of_something_else_is_no_study(tmp_path):
     [
         (["--target", "rnig"], "--target rnig is not ring or grid: unknown data set 'rnig'"),
         (["--variants"], "--variants names none; use some of minimax"),
+        (["--variants", "hinge", "hinge"], "--variants are hinge hinge; give each once"),
         (["--variants", "softmax"], "unknown variant 'softmax'; use some of minimax"),
         (["--rates", "1", "0.1"], "give a lower and an upper positive number"),
         (["--penalties", "0", "1"], "--penalties are 0.0 1.0; give a lower and an upper"),
@@ -144,9 +145,25 @@ def test_bad_input_of_a_study_is_one_line(flags, words):
     assert words in refusal("gan_study", *flags)
 
 
-@pytest.mark.parametrize("flag", ["--output", "--figure"])
-def test_results_that_cannot_be_written_are_not_worked_for(flag, tmp_path):
-    with loaded("gan_study") as module, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "run", lambda config: pytest.fail("it trains"))
-        text = refusal("gan_study", *TINY, flag, tmp_path)
-    assert f"{tmp_path} cannot be written (Is a directory)" in text
+@pytest.mark.parametrize(
+    ("flag", "path", "words"),
+    [
+        ("--output", f"{__file__}/x.json", "x.json cannot be written (Not a directory)"),
+        ("--output", f"{__file__}/x.png", "raw results are JSON: end it in .json"),
+        ("--output", "CITATION.json", "CITATION.json exists; choose a new --output or remove it"),
+        ("--figure", f"{__file__}/x.png", "x.png cannot be written (Not a directory)"),
+        ("--figure", "x.jpg", "--figure is x.jpg; pictures are PNG: end it in .png"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("script", "work"), [("gan_study", "run"), ("studies.rate_distortion", "curve")]
+)
+def test_results_that_cannot_be_written_are_not_worked_for(
+    script, work, flag, path, words, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "CITATION.json").write_text("somebody's")
+    with loaded(script) as module, monkeypatch.context() as patch:
+        patch.setattr(module, work, lambda config: pytest.fail("it trains"))
+        assert words in refusal(script, flag, path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody's"]

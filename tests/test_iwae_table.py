@@ -154,7 +154,9 @@ def test_a_table_goes_on_where_it_stopped_and_stands_beside_the_papers(data, tmp
     assert known in call("iwae_table", *flags(data, parts, 1, "--seeds", "2"))
     assert {path: path.read_bytes() for path in parts.iterdir()} == before
     other = [*flags(data, parts, 1), "--test-images", "3"]
-    assert "seed0-stage1.json is of other test_images; use" in refusal("iwae_table", *other)
+    assert "seed0-stage1.json is of other test_images, test_digest; use" in refusal(
+        "iwae_table", *other
+    )
 
     written = call("iwae_table", "--action", "table", "--folder", parts, "--table", page)
     assert page.read_text() in written
@@ -167,7 +169,7 @@ def test_a_table_goes_on_where_it_stopped_and_stands_beside_the_papers(data, tmp
 @pytest.mark.slow
 def test_a_modern_run_goes_on_with_its_moving_average_after_a_signal(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    modern = ["--mode", "modern", "--save-every", "9", "--test-images", "9"]
+    modern = ["--mode", "modern", "--save-every", "9", "--test-images", "4"]
     call("iwae_table", *flags(data, whole, 1, *modern))
     with stopping_at(3), pytest.raises(script.Interrupted, match="saved after epoch 3 of 4; the s"):
         call("iwae_table", *flags(data, parts, 1, *modern))
@@ -260,7 +262,7 @@ def test_a_run_that_is_not_finite_names_its_step_and_the_others_are_saved(tmp_pa
     states = {"w": jnp.array([[1.0, 2], [3, 4]]), "step": jnp.array([40, 40])}
     with loaded("iwae_table") as table:
         runs = [table.Run(table.CELLS["1x1"], "vae", seed) for seed in (0, 1)]
-        store = table.Store(tmp_path, "these settings")
+        store = table.Store(tmp_path, "these settings", "a digest")
         store.check_finite(runs, np.ones(2), states, 40)
         assert not list(tmp_path.iterdir())
         with pytest.raises(ValueError, match="^1x1-vae-seed1: no longer finite after step 40, at"):
@@ -314,6 +316,9 @@ def test_bad_input_of_the_table_is_one_line(data, tmp_path):
         "iwae_table", "--data", data, "--batch-size", "100"
     )
     assert "--swap is of the paper's Table 2" in refusal("iwae_table", "--mode", "modern", "--swap")
+    assert f"--test-images is 10000, and {data} has" in refusal(
+        "iwae_table", *flags(data, tmp_path, 1, "--test-images", "10000")
+    )
     assert "holds no results; run the cells first" in refusal(
         "iwae_table", "--action", "table", "--folder", tmp_path
     )
@@ -328,6 +333,15 @@ def test_bad_input_of_the_table_is_one_line(data, tmp_path):
         "iwae_table", *flags(data, data, 0)
     )
     states = tmp_path / "1x5-vae-seed0.msgpack"
+    before = data.read_bytes()
+    np.savez(data, images=IMAGES[::-1], labels=np.zeros(44, np.int64))
+    assert "seed0-stage1.json is of other digest, test_digest; use another" in refusal(
+        "iwae_table", *flags(data, tmp_path, 1)
+    )
+    assert f"{states}: of other images than these; use another --folder" in refusal(
+        "iwae_table", *flags(data, tmp_path, 2)
+    )
+    data.write_bytes(before)
     content = bytearray(states.read_bytes())
     content[len(content) // 2] ^= 1
     states.write_bytes(content)

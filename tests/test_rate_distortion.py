@@ -110,4 +110,6 @@ def test_the_script_leaves_points_and_a_picture(tmp_path):
     assert words in refusal("studies.rate_distortion", "--action", "table", *flags)
     unread = refusal("studies.rate_distortion", "--action", "table", "--betas", "2", *flags)
     assert "--betas needs --action run; leave it out" in unread
+    twice = refusal("studies.rate_distortion", "--betas", "2", "1", "2")
+    assert "--betas are 2.0 1.0 2.0; give each once" in twice
     assert "--steps is 0; use 1 or more" in refusal("studies.rate_distortion", "--steps", "0")

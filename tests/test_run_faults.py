@@ -18,7 +18,7 @@ from support.scripts import call, newest_state, refusal, rows
 
 from jaxgen import script
 from jaxgen.pictures import images
-from jaxgen.runs import checkpoint, command_line, log, run_folder
+from jaxgen.runs import checkpoint, command_line, experiment, log, run_folder
 from jaxgen.train import loop
 
 TINY = ["--batch-size", "32", "--log-every", "4", "--draw-every", "4", "--seed", "3"]
@@ -268,7 +268,7 @@ def test_a_valid_row_that_was_changed_or_lost_is_said_when_the_run_goes_on(run, 
     digit = "3" if rows[1][first] == "2" else "2"
     rows[1] = rows[1][:first] + digit + rows[1][first + 1 :] if change == "a digit" else ""
     path.write_text("".join(rows))
-    with pytest.warns(UserWarning, match="a row up to step 10 was changed or lost after"):
+    with pytest.warns(UserWarning, match="a row up to step 8 was changed or lost after"):
         resume(run)
 
 
@@ -281,6 +281,54 @@ def test_rows_have_the_same_digest_however_often_a_run_was_continued(whole, run)
         resume(run)
     assert not any("changed or lost" in str(warning.message) for warning in caught)
     assert newest_state(run) == newest_state(whole)  # the digest of the rows is one of these
+
+
+def stopped_before_its_first_step(folder, *flags):
+    """A continuation that is killed once it has noted its options."""
+
+    def killed(*given, **named):
+        raise KeyboardInterrupt
+
+    flags = ["--run-dir", folder, "--resume", "--num-devices", "1", *flags]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            call("autoencoder", *flags)
+
+
+@pytest.mark.parametrize("every", [[], ["--log-every", "3"]], ids=["same", "other"])
+def test_rows_stay_and_no_note_is_false_when_a_longer_run_is_killed_at_once(run, every):
+    """Neither the row of the end, which a longer run lacks, nor the new --log-every counts."""
+    before = rows(run)
+    assert [row["step"] for row in before] == [1, 4, 8, 10]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stopped_before_its_first_step(run, "--steps", "14", *every)
+        resume(run)
+    assert [row["step"] for row in rows(run)] == [1, 4, 8, 12, 14]
+    assert rows(run)[:3] == before[:3]
+
+
+def test_what_fails_in_a_step_fails_before_an_old_run_is_replaced(run, monkeypatch):
+    def faulty(state, batch, key):
+        raise ValueError("a step that cannot be")
+
+    monkeypatch.setattr(experiment, "step_of", lambda system, options: faulty)
+    before = files_of(run), newest_state(run)
+    flags = ["--run-dir", run, "--num-devices", "1", *TINY]
+    assert "a step that cannot be" in refusal("autoencoder", *flags, "--overwrite")
+    both = refusal("autoencoder", *flags, "--overwrite", "--resume")
+    assert "--resume goes on with a run and --overwrite deletes it; give one of them" in both
+    assert (files_of(run), newest_state(run)) == before
+
+
+def test_models_have_the_keys_of_runs_of_their_own_up_to_the_largest_seed():
+    options = command_line.RunOptions(seed=2**32 - 3, num_models=3)
+    for keys, stream in ((experiment.init_keys(options), 0), (experiment.train_keys(options), 1)):
+        alone = [experiment.streams(options.seed + i)[stream] for i in range(3)]
+        np.testing.assert_array_equal(
+            jax.random.key_data(keys), [jax.random.key_data(key) for key in alone]
+        )
 
 
 def test_a_platform_without_a_device_is_named(monkeypatch):

@@ -45,6 +45,12 @@ def test_each_channel_holds_one_image():
 def test_draws_are_counted_beside_real_images(single, tmp_path, monkeypatch):
     flags = ["--data", single, "--num-images", "500"]
     call("studies.stacked_modes", *flags, "--output", tmp_path / "stacked.npz")
+    before = (tmp_path / "stacked.npz").read_bytes()
+    again = ["--output", tmp_path / "stacked.npz"]
+    call("studies.stacked_modes", *flags, *again)
+    other = refusal("studies.stacked_modes", *flags, *again, "--seed", "3")
+    assert "stacked.npz exists; choose a new --output or remove it first" in other
+    assert (tmp_path / "stacked.npz").read_bytes() == before
     train, test = (sets.load(str(tmp_path / "stacked.npz"), split) for split in sets.source.SPLITS)
     assert train.images.shape == test.images.shape == (500, 4, 4, 3)
     tiny = ["--num-devices", "1", "--steps", "1", "--batch-size", "4", "--hidden", "4"]

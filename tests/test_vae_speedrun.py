@@ -83,6 +83,7 @@ def test_a_number_of_the_state_alone_that_is_not_finite_is_found():
     ("flags", "words"),
     [
         (["--epochs", "0"], "--epochs is 0; use 1 or more"),
+        (["--targets", "9", "9.0"], "--targets are 9.0 9.0; give each once"),
         (["--targets"], "--targets names none; give one or more, in nats"),
         (
             ["--data", "digits", "--batch-size", "1502"],

@@ -19,6 +19,7 @@ class Store(NamedTuple):
 
     folder: Path
     settings: str  # what a continuation must share with the run that it goes on with
+    digest: str  # of the training images
     ending: str = ""  # of the files' names
 
     def path(self, run: Run) -> Path:
@@ -30,7 +31,9 @@ class Store(NamedTuple):
         on_host = jax.device_get(states)
         for i, run in enumerate(runs):
             state = jax.tree.map(lambda x, i=i: x[i], on_host)
-            content = flax.serialization.to_bytes({"settings": self.settings, "state": state})
+            content = flax.serialization.to_bytes(
+                {"settings": self.settings, "digest": self.digest, "state": state}
+            )
             sealed = files.sealed(content)
             files.write_whole(self.path(run), lambda p, c=sealed: p.write_bytes(c))
 
@@ -48,6 +51,8 @@ class Store(NamedTuple):
             content: Any = flax.serialization.msgpack_restore(files.unsealed(path.read_bytes()))
             if content["settings"] != self.settings:
                 raise ValueError(f"{path} is of {content['settings']}, not of {self.settings}")
+            if content.get("digest", self.digest) != self.digest:  # older files have none
+                raise ValueError("of other images than these; use another --folder")
             return flax.serialization.from_state_dict(state, content["state"])
 
     def check_finite(self, runs: Sequence[Run], values: np.ndarray, states: Any, num: int) -> None:

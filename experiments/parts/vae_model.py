@@ -107,7 +107,8 @@ def top_networks(config: Config) -> tuple[Any, Any]:
 def check(config: Config, examples: Examples) -> None:
     """Raises ValueError for options out of range, or that do not go together."""
     plan.check_range(config, 1, "latent_dim", "hidden", "width", "num_samples", "bound_samples")
-    plan.check_range(config, 0, "beta", "kl_warmup_steps", "free_bits", "nll_samples")
+    plan.check_range(config, 0, "beta", "free_bits", "nll_samples")
+    plan.check_range(config, 0, "kl_warmup_steps", high=experiment.MOST_STEPS)
     plan.check_range(config, 0, "top_dim", "pseudo_inputs")
     name = config.objective
     for option in ("top_dim", "pseudo_inputs"):

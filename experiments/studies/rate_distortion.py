@@ -15,26 +15,28 @@ from jaxgen import at_start
 if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
-import json
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import tyro
 from PIL import Image
 
+# Python looks in the folder of the script alone
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jaxgen import files, script
 from jaxgen.data import sets
 from jaxgen.evaluate import rate_distortion
 from jaxgen.evaluate.rate_distortion import Point
-from jaxgen.measure import environment
 from jaxgen.nn import autoencoder, functional
 from jaxgen.pictures import images, plots
 from jaxgen.runs import command_line, plan
 from jaxgen.train import augment, losses, optimizer
 from jaxgen.types import Array, LossFn
+from parts import raw_results
 
 
 @dataclass(frozen=True)
@@ -117,27 +119,20 @@ def read(path: Path) -> list[Point]:
         raise ValueError(f"{path} holds no curve; give a file that --action run wrote") from error
 
 
-def write(config: Config, points: list[Point]) -> None:
-    """Writes the raw results."""
-    settings = json.loads(json.dumps(asdict(config), default=str))
-    record: dict[str, Any] = {"config": settings, "points": [p._asdict() for p in points]}
-    content = json.dumps(record | {"environment": environment.record()}, indent=1) + "\n"
-    files.write_whole(config.output, lambda path: path.write_text(content))
-
-
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     command_line.check_read(config, READ_WITH)
     plan.check_range(config, 1, "steps", "batch_size", "hidden", "latent_dim")
     plan.check_range(config, 0, "learning_rate", "betas")
     plan.check_range(config, 0, "seed", high=plan.MOST_SEED)
-    files.check_writable(config.figure)
+    if len(set(config.betas)) < len(config.betas):
+        raise ValueError(f"--betas are {' '.join(map(str, config.betas))}; give each once")
+    images.check_file(config.figure, "--figure")
     if config.action == "run":
-        files.check_writable(config.output)
+        raw_results.check_file(config.output)
         script.set_up()
         points = curve(config)
-        write(config, points)
-        print(config.output)
+        raw_results.write(config.output, config, {"points": [p._asdict() for p in points]})
     else:
         points = read(config.output)
     print(table(points))

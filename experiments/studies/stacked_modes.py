@@ -15,6 +15,7 @@ from jaxgen import at_start
 if __name__ == "__main__":
     at_start.catch_signals()  # before the imports that take seconds
 
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,18 +50,21 @@ READ_WITH = {("action", "stack"): ("output",), ("action", "count"): ("run_dir",)
 
 
 def stack(config: Config) -> None:
-    """Writes stacked images of both splits; a split's own images alone are in them."""
+    """Writes stacked images of both splits; a split's own images alone are in them.
+
+    Raises ValueError where another file is in the place.
+    """
     files.check_writable(config.output)
     train, test = (
         modes.stack(sets.load(config.data, split).images, config.num_images, seed)
         for split, seed in (("train", config.seed), ("test", config.seed + 1))
     )
 
-    def save(path: Path) -> None:
-        with path.open("wb") as file:  # by its name NumPy would add a suffix
-            np.savez(file, x_train=train, x_test=test)
-
-    files.write_whole(config.output, save)
+    content = io.BytesIO()
+    np.savez(content, x_train=train, x_test=test)
+    if not (config.output.is_file() and config.output.read_bytes() == content.getbuffer()):
+        files.check_new(config.output, "--output")
+        files.write_whole(config.output, lambda path: path.write_bytes(content.getbuffer()))
     print(f"{config.num_images} stacked images of each split: {config.output}")
 
 

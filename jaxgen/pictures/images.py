@@ -150,6 +150,16 @@ def read_text(path: str | Path) -> dict[str, str]:
     return _read(path)[1]
 
 
+def check_file(path: Path, flag: str) -> None:
+    """Raises ValueError where no PNG file can be written at `path`, the value of a flag.
+
+    Long work should not start then. A picture may replace an older one, but no other file.
+    """
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{flag} is {files.printable(path)}; pictures are PNG: end it in .png")
+    files.check_writable(path)
+
+
 def save(
     path: str | Path, picture: np.ndarray | Image.Image, text: Mapping[str, Any] | None = None
 ) -> None:

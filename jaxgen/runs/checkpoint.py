@@ -18,10 +18,12 @@ from jax.experimental import multihost_utils
 
 from jaxgen import files
 from jaxgen.runs import run_folder
+from jaxgen.runs.log import Rows
 from jaxgen.train import loop
 from jaxgen.types import Array
 
-ROWS = "rows of metrics.jsonl"  # beside the paths of the state's leaves
+# beside the paths of the state's leaves: of the metrics that a continuation keeps
+ROWS, LAST_ROW = "rows of metrics.jsonl", "step of the last row"
 _PATIENCE = 100 * 365 * 86400  # seconds
 
 
@@ -60,10 +62,10 @@ def _check_regular(folder: Path) -> None:
             raise ValueError(f"{files.printable(special[0])} is no regular file; remove it")
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any, rows: int | None = None) -> None:
+def save(manager: ocp.CheckpointManager, step: int, state: Any, rows: Rows | None = None) -> None:
     """Starts writing the state after `step` steps; returns once it is copied off the devices.
 
-    rows: the digest of the metrics up to here, which `rows_digest` gives back.
+    rows: of the metrics up to here, which `kept_rows` gives back.
 
     Does nothing if that step is there already. Raises NonFiniteError for a state with NaN or
     infinite numbers, OSError if orbax declines to save.
@@ -72,7 +74,9 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, rows: int | None
         return
     if faulty := _non_finite(state):
         raise loop.NonFiniteError(step, faulty)
-    numbers = digests(state) | ({} if rows is None else {ROWS: rows})
+    numbers = digests(state)
+    if rows is not None:
+        numbers |= {ROWS: rows.digest, LAST_ROW: rows.last}
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(numbers)
     )
@@ -82,10 +86,11 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, rows: int | None
         raise OSError(f"orbax did not save step {step} in {manager.directory}")
 
 
-def rows_digest(manager: ocp.CheckpointManager, step: int) -> int | None:
-    """Reads the digest of the metrics that was saved with a step; None if there is none."""
+def kept_rows(manager: ocp.CheckpointManager, step: int) -> Rows | None:
+    """Reads what was saved with a step of the metrics' rows; None if there is nothing."""
     args = ocp.args.Composite(digests=ocp.args.JsonRestore())
-    return manager.restore(step, args=args)["digests"].get(ROWS)
+    numbers = manager.restore(step, args=args)["digests"]
+    return Rows(numbers[ROWS], numbers[LAST_ROW]) if LAST_ROW in numbers else None
 
 
 def wait(manager: ocp.CheckpointManager) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxgen.data import sets
 from jaxgen.runs.command_line import RunOptions
-from jaxgen.train import optimizer
+from jaxgen.train import optimizer, step
 from jaxgen.types import Array, Key, Step
 
 
@@ -47,15 +47,35 @@ class System(NamedTuple):
     shared: Mapping[str, Any] = MappingProxyType({})
 
 
+MOST_STEPS = 2**31 - 1  # a state counts them in int32
 Build = Callable[[Any, Examples], System]  # from the script's Config and its data
 OpenSplit = Callable[[RunOptions, str], sets.Source]  # (options, "train" or "test")
 
 
 def num_steps(options: RunOptions, examples: Examples, images_per_step: int) -> int:
-    """Counts the steps of the whole run: --steps, or as many as cover --epochs."""
+    """Counts the steps of the whole run: --steps, or as many as cover --epochs.
+
+    Raises ValueError for more than a state can count.
+    """
     if options.epochs is None:
         return options.steps
-    return max(1, round(options.epochs * examples.num_examples / images_per_step))
+    steps = max(1, round(options.epochs * examples.num_examples / images_per_step))
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"--epochs {options.epochs:g} are {steps:.3g} steps; use fewer, at most {MOST_STEPS} "
+            "steps"
+        )
+    return steps
+
+
+def init_of(system: System, options: RunOptions) -> Callable[[Key], Any]:
+    """Returns what makes the state at step 0, of one model or of several side by side."""
+    return system.init if options.num_models == 1 else jax.vmap(system.init)
+
+
+def step_of(system: System, options: RunOptions) -> Step:
+    """Returns the step of one model or of several side by side."""
+    return system.step if options.num_models == 1 else step.vmap_models(system.step)
 
 
 def model(state: Any, options: RunOptions, i: int = 0) -> Any:
@@ -120,5 +140,5 @@ def _of_models(options: RunOptions, stream: int) -> Key:
     """Makes the keys of a stream: model i gets what a run of its own with seed + i would get."""
     if options.num_models == 1:
         return streams(options.seed)[stream]
-    seeds = options.seed + jnp.arange(options.num_models)
+    seeds = jnp.asarray(options.seed + np.arange(options.num_models), jnp.uint32)
     return jax.vmap(streams)(seeds)[:, stream]

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,13 @@ _LARGEST = sys.float_info.max
 _MOST_BYTES = 2**30  # of a metrics file
 
 Record = Callable[[int, dict[str, Any]], None]  # (step, metrics): writes them to one log
+
+
+class Rows(NamedTuple):
+    """The rows of a metrics file that a continuation keeps."""
+
+    digest: int  # CRC-32 of their lines
+    last: int  # step of the last one, 0 if there is none
 
 
 def plain(value: Any) -> Any:
@@ -47,16 +54,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in _parsed(path)]
 
 
-def digest(path: Path, newest: int, last: int) -> int | None:
+def digest(path: Path, last: int) -> int | None:
     """Computes the CRC-32 of the rows up to step `last`; None where other warnings name the fault.
 
-    Others warn of damaged lines, and of rows that end before step `newest`.
+    Others warn of damaged lines, and of rows that end before that step.
     """
     if not path.is_file():
         return None
     pairs, damaged = _examined(path)
     lines = [line + b"\n" for line, row in pairs if row["step"] <= last]
-    is_whole = not damaged and any(row["step"] >= newest for _, row in pairs)
+    is_whole = not damaged and any(row["step"] >= last for _, row in pairs)
     return zlib.crc32(b"".join(lines)) if is_whole else None
 
 
@@ -114,31 +121,36 @@ def _is_metric(value: Any) -> bool:
 
 
 @contextmanager
-def json_lines(path: Path) -> Iterator[tuple[Record, Callable[[], int]]]:
+def json_lines(
+    path: Path, is_kept: Callable[[int], bool] = lambda step: True
+) -> Iterator[tuple[Record, Callable[[], Rows]]]:
     """Appends one object per step; yields (record, flush), where flush writes down to the disk.
 
-    flush gives the `digest` of all rows. The file holds no times, so that a resumed run's file
-    equals an uninterrupted one's.
+    flush gives the rows so far whose step a continuation keeps; those that are there at the start
+    it does. The file holds no times, so that a resumed run's file equals an uninterrupted one's.
     """
     # unbuffered: a row is there for readers at once, and none is left to write at the end, when
     # the disk may be full
-    crc = zlib.crc32(path.read_bytes()) if path.exists() else 0
+    kept = Rows(0, 0)
+    if path.exists() and (rows := read_rows(path)):
+        kept = Rows(zlib.crc32(path.read_bytes()), rows[-1]["step"])
     with path.open("ab", buffering=0) as file:
 
         def record(step: int, metrics: dict[str, Any]) -> None:
             row = {"step": step} | {name: plain(x) for name, x in metrics.items()}
-            nonlocal crc
+            nonlocal kept
             rest = json.dumps(row).encode() + b"\n"
-            crc = zlib.crc32(rest, crc)
+            if is_kept(step):
+                kept = Rows(zlib.crc32(rest, kept.digest), step)
             with files.named_when_full(path):
                 while rest:  # a disk that is nearly full takes a part of a row
                     rest = rest[file.write(rest) :]
 
-        def flush() -> int:
+        def flush() -> Rows:
             with files.named_when_full(path):
                 os.fsync(file.fileno())
             _check_place(path, file.fileno())
-            return crc
+            return kept
 
         try:
             yield record, flush

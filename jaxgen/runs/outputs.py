@@ -71,41 +71,32 @@ def check_extras(options: RunOptions) -> None:
         log.import_wandb()
 
 
-def keep_metrics(folder: Path, name: str, start: int) -> None:
-    """Drops the rows that a continuation from step `start` writes anew.
+def keep_metrics(folder: Path, start: int, rows: log.Rows | None) -> None:
+    """Drops the rows that a continuation from step `start` writes anew, or that it would not have.
 
-    A finished run ends with a row that a longer run would not have at that step.
+    rows: of the checkpoint. A finished run ends with a row that a longer run has not.
     """
     if jax.process_index() == 0:
-        every = run_folder.read_config(folder, name)["run"]["log_every"]
-        _keep_rows(
-            folder,
-            lambda done: done < start or (done == start and _logged(every, done)),
-            newest=_newest(every, start),
-        )
+        last, newest = (start, 0) if rows is None else (rows.last, rows.last)
+        _keep_rows(folder, lambda done: done <= last, newest)
 
 
-def _newest(every: int, start: int) -> int:
-    """Computes the last step up to `start` that has a row."""
-    return max(start - start % every, min(start, 1))
+def checked_rows(folder: Path, manager: Any, start: int) -> log.Rows | None:
+    """Reads the checkpoint's word on the metrics, and warns where they are not those of its time.
 
-
-def check_metrics(folder: Path, name: str, manager: Any, start: int) -> None:
-    """Warns where the rows up to step `start` are not those that its checkpoint was saved with.
-
-    `keep_metrics` warns of rows that are missing at the end.
+    `keep_metrics` warns of rows that are missing at the end. None where it says nothing of them.
     """
     metrics = folder / "metrics.jsonl"
-    expected = checkpoint.rows_digest(manager, start)  # read by all processes together
-    if jax.process_index() != 0:
-        return
-    newest = _newest(run_folder.read_config(folder, name)["run"]["log_every"], start)
-    if expected is not None and log.digest(metrics, newest, start) not in (None, expected):
+    rows = checkpoint.kept_rows(manager, start)  # read by all processes together
+    if rows is None or jax.process_index() != 0:
+        return rows
+    if log.digest(metrics, rows.last) not in (None, rows.digest):
         warnings.warn(
-            f"{metrics}: a row up to step {start} was changed or lost after it was written; the "
-            "state is not affected",
+            f"{metrics}: a row up to step {rows.last} was changed or lost after it was written; "
+            "the state is not affected",
             stacklevel=2,
         )
+    return rows
 
 
 def _keep_rows(folder: Path, is_wanted: Callable[[int], bool], newest: int) -> None:
@@ -155,8 +146,9 @@ def _all_callbacks(
     """Yields the callbacks of process 0: logs, checkpoints, pictures."""
     options: RunOptions = stretch.config.run
     folder, start, stop = stretch.folder, stretch.start, stretch.stop
+    is_logged = partial(_logged, options.log_every)
     with (
-        log.json_lines(folder / "metrics.jsonl") as (write, flush),
+        log.json_lines(folder / "metrics.jsonl", is_logged) as (write, flush),
         _tensorboard(stretch) as to_tensorboard,
         _wandb(stretch) as to_wandb,
         progress.display(
@@ -166,7 +158,7 @@ def _all_callbacks(
 
         def record(done: int, metrics: dict[str, Any]) -> None:
             show(done, metrics)
-            if _logged(options.log_every, done) or done == stop:
+            if is_logged(done) or done == stop:
                 for each in (write, to_tensorboard, to_wandb):
                     each(done, metrics)
 
@@ -228,7 +220,7 @@ def _wandb(stretch: Stretch) -> AbstractContextManager[log.Record]:
     return log.wandb(stretch.folder, project, asdict(stretch.config))
 
 
-def _save(manager: Any, flush: Callable[[], int | None], done: int, state: Any) -> None:
+def _save(manager: Any, flush: Callable[[], log.Rows | None], done: int, state: Any) -> None:
     rows = flush()  # the rows of these steps first: a resumed run keeps them
     checkpoint.save(manager, done, state, rows)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen.data import sets
+from jaxgen.runs import experiment
 from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Build, Examples, System
 from jaxgen.train import parallel
@@ -103,9 +104,13 @@ def check_multiple(name: str, values: tuple[int, ...], of: int, what: str) -> No
 
 def check_options(options: RunOptions) -> None:
     """Raises ValueError for an option out of range, before any data is read or rendered."""
-    check_range(options, 1, "steps", "batch_size", "accumulate", "num_models", "log_every")
-    check_range(options, 0, "checkpoint_every", "draw_every", "warmup_steps", "clip_norm")
+    check_range(options, 1, "batch_size", "accumulate", "num_models", "log_every")
+    check_range(options, 0, "checkpoint_every", "draw_every", "clip_norm")
+    check_range(options, 1, "steps", high=experiment.MOST_STEPS)
+    check_range(options, 0, "warmup_steps", high=experiment.MOST_STEPS)
     check_range(options, 0, "seed", high=2**32 - options.num_models)
+    if options.resume and options.overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite deletes it; give one of them")
     if options.epochs is not None and not 0 < options.epochs < math.inf:
         raise ValueError(f"--epochs is {options.epochs}; use a positive number")
     if options.batch_size % options.accumulate:
@@ -120,6 +125,17 @@ def checked_system(config: Any, build: Build, examples: Examples) -> System:
     system = build(config, examples)
     jax.eval_shape(system.init, jax.random.key(0))
     return system
+
+
+def check_step(options: RunOptions, system: System, source: sets.Source) -> None:
+    """Traces a step and computes nothing: what fails in it fails before a run is replaced."""
+    size = system.images_per_step
+    shapes = ((size, *source.image_shape), (size, *source.label_shape))
+    examples = map(jax.ShapeDtypeStruct, shapes, (source.dtype, np.int32))
+    batch = dict(zip(source.names, examples, strict=True)) | dict(system.shared)
+    state = jax.eval_shape(experiment.init_of(system, options), experiment.init_keys(options))
+    one = experiment.step_of(system, options)
+    jax.eval_shape(one, state, batch, experiment.train_keys(options))
 
 
 def fits_on_device(options: RunOptions, source: sets.Source) -> bool:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxgen import files
 from jaxgen.data import sets, stream
 from jaxgen.data.source import read_all
+from jaxgen.pictures import images
 from jaxgen.runs import checkpoint, experiment, outputs, plan, progress, run_folder
 from jaxgen.runs.command_line import RunOptions
 from jaxgen.runs.experiment import Build, Examples, OpenSplit, System
@@ -68,6 +69,8 @@ def _checked(config: Any, build: Build, open_split: OpenSplit) -> _Job:
     options = replace(options, data_on="device" if resident else "host")
     chunk = plan.steps_per_dispatch(options, system, resident)
     plan.check_batch(options, system, mesh, examples)
+    if options.overwrite:  # a third of a second, where something may be lost
+        plan.check_step(options, system, source)
     outputs.check_extras(options)
     feed = _feed(system, options, mesh, source, resident)
     config = replace(config, run=options)
@@ -92,13 +95,12 @@ def _train(
             stretch = outputs.Stretch(
                 folder, job.config, job.system, job.examples, start, num_steps, speed
             )
-            if start:
-                outputs.check_metrics(folder, name, manager, start)
+            rows = outputs.checked_rows(folder, manager, start) if start else None
             if start == num_steps:
                 outputs.complete(stretch, state)
                 return
             if options.resume:
-                outputs.keep_metrics(folder, name, start)
+                outputs.keep_metrics(folder, start, rows)
                 _write_config(folder, name, job.config)
             key = parallel.put(experiment.train_keys(options), job.mesh)
             steps = _compiled(job)
@@ -171,6 +173,18 @@ def folder(options: RunOptions) -> Path:
     return files.expanded(options.run_dir)
 
 
+def samples_file(options: RunOptions, output: str | None) -> Path:
+    """Names the picture of `--action sample`: --output, or one in the run's folder.
+
+    Raises ValueError where it cannot be written.
+    """
+    if output is None:
+        return folder(options) / "samples-drawn.png"
+    path = files.expanded(output)
+    images.check_file(path, "--output")
+    return path
+
+
 def load_split(options: RunOptions, split: str) -> sets.Dataset:
     """Reads the whole split, "train" or "test", into host memory; prints what was read."""
     source = plan.open_split(options, split)
@@ -218,8 +232,7 @@ def _all_here(what: str) -> None:
 
 def _template(system: System, options: RunOptions, mesh: Mesh) -> Any:
     """Computes the state's shapes, a copy on every device, as `checkpoint.restore` takes them."""
-    init = system.init if options.num_models == 1 else jax.vmap(system.init)
-    shapes = jax.eval_shape(init, experiment.init_keys(options))
+    shapes = jax.eval_shape(experiment.init_of(system, options), experiment.init_keys(options))
     everywhere = NamedSharding(mesh, P())
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes
@@ -237,8 +250,7 @@ def _start(system: System, options: RunOptions, mesh: Mesh, manager: Any) -> tup
         return state, start
     if options.resume:
         outputs.note_lost_checkpoints(Path(str(manager.directory)).parent)
-    init = system.init if options.num_models == 1 else jax.vmap(system.init)
-    everywhere = NamedSharding(mesh, P())
+    init, everywhere = experiment.init_of(system, options), NamedSharding(mesh, P())
     key = parallel.put(experiment.init_keys(options), mesh)
     return jax.jit(init, out_shardings=everywhere)(key), 0
 
@@ -246,7 +258,7 @@ def _start(system: System, options: RunOptions, mesh: Mesh, manager: Any) -> tup
 def _compiled(job: _Job) -> Callable[..., Any]:
     """Prepares the step as the loop calls it."""
     options, system = job.config.run, job.system
-    one = system.step if options.num_models == 1 else step.vmap_models(system.step)
+    one = experiment.step_of(system, options)
     if job.resident:
         scanned = step.scan_steps(one, tuple(system.shared))
         return parallel.parallelize(scanned, job.mesh, options.parallel, parallel.SCANNED)

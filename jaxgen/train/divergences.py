@@ -5,6 +5,7 @@ Each looks at the whole batch (`neighbours.all_examples`): a term of one example
 mean over the batch is the paper's estimate.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -61,7 +62,7 @@ def total_correlation(num_examples: int) -> Divergence:
         densities = losses.gaussian_log_density(
             z[None, :, None], means[..., None], logvars[..., None]
         )
-        count = jnp.log(num_examples * len(means))
+        count = math.log(num_examples * len(means))  # a product that 32 bits may not hold
         joint = jax.nn.logsumexp(jnp.sum(densities, axis=1)) - count  # log q(z)
         each = jnp.sum(jax.nn.logsumexp(densities, axis=0) - count)  # sum_d log q(z_d)
         posterior = losses.gaussian_log_density(z, mean, logvar)
