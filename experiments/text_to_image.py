@@ -114,9 +114,10 @@ def request_of(config: Config) -> Request:
         of_rows = guidance.interval(scale, *interval)
     if config.sampling.pag_layers != ("mid",) and not config.sampling.pag_scale:
         raise ValueError("--pag-layers needs --pag-scale, how strongly they guide")
-    sampling: dict[str, Any] = {
-        k: v for k, v in asdict(config.sampling).items() if k != "guidance_interval"
-    }
+    sampling: dict[str, Any] = asdict(config.sampling)
+    del sampling["guidance_interval"]
+    if not config.sampling.pag_scale:
+        del sampling["pag_layers"]
     return Request(
         prompt=[prompt for prompt in config.prompt for _ in range(config.batch_size)],
         negative_prompt=config.negative, num_steps=steps, seed=config.seed,

@@ -118,7 +118,17 @@ def test_the_scale_comes_from_pefts_configuration(pipe, layout_of, tmp_path):
         np.testing.assert_allclose(weight(pipe, "unet", module), expected, atol=1e-6)
 
 
-PATTERNS = ("attn2.to_k", UNET, "^" + UNET, "^to_k", r".*attn\d\.to_k", r"attn\d+.to_.+", "2.to_k")
+LORA_OF_2 = peft_config.Factors("LORA", 2)
+PATTERNS = (
+    "attn2.to_k",
+    UNET,
+    "^" + UNET,
+    "^to_k",
+    r".*attn\d\.to_k",
+    r"attn\d+.to_.+",
+    "2.to_k",
+    "to_k$",
+)
 
 
 @pytest.mark.parametrize("key", PATTERNS)
@@ -127,13 +137,13 @@ def test_patterns_fit_the_names_that_they_fit_in_peft(key, name):
     module = spellings.Module("unet", name)
     config = {"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {key: 6, name[1:]: 7}}
     fits = re.match(rf"(.*\.)?({key})$", name)  # get_pattern_key of peft.utils.other
-    assert peft_config.scales(config, {module: 2}) == {module: 3 if fits else 2}
+    assert peft_config.scales(config, {module: LORA_OF_2}) == {module: 3 if fits else 2}
 
 
 def test_a_pattern_of_many_stars_takes_no_time():
     config = {"alpha_pattern": {".*a" * 66: 1}}
     module = spellings.Module("unet", "a" * 200)
-    assert peft_config.scales(config, {module: 8}) == {module: 1 / 8}
+    assert peft_config.scales(config, {module: LORA_OF_2._replace(rank=8)}) == {module: 1 / 8}
 
 
 WRONG_CONFIGS = {
@@ -145,7 +155,11 @@ WRONG_CONFIGS = {
     "words": ({"alpha_pattern": {"to_k": "4"}}, 'is "4"; expected a finite number'),
     "infinite": ({"alpha_pattern": {"to_k": float("inf")}}, "expected a finite number"),
     "huge": ({"lora_alpha": 10**400}, "lora_alpha of unet is 1000.*expected a finite number"),
-    "a word": ({"use_rslora": "false"}, "use_rslora of unet is 'false'; expected true or false"),
+    "a word": ({"use_rslora": "false"}, 'use_rslora is "false"; expected true or false'),
+    "no rank": ({"rank_pattern": {"to_k": 0}}, "rank_pattern of 'to_k' is 0; expected a whole"),
+    "norms that are gone": ({"use_dora": True, "r": 2}, "no lora_magnitude_vector; fetch or"),
+    "ABBA": ({"peft_type": "LOHA", "init_weights": "abba", "r": 2}, "LORA, LOHA, LOKR, without A"),
+    "another kind": ({"peft_type": "VERA", "r": 2}, "'VERA' with init_weights None in PEFT"),
 }
 
 
@@ -154,14 +168,38 @@ def test_a_configuration_that_says_nothing_clear_is_refused(name):
     own, message = WRONG_CONFIGS[name]
     config = {f"unet.{key}": value for key, value in own.items()}
     with pytest.raises(ValueError, match=message):
-        peft_config.scales(config, {spellings.Module("unet", UNET): 2})
+        peft_config.scales(config, {spellings.Module("unet", UNET): LORA_OF_2})
 
 
 @pytest.mark.parametrize("config", [{"lora_alpha": 4}, {"use_rslora": False, "r": 2}])
 def test_alpha_counts_without_the_rank_and_has_pefts_default(config):
     module = spellings.Module("unet", UNET)
-    assert peft_config.scales(config, {module: 2}) == {module: config.get("lora_alpha", 8) / 2}
-    assert peft_config.scales({"text_encoder.lora_alpha": 4}, {module: 2}) == {}
+    assert peft_config.scales(config, {module: LORA_OF_2}) == {
+        module: config.get("lora_alpha", 8) / 2
+    }
+    null = {"use_rslora": None, "alpha_pattern": None, "use_dora": None, "peft_type": None}
+    assert peft_config.scales(config | null, {module: LORA_OF_2}) == {
+        module: config.get("lora_alpha", 8) / 2
+    }
+    assert peft_config.scales({"text_encoder.lora_alpha": 4}, {module: LORA_OF_2}) == {}
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
+def test_pefts_loha_and_lokr_have_the_scale_of_their_configuration(pipe, kind, tmp_path):
+    """PEFT: alpha / r, where r of two whole factors of LoKr is the configuration's."""
+    config = {
+        "peft_type": kind, "r": 4, "alpha": 16, "alpha_pattern": {"attn2.to_k": 24},
+        "rank_pattern": {"to_k": 6},
+    }  # fmt: skip
+    shapes, rank = (HADA, 2) if kind == "LOHA" else ({"lokr_w1": (4, 4), "lokr_w2": (4, 6)}, 6)
+    values = {f"base_model.model.{UNET}.{name}": np.ones(s) for name, s in shapes.items()}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    write(tmp_path / "adapter_model.safetensors", values)
+    before = weight(pipe, "unet", UNET)
+    pipe.set_adapters([tmp_path])
+    change = 4 if kind == "LOHA" else 1  # of ones, before the scale
+    np.testing.assert_allclose(weight(pipe, "unet", UNET), before + 24 / rank * change, rtol=1e-5)
+    pipe.set_adapters([])
 
 
 def tucker(core, first, second):

@@ -176,7 +176,7 @@ def test_wrong_lists_are_refused(pipes, tmp_path):
         ([(one, 2)], "give a path or .path, word."),
         ([one, (two, "z")], "2 words .<x>, <y>."),
         ([two, (one, "<X>")], "both have the word"),
-        ([one, one], "gives the words 'a' and 'a', which prompts do not tell apart"),
+        ([one, one], "a.safetensors is given twice for 'a'; give it once"),
         ([(write(tmp_path / "i.safetensors", {"x": vectors(1)}, dtype=np.int8))], "type int8; exp"),
         ([(one, "")], "cannot be a word"),
         ([tmp_path], "learned_embeds"),

@@ -66,7 +66,7 @@ def test_what_controlnets_follow_is_enlarged_with_the_picture():
         image = hints[0] if count == 1 else list(hints)
         request = completed(Request(control_image=image, hires=Hires(2, 0.5), **CALL))
         first, second = hires.passes(request, networks, checkpoint.scheduler)
-        assert first.control_image is image
+        np.testing.assert_array_equal(first.control_image, image)
         enlarged = [second.control_image] if count == 1 else second.control_image
         for own, expected in zip(enlarged, large, strict=False):
             np.testing.assert_array_equal(own[0], np.asarray(expected))

@@ -154,7 +154,7 @@ def test_a_table_goes_on_where_it_stopped_and_stands_beside_the_papers(data, tmp
     assert known in call("iwae_table", *flags(data, parts, 1, "--seeds", "2"))
     assert {path: path.read_bytes() for path in parts.iterdir()} == before
     other = [*flags(data, parts, 1), "--test-images", "3"]
-    assert "seed0-stage1.json is of other test_images, test_digest; use" in refusal(
+    assert "seed0-stage1.json is of other test_images, test images; use" in refusal(
         "iwae_table", *other
     )
 
@@ -335,10 +335,10 @@ def test_bad_input_of_the_table_is_one_line(data, tmp_path):
     states = tmp_path / "1x5-vae-seed0.msgpack"
     before = data.read_bytes()
     np.savez(data, images=IMAGES[::-1], labels=np.zeros(44, np.int64))
-    assert "seed0-stage1.json is of other digest, test_digest; use another" in refusal(
+    assert "seed0-stage1.json is of other training images, test images; use" in refusal(
         "iwae_table", *flags(data, tmp_path, 1)
     )
-    assert f"{states}: of other images than these; use another --folder" in refusal(
+    assert f"{states}: trained on other images than these; use another --folder" in refusal(
         "iwae_table", *flags(data, tmp_path, 2)
     )
     data.write_bytes(before)

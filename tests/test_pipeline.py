@@ -147,7 +147,8 @@ def test_no_setting_compiles_anew(small, loop):
         for name, spacing in itertools.product(("euler", "dpmpp_2m"), schedule.SPACINGS):
             own = functools.partial(maps.table, name, model, spacing=spacing)
             pipe("a cat", num_steps=3, sampler=own)
-        for task, strength in itertools.product(tasks, (0.0, 0.3, 1.0)):
+        pipe("a dog", num_steps=4, sampler="heun")
+        for task, strength in itertools.product(tasks[1:], (0.0, 0.3, 1.0)):
             settings = {"num_steps": 4, "sampler": "heun", "strength": strength}
             pipe("a dog", **(task | settings))
         if loop == "device":

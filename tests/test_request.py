@@ -112,8 +112,8 @@ def test_samplers_are_names_configured_ones_or_tables():
     table = configured(10)
     named = batch(sampler="euler", num_steps=10).table
     assert int(named.num_rows) == 10
-    for sampler in (configured, table):
-        found = batch(sampler=sampler, num_steps=10).table
+    for sampler, steps in ((configured, 10), (table, None)):
+        found = batch(sampler=sampler, num_steps=steps).table
         np.testing.assert_array_equal(found.update, table.update)
         assert np.abs(found.t - named.t).max() > 1
 
@@ -138,14 +138,16 @@ def test_spacing_alone_changes_the_checkpoints_own_sampler():
 
 TABLE = maps.table("euler", schedule.noise_schedule(), 10)
 BAD = [
+    ({"sampler": TABLE, "num_steps": 10}, "num_steps is 10, and the sampler is a Table"),
     ({"sampler": TABLE, "num_steps": 50}, "a Table, which has its own, of 10 eval"),
     ({"sampler": TABLE, "image": PICTURE, "strength": 0.2}, "build it with start_step"),
     ({"sampler": "lms", "spacing": "leading", "num_steps": 1000}, "steps 1 and 2 of 1000 begin"),
     ({"sampler": "deis", "spacing": "leading", "num_steps": 999}, "begin at the same one"),
     ({"times": []}, "times is an empty list"),
     ({"strength": 0.3}, "no image is given"),
-    ({"control_scale": 0.3, "guess_mode": True}, "control_scale and guess_mode are of ControlNets"),
+    ({"control_scale": 0.3, "guess_mode": True}, "control_scale and guess_mode: of ControlNets"),
     ({"pag_layers": "nonsense"}, "'nonsense', which is no self-attention"),
+    ({"pag_layers": "down"}, "pag_layers need a pag_scale; leave them out"),
     ({"prompt": []}, "prompt is an empty list"),
     ({"prompt": None}, "give a prompt"),
     ({"prompt": 7}, "prompt holds 7; expected a string"),
@@ -246,6 +248,10 @@ WRONG_TYPES = [
     ({"crop": ("a", "b")}, "two numbers each"),
     ({"target_size": (float("inf"), 8)}, "two numbers each"),
     ({"prompt_embeds": np.zeros((1, 77, 24))}, "prompt_embeds is a ndarray; pass what `embed`"),
+    (
+        {"prompt": None, "prompt_embeds": Text(np.zeros((1, 77, 24))), "clip_skip": 1},
+        "clip_skip is 1, of a prompt, and prompt_embeds are given",
+    ),
     ({"prompt_embeds": Text(3)}, "prompt_embeds has context of shape"),
     ({"negative_prompt_embeds": "x"}, "negative_prompt_embeds is a str"),
     ({"prompt_embeds": Text(np.zeros((1, 77, 24)))}, "prompt and prompt_embeds are both given"),

@@ -309,6 +309,15 @@ def test_rows_stay_and_no_note_is_false_when_a_longer_run_is_killed_at_once(run,
     assert rows(run)[:3] == before[:3]
 
 
+def test_a_checkpoint_that_says_nothing_of_its_rows_goes_on_all_the_same(run, monkeypatch):
+    """As those of an earlier version."""
+    before = rows(run)
+    monkeypatch.setattr(checkpoint, "kept_rows", lambda manager, step: None)
+    call("autoencoder", "--run-dir", run, "--resume", "--num-devices", "1", "--steps", "14")
+    assert [row["step"] for row in rows(run)] == [1, 4, 8, 12, 14]
+    assert rows(run)[:3] == before[:3]
+
+
 def test_what_fails_in_a_step_fails_before_an_old_run_is_replaced(run, monkeypatch):
     def faulty(state, batch, key):
         raise ValueError("a step that cannot be")

@@ -10,7 +10,8 @@ from jaxgen.measure import environment
 from parts import iwae_paper
 from parts.iwae_cells import Run
 
-LATER = ("digest", "test_digest")  # older results lack them
+# facts that older results lack, in words
+DIGESTS = {"digest": "training images", "test_digest": "test images"}
 
 
 def path_of(folder: Path, run: Run, facts: dict[str, Any]) -> Path:
@@ -30,11 +31,10 @@ def are_there(folder: Path, run: Run, facts: dict[str, Any]) -> bool:
         return False
     row = read(path)["rows"][0]
     others = [name for name, value in facts.items() if row.get(name) != value]
-    others = [name for name in others if name in row or name not in LATER]
+    others = [name for name in others if name in row or name not in DIGESTS]
     if others:
-        raise ValueError(
-            f"{path} is of other {', '.join(others)}; use another --folder, or move it away"
-        )
+        named = ", ".join(DIGESTS.get(name, name) for name in others)
+        raise ValueError(f"{path} is of other {named}; use another --folder, or move it away")
     print(f"{title(run)}: {row['nats']:.2f} nats, in {path}", flush=True)
     return True
 

@@ -52,7 +52,7 @@ class Store(NamedTuple):
             if content["settings"] != self.settings:
                 raise ValueError(f"{path} is of {content['settings']}, not of {self.settings}")
             if content.get("digest", self.digest) != self.digest:  # older files have none
-                raise ValueError("of other images than these; use another --folder")
+                raise ValueError("trained on other images than these; use another --folder")
             return flax.serialization.from_state_dict(state, content["state"])
 
     def check_finite(self, runs: Sequence[Run], values: np.ndarray, states: Any, num: int) -> None:

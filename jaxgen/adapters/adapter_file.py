@@ -120,11 +120,15 @@ def _read(path_or_id: str | Path, modules: Mapping[str, Iterable[str]]) -> Adapt
     if unknown:
         raise ValueError(_strangers(file, unknown, len(stored), _base(metadata, stored)))
     config = peft_config.read(file, metadata, is_beside=file.name in WEIGHTS)
-    downs = {module: own["down"].shape for module, own in parts.items() if "down" in own}
-    ranks = {module: shape[0] for module, shape in downs.items() if shape}
-    scales = peft_config.scales(config, ranks)
+    found = {module: peft_config.factors_of(own) for module, own in parts.items()}
+    scales = peft_config.scales(config, {m: f for m, f in found.items() if f is not None})
     base = _base(metadata, stored)
     return Adapter(str(file), parts, scales, base, _names(path_or_id, metadata))
+
+
+def names_of(role: str) -> list[str]:
+    """Lists how the names of tensors of a role end, the commonest first."""
+    return [end for end, own in ROLES.items() if own == role]
 
 
 def _weights_in(path_or_id: str | Path) -> Path:

@@ -12,12 +12,13 @@ A weight is PyTorch's, [O, I] or [O, I, kh, kw]; its matrix [O, K] has K = I kh 
 """
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.adapters import adapter_file
 from jaxgen.adapters.adapter_file import Parts
 from jaxgen.adapters.spellings import Module
 from jaxgen.weights.tensors import Tensor
@@ -98,7 +99,7 @@ def _kind(module: Module, parts: Collection[str]) -> str:
         return "bias alone"
     if kind is None or (kind == "full" and magnitudes):
         raise MalformedError(
-            f"{module} has the tensors {', '.join(sorted(parts))}, not a whole set; "
+            f"{module} has the tensors {_named(parts)}, not a whole set; "
             "expected all of one kind and no others. Fetch or export the file again"
         )
     if len(magnitudes) > 1:
@@ -112,19 +113,24 @@ def _kind(module: Module, parts: Collection[str]) -> str:
 def _check_values(module: Module, parts: Parts) -> None:
     """Raises ValueError for tensors that hold nothing, or what no weight can be changed by."""
     for role, tensor in parts.items():
-        is_number = jnp.issubdtype(tensor.dtype, jnp.floating) or (
-            role == "alpha" and jnp.issubdtype(tensor.dtype, jnp.integer)
-        )
-        if not is_number:
+        if role == "alpha" and jnp.issubdtype(tensor.dtype, jnp.integer):
+            continue
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise MalformedError(
-                f"the tensor {role} of {module} has the type {tensor.dtype}; expected floating "
-                "point. Quantised adapters are not implemented: fetch the float16 or float32 file"
+                f"the tensor {_named([role])} of {module} has the type {tensor.dtype}; expected "
+                "floating point. Quantised adapters are not implemented: fetch the float16 or "
+                "float32 file"
             )
         if 0 in tensor.shape:
             raise MalformedError(
-                f"the tensor {role} of {module} is empty, {list(tensor.shape)}; expected at least "
-                "one value, and so a rank of at least 1. Fetch or export the file again"
+                f"the tensor {_named([role])} of {module} is empty, {list(tensor.shape)}; expected "
+                "at least one value, and so a rank of at least 1. Fetch or export the file again"
             )
+
+
+def _named(roles: Iterable[str]) -> str:
+    """Lists tensors as trainers name them."""
+    return ", ".join(sorted(adapter_file.names_of(role)[0] for role in roles))
 
 
 def _lora(module: Module, parts: Parts, shape: Shape) -> Change:

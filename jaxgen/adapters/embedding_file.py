@@ -82,6 +82,10 @@ def check_words(embeddings: Sequence[Embedding], rows: int) -> None:
                 f"{other.file} and {own.file} both have the word {fields.shown(own.word)}; "
                 "give one of them another word, as (path, word)"
             )
+        if other.word == own.word and other is not own:
+            raise ValueError(
+                f"{own.file} is given twice for {fields.shown(own.word)}; give it once"
+            )
         if other is not own:
             raise ValueError(
                 f"{own.file} gives the words {fields.shown(other.word)} and "

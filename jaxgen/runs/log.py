@@ -126,8 +126,9 @@ def json_lines(
 ) -> Iterator[tuple[Record, Callable[[], Rows]]]:
     """Appends one object per step; yields (record, flush), where flush writes down to the disk.
 
-    flush gives the rows so far whose step a continuation keeps; those that are there at the start
-    it does. The file holds no times, so that a resumed run's file equals an uninterrupted one's.
+    flush gives the rows that a continuation keeps: all that are there now, and of those to come the
+    ones that `is_kept` names by their step. The file holds no times, so that a resumed run's file
+    equals an uninterrupted one's.
     """
     # unbuffered: a row is there for readers at once, and none is left to write at the end, when
     # the disk may be full

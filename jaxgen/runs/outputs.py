@@ -71,32 +71,30 @@ def check_extras(options: RunOptions) -> None:
         log.import_wandb()
 
 
-def keep_metrics(folder: Path, start: int, rows: log.Rows | None) -> None:
-    """Drops the rows that a continuation from step `start` writes anew, or that it would not have.
-
-    rows: of the checkpoint. A finished run ends with a row that a longer run has not.
-    """
+def keep_metrics(folder: Path, last: int) -> None:
+    """Drops the rows after step `last`, which a continuation writes anew or does not have."""
     if jax.process_index() == 0:
-        last, newest = (start, 0) if rows is None else (rows.last, rows.last)
-        _keep_rows(folder, lambda done: done <= last, newest)
+        _keep_rows(folder, lambda done: done <= last, newest=last)
 
 
-def checked_rows(folder: Path, manager: Any, start: int) -> log.Rows | None:
-    """Reads the checkpoint's word on the metrics, and warns where they are not those of its time.
+def last_row(folder: Path, name: str, manager: Any, start: int) -> int:
+    """Finds the last row that a continuation from step `start` keeps.
 
-    `keep_metrics` warns of rows that are missing at the end. None where it says nothing of them.
+    A finished run ends with a row that a longer run has not. Warns where the rows are not those
+    that the checkpoint was saved with; `keep_metrics` warns of those that are missing at the end.
     """
     metrics = folder / "metrics.jsonl"
-    rows = checkpoint.kept_rows(manager, start)  # read by all processes together
-    if rows is None or jax.process_index() != 0:
-        return rows
-    if log.digest(metrics, rows.last) not in (None, rows.digest):
+    rows = checkpoint.kept_rows(manager, start) if start else None  # by all processes together
+    if rows is None:  # before the first checkpoint, or one of an earlier version
+        every = run_folder.read_config(folder, name)["run"]["log_every"]
+        return max(start - start % every, min(start, 1))
+    if jax.process_index() == 0 and log.digest(metrics, rows.last) not in (None, rows.digest):
         warnings.warn(
             f"{metrics}: a row up to step {rows.last} was changed or lost after it was written; "
             "the state is not affected",
             stacklevel=2,
         )
-    return rows
+    return rows.last
 
 
 def _keep_rows(folder: Path, is_wanted: Callable[[int], bool], newest: int) -> None:

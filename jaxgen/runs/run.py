@@ -95,12 +95,12 @@ def _train(
             stretch = outputs.Stretch(
                 folder, job.config, job.system, job.examples, start, num_steps, speed
             )
-            rows = outputs.checked_rows(folder, manager, start) if start else None
+            last = outputs.last_row(folder, name, manager, start)
             if start == num_steps:
                 outputs.complete(stretch, state)
                 return
             if options.resume:
-                outputs.keep_metrics(folder, start, rows)
+                outputs.keep_metrics(folder, last)
                 _write_config(folder, name, job.config)
             key = parallel.put(experiment.train_keys(options), job.mesh)
             steps = _compiled(job)
@@ -176,7 +176,7 @@ def folder(options: RunOptions) -> Path:
 def samples_file(options: RunOptions, output: str | None) -> Path:
     """Names the picture of `--action sample`: --output, or one in the run's folder.
 
-    Raises ValueError where it cannot be written.
+    Raises ValueError where --output is no PNG file, or cannot be written.
     """
     if output is None:
         return folder(options) / "samples-drawn.png"

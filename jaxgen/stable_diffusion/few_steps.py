@@ -152,9 +152,8 @@ def _faults(
     request: Request, batch: BatchRequest, scheduler: Mapping[str, Any], distilled: Distilled
 ) -> list[str]:
     kind, faults, scale = distilled.kind, [], float(batch.guidance_scale.max())
-    num_steps = request.num_steps or int(batch.table.num_rows - batch.table.start_row)
-    if num_steps > MOST_STEPS:
-        faults.append(f"{num_steps} steps")
+    if request.num_steps > MOST_STEPS:  # a sampler by name; `hint` has passed over a Table
+        faults.append(f"{request.num_steps} steps")
     if batch.guided and scale > MOST_GUIDANCE and not distilled.takes_guidance:
         faults.append(f"guidance scale {scale:g}")
     sampler, one_step = _sampler(request, scheduler), distilled.is_one_step_unet

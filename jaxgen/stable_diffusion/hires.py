@@ -19,7 +19,13 @@ from jaxgen.diffusion import schedule
 from jaxgen.diffusion.table import Table
 from jaxgen.stable_diffusion.call import arguments, control_arguments, image_arguments
 from jaxgen.stable_diffusion.networks import Networks
-from jaxgen.stable_diffusion.request import Request, completed, is_number, is_whole
+from jaxgen.stable_diffusion.request import (
+    Request,
+    completed,
+    is_number,
+    is_whole,
+    with_plain_numbers,
+)
 
 UPSCALE = ("latent", "pixels")
 
@@ -40,6 +46,7 @@ def passes(
 
     Raises ValueError for whatever is wrong with either, before the first is run.
     """
+    request = with_plain_numbers(request)
     own = _checked(request)
     by_latent = own.upscale == "latent"
     first = replace(request, hires=None, output="latent" if by_latent else "image")

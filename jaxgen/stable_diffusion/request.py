@@ -95,6 +95,11 @@ def completed(request: Request, num_steps: int = 50, guidance_scale: float = 7.5
     return replace(request, **missing) if missing else request
 
 
+def with_plain_numbers(request: Request) -> Request:
+    """Returns the request with Python's numbers in place of NumPy's and JAX's single ones."""
+    return replace(request, **{name: fields.plain(value) for name, value in vars(request).items()})
+
+
 def is_given(request: Request, name: str) -> bool:
     """Whether an argument differs from its default, which is a number, True or False, or a text."""
     value = getattr(request, name)

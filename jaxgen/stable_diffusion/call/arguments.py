@@ -5,7 +5,6 @@ All of it is NumPy on the host, so that a bad request fails before any long work
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from jaxgen.stable_diffusion.request import (
     is_list,
     is_number,
     is_whole,
+    with_plain_numbers,
 )
 from jaxgen.stable_diffusion.texts import phases
 
@@ -43,10 +43,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
 
     scheduler: the model's scheduler_config.json. Raises one ValueError that says what is wrong.
     """
-    request = replace(
-        request, **{name: fields.plain(value) for name, value in vars(request).items()}
-    )
-    request = completed(request)
+    request = completed(with_plain_numbers(request))
     _check_single_values(request, networks)
     image, mask = image_arguments.image(request.image), image_arguments.mask(request.mask)
     latents, clean = (
@@ -77,8 +74,10 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
     needs_pair = bool((guidance["guidance_scale"] != 1).any())
     twice = guidance["pag_scale"] is not None
     depths = networks.unet.attention_depths()
-    is_read = twice or is_given(request, "pag_layers")
-    layers = perturbed.layers(request.pag_layers, depths) if is_read else None
+    if is_given(request, "pag_layers") and not twice:
+        perturbed.layers(request.pag_layers, depths)  # what is wrong with them comes first
+        raise ValueError("pag_layers need a pag_scale; leave them out, or give that too")
+    layers = perturbed.layers(request.pag_layers, depths) if twice else None
     texts = _phases(request, networks, table, num_steps, needs_pair, twice, b)
     return BatchRequest(
         phases=texts,
@@ -88,7 +87,7 @@ def batch(request: Request, networks: Networks, scheduler: Mapping[str, Any]) ->
         weighting=request.weighting,
         guided=bool(texts.negatives),
         **guidance,
-        pag_layers=layers if twice else None,
+        pag_layers=layers,
         seeds=_seeds(request.seed, b),
         size=size,
         time_ids=_time_ids(request, networks, size, texts, b),
@@ -143,6 +142,11 @@ def _check_single_values(request: Request, networks: Networks) -> None:
     if not isinstance(request.weighting, bool):
         raise ValueError(f"weighting is {fields.shown(request.weighting)}; use True or False")
     text_encoding.check_clip_skip(networks, request.clip_skip)
+    if request.clip_skip and request.prompt_embeds is not None:
+        raise ValueError(
+            f"clip_skip is {request.clip_skip}, of a prompt, and prompt_embeds are given in its "
+            "place; leave clip_skip out, and give it to `embed`"
+        )
     if request.prompt is None and request.prompt_embeds is None:
         raise ValueError("give a prompt (a string or a list of strings), or prompt_embeds")
     for name in ("prompt_embeds", "negative_prompt_embeds"):

@@ -55,7 +55,7 @@ def _check_unused(request: Request) -> None:
     given = [name for name in names if is_given(request, name)]
     if given:
         raise ValueError(
-            f"{' and '.join(given)} are of ControlNets, and this pipeline has none; leave out, or "
+            f"{' and '.join(given)}: of ControlNets, and this pipeline has none; leave it out, or "
             "load the pipeline with controlnet="
         )
 

@@ -192,12 +192,10 @@ def _is_infinite(value: Any) -> bool:
 
 def _check_beside_table(request: Request, table: Table, has_image: bool) -> None:
     """Raises ValueError for what a Table leaves no room for; a strength of 1 leaves out no step."""
-    n, rows = request.num_steps, int(table.num_rows)
-    of_steps = (n, 2 * n - 1, 2 * n) if is_whole(n) else ()
-    if n is not None and rows not in of_steps and rows - int(table.start_row) != n:
+    if request.num_steps is not None:
         raise ValueError(
-            f"num_steps is {fields.shown(n)}, and the sampler is a Table, which has its own, of "
-            f"{rows} evaluations; leave num_steps out"
+            f"num_steps is {fields.shown(request.num_steps)}, and the sampler is a Table, which "
+            f"has its own, of {int(table.num_rows)} evaluations; leave num_steps out"
         )
     if has_image and is_given(request, "strength") and request.strength != 1:
         raise ValueError(

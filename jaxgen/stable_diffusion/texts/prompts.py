@@ -12,6 +12,7 @@ The notation is the one that AUTOMATIC1111's interface made common:
 Brackets that are never closed hold to the end; closing ones that were never opened are text.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -44,20 +45,38 @@ class Chunks(NamedTuple):
 
 def parse(prompt: str) -> list[tuple[str, float]]:
     """Reads a prompt as pieces of text with weights; adjacent pieces of equal weight are joined."""
-    pieces: list[list] = []
-    brackets: list[tuple[str, int]] = []  # those that are open, with the number of pieces before
+    parts = _PARTS.findall(prompt)
+    factors, closers = _brackets(parts)
+    pieces, weights = [], [1.0]
+    for place, part in enumerate(parts):
+        if place in factors:
+            weights.append(weights[-1] * factors[place])
+        elif place in closers:
+            weights.pop()
+        else:
+            text = part[1] if len(part) == 2 and part[0] == "\\" else part
+            pieces.append((text, weights[-1]))
+    return _joined(pieces)
 
-    for part in _PARTS.findall(prompt):
+
+def _brackets(parts: Sequence[str]) -> tuple[dict[int, float], set[int]]:
+    """Finds the factor of each part that opens a bracket, and the parts that close one, by place.
+
+    Those that nothing closes have the usual factor to the end.
+    """
+    factors: dict[int, float] = {}
+    closers: set[int] = set()
+    opened: list[int] = []
+    for place, part in enumerate(parts):
         bracket, factor = _closed_by(part)
         if part in ("(", "["):
-            brackets.append((part, len(pieces)))
-        elif bracket and brackets and brackets[-1][0] == bracket:
-            _scale(pieces[brackets.pop()[1] :], factor)
-        else:
-            pieces.append([part[1] if len(part) == 2 and part[0] == "\\" else part, 1.0])
-    for bracket, start in brackets:
-        _scale(pieces[start:], STRONGER if bracket == "(" else 1 / STRONGER)
-    return _joined(pieces)
+            opened.append(place)
+        elif bracket and opened and parts[opened[-1]] == bracket:
+            factors[opened.pop()] = factor
+            closers.add(place)
+    for place in opened:
+        factors[place] = STRONGER if parts[place] == "(" else 1 / STRONGER
+    return factors, closers
 
 
 def tokenize(tokenizer: Tokenizer, prompt: str, weighting: bool = True) -> tuple[list, list]:
@@ -160,16 +179,6 @@ def _closed_by(part: str) -> tuple[str, float]:
     return "", 1.0
 
 
-def _scale(pieces: list[list], factor: float) -> None:
-    for piece in pieces:
-        piece[1] *= factor
-
-
-def _joined(pieces: list[list]) -> list[tuple[str, float]]:
-    result: list[tuple[str, float]] = []
-    for text, weight in pieces:
-        if result and result[-1][1] == weight:
-            result[-1] = (result[-1][0] + text, weight)
-        else:
-            result.append((text, weight))
-    return result or [("", 1.0)]
+def _joined(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    groups = itertools.groupby(pieces, key=lambda piece: piece[1])
+    return [("".join(text for text, _ in own), weight) for weight, own in groups] or [("", 1.0)]
