@@ -105,6 +105,15 @@ def gan_mnist_seeds() -> list[Run]:
     ]
 
 
+def gan_mnist_ways() -> list[Run]:
+    """The GAN's MNIST preset without labels, and the preset that it replaced."""
+    former = "--network conv --width 32 --r1 1 --learning-rate 2e-4 --epochs 10 --batch-size 64"
+    return [
+        gan("without labels", f"--preset mnist --data {MNIST} --no-conditional", "gan_mnist"),
+        gan("before", f"{former} --data {MNIST}", "gan_mnist"),
+    ]
+
+
 def stacked() -> list[Run]:
     """Modes of a GAN of stacked MNIST, three seeds."""
     stacked_modes = "python experiments/studies/stacked_modes.py"
@@ -136,6 +145,7 @@ MEASUREMENTS = {
     "latents": latents,
     "compress": compress,
     "gan_mnist_seeds": gan_mnist_seeds,
+    "gan_mnist_ways": gan_mnist_ways,
     "stacked": stacked,
 }
 

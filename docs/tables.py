@@ -126,8 +126,12 @@ GAN_COLUMNS = {
 
 
 def of_gan_runs(name: str, of_label: str, columns: list[str], means: bool) -> str:
+    """Tabulates the runs of a measurement, their mean and deviation if asked for; real images."""
+    return gan_table(evaluations(name), of_label, columns, means)
+
+
+def gan_table(runs: list[dict], of_label: str, columns: list[str], means: bool = False) -> str:
     """Tabulates runs of `gan.py`, their mean and deviation if asked for, and real images."""
-    runs = evaluations(name)
     figures = [[figure(run, column) for column in columns] for run in runs]
     lines = [[of_label, *columns], ["---"] * (1 + len(columns))]
     lines += [
@@ -186,23 +190,19 @@ def of_stacked() -> str:
     return "\n".join(lines)
 
 
-PRESETS = {"former_preset_picture": "the preset before", "preset": "the preset, 4,000 steps",
-           "real_test": "real test images"}  # fmt: skip
+PRESETS = {
+    "before": "the preset before", "without labels": "the preset without labels",
+    "0": "the preset",
+}  # fmt: skip
 
 
 def of_presets() -> str:
-    """Tabulates what a classifier says of the GAN's MNIST preset and of the one before."""
-    record = files.read_object(DOCS / "gan_mnist.json")
-    columns = {
-        "confidence": "confidence", "below 0.9": "share less than 0.9 sure",
-        "as asked": "class as asked", "classification_score": "accuracy score",
-    }  # fmt: skip
-    lines = [f"| | samples | {' | '.join(columns.values())} |", "|---|---|---|---|---|---|"]
-    for key, label in PRESETS.items():
-        row = record[key]
-        cells = [f"{row[name]:.3f}" if name in row else "" for name in columns]
-        lines.append(f"| {label} | {row['n']:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Tabulates the GAN's MNIST preset, seed 0, beside the same without labels and the former."""
+    every = [*evaluations("gan_mnist_ways"), *evaluations("gan_mnist_seeds")]
+    by_label = {run["label"]: run for run in every}
+    runs = [by_label[label] | {"label": named} for label, named in PRESETS.items()]
+    columns = ["confidence", "class entropy", "Frechet", "coverage", "nearest neighbour"]
+    return gan_table(runs, "samples of", columns)
 
 
 LATENTS = {
