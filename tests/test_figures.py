@@ -232,6 +232,17 @@ def test_the_full_run_of_the_iwae_table_is_the_one_of_its_page():
     assert abs(minutes - 130) < 5  # of the median epoch
 
 
+def test_the_modern_recipe_of_the_iwae_table_is_compared_as_its_table_has_it():
+    text = text_of("docs/objectives.md")
+    line = r"\| {} \| 1 \| 1 \| VAE \| 121 \| \d+ \| 3 \| ([\d.]+) \| (\+- [\d.]+) \(seeds\)"
+    modern, paper = (
+        " ".join(re.search(line.format(name), text).groups()) for name in ("modern", "paper")
+    )
+    joined = text.replace("\n", " ")
+    assert f"the first cell has {modern} and {paper} nats (three seeds each;" in joined
+    assert f"makes {59600 // 128} updates an epoch where the code makes {59600 // 20:,}." in joined
+
+
 def test_microseconds_of_the_iwae_table_are_those_of_the_measurements():
     after, before = (
         json.loads((ROOT / "docs" / f"iwae_step{name}.json").read_text())["rows"]
