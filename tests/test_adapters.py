@@ -159,6 +159,9 @@ WRONG_CONFIGS = {
     "no rank": ({"rank_pattern": {"to_k": 0}}, "rank_pattern of 'to_k' is 0; expected a whole"),
     "norms that are gone": ({"use_dora": True, "r": 2}, "no lora_magnitude_vector; fetch or"),
     "ABBA": ({"peft_type": "LOHA", "init_weights": "abba", "r": 2}, "LORA, LOHA, LOKR, without A"),
+    "no kind": ({"peft_type": ["LORA"], "r": 2}, "with init_weights None in PEFT"),
+    "a capital": ({"peft_type": "LOHA", "init_weights": "ABBA", "r": 2}, "without ABBA"),
+    "half a rank": ({"r": 2.5}, "r of unet is 2.5; expected a whole number, at least 1"),
     "another kind": ({"peft_type": "VERA", "r": 2}, "'VERA' with init_weights None in PEFT"),
 }
 

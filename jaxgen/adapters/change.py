@@ -195,7 +195,7 @@ def _product(module: Module, parts: Parts, a: str, b: str, core: str) -> np.ndar
 
 def _misfit(module: Module, parts: Parts, expected: str) -> MalformedError:
     """The error about factors whose shapes do not go together."""
-    shapes = ", ".join(f"{role} {list(parts[role].shape)}" for role in sorted(parts))
+    shapes = ", ".join(f"{_named([role])} {list(parts[role].shape)}" for role in sorted(parts))
     return MalformedError(
         f"{module} has {shapes} in the file; expected {expected}. Fetch or export it again"
     )

@@ -99,13 +99,15 @@ def scales(config: Mapping[str, Any], factors: Mapping[Module, Factors]) -> dict
 
 
 def _scaling(component: str, config: Mapping[str, Any], has_norms: bool) -> Scaling | None:
+    """Reads what is said of a component; None for nothing. has_norms: whether DoRA's are there."""
     prefix = f"{component}."
     own = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
     own = own if any(key in own for key in KEYS) else dict(config)
     if not any(key in own for key in KEYS):
         return None
     kind = own.get("peft_type") or "LORA"
-    if kind not in ALPHAS or own.get("init_weights") == "abba" or _flag(own, "use_khatri_rao"):
+    is_abba = str(own.get("init_weights")).lower() == "abba" or _flag(own, "use_khatri_rao")
+    if not isinstance(kind, str) or kind not in ALPHAS or is_abba:
         raise ValueError(
             f"the adapter of {component} is {fields.shown(kind)} with init_weights "
             f"{fields.shown(own.get('init_weights'))} in PEFT; jaxgen implements "
@@ -142,7 +144,7 @@ def _number(what: str, value: Any) -> float:
 
 
 def _rank(what: str, value: Any) -> float:
-    if fields.is_number(value) and 1 <= value <= 1e6:
+    if fields.is_number(value) and 1 <= value <= 1e6 and value == int(value):
         return float(value)
     raise ValueError(f"{what} is {json.dumps(value)[:80]}; expected a whole number, at least 1")
 

@@ -95,7 +95,7 @@ def _train(
             stretch = outputs.Stretch(
                 folder, job.config, job.system, job.examples, start, num_steps, speed
             )
-            last = outputs.last_row(folder, name, manager, start)
+            last = outputs.last_row(folder, name, manager, start) if options.resume else 0
             if start == num_steps:
                 outputs.complete(stretch, state)
                 return
